@@ -1,0 +1,167 @@
+//! Configuration: what the site's file says, checked, in types that cannot be wrong.
+//!
+//! The only room that reads the environment. Each struct below is one table of the file (DESIGN §12).
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+pub mod secret;
+
+pub use secret::Secret;
+
+/// The whole file.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `[appliance]`
+    pub appliance: Appliance,
+    /// `[[source]]`, at least one, names distinct.
+    pub sources: Vec<Source>,
+    /// `[lake]`
+    pub lake: Lake,
+    /// `[encryption]`
+    pub encryption: Encryption,
+    /// `[journal]`
+    pub journal: Journal,
+    /// `[seal]`
+    pub seal: Seal,
+    /// `[ship]`
+    pub ship: Ship,
+    /// `[[link]]`
+    pub links: Vec<Link>,
+    /// `[status]`
+    pub status: Option<Status>,
+}
+
+/// `[appliance]`
+#[derive(Clone, Debug)]
+pub struct Appliance {
+    /// `[a-z0-9-]`, 1 to 40 characters.
+    pub name: String,
+    /// Where everything durable lies.
+    pub data_dir: PathBuf,
+}
+
+/// `[[source]]`
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// `[a-z0-9_-]`, 1 to 40 characters; stands in keys.
+    pub name: String,
+    /// Only `postgres` in this firmware.
+    pub kind: SourceKind,
+    /// Connection URL without its password; hosts, port, database, user, sslmode, sslrootcert.
+    pub url: String,
+    /// File with the password, mode 0600.
+    pub password_file: Option<PathBuf>,
+    /// Patterns over `schema.table`: `*` any run of characters, `!` excludes, the last match decides.
+    pub tables: Vec<String>,
+    /// When the source is confirmed (DESIGN §4).
+    pub release: Release,
+    /// With `auto`: WAL kept on the server before the rule falls back to `journal`, in bytes. 10 GiB.
+    pub release_wal_max: u64,
+    /// Tables or parts of tables read at once during a snapshot, 1–16. 2.
+    pub snapshot_workers: u32,
+    /// Publication made by an operator, used instead of ours.
+    pub publication: Option<String>,
+    /// Replication slot made by an operator, used instead of ours.
+    pub slot: Option<String>,
+}
+
+/// Kinds of databases.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum SourceKind {
+    /// PostgreSQL 12 to 18.
+    Postgres,
+}
+
+/// When the source is confirmed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Release {
+    /// `lake` while the WAL kept for us is small, else `journal`.
+    Auto,
+    /// Once the journal has it fsynced.
+    Journal,
+    /// Once its ledger entry is in S3.
+    Lake,
+}
+
+/// `[lake]`
+#[derive(Clone, Debug)]
+pub struct Lake {
+    /// Bucket.
+    pub bucket: String,
+    /// First part of every key, without slashes at its ends. May be empty.
+    pub prefix: String,
+    /// AWS region.
+    pub region: String,
+    /// Endpoint URL; `http://` only to loopback.
+    pub endpoint: Option<String>,
+    /// Bucket in the path instead of the host name.
+    pub path_style: bool,
+    /// AWS shared-credentials format, mode 0600.
+    pub credentials_file: Option<PathBuf>,
+    /// PEM file of the authorities trusted for the endpoint, instead of the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// `[encryption]`
+#[derive(Clone, Debug)]
+pub enum Encryption {
+    /// `client`: we encrypt; the data key is wrapped by the key in this file.
+    Client {
+        /// 32 bytes, base64, mode 0600.
+        key_file: PathBuf,
+    },
+    /// `sse-kms`: S3 encrypts.
+    SseKms {
+        /// The customer's key.
+        kms_key_id: String,
+    },
+    /// `none`: asked for by name; warned of at every start.
+    None,
+}
+
+/// `[journal]`
+#[derive(Clone, Debug)]
+pub struct Journal {
+    /// Limit of all segment files, in bytes. 50 GiB.
+    pub max_bytes: u64,
+    /// File with the journal key (32 bytes, base64), mode 0600. Made in `data_dir` if absent.
+    pub key_file: Option<PathBuf>,
+    /// Size at which a segment is closed, in bytes. 64 MiB.
+    pub segment_bytes: u64,
+}
+
+/// `[seal]`
+#[derive(Clone, Debug)]
+pub struct Seal {
+    /// Size at which an epoch is cut or a snapshot's object is closed, in bytes. 64 MiB.
+    pub object_bytes: u64,
+    /// Age at which an epoch is cut. 60 s.
+    pub object_age: Duration,
+}
+
+/// `[ship]`
+#[derive(Clone, Debug)]
+pub struct Ship {
+    /// Objects larger than this go in parts, in bytes. 16 MiB; at least 5 MiB.
+    pub part_bytes: u64,
+    /// Requests at once, 1–64. 4.
+    pub requests: usize,
+}
+
+/// `[[link]]`
+#[derive(Clone, Debug)]
+pub struct Link {
+    /// Its name.
+    pub name: String,
+    /// Network interface.
+    pub interface: String,
+    /// Bits per second.
+    pub rate: u64,
+}
+
+/// `[status]`
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// Address of the page and of `/metrics`.
+    pub listen: SocketAddr,
+}

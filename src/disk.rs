@@ -1,0 +1,206 @@
+//! The one door to fsync, rename and preallocation.
+//!
+//! **Invariant (I7):** what a function here calls durable has had its file and its directory synced.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{FallocateFlags, Flock, FlockArg};
+
+/// Syncs a file's bytes and what is needed to read them back (its length).
+///
+/// # Errors
+///
+/// The device refused. After that nothing written since the last success may be counted on (I6), and
+/// a second try proves nothing: the kernel may have dropped the pages.
+#[expect(clippy::disallowed_methods, reason = "this is the door")]
+pub fn sync(file: &File) -> io::Result<()> {
+    file.sync_data()
+}
+
+/// Syncs a directory, so that the names in it survive a power cut.
+///
+/// # Errors
+///
+/// As [`sync`].
+#[expect(clippy::disallowed_methods, reason = "this is the door")]
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Writes a whole small file durably and atomically, readable by its owner only.
+///
+/// # Errors
+///
+/// The old file, if any, is still whole.
+#[expect(clippy::disallowed_methods, reason = "this is the door")]
+pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let partial = path.with_extension("partial");
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&partial, path)?;
+    sync_dir(parent(path))
+}
+
+/// Makes a file that must not exist yet, readable by its owner only, its name durable.
+///
+/// # Errors
+///
+/// `AlreadyExists`, or the device refused.
+pub fn create(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+    sync_dir(parent(path))?;
+    Ok(file)
+}
+
+/// Renames durably within one directory.
+///
+/// # Errors
+///
+/// The device refused; either name may be in force.
+#[expect(clippy::disallowed_methods, reason = "this is the door")]
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    sync_dir(parent(to))
+}
+
+/// Removes a file if it is there. Not synced: a name that comes back after a power cut is removed again.
+///
+/// # Errors
+///
+/// Anything but its absence.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a directory and its parents with mode 0700, their names durable.
+///
+/// # Errors
+///
+/// The device refused.
+pub fn create_dir(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let above = parent(path);
+    create_dir(above)?;
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+    sync_dir(above)
+}
+
+/// Reserves room on the device for the first `bytes` of `file`, without changing its length.
+///
+/// # Errors
+///
+/// `StorageFull`; or the file system cannot, which callers may ignore.
+pub fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    let length = i64::try_from(bytes).map_err(io::Error::other)?;
+    nix::fcntl::fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, length)
+        .map_err(io::Error::from)
+}
+
+/// Bytes that an unprivileged process can still write beside `path`.
+///
+/// # Errors
+///
+/// The path is not there.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let stat = nix::sys::statvfs::statvfs(path)?;
+    Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
+}
+
+/// Holds a folder for this process alone, until dropped.
+#[derive(Debug)]
+pub struct Hold(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
+
+impl Hold {
+    /// Takes `dir`, or `None` if another process has it.
+    ///
+    /// # Errors
+    ///
+    /// The lock file cannot be made.
+    pub fn take(dir: &Path) -> io::Result<Option<Self>> {
+        let path = dir.join("lock");
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Some(Self(lock))),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(errno.into()),
+        }
+    }
+}
+
+/// Whether others than the owner can read a secret file.
+///
+/// # Errors
+///
+/// The file is not there.
+pub fn readable_by_others(path: &Path) -> io::Result<bool> {
+    Ok(fs::metadata(path)?.permissions().mode() & 0o077 != 0)
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(above) if !above.as_os_str().is_empty() => above,
+        Some(_) => Path::new("."),
+        None => Path::new("/"),
+    }
+}
+
+/// Files in `dir` whose names end in `.extension`, sorted by name.
+///
+/// # Errors
+///
+/// The folder cannot be listed.
+pub fn list(dir: &Path, extension: &str) -> io::Result<Vec<PathBuf>> {
+    let mut found = vec![];
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|known| known == extension) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_written_durably_is_private_and_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/er/key");
+        create_dir(parent(&path)).unwrap();
+        write_durably(&path, b"one").unwrap();
+        write_durably(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert!(!readable_by_others(&path).unwrap());
+        assert_eq!(list(parent(&path), "partial").unwrap(), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn a_held_folder_is_refused_to_a_second() {
+        let dir = tempfile::tempdir().unwrap();
+        let hold = Hold::take(dir.path()).unwrap();
+        assert!(hold.is_some());
+        assert!(Hold::take(dir.path()).unwrap().is_none());
+        drop(hold);
+        assert!(Hold::take(dir.path()).unwrap().is_some());
+    }
+}

@@ -1,0 +1,112 @@
+//! Journal: keeps what the source sent until the lake has it.
+//!
+//! Takes [`Run`]s. Gives [`Batch`]es in order, and the [`Durable`] watermark. Keeps segment files
+//! (the truth) and a sled index (their queryable image, rebuilt from them at need).
+
+use std::time::Duration;
+
+pub use crate::source::{
+    CHUNK_FACTS, Cell, Change, ChunkDone, Column, Commit, Decode, DecodeError, Durable, Event,
+    Identity, Keep, KeepError, LakeType, ORIGIN_FACT, OldRow, Op, Origin, Piece, RecordKind, Row,
+    RowBatch, Run, SnapshotChunk, Table, TypeDefinition, Value, chunk_fact, records,
+};
+use crate::{
+    error::{Cause, Classified},
+    units::Sequence,
+};
+
+/// A durable [`Run`], with its place in the journal.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Batch {
+    /// Dense number within the source's journal, from 1; of torn batches, which readers never see, too.
+    pub number: u64,
+    /// How it lies on transactions.
+    pub piece: Piece,
+    /// Number of its first change; where it has none, of the next.
+    pub first: Sequence,
+    /// How many changes it holds.
+    pub changes: u64,
+    /// The last commit in it.
+    pub commit: Option<Commit>,
+    /// The framed records: read them with [`records`].
+    pub bytes: Vec<u8>,
+}
+
+/// Reads batches in order, whole transactions only, waiting for more.
+pub trait ReadBatches: Send {
+    /// The next batch, or `None` if none became durable within `wait`.
+    /// A `First` is given only when its `Last` is durable too.
+    ///
+    /// # Errors
+    ///
+    /// The batch is there but damaged: the error names its range.
+    fn next(&mut self, wait: Duration) -> Result<Option<Batch>, JournalError>;
+}
+
+/// Why the journal cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The device refused a write or an fsync. The process must end: nothing unsynced counts (I6).
+    #[error("write journal {path}: {why}")]
+    Write {
+        /// The file.
+        path: String,
+        /// What the system said.
+        why: std::io::Error,
+    },
+    /// A file cannot be read.
+    #[error("read journal {path}: {why}")]
+    Read {
+        /// The file.
+        path: String,
+        /// What the system said.
+        why: std::io::Error,
+    },
+    /// No room on the file system.
+    #[error("journal {path}: the file system is full")]
+    Full {
+        /// The folder.
+        path: String,
+    },
+    /// A frame's checksum or seal does not match, and more frames follow it.
+    #[error("journal {path}: damage from byte {from} to {to} (batches {batches}): {what}")]
+    Damaged {
+        /// The segment.
+        path: String,
+        /// First bad byte.
+        from: u64,
+        /// First good byte after it.
+        to: u64,
+        /// Numbers of the batches in the range, as far as known.
+        batches: String,
+        /// What does not match.
+        what: String,
+    },
+    /// The key opens nothing in it.
+    #[error("journal {path}: written with another key")]
+    Key {
+        /// The segment.
+        path: String,
+    },
+    /// Another process has the folder.
+    #[error("journal {path}: in use by another process")]
+    Held {
+        /// The folder.
+        path: String,
+    },
+    /// The journal stopped earlier; its first error said why.
+    #[error("journal stopped: {0}")]
+    Stopped(String),
+}
+
+impl Classified for JournalError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Write { .. } | Self::Read { .. } | Self::Stopped(_) => Cause::DiskFailed,
+            Self::Full { .. } => Cause::DiskFull,
+            Self::Damaged { .. } => Cause::JournalDamaged,
+            Self::Key { .. } => Cause::JournalKey,
+            Self::Held { .. } => Cause::Config,
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Seal: turns batches and snapshot rows into objects that an analyst can read and nobody else.
+//!
+//! Takes [`Batch`](crate::journal::Batch)es or [`SnapshotChunk`](crate::journal::SnapshotChunk)s.
+//! Gives [`Group`]s of [`Object`]s: Parquet, zstd, encrypted, checksummed. Keeps spool files, named
+//! in the facts under `seal/`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::journal::{Op, Table};
+use crate::units::{Point, Position, Timestamp};
+
+/// Objects that one ledger entry will cover, all in the spool, durable.
+/// Fact: `seal/group/<id, 20 digits>`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Group {
+    /// Dense number within the source, from 1. The ledger keeps this order.
+    pub id: u64,
+    /// What it covers.
+    pub kind: GroupKind,
+    /// Its objects; of an epoch without rows none.
+    pub objects: Vec<Object>,
+    /// When it was sealed.
+    pub at: Timestamp,
+}
+
+/// What a [`Group`] covers.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupKind {
+    /// An epoch: the run of whole transactions after `from`, up to `to`.
+    Changes {
+        /// Where the epoch before ended.
+        from: Point,
+        /// Its last commit.
+        to: Point,
+        /// The last journal batch in it: when the entry is in the ledger, it can be trimmed.
+        batch: u64,
+        /// When its last transaction was committed.
+        committed_at: Timestamp,
+    },
+    /// One chunk of a table's snapshot.
+    Snapshot {
+        /// Qualified name.
+        table: String,
+        /// The table's id.
+        table_id: u32,
+        /// Dense from 0 within the table.
+        chunk: u32,
+        /// The snapshot's position.
+        position: Position,
+        /// Whether this was the table's last chunk to be read.
+        completes: bool,
+    },
+    /// New versions of tables' schemas.
+    Schema,
+}
+
+/// An object in the spool, or in the lake: where it is, what it holds and how to prove it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Object {
+    /// Its key in the bucket, prefix included.
+    pub key: String,
+    /// Length as sent.
+    pub bytes: u64,
+    /// SHA-256 of the bytes sent, lowercase hex.
+    pub sha256: String,
+    /// CRC64NVME of the bytes sent, base64 of the big-endian sum, as S3 writes it.
+    pub crc64nvme: String,
+    /// Rows by `_op`; of a schema object none.
+    pub rows: BTreeMap<Op, u64>,
+    /// The table, qualified.
+    pub table: String,
+    /// The version of its schema.
+    pub version: u32,
+    /// How it is encrypted.
+    pub encryption: Encryption,
+    /// Metadata to send with it, names without `x-amz-meta-`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+    /// Name of its file in the spool folder.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub spool: String,
+}
+
+impl Group {
+    /// Key of its fact.
+    pub fn fact(&self) -> String {
+        format!("{GROUP_FACTS}{:020}", self.id)
+    }
+}
+
+/// Prefix of all [`Group::fact`]s.
+pub const GROUP_FACTS: &str = "seal/group/";
+
+/// How an object is encrypted.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Encryption {
+    /// Not at all.
+    None,
+    /// By S3, under the customer's KMS key.
+    SseKms {
+        /// The key's ARN or alias.
+        key_id: String,
+    },
+    /// By us, the data key wrapped by the key file.
+    Client,
+}

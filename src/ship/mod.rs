@@ -1,0 +1,244 @@
+//! Ship: sends sealed objects to S3, each exactly once, and can be stopped anywhere.
+//!
+//! Takes [`Group`](crate::seal::Group)s. Gives [`Shipped`] groups in the same order. Keeps upload
+//! ids and acknowledged parts in the facts under `ship/`.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+pub use crate::seal::{Encryption, Group, GroupKind, Object, Op};
+use crate::{
+    error::{Cause, Classified},
+    units::Timestamp,
+};
+
+/// A group all of whose objects S3 has acknowledged.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Shipped {
+    /// The group.
+    pub group: Group,
+}
+
+/// The requests of the appliance. It can write, and nothing else (I19: never over an existing key).
+/// Implemented by `s3.rs`, and by `memory.rs` with faults; one suite of tests runs against both.
+pub trait ObjectStore: Send + Sync {
+    /// PutObject with `If-None-Match: *`.
+    fn put<'a>(&'a self, put: Put<'a>) -> BoxFuture<'a, Result<(), ShipError>>;
+
+    /// CreateMultipartUpload, checksum CRC64NVME over the full object. Gives the upload id.
+    fn create<'a>(&'a self, head: Head<'a>) -> BoxFuture<'a, Result<String, ShipError>>;
+
+    /// UploadPart. Gives the part's ETag.
+    fn part<'a>(&'a self, part: Part<'a>) -> BoxFuture<'a, Result<String, ShipError>>;
+
+    /// CompleteMultipartUpload with `If-None-Match: *`, the whole object's length and checksum.
+    fn complete<'a>(&'a self, complete: Complete<'a>) -> BoxFuture<'a, Result<(), ShipError>>;
+
+    /// AbortMultipartUpload. An upload that is not there counts as aborted.
+    fn abort<'a>(&'a self, key: &'a str, upload: &'a str) -> BoxFuture<'a, Result<(), ShipError>>;
+
+    /// ListParts: the parts that S3 holds, or `None` if it knows no such upload.
+    fn parts<'a>(
+        &'a self,
+        key: &'a str,
+        upload: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Vec<StoredPart>>, ShipError>>;
+
+    /// ListMultipartUploads under a prefix: key, upload id and start.
+    fn uploads<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<OpenUpload>, ShipError>>;
+}
+
+/// The requests of those who read: verify, restore, adopt. With credentials of their own.
+pub trait ObjectReader: Send + Sync {
+    /// Keys under a prefix, in order, after `after`; at most a page. With lengths.
+    fn list<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Vec<Listed>, ShipError>>;
+
+    /// A whole object, or `None` if there is none. For ledger entries and schemas.
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Fetched>, ShipError>>;
+
+    /// An object into a file, or `None` if there is none. For objects of any size.
+    fn fetch<'a>(
+        &'a self,
+        key: &'a str,
+        into: &'a std::path::Path,
+    ) -> BoxFuture<'a, Result<Option<BTreeMap<String, String>>, ShipError>>;
+}
+
+/// What is sent with an object, whole or in parts.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a> {
+    /// Its key.
+    pub key: &'a str,
+    /// Metadata, names without `x-amz-meta-`.
+    pub metadata: &'a BTreeMap<String, String>,
+    /// Decides the SSE headers.
+    pub encryption: &'a Encryption,
+    /// Content type.
+    pub content_type: &'static str,
+}
+
+/// A whole object in one request.
+#[derive(Clone, Debug)]
+pub struct Put<'a> {
+    /// What is sent with it.
+    pub head: Head<'a>,
+    /// Its bytes.
+    pub body: Bytes,
+    /// As in [`Object::crc64nvme`].
+    pub crc64nvme: &'a str,
+}
+
+/// One part.
+#[derive(Clone, Debug)]
+pub struct Part<'a> {
+    /// The object's key.
+    pub key: &'a str,
+    /// The upload's id.
+    pub upload: &'a str,
+    /// From 1.
+    pub number: u32,
+    /// Its bytes.
+    pub body: Bytes,
+    /// Of the part, base64.
+    pub crc64nvme: &'a str,
+}
+
+/// The end of a multipart upload.
+#[derive(Clone, Debug)]
+pub struct Complete<'a> {
+    /// The object's key.
+    pub key: &'a str,
+    /// The upload's id.
+    pub upload: &'a str,
+    /// Every part, in order.
+    pub parts: &'a [StoredPart],
+    /// Length of the whole.
+    pub bytes: u64,
+    /// Of the whole, base64.
+    pub crc64nvme: &'a str,
+}
+
+/// A part that S3 acknowledged.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct StoredPart {
+    /// From 1.
+    pub number: u32,
+    /// Its length.
+    pub bytes: u64,
+    /// As S3 gave it.
+    pub etag: String,
+    /// Of the part, base64.
+    pub crc64nvme: String,
+}
+
+/// A multipart upload that was begun and not ended.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct OpenUpload {
+    /// The object's key.
+    pub key: String,
+    /// Its id.
+    pub upload: String,
+    /// When it was begun, if S3 said.
+    pub begun: Option<Timestamp>,
+}
+
+/// A key in a listing.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Listed {
+    /// The key.
+    pub key: String,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// An object as it came.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Fetched {
+    /// Its bytes.
+    pub bytes: Bytes,
+    /// Its metadata, names without `x-amz-meta-`, lowercase.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// What S3 or the way to it said. The variants are what the caller can do.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ShipError {
+    /// 412: the key exists.
+    #[error("{key}: exists already")]
+    Exists {
+        /// The key.
+        key: String,
+    },
+    /// 409: another write to the key is under way; an upload must start again with all its parts.
+    #[error("{key}: conflict with another write")]
+    Conflict {
+        /// The key.
+        key: String,
+    },
+    /// 404 NoSuchUpload.
+    #[error("{key}: no such upload")]
+    NoSuchUpload {
+        /// The key.
+        key: String,
+    },
+    /// No answer came: whether the request took effect is unknown.
+    #[error("{request} {key}: no answer: {why}")]
+    Unanswered {
+        /// The request's name.
+        request: &'static str,
+        /// The key.
+        key: String,
+        /// What the connection said.
+        why: String,
+    },
+    /// S3 answered that it failed; sending again can help, and whether it took effect is unknown.
+    #[error("{request} {key}: {status} {code}: {message}")]
+    Failed {
+        /// The request's name.
+        request: &'static str,
+        /// The key.
+        key: String,
+        /// HTTP status; 200 with an error body too.
+        status: u16,
+        /// S3's code.
+        code: String,
+        /// S3's message.
+        message: String,
+        /// What to do about it.
+        cause: Cause,
+    },
+    /// A spool file cannot be read, or is not what was sealed.
+    #[error("read spool {path}: {why}")]
+    Spool {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The facts cannot be recorded.
+    #[error(transparent)]
+    Facts(#[from] crate::facts::FactsError),
+    /// Shutdown was asked for.
+    #[error("stopped")]
+    Stopped,
+}
+
+impl Classified for ShipError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Exists { .. } | Self::Conflict { .. } | Self::NoSuchUpload { .. } => {
+                Cause::LakeUnavailable
+            }
+            Self::Unanswered { .. } | Self::Stopped => Cause::LakeUnavailable,
+            Self::Failed { cause, .. } => *cause,
+            Self::Spool { .. } | Self::Facts(_) => Cause::DiskFailed,
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! The board: one place where every room writes what it has done, and from which the status page,
+//! the admin socket and the metrics read. A number that two of them show is the same number.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Cause, Disposition},
+    units::{Point, Position, Timestamp},
+};
+
+/// What one source's road has done. Counters grow from 0 at each start of the process.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct SourceStatus {
+    /// What the source room is doing.
+    pub state: SourceState,
+    /// The release rule in force: `journal` or `lake`.
+    pub release: String,
+    /// The server's version as it says it.
+    pub server_version: String,
+    /// End of the server's log, as last heard.
+    pub server: Position,
+    /// Received from the server.
+    pub received: Position,
+    /// Fsynced in the journal: whole transactions.
+    pub durable: Point,
+    /// Sealed into the spool.
+    pub sealed: Point,
+    /// Acknowledged by S3 and in the ledger.
+    pub shipped: Point,
+    /// Confirmed to the server.
+    pub confirmed: Position,
+    /// Commit time of the last transaction received, and of the last in the ledger.
+    pub received_at: Option<Timestamp>,
+    /// As above.
+    pub shipped_at: Option<Timestamp>,
+    /// Number of the ledger's last entry.
+    pub entry: u64,
+    /// Transactions received.
+    pub transactions: u64,
+    /// Transactions skipped because the journal holds them already.
+    pub transactions_skipped: u64,
+    /// Changes received.
+    pub changes: u64,
+    /// Payload bytes received from the change stream.
+    pub stream_bytes: u64,
+    /// Transactions in the ledger.
+    pub transactions_shipped: u64,
+    /// Bytes of segment files, and their limit.
+    pub journal_bytes: u64,
+    /// As above.
+    pub journal_bytes_max: u64,
+    /// Group commits (fdatasyncs of a segment).
+    pub journal_syncs: u64,
+    /// Bytes that segment files grew by.
+    pub journal_written_bytes: u64,
+    /// Whether reading from the source is paused because the journal is full.
+    pub journal_full: bool,
+    /// Damaged ranges found.
+    pub journal_damage: Vec<String>,
+    /// Rows sealed.
+    pub sealed_rows: u64,
+    /// Objects sealed.
+    pub sealed_objects: u64,
+    /// Bytes of sealed objects.
+    pub sealed_bytes: u64,
+    /// Bytes waiting in the spool.
+    pub spool_bytes: u64,
+    /// Objects acknowledged by S3.
+    pub shipped_objects: u64,
+    /// Bytes of bodies sent to S3, those sent again included.
+    pub sent_bytes: u64,
+    /// Requests to S3.
+    pub requests: u64,
+    /// Requests sent again, by cause.
+    pub retries: BTreeMap<String, u64>,
+    /// The snapshot's progress by qualified table.
+    pub snapshot: BTreeMap<String, TableProgress>,
+    /// What is wrong now, by room; empty when all is well.
+    pub alarms: BTreeMap<String, Alarm>,
+}
+
+/// What the source room is doing.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceState {
+    /// Recovering the journal, or before the first connection.
+    #[default]
+    Starting,
+    /// Connecting, or waiting to.
+    Connecting,
+    /// Reading the snapshot; the change stream runs too.
+    Snapshot,
+    /// Following the change stream.
+    Streaming,
+    /// A person must act: see the alarms.
+    Blocked,
+    /// Another appliance owns the source.
+    Fenced,
+    /// Stopped by request.
+    Stopped,
+}
+
+/// How far the snapshot of one table is.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct TableProgress {
+    /// Chunks done (sealed, durable).
+    pub chunks_done: u32,
+    /// Chunks in all.
+    pub chunks: u32,
+    /// Rows read so far.
+    pub rows: u64,
+    /// Rows in all, as the server estimates.
+    pub rows_estimated: u64,
+    /// Bytes of COPY read so far.
+    pub bytes: u64,
+    /// Bytes on the server's disk.
+    pub bytes_estimated: u64,
+}
+
+/// Something that is wrong.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Alarm {
+    /// Name of its cause.
+    pub cause: String,
+    /// What happened.
+    pub what: String,
+    /// What to do.
+    pub remedy: String,
+    /// Whether it can heal without a person.
+    pub heals: bool,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// One source's part of the [`Board`].
+#[derive(Clone, Debug, Default)]
+pub struct SourceBoard(Arc<Mutex<SourceStatus>>);
+
+/// All sources, by name.
+#[derive(Clone, Debug, Default)]
+pub struct Board(Arc<Mutex<BTreeMap<String, SourceBoard>>>);
+
+impl SourceBoard {
+    /// Changes the status.
+    pub fn write(&self, change: impl FnOnce(&mut SourceStatus)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// A copy of the status.
+    pub fn read(&self) -> SourceStatus {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Raises `room`'s alarm. `since` is kept while the cause stays the same.
+    pub fn alarm(&self, room: &str, cause: Cause, what: &dyn std::fmt::Display, now: Timestamp) {
+        self.write(|status| {
+            let before = status.alarms.get(room);
+            let since =
+                before.filter(|alarm| alarm.cause == cause.name()).map_or(now, |alarm| alarm.since);
+            let disposition = cause.disposition();
+            let alarm = Alarm {
+                cause: cause.name().into(),
+                what: what.to_string(),
+                remedy: disposition.remedy().into(),
+                heals: matches!(disposition, Disposition::Retry(_)),
+                since,
+            };
+            status.alarms.insert(room.into(), alarm);
+        });
+    }
+
+    /// Takes `room`'s alarm down.
+    pub fn calm(&self, room: &str) {
+        self.write(|status| drop(status.alarms.remove(room)));
+    }
+}
+
+impl Board {
+    /// The part of `source`, made at its first use.
+    pub fn source(&self, source: &str) -> SourceBoard {
+        let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sources.entry(source.into()).or_default().clone()
+    }
+
+    /// A copy of all.
+    pub fn read(&self) -> BTreeMap<String, SourceStatus> {
+        let sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sources.iter().map(|(name, board)| (name.clone(), board.read())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alarm_keeps_its_beginning_while_its_cause_stays() {
+        let board = SourceBoard::default();
+        board.alarm("ship", Cause::LakeUnavailable, &"503", Timestamp(1));
+        board.alarm("ship", Cause::LakeUnavailable, &"reset", Timestamp(9));
+        assert_eq!(board.read().alarms["ship"].since, Timestamp(1));
+        board.alarm("ship", Cause::LakeCredentials, &"403", Timestamp(9));
+        assert_eq!(board.read().alarms["ship"].since, Timestamp(9));
+        board.calm("ship");
+        assert!(board.read().alarms.is_empty());
+    }
+}

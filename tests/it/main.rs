@@ -1,0 +1,1 @@
+//! The stories: one integration binary, a module per story.
