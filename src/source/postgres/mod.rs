@@ -1,1 +1,5 @@
 //! postgres.
+
+pub mod calendar;
+pub mod float;
+pub mod text;
