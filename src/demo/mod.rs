@@ -1,1 +1,5 @@
 //! demo.
+
+pub mod cluster;
+pub mod compare;
+pub mod workload;
