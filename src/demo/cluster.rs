@@ -155,6 +155,17 @@ impl Cluster {
         &self.binaries
     }
 
+    /// What the server says of its version.
+    ///
+    /// # Errors
+    ///
+    /// The binary cannot be run.
+    pub fn version(&self) -> Result<String, ClusterError> {
+        let run = self.command("postgres").arg("--version").output();
+        let said = run.map_err(|why| program_error("postgres", &why))?.stdout;
+        Ok(String::from_utf8_lossy(&said).trim().to_owned())
+    }
+
     /// A connection URL without password.
     pub fn url(&self, user: &str, database: &str) -> String {
         format!("postgresql://{user}@127.0.0.1:{}/{database}", self.port)
@@ -506,11 +517,20 @@ pub fn free_port() -> Result<u16, ClusterError> {
 ///
 /// The system has no random numbers.
 pub fn random_hex() -> Result<String, ClusterError> {
+    random_key().map(|key| hex::encode(&key[..16]))
+}
+
+/// 32 bytes that nobody can guess.
+///
+/// # Errors
+///
+/// The system has no random numbers.
+pub fn random_key() -> Result<[u8; 32], ClusterError> {
     let path = Path::new("/dev/urandom");
-    let mut bytes = [0; 16];
+    let mut bytes = [0; 32];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut bytes));
     read.map_err(|why| file_error("read", path, why))?;
-    Ok(hex::encode(bytes))
+    Ok(bytes)
 }
 
 fn pid_of(child: &Child) -> Option<Pid> {
