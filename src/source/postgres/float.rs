@@ -2,7 +2,8 @@
 //!
 //! The shortest digits that read back as the same number *from strictly inside* its rounding
 //! interval. Rust's shortest digits may also lie on the interval's bound, which PostgreSQL does not
-//! accept (`STRICTLY_SHORTEST` is 0 in its Ryū): such digits are replaced by longer ones.
+//! accept (`STRICTLY_SHORTEST` is 0 in its Ryū): such digits are replaced by longer ones. Where two
+//! are equally near, PostgreSQL takes the even one.
 //! Source: <https://github.com/postgres/postgres/blob/REL_15_STABLE/src/common/d2s.c>.
 
 use std::fmt::Write;
@@ -16,15 +17,9 @@ pub fn print_f64(value: f64, into: &mut String) {
     let number = Binary::new(bits & ((1 << 52) - 1), (bits >> 52) & 0x7FF, 52, 1_075);
     let start = into.len();
     write!(into, "{value:e}").expect("a String takes all");
-    if Decimal::parse(&into[start..]).is_some_and(|decimal| number.bounded_by(&decimal)) {
-        let inside = |text: &str| {
-            text.parse() == Ok(value)
-                && Decimal::parse(text).is_some_and(|decimal| !number.bounded_by(&decimal))
-        };
-        let longer = (0..17).map(|digits| format!("{value:.digits$e}")).find(|text| inside(text));
-        into.truncate(start);
-        into.push_str(&longer.unwrap_or_else(|| format!("{value:.16e}")));
-    }
+    correct(into, start, &number, &|text| text.parse() == Ok(value), &|digits| {
+        format!("{value:.digits$e}")
+    });
     lay_out(into, start, 15);
 }
 
@@ -37,16 +32,39 @@ pub fn print_f32(value: f32, into: &mut String) {
     let number = Binary::new(bits & ((1 << 23) - 1), (bits >> 23) & 0xFF, 23, 150);
     let start = into.len();
     write!(into, "{value:e}").expect("a String takes all");
-    if Decimal::parse(&into[start..]).is_some_and(|decimal| number.bounded_by(&decimal)) {
-        let inside = |text: &str| {
-            text.parse() == Ok(value)
-                && Decimal::parse(text).is_some_and(|decimal| !number.bounded_by(&decimal))
-        };
-        let longer = (0..9).map(|digits| format!("{value:.digits$e}")).find(|text| inside(text));
-        into.truncate(start);
-        into.push_str(&longer.unwrap_or_else(|| format!("{value:.8e}")));
-    }
+    correct(into, start, &number, &|text| text.parse() == Ok(value), &|digits| {
+        format!("{value:.digits$e}")
+    });
     lay_out(into, start, 6);
+}
+
+/// Replaces Rust's shortest digits, from `start` on, where PostgreSQL chooses others: where they lie
+/// on the bound of the interval, and, of two that are equally near, the odd ones.
+fn correct(
+    into: &mut String,
+    start: usize,
+    number: &Binary,
+    reads_back: &dyn Fn(&str) -> bool,
+    rounded: &dyn Fn(usize) -> String,
+) {
+    let Some(decimal) = Decimal::parse(&into[start..]) else { return };
+    let inside = |text: &str| {
+        let parsed = Decimal::parse(text);
+        parsed.is_some_and(|decimal| !number.bounded_by(&decimal)) && reads_back(text)
+    };
+    let sign = if into[start..].starts_with('-') { "-" } else { "" };
+    let chosen = if number.bounded_by(&decimal) {
+        (0..17).map(rounded).find(|text| inside(text))
+    } else if decimal.digits % 2 == 1 {
+        let even = number.as_near_as(&decimal);
+        even.map(|even| format!("{sign}{}", even.text())).filter(|text| inside(text))
+    } else {
+        None
+    };
+    if let Some(chosen) = chosen {
+        into.truncate(start);
+        into.push_str(&chosen);
+    }
 }
 
 /// NaN, the infinities and the zeros.
@@ -69,6 +87,7 @@ fn print_special(value: f64, into: &mut String) -> bool {
 /// The ends of the interval of numbers that round to one floating-point number, as `n × 2^exponent`.
 struct Binary {
     below: u128,
+    value: u128,
     above: u128,
     exponent: i32,
 }
@@ -87,12 +106,31 @@ impl Binary {
         let mantissa = u128::from(fraction) + implicit;
         let power_of_two = fraction == 0 && field > 1;
         let below = if power_of_two { 4 * mantissa - 1 } else { 4 * mantissa - 2 };
-        Self { below, above: 4 * mantissa + 2, exponent: field.max(1) - bias - 2 }
+        Self {
+            below,
+            value: 4 * mantissa,
+            above: 4 * mantissa + 2,
+            exponent: field.max(1) - bias - 2,
+        }
     }
 
     /// Whether the decimal is one of the ends.
     fn bounded_by(&self, decimal: &Decimal) -> bool {
         [self.below, self.above].into_iter().any(|end| equal(end, self.exponent, decimal))
+    }
+
+    /// The other decimal of as many digits that is equally near to the number, if there is one.
+    fn as_near_as(&self, decimal: &Decimal) -> Option<Decimal> {
+        let halfway = |digits| Decimal { digits, exponent: decimal.exponent - 1 };
+        let tie = |digits| equal(self.value, self.exponent, &halfway(digits));
+        let step = |digits| Some(Decimal { digits, exponent: decimal.exponent });
+        if tie(10 * decimal.digits - 5) {
+            step(decimal.digits - 1)
+        } else if tie(10 * decimal.digits + 5) {
+            step(decimal.digits + 1)
+        } else {
+            None
+        }
     }
 }
 
@@ -105,6 +143,14 @@ impl Decimal {
         let places = i32::try_from(fraction.len()).ok()?;
         let digits = format!("{whole}{fraction}").parse().ok()?;
         Some(Self { digits, exponent: exponent.parse::<i32>().ok()? - places })
+    }
+
+    /// As `{:e}` writes it.
+    fn text(&self) -> String {
+        let digits = self.digits.to_string();
+        let (first, rest) = digits.split_at(1);
+        let exponent = self.exponent + i32::try_from(rest.len()).unwrap_or(0);
+        format!("{first}.{rest}0e{exponent}")
     }
 }
 
@@ -204,6 +250,8 @@ mod tests {
             (f64::NAN, "NaN"),
             (-0.0, "-0"),
             (100.0, "100"),
+            (768_420_363_056_932.0 + 0.25, "768420363056932.2"),
+            (2f64.powi(-25), "2.9802322387695312e-08"),
         ] {
             assert_eq!(f64_text(value), text);
         }

@@ -22,7 +22,9 @@ impl Value<'_> {
             Value::Float64(value) => float::print_f64(*value, into),
             Value::Date(days) => calendar::print_date(i64::from(*days), into),
             Value::Micros(micros) => {
-                calendar::print_timestamp(*micros, lake == LakeType::TimestampUtc, into);
+                let days = micros.div_euclid(calendar::DAY_US);
+                let within = micros.rem_euclid(calendar::DAY_US);
+                calendar::print_timestamp(days, within, lake == LakeType::TimestampUtc, into);
             }
             Value::Decimal(unscaled) => {
                 let scale = if let LakeType::Decimal { scale, .. } = lake { scale } else { 0 };
