@@ -30,6 +30,8 @@ pub(crate) mod suite;
 pub mod sweep;
 pub mod upload;
 
+pub use drive::forget;
+
 pub use crate::seal::{Encryption, Group, GroupKind, Object, Op};
 use crate::{
     error::{Cause, Classified},
