@@ -3,6 +3,7 @@
 mod builtin;
 pub mod calendar;
 pub mod copy;
+mod fields;
 pub mod float;
 mod nested;
 mod network;
@@ -11,4 +12,3 @@ pub mod pgoutput;
 mod render;
 pub mod text;
 pub mod types;
-mod wire;
