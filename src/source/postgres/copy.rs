@@ -7,7 +7,10 @@
 //! PostgreSQL sends one tuple in each CopyData message, the header glued to the first, the trailer
 //! alone in the last. [`CopyFramer`] does not rely on it.
 
-use super::super::{Cell, DecodeError, Row, Table};
+use super::{
+    super::{Cell, DecodeError, Row, Table},
+    pgoutput::{is_stored, is_whole},
+};
 
 /// Cuts what COPY sends into whole tuples, without header and trailer.
 #[derive(Debug, Default)]
@@ -95,7 +98,8 @@ impl CopyFramer {
     }
 }
 
-/// Splits whole tuples into rows of `table`, and calls `each` with every one.
+/// Splits whole tuples into rows of `table`, and calls `each` with every one. Tuples may lack the
+/// stored generated columns; those are [`Cell::Unchanged`].
 ///
 /// # Errors
 ///
@@ -111,13 +115,13 @@ pub fn rows(
     while at < batch.len() {
         let count = read::<2>(batch, at).map(i16::from_be_bytes).ok_or(CUT)?;
         at += 2;
-        let found = usize::try_from(count).map_err(|_| CUT)?;
-        if found != table.columns.len() {
-            let expected = table.columns.len();
-            return Err(DecodeError::Columns { table: table.qualified(), expected, found });
-        }
+        let whole = is_whole(table, usize::try_from(count).map_err(|_| CUT)?)?;
         row.clear();
-        for _ in 0..found {
+        for column in &table.columns {
+            if !whole && is_stored(column) {
+                row.push(Cell::Unchanged);
+                continue;
+            }
             let length = read::<4>(batch, at).map(i32::from_be_bytes).ok_or(CUT)?;
             at += 4;
             if length == -1 {

@@ -266,12 +266,7 @@ fn truncate(reader: &mut Reader<'_>) -> Result<Event, DecodeError> {
 
 /// Reads a tuple. One that lacks exactly the stored generated columns has them `Unchanged`.
 fn row(table: &Table, reader: &mut Reader<'_>) -> Result<Row, DecodeError> {
-    let found = usize::from(reader.u16("a row")?);
-    let whole = found == table.columns.len();
-    if !whole && found != table.columns.iter().filter(|column| !is_stored(column)).count() {
-        let expected = table.columns.len();
-        return Err(DecodeError::Columns { table: table.qualified(), expected, found });
-    }
+    let whole = is_whole(table, usize::from(reader.u16("a row")?))?;
     let mut row = Row::with_capacity(table.columns.len());
     for column in &table.columns {
         let sent = whole || !is_stored(column);
@@ -329,7 +324,18 @@ fn agree(rich: &Table, sent: &Table, domains: Domains) -> bool {
         && columns().zip(&sent.columns).all(same)
 }
 
-fn is_stored(column: &Column) -> bool {
+/// Whether a row of `found` values has one for each column, or for each but the stored generated ones.
+pub(super) fn is_whole(table: &Table, found: usize) -> Result<bool, DecodeError> {
+    let whole = found == table.columns.len();
+    if !whole && found != table.columns.iter().filter(|column| !is_stored(column)).count() {
+        let expected = table.columns.len();
+        return Err(DecodeError::Columns { table: table.qualified(), expected, found });
+    }
+    Ok(whole)
+}
+
+/// Whether the server computes it, and may not send it.
+pub(super) fn is_stored(column: &Column) -> bool {
     column.generated.as_deref() == Some("stored")
 }
 
