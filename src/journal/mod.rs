@@ -47,7 +47,7 @@ mod tests;
 pub use crate::source::{
     CHUNK_FACTS, Cell, Change, ChunkDone, Column, Commit, Decode, DecodeError, Durable, Event,
     Identity, Keep, KeepError, LakeType, ORIGIN_FACT, OldRow, Op, Origin, Piece, RecordKind, Row,
-    RowBatch, Run, SnapshotChunk, Table, TypeDefinition, Value, chunk_fact, records,
+    RowBatch, Run, SnapshotChunk, Table, TypeDefinition, Value, chunk_fact, records, split_record,
 };
 use crate::{
     config::Secret,
@@ -93,6 +93,8 @@ pub struct Batch {
     pub changes: u64,
     /// The last commit in it.
     pub commit: Option<Commit>,
+    /// For `First`, `Middle` and `Last`: the commit that ends the transaction.
+    pub ends: Option<Commit>,
     /// The framed records: read them with [`records`].
     pub bytes: Vec<u8>,
 }
