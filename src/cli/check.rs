@@ -109,8 +109,11 @@ fn secrets(config: &Config) -> Vec<Finding> {
     if let Encryption::Client { key_file } = &config.encryption {
         look("encryption: key_file".into(), key_file, config::load_key32(key_file));
     }
-    if let Some(path) = &config.journal.key_file {
-        look("journal: key_file".into(), path, config::load_key32(path));
+    // Without a key_file the first start makes one.
+    let own = config.appliance.data_dir.join("journal.key");
+    let journal_key = config.journal.key_file.clone().or_else(|| own.exists().then_some(own));
+    if let Some(path) = journal_key {
+        look("journal: key_file".into(), &path, config::load_key32(&path));
     }
     if let Some(path) = config.status.as_ref().and_then(|status| status.certificate_key.as_ref()) {
         look("status: certificate_key".into(), path, config::load_secret(path));

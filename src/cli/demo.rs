@@ -8,7 +8,6 @@ use super::{Failure, Global};
 use crate::error::Exit;
 
 #[derive(Args, Debug)]
-#[cfg_attr(not(feature = "demo"), expect(dead_code, reason = "read by the demo only"))]
 pub(super) struct DemoArgs {
     /// How long it takes, roughly.
     #[arg(long, default_value_t = 2.0)]
