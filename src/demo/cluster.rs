@@ -1,0 +1,619 @@
+//! A PostgreSQL cluster of our own: its own folder, port and password, never the system's.
+//!
+//! **Invariant:** a cluster that was dropped has no process left. Its server is our child and is
+//! stopped by its process id. Blocking: for threads, or where a second does not matter.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Write},
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Gid, Pid, Uid, User, chown, geteuid},
+};
+use tokio_postgres::{Client, NoTls};
+
+use crate::{disk, shutdown::Tasks, units::Position};
+
+/// How to make a cluster.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterOptions {
+    /// Its folder; must not exist yet.
+    pub dir: PathBuf,
+    /// Folder of `postgres` and `initdb`; by default the newest that is installed.
+    pub binaries: Option<PathBuf>,
+    /// Lines of `postgresql.conf`, over the defaults of this file. Later ones win.
+    pub settings: Vec<(String, String)>,
+    /// Serves TLS with this certificate.
+    pub tls: Option<ServerTls>,
+}
+
+/// A server's certificate.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    /// The chain, PEM.
+    pub chain_pem: String,
+    /// Its private key, PEM.
+    pub key_pem: String,
+}
+
+/// How a server is stopped.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stop {
+    /// Ends sessions and writes a checkpoint.
+    Fast,
+    /// As a crash would: the next start recovers.
+    Immediate,
+}
+
+/// A running, or stopped, cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    dir: PathBuf,
+    home: PathBuf,
+    binaries: PathBuf,
+    port: u16,
+    password: String,
+    owner: Option<(Uid, Gid)>,
+    server: Option<Child>,
+}
+
+/// Why there is no cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// No server binaries.
+    #[error(
+        "no PostgreSQL {MAJOR_MIN} or newer found in /usr/lib/postgresql or PATH: `apt-get install postgresql`"
+    )]
+    NoBinaries,
+    /// We are root, PostgreSQL refuses to run as root, and there is nobody else.
+    #[error(
+        "PostgreSQL refuses to run as root, and there is no user `postgres` or `nobody` to run it as"
+    )]
+    NoUser,
+    /// A file or folder could not be made.
+    #[error("{what} {path}: {why}")]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        why: io::Error,
+    },
+    /// A program failed.
+    #[error("{program} failed: {said}")]
+    Program {
+        /// The program.
+        program: &'static str,
+        /// The end of what it said.
+        said: String,
+    },
+    /// No connection, or a statement failed.
+    #[error("{what}: {why}")]
+    Sql {
+        /// What was tried.
+        what: &'static str,
+        /// What the server said.
+        why: tokio_postgres::Error,
+    },
+    /// The server answered something else than was asked for.
+    #[error("the server said `{0}`, which is no position")]
+    Position(String),
+}
+
+impl Cluster {
+    /// Makes a cluster and starts it.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClusterError`]; nothing runs then.
+    pub fn create(options: &ClusterOptions) -> Result<Self, ClusterError> {
+        let binaries = find_binaries(options.binaries.as_deref())?;
+        let owner = other_user()?;
+        let home = make_home(&options.dir, owner)?;
+        let mut cluster = Self {
+            dir: options.dir.clone(),
+            home,
+            binaries,
+            port: 0,
+            password: random_hex()?,
+            owner,
+            server: None,
+        };
+        cluster.initialize(options)?;
+        let mut attempts = PORT_ATTEMPTS;
+        loop {
+            cluster.port = free_port()?;
+            attempts -= 1;
+            match cluster.start() {
+                Err(ClusterError::Program { said, .. })
+                    if said.contains("Address already in use") && attempts > 0 => {}
+                done => return done.map(|()| cluster),
+            }
+        }
+    }
+
+    /// Its port on 127.0.0.1; the same for its whole life.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The password of [`SUPERUSER`].
+    pub fn password(&self) -> &str {
+        &self.password
+    }
+
+    /// Folder of `postgres`, `pgbench`, `psql`.
+    pub fn binaries(&self) -> &Path {
+        &self.binaries
+    }
+
+    /// What the server says of its version.
+    ///
+    /// # Errors
+    ///
+    /// The binary cannot be run.
+    pub fn version(&self) -> Result<String, ClusterError> {
+        let run = self.command("postgres").arg("--version").output();
+        let said = run.map_err(|why| program_error("postgres", &why))?.stdout;
+        Ok(String::from_utf8_lossy(&said).trim().to_owned())
+    }
+
+    /// A connection URL without password.
+    pub fn url(&self, user: &str, database: &str) -> String {
+        format!("postgresql://{user}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// Adds settings; they hold from the next start, or [`Cluster::reload`].
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn set(&self, settings: &[(&str, &str)]) -> Result<(), ClusterError> {
+        let lines: String =
+            settings.iter().map(|(name, value)| format!("{name} = '{value}'\n")).collect();
+        append(&self.home.join("postgresql.conf"), &lines)
+    }
+
+    /// Replaces the rules of who may log in from where; they hold from the next start or reload.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn admit(&self, rules: &str) -> Result<(), ClusterError> {
+        self.write("pg_hba.conf", rules)
+    }
+
+    /// Starts the server and waits until it takes connections.
+    ///
+    /// # Errors
+    ///
+    /// It ended instead; the error carries the end of its log.
+    pub fn start(&mut self) -> Result<(), ClusterError> {
+        if self.server.is_some() {
+            return Ok(());
+        }
+        let log_path = self.home.join(LOG);
+        let log = File::options().create(true).append(true).open(&log_path);
+        let log = log.map_err(|why| file_error("open", &log_path, why))?;
+        let errors = log.try_clone().map_err(|why| file_error("open", &log_path, why))?;
+        let mut command = self.command("postgres");
+        command.arg("-D").arg(&self.home).arg("-p").arg(self.port.to_string());
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
+        let server = command.spawn().map_err(|why| program_error("postgres", &why))?;
+        self.server = Some(server);
+        let ready = self.await_ready();
+        if ready.is_err() {
+            self.end(Stop::Immediate);
+        }
+        ready
+    }
+
+    /// Stops the server and waits for its end.
+    pub fn stop(&mut self, how: Stop) {
+        self.end(how);
+    }
+
+    /// Stops and starts it, with the same port.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cluster::start`].
+    pub fn restart(&mut self, how: Stop) -> Result<(), ClusterError> {
+        self.end(how);
+        self.start()
+    }
+
+    /// Has the server read its settings again.
+    pub fn reload(&self) {
+        if let Some(pid) = self.server.as_ref().and_then(pid_of) {
+            kill(pid, Signal::SIGHUP).ok();
+        }
+    }
+
+    /// Connects as [`SUPERUSER`]. The connection ends with the client, or with `tasks`.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::Sql`].
+    pub async fn connect(&self, database: &str, tasks: &Tasks) -> Result<Client, ClusterError> {
+        connect(&self.url(SUPERUSER, database), &self.password, tasks).await
+    }
+
+    /// The end of the log as it is now: what is committed already lies before it.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::Sql`].
+    pub async fn position(&self, client: &Client) -> Result<Position, ClusterError> {
+        let row = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await;
+        let text: String = row.map_err(|why| sql_error("ask for the position", why))?.get(0);
+        text.parse().map_err(|_| ClusterError::Position(text))
+    }
+
+    /// The last lines of the server's log.
+    pub fn log_end(&self) -> String {
+        let text = fs::read(self.home.join(LOG)).unwrap_or_default();
+        let from = text.len().saturating_sub(LOG_END_BYTES);
+        String::from_utf8_lossy(&text[from..]).into_owned()
+    }
+
+    /// Stops it and removes its folder.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be removed.
+    pub fn remove(mut self) -> io::Result<()> {
+        self.end(Stop::Immediate);
+        clear(&self.dir)
+    }
+
+    fn initialize(&self, options: &ClusterOptions) -> Result<(), ClusterError> {
+        let word = self.home.with_extension("word");
+        fs::write(&word, &self.password).map_err(|why| file_error("write", &word, why))?;
+        self.give(&word, 0o600)?;
+        let mut command = self.command("initdb");
+        command.arg("-D").arg(&self.home).arg("-U").arg(SUPERUSER).arg("--pwfile").arg(&word);
+        command.args(["-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "--no-sync"]);
+        let run = command.stdin(Stdio::null()).output();
+        disk::remove(&word).map_err(|why| file_error("remove", &word, why))?;
+        let run = run.map_err(|why| program_error("initdb", &why))?;
+        if !run.status.success() {
+            let said = String::from_utf8_lossy(&run.stderr).trim().to_owned();
+            return Err(ClusterError::Program { program: "initdb", said });
+        }
+        if let Some(tls) = &options.tls {
+            self.write("server.crt", &tls.chain_pem)?;
+            self.write("server.key", &tls.key_pem)?;
+            self.set(&[("ssl", "on")])?;
+        }
+        self.admit(ADMIT_PASSWORDS)?;
+        self.set(SETTINGS)?;
+        let own: Vec<(&str, &str)> =
+            options.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        self.set(&own)
+    }
+
+    fn await_ready(&mut self) -> Result<(), ClusterError> {
+        let server = self.server.as_mut().expect("started just before");
+        for _ in 0..READY_POLLS {
+            if !matches!(server.try_wait(), Ok(None)) {
+                self.server = None;
+                return Err(ClusterError::Program { program: "postgres", said: self.log_end() });
+            }
+            let lines = fs::read_to_string(self.home.join("postmaster.pid")).unwrap_or_default();
+            let mut lines = lines.lines().map(str::trim);
+            let ours = lines.next() == Some(server.id().to_string().as_str());
+            if ours && lines.any(|line| line == "ready") {
+                return Ok(());
+            }
+            thread::sleep(POLL);
+        }
+        Err(ClusterError::Program { program: "postgres", said: self.log_end() })
+    }
+
+    fn end(&mut self, how: Stop) {
+        let Some(mut server) = self.server.take() else { return };
+        let signal = match how {
+            Stop::Fast => Signal::SIGINT,
+            Stop::Immediate => Signal::SIGQUIT,
+        };
+        if let Some(pid) = pid_of(&server) {
+            kill(pid, signal).ok();
+        }
+        for _ in 0..STOP_POLLS {
+            if !matches!(server.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(POLL);
+        }
+        server.kill().ok();
+        server.wait().ok();
+    }
+
+    /// A program of PostgreSQL's, to be run as the cluster's owner, out of the terminal's reach.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.binaries.join(program));
+        command.current_dir(&self.home).process_group(0);
+        if let Some((uid, gid)) = self.owner {
+            command.uid(uid.as_raw()).gid(gid.as_raw());
+        }
+        command
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<(), ClusterError> {
+        let path = self.home.join(name);
+        fs::write(&path, text).map_err(|why| file_error("write", &path, why))?;
+        self.give(&path, 0o600)
+    }
+
+    fn give(&self, path: &Path, mode: u32) -> Result<(), ClusterError> {
+        give(path, self.owner, mode)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.end(Stop::Immediate);
+    }
+}
+
+/// Connects with a password. The connection ends with the client, or with `tasks`.
+///
+/// # Errors
+///
+/// [`ClusterError::Sql`].
+pub async fn connect(url: &str, password: &str, tasks: &Tasks) -> Result<Client, ClusterError> {
+    let mut config: tokio_postgres::Config =
+        url.parse().map_err(|why| sql_error("read the URL", why))?;
+    config.password(password);
+    let connected = config.connect(NoTls).await;
+    let (client, connection) = connected.map_err(|why| sql_error("connect", why))?;
+    let token = tasks.token();
+    tasks.spawn(async move {
+        token.run_until_cancelled(connection).await;
+    });
+    Ok(client)
+}
+
+/// Removes what a cluster left in `dir`, ending a server that still runs there.
+///
+/// # Errors
+///
+/// The folder cannot be removed.
+pub fn clear(dir: &Path) -> io::Result<()> {
+    let home = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    let lines = fs::read_to_string(home.join("postmaster.pid")).unwrap_or_default();
+    if let Some(pid) = lines.lines().next().and_then(|line| line.trim().parse::<i32>().ok()) {
+        let at = || fs::read_link(format!("/proc/{pid}/cwd")).ok();
+        if at().as_ref() == Some(&home) {
+            kill(Pid::from_raw(pid), Signal::SIGQUIT).ok();
+            for _ in 0..STOP_POLLS {
+                if at().is_none() {
+                    break;
+                }
+                thread::sleep(POLL);
+            }
+        }
+    }
+    if dir.is_symlink() {
+        let aside = home.starts_with(ASIDE)
+            && home.file_name().is_some_and(|name| name.to_string_lossy().starts_with(ASIDE_NAME));
+        if aside && home.is_dir() {
+            fs::remove_dir_all(&home)?;
+        }
+        return fs::remove_file(dir);
+    }
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Finds the folder of the newest PostgreSQL that is installed.
+///
+/// # Errors
+///
+/// [`ClusterError::NoBinaries`].
+pub fn find_binaries(given: Option<&Path>) -> Result<PathBuf, ClusterError> {
+    if let Some(given) = given {
+        let whole = PROGRAMS.iter().all(|program| given.join(program).is_file());
+        return whole.then(|| given.to_owned()).ok_or(ClusterError::NoBinaries);
+    }
+    let mut found: Vec<(u32, PathBuf)> = vec![];
+    for entry in fs::read_dir(DEBIAN).into_iter().flatten().flatten() {
+        let major = entry.file_name().to_string_lossy().parse().unwrap_or(0);
+        let folder = entry.path().join("bin");
+        if major >= MAJOR_MIN && PROGRAMS.iter().all(|program| folder.join(program).is_file()) {
+            found.push((major, folder));
+        }
+    }
+    if let Some((_, newest)) = found.into_iter().max() {
+        return Ok(newest);
+    }
+    let asked = Command::new("pg_config").arg("--bindir").stderr(Stdio::null()).output();
+    let said = asked.map(|run| run.stdout).unwrap_or_default();
+    let folder = PathBuf::from(String::from_utf8_lossy(&said).trim());
+    let whole = PROGRAMS.iter().all(|program| folder.join(program).is_file());
+    whole.then_some(folder).ok_or(ClusterError::NoBinaries)
+}
+
+/// The user that runs the server: ourselves, or if we are root somebody else.
+fn other_user() -> Result<Option<(Uid, Gid)>, ClusterError> {
+    if !geteuid().is_root() {
+        return Ok(None);
+    }
+    let users = ["postgres", "nobody"].into_iter();
+    let mut known = users.filter_map(|name| User::from_name(name).ok().flatten());
+    known.next().map(|user| Some((user.uid, user.gid))).ok_or(ClusterError::NoUser)
+}
+
+/// Makes the cluster's folder where its owner can reach it: `dir`, or if a folder above is closed to
+/// the owner, one in /var/tmp that `dir` links to.
+fn make_home(dir: &Path, owner: Option<(Uid, Gid)>) -> Result<PathBuf, ClusterError> {
+    fs::create_dir_all(dir).map_err(|why| file_error("make", dir, why))?;
+    give(dir, owner, 0o700)?;
+    let home = fs::canonicalize(dir).map_err(|why| file_error("find", dir, why))?;
+    let Some((uid, gid)) = owner else { return Ok(home) };
+    let mut probe = Command::new("test");
+    probe.arg("-w").arg(&home).current_dir("/").uid(uid.as_raw()).gid(gid.as_raw());
+    if probe.status().is_ok_and(|status| status.success()) {
+        return Ok(home);
+    }
+    let aside = Path::new(ASIDE).join(format!("{ASIDE_NAME}{}", random_hex()?));
+    fs::create_dir(&aside).map_err(|why| file_error("make", &aside, why))?;
+    give(&aside, owner, 0o700)?;
+    fs::remove_dir(dir).map_err(|why| file_error("remove", dir, why))?;
+    std::os::unix::fs::symlink(&aside, dir).map_err(|why| file_error("link", dir, why))?;
+    Ok(aside)
+}
+
+fn give(path: &Path, owner: Option<(Uid, Gid)>, mode: u32) -> Result<(), ClusterError> {
+    let given =
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).and_then(|()| match owner {
+            Some((uid, gid)) => chown(path, Some(uid), Some(gid)).map_err(io::Error::from),
+            None => Ok(()),
+        });
+    given.map_err(|why| file_error("give away", path, why))
+}
+
+fn append(path: &Path, text: &str) -> Result<(), ClusterError> {
+    let written = File::options()
+        .append(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()));
+    written.map_err(|why| file_error("write", path, why))
+}
+
+/// A port that nobody listens on, outside the range from which the system takes ports for outgoing
+/// connections, so that it is still ours after a restart.
+///
+/// # Errors
+///
+/// None was free.
+pub fn free_port() -> Result<u16, ClusterError> {
+    let mut last = None;
+    for _ in 0..PORT_ATTEMPTS {
+        let port = fastrand::u16(PORTS);
+        match std::net::TcpListener::bind(("127.0.0.1", port)) {
+            Ok(_) => return Ok(port),
+            Err(why) => last = Some(why),
+        }
+    }
+    let why = last.unwrap_or_else(|| io::Error::other("no port tried"));
+    Err(file_error("find a free port on", Path::new("127.0.0.1"), why))
+}
+
+/// 32 hex digits that nobody can guess.
+///
+/// # Errors
+///
+/// The system has no random numbers.
+pub fn random_hex() -> Result<String, ClusterError> {
+    random_key().map(|key| hex::encode(&key[..16]))
+}
+
+/// 32 bytes that nobody can guess.
+///
+/// # Errors
+///
+/// The system has no random numbers.
+pub fn random_key() -> Result<[u8; 32], ClusterError> {
+    let path = Path::new("/dev/urandom");
+    let mut bytes = [0; 32];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut bytes));
+    read.map_err(|why| file_error("read", path, why))?;
+    Ok(bytes)
+}
+
+fn pid_of(child: &Child) -> Option<Pid> {
+    i32::try_from(child.id()).ok().map(Pid::from_raw)
+}
+
+fn file_error(what: &'static str, path: &Path, why: io::Error) -> ClusterError {
+    ClusterError::File { what, path: path.to_owned(), why }
+}
+
+fn program_error(program: &'static str, why: &io::Error) -> ClusterError {
+    ClusterError::Program { program, said: why.to_string() }
+}
+
+fn sql_error(what: &'static str, why: tokio_postgres::Error) -> ClusterError {
+    ClusterError::Sql { what, why }
+}
+
+/// Name of the first role.
+pub const SUPERUSER: &str = "admin";
+
+const MAJOR_MIN: u32 = 12;
+const DEBIAN: &str = "/usr/lib/postgresql";
+const PROGRAMS: [&str; 2] = ["initdb", "postgres"];
+const ASIDE: &str = "/var/tmp";
+const ASIDE_NAME: &str = "lakehead-cluster-";
+const LOG: &str = "log";
+const LOG_END_BYTES: usize = 2000;
+const PORTS: std::ops::Range<u16> = 15_000..31_000;
+const PORT_ATTEMPTS: u32 = 20;
+const POLL: Duration = Duration::from_millis(20);
+/// 3 minutes: recovery after a crash included.
+const READY_POLLS: u32 = 9_000;
+/// 30 seconds.
+const STOP_POLLS: u32 = 1_500;
+const ADMIT_PASSWORDS: &str =
+    "host all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 scram-sha-256\n";
+const SETTINGS: &[(&str, &str)] = &[
+    ("listen_addresses", "127.0.0.1"),
+    ("unix_socket_directories", ""),
+    ("wal_level", "logical"),
+    ("max_replication_slots", "8"),
+    ("max_wal_senders", "8"),
+    ("max_connections", "40"),
+    ("shared_buffers", "64MB"),
+    ("max_wal_size", "1GB"),
+    ("checkpoint_timeout", "5min"),
+    ("log_checkpoints", "off"),
+    ("timezone", "UTC"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_keeps_its_rows_through_a_crash_and_leaves_no_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = ClusterOptions { dir: dir.path().join("c"), ..ClusterOptions::default() };
+        let mut cluster = Cluster::create(&options).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let tasks = Tasks::new();
+            let client = cluster.connect("postgres", &tasks).await.unwrap();
+            client.batch_execute("CREATE TABLE t AS SELECT 7 AS n").await.unwrap();
+            let before = cluster.position(&client).await.unwrap();
+            cluster.restart(Stop::Immediate).unwrap();
+            let client = cluster.connect("postgres", &tasks).await.unwrap();
+            let n: i32 = client.query_one("SELECT n FROM t", &[]).await.unwrap().get(0);
+            assert_eq!(n, 7);
+            assert!(cluster.position(&client).await.unwrap() >= before);
+            tasks.stop().await;
+        });
+        let pid = cluster.server.as_ref().unwrap().id();
+        drop(cluster);
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+        clear(&options.dir).unwrap();
+        assert!(!options.dir.is_symlink() && !options.dir.exists());
+    }
+
+    #[test]
+    fn binaries_that_are_not_there_are_missed_by_name() {
+        let error = find_binaries(Some(Path::new("/nonexistent"))).unwrap_err();
+        assert!(error.to_string().contains("apt-get install postgresql"));
+    }
+}

@@ -1,0 +1,38 @@
+//! The S3 double's contract, in memory of nothing yet: replaced by the double itself.
+
+use std::{io, path::PathBuf};
+
+#[derive(Debug, Clone)]
+/// How.
+pub struct Options {
+    /// .
+    pub root: PathBuf,
+    /// .
+    pub keys: Vec<(String, String)>,
+    /// .
+    pub tls: bool,
+    /// .
+    pub port: u16,
+}
+/// Double.
+#[derive(Debug)]
+pub struct S3Double;
+impl S3Double {
+    /// .
+    ///
+    /// # Errors
+    /// .
+    pub async fn start(_options: Options) -> io::Result<Self> {
+        Ok(Self)
+    }
+    /// .
+    pub fn endpoint(&self) -> String {
+        String::new()
+    }
+    /// .
+    pub fn ca_pem(&self) -> Option<String> {
+        None
+    }
+    /// .
+    pub async fn stop(self) {}
+}
