@@ -19,9 +19,24 @@ pub(super) struct DemoArgs {
 
 // ---- the demo room: `demo::run` ----
 
-pub(super) async fn demo(_: &Global, _: DemoArgs) -> Result<Exit, Failure> {
-    Err(Failure::not_here(
-        "this build has no demo: it is not part of the firmware",
-        "in the sources, run: make demo",
-    ))
+#[cfg(feature = "demo")]
+pub(super) async fn demo(global: &Global, args: DemoArgs) -> Result<Exit, Failure> {
+    use std::sync::Arc;
+
+    use crate::{clock::SystemClock, demo};
+
+    let options = demo::DemoOptions { minutes: args.minutes, dir: args.dir, json: global.json };
+    let report = demo::run(&options, Arc::new(SystemClock)).await.map_err(|error| {
+        let logs = format!("its logs are in {}", options.dir.display());
+        Failure::ended(error.exit(), "Demo", &error.to_string(), &logs)
+    })?;
+    global.output().tell(&report, &report);
+    Ok(report.exit())
+}
+
+#[cfg(not(feature = "demo"))]
+pub(super) async fn demo(_: &Global, args: DemoArgs) -> Result<Exit, Failure> {
+    let DemoArgs { minutes, dir } = args;
+    let again = format!("in the sources: make demo (--minutes {minutes} --dir {})", dir.display());
+    Err(Failure::not_here("this build has no demo: it is not part of the firmware", &again))
 }

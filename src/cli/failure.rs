@@ -37,13 +37,14 @@ impl Failure {
         }
     }
 
-    /// What was asked for belongs to a later firmware, or another build.
+    /// What was asked for belongs to a later firmware, or was not asked for rightly.
     pub(super) fn not_here(what: &str, remedy: &str) -> Self {
-        Self {
-            problems: vec![(what.into(), remedy.into())],
-            cause: "Usage",
-            exit: Exit::CouldNotRun,
-        }
+        Self::ended(Exit::CouldNotRun, "Usage", what, remedy)
+    }
+
+    /// Something that has no line in the table.
+    pub(super) fn ended(exit: Exit, cause: &'static str, error: &str, remedy: &str) -> Self {
+        Self { problems: vec![(error.into(), remedy.into())], cause, exit }
     }
 
     /// The system refused something that has no line in the table.

@@ -24,8 +24,9 @@ use super::{
         Cell, Change, Column, Commit, Decode, DecodeError, Event, Identity, OldRow, Op, RecordKind,
         Row, Table, Value, records,
     },
-    builtin, copy, types,
+    builtin, copy,
     fields::Reader,
+    types,
 };
 use crate::units::{Position, Timestamp};
 
