@@ -10,6 +10,7 @@ use super::{
     error::SourceError,
     message::TextRow,
     pattern::Patterns,
+    relation::Named,
     types::{lake_type, renders_binary},
     wire::Wire,
 };
@@ -34,6 +35,8 @@ pub(crate) struct Listed {
     /// Whether UPDATE and DELETE can name the old row. Where not, publishing them would make them
     /// fail on the source (P5).
     pub(crate) identified: bool,
+    /// Whether a row can be told from all others, so that parts read at different times fit together.
+    pub(crate) addressable: bool,
     /// Whether this role may read it.
     pub(crate) selectable: bool,
     /// Changes when the table is rewritten or emptied.
@@ -44,8 +47,8 @@ pub(crate) struct Listed {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Described {
     pub(crate) table: Table,
-    /// The output function of each column's type, as SQL spells it.
-    outputs: Vec<String>,
+    /// Of each column: its type as declared, and the function that prints it, as SQL spells it.
+    printed: Vec<(u32, String)>,
 }
 
 impl Listed {
@@ -69,7 +72,7 @@ impl Described {
     /// The columns as a list for SELECT: in binary form where it is read, else as the type's own
     /// output function prints them. A cast to text would not do: `inet::text` prints other text.
     pub(crate) fn select_list(&self) -> String {
-        let columns = self.table.columns.iter().zip(&self.outputs).map(|(column, output)| {
+        let columns = self.table.columns.iter().zip(&self.printed).map(|(column, (_, output))| {
             let name = identifier(&column.name);
             match renders_binary(column.type_id) {
                 true => name,
@@ -79,16 +82,11 @@ impl Described {
         columns.collect::<Vec<_>>().join(", ")
     }
 
-    /// Itself with exactly the columns that the stream named, or `None` if it is another shape.
-    pub(crate) fn with_columns(&self, named: &[super::relation::Named]) -> Option<Table> {
-        let own = &self.table.columns;
-        let same = own.len() == named.len()
-            && own.iter().zip(named).all(|(own, named)| {
-                // A domain's own number is not kept; its base type's never equals it.
-                let type_fits = own.type_id == named.type_id || named.type_id >= FIRST_USER_ID;
-                own.name == named.name && type_fits
-            });
-        same.then(|| self.table.clone())
+    /// Whether its columns are exactly those that the stream named.
+    pub(crate) fn has_columns(&self, named: &[Named]) -> bool {
+        let own = self.table.columns.iter().zip(&self.printed);
+        let own = own.map(|(column, (declared, _))| (column.name.as_str(), *declared));
+        own.eq(named.iter().map(|named| (named.name.as_str(), named.type_id)))
     }
 }
 
@@ -110,6 +108,7 @@ pub(crate) async fn list(wire: &mut Wire, patterns: &Patterns) -> Result<Listing
                 Identity::Full => true,
                 Identity::Nothing => false,
             },
+            addressable: keyed || row.flag(7),
             selectable: row.flag(8),
             filenode: row.parse_as(9)?,
             schema,
@@ -176,7 +175,7 @@ impl Draft {
             identity: identity(row.text(3)?),
             types: vec![],
         };
-        Ok(Self { described: Described { table, outputs: vec![] }, key: vec![], used: vec![] })
+        Ok(Self { described: Described { table, printed: vec![] }, key: vec![], used: vec![] })
     }
 
     fn add(&mut self, row: &TextRow, types: &Types) -> Result<(), SourceError> {
@@ -188,7 +187,7 @@ impl Draft {
             self.key.push((row.parse_as(10)?, name.clone()));
         }
         self.used.push(declared);
-        self.described.outputs.push(types.output(declared));
+        self.described.printed.push((declared, types.output(declared)));
         let table = &mut self.described.table;
         table.columns.push(Column {
             name,
@@ -300,8 +299,8 @@ mod tests {
             identity: Identity::Default,
             types: vec![],
         };
-        let described =
-            Described { table, outputs: vec!["int4out".into(), "public.odd_out".into()] };
+        let printed = vec![(23, "int4out".into()), (100_000, "public.odd_out".into())];
+        let described = Described { table, printed };
         assert!(!described.renders_binary());
         assert_eq!(
             described.select_list(),
