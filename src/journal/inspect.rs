@@ -211,7 +211,8 @@ impl Checker<'_> {
     }
 
     fn part(&mut self, header: &FrameHeader, plain: &[u8]) -> Option<&'static str> {
-        let Some(commit) = self.unpacker.part(plain, &mut self.run) else {
+        let Some(commit) = self.unpacker.part(plain, header.kind == Kind::Batch, &mut self.run)
+        else {
             self.run.clear();
             return Some("a batch does not decompress");
         };

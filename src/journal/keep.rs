@@ -235,6 +235,13 @@ impl Shared {
         self.room.notify_waiters();
     }
 
+    /// Takes no more in; what is in is still written.
+    pub(crate) fn close(&self) {
+        self.queue.close();
+        self.permits.close();
+        self.room.notify_waiters();
+    }
+
     pub(crate) fn has_failed(&self) -> bool {
         *self.phase.borrow() != Phase::Running
     }

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::{
     Batch, JournalError, ReadBatches,
     keep::lock,
-    watermark::{Progress, follows},
+    watermark::{Progress, fits},
 };
 use crate::{
     source::{Durable, Keep, KeepError, Run},
@@ -73,9 +73,8 @@ impl Keep for MemoryJournal {
 
     fn append(&self, run: Run) -> BoxFuture<'_, Result<(), KeepError>> {
         let mut log = lock(&self.0.log);
-        if follows(log.progress.open.is_some(), run.piece).is_none() {
-            let error = KeepError(format!("a {:?} piece cannot come here", run.piece));
-            return Box::pin(async move { Err(error) });
+        if let Err(why) = fits(log.progress.open.is_some(), &run) {
+            return Box::pin(async move { Err(KeepError(why)) });
         }
         let batch = Batch {
             number: log.progress.next_batch,

@@ -1,7 +1,7 @@
 //! Opens and stops a journal.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Condvar, Mutex, PoisonError, RwLock, atomic::Ordering},
 };
 
@@ -98,7 +98,7 @@ impl Journal {
     /// Writes what is queued, makes a last checkpoint, and waits until the folder is free. What comes
     /// later is refused. cancel-safe: it goes on stopping.
     pub async fn stop(&self) {
-        self.close();
+        self.shared.close();
         let mut phase = self.shared.phase.subscribe();
         // The sender lives as long as the journal.
         let _ended = phase.wait_for(|phase| *phase == Phase::Ended).await;
@@ -120,17 +120,11 @@ impl Journal {
             }
         }
     }
-
-    fn close(&self) {
-        self.shared.queue.close();
-        self.shared.permits.close();
-        self.shared.room.notify_waiters();
-    }
 }
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        self.close();
+        self.shared.close();
     }
 }
 
@@ -289,7 +283,11 @@ fn start(
     writer.checkpoint(now);
     shared.mailbox.trim();
     let journal = Journal { shared };
-    spawn(&journal, writer, store, hold, tasks).map_err(|why| write_error(&journal.dir(), why))?;
+    if let Err(why) = spawn(&journal, writer, store, hold, tasks) {
+        // What was spawned ends, too.
+        journal.shared.mailbox.close();
+        return Err(write_error(&journal.shared.dir, why));
+    }
     Ok(Arc::new(journal))
 }
 
@@ -345,10 +343,4 @@ fn spawn(
     let shared = journal.shared.clone();
     tasks.thread("journal-pack", move || writer::pack(&shared, packer))?;
     tasks.thread("journal-write", move || writer.run())
-}
-
-impl Journal {
-    fn dir(&self) -> PathBuf {
-        self.shared.dir.clone()
-    }
 }

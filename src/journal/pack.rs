@@ -87,14 +87,20 @@ impl Unpacker {
         zstd::bulk::Decompressor::new().map(Self)
     }
 
-    /// Appends a part of a run to `run`. Gives its commit; `None`: the plaintext is no part.
-    pub(crate) fn part(&mut self, plain: &[u8], run: &mut Vec<u8>) -> Option<Option<Commit>> {
+    /// Appends a part of a run to `run`, the `last` or another. Gives its commit; `None`: the
+    /// plaintext is no such part.
+    pub(crate) fn part(
+        &mut self,
+        plain: &[u8],
+        last: bool,
+        run: &mut Vec<u8>,
+    ) -> Option<Option<Commit>> {
         let (prefix, packed) = BatchPrefix::split(plain)?;
         debug_assert_eq!(plain.len() - packed.len(), BATCH_PREFIX_BYTES);
         let run_bytes = usize::try_from(prefix.run_bytes).ok()?;
         run.reserve_exact(run_bytes.checked_sub(run.len())?);
         self.append(packed, usize::try_from(prefix.part_bytes).ok()?, run)?;
-        Some(prefix.commit)
+        (!last || run.len() == run_bytes).then_some(prefix.commit)
     }
 
     /// Reads the facts of a frame. `None`: the plaintext holds none.
@@ -134,9 +140,10 @@ mod tests {
         let mut unpacker = Unpacker::new().unwrap();
         let mut read = vec![];
         let mut commit = None;
-        for part in &packed.parts {
+        for (number, part) in packed.parts.iter().enumerate() {
             assert_eq!(commit, None);
-            commit = unpacker.part(part, &mut read).unwrap();
+            let last = number + 1 == packed.parts.len();
+            commit = unpacker.part(part, last, &mut read).unwrap();
         }
         assert_eq!((read, commit), (run.bytes, run.commit));
         packed.parts.len()
@@ -158,6 +165,6 @@ mod tests {
         let run = Run { bytes: vec![1; 100], ..Run::new(Piece::First) };
         let mut part = Packer::new().unwrap().run(run).unwrap().parts.remove(0);
         part[37] = 99;
-        assert_eq!(Unpacker::new().unwrap().part(&part, &mut vec![]), None);
+        assert_eq!(Unpacker::new().unwrap().part(&part, true, &mut vec![]), None);
     }
 }

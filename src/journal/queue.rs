@@ -15,9 +15,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{
     keep::{Shared, lock},
     pack::Packed,
-    watermark::follows,
+    watermark::fits,
 };
-use crate::source::{Durable, Piece, Run};
+use crate::source::{Durable, Run};
 
 /// Bytes of runs taken over and not yet durable, before compression.
 pub(crate) const QUEUE_BYTES: usize = 8 << 20;
@@ -107,19 +107,7 @@ impl Queue {
     /// Takes a run in.
     pub(crate) fn push_run(&self, run: Run, admission: Admission) -> Result<(), String> {
         let mut inner = self.accepting()?;
-        let commit = matches!(run.piece, Piece::Whole | Piece::Last);
-        if run.commit.is_some() != commit {
-            return Err(format!(
-                "a {:?} piece comes {} its commit",
-                run.piece,
-                if commit { "with" } else { "without" }
-            ));
-        }
-        let Some(open) = follows(inner.open, run.piece) else {
-            let open = if inner.open { "an open" } else { "no open" };
-            return Err(format!("a {:?} piece cannot follow {open} transaction", run.piece));
-        };
-        inner.open = open;
+        inner.open = fits(inner.open, &run)?;
         inner.raw.push_back(Raw::Run(run, admission));
         self.raw_came.notify_one();
         Ok(())

@@ -156,7 +156,11 @@ impl Place {
         let what = if crc32c::crc32c(payload) != header.payload_crc {
             "the checksum of a frame does not match"
         } else {
-            match self.key.open(header, payload).and_then(|plain| unpacker.part(plain, bytes)) {
+            match self
+                .key
+                .open(header, payload)
+                .and_then(|plain| unpacker.part(plain, header.kind == Kind::Batch, bytes))
+            {
                 Some(commit) => return Ok(commit),
                 None => "the seal of a frame does not open",
             }

@@ -288,7 +288,7 @@ impl State {
 /// header does not say which.
 pub(crate) fn damaged(path: &str, bad: &Bad, first: u64, end: u64) -> JournalError {
     let (first, end) = match bad.header {
-        Some(header) if header.kind.is_payload() => (header.batch, header.batch + 1),
+        Some(header) if header.kind.is_payload() => (header.batch, header.batch.saturating_add(1)),
         Some(_) => (0, 0),
         None => (first, end),
     };

@@ -5,7 +5,7 @@
 
 use super::record::Fields;
 use crate::{
-    source::{Commit, Durable, Piece},
+    source::{Commit, Durable, Piece, Run},
     units::{Point, Position, Sequence},
 };
 
@@ -41,19 +41,22 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// Goes past one batch. A batch that cannot follow is taken as it is: [`follows`] was asked before.
+    /// Goes past one batch. One that cannot follow is taken as it is: [`fits`] was asked before.
     pub(crate) fn advance(&mut self, piece: Piece, changes: u64, commit: Option<Commit>) {
         let batch = self.next_batch;
-        self.next_batch += 1;
-        self.next_sequence += changes;
+        // Saturating: behind damage the numbers can be anything.
+        self.next_batch = batch.saturating_add(1);
+        self.next_sequence = self.next_sequence.saturating_add(changes);
         match piece {
             Piece::First => self.open = Some(batch),
             Piece::Middle => {}
             Piece::Whole | Piece::Last => {
                 self.open = None;
                 let commit = commit.unwrap_or_default();
-                let point =
-                    Point { sequence: Sequence(self.next_sequence - 1), position: commit.position };
+                let point = Point {
+                    sequence: Sequence(self.next_sequence.saturating_sub(1)),
+                    position: commit.position,
+                };
                 self.durable = Durable { point, batch, begins: commit.begins };
             }
         }
@@ -126,7 +129,7 @@ impl Torn {
     /// Adds a range after all others.
     pub(crate) fn add(&mut self, (from, to): (u64, u64)) {
         match self.0.last_mut() {
-            Some((_, end)) if *end + 1 == from => *end = to,
+            Some((_, end)) if end.saturating_add(1) == from => *end = to,
             _ => self.0.push((from, to)),
         }
     }
@@ -157,6 +160,25 @@ pub(crate) fn follows(open: bool, piece: Piece) -> Option<bool> {
         (false, Piece::First) | (true, Piece::Middle) => Some(true),
         (false, Piece::Middle | Piece::Last) | (true, Piece::Whole | Piece::First) => None,
     }
+}
+
+/// Whether `run` may come, with (`true`) or without an open transaction before it. Gives whether one
+/// is open after it, or what is wrong.
+pub(crate) fn fits(open: bool, run: &Run) -> Result<bool, String> {
+    let piece = run.piece;
+    match (run.piece, run.commit) {
+        (Piece::Whole | Piece::Last, None) => {
+            return Err(format!("a {piece:?} piece comes with its commit"));
+        }
+        (Piece::First | Piece::Middle, Some(_)) => {
+            return Err(format!("a {piece:?} piece has no commit"));
+        }
+        _ => {}
+    }
+    follows(open, piece).ok_or_else(|| {
+        let before = if open { "an open" } else { "no open" };
+        format!("a {piece:?} piece cannot come with {before} transaction before it")
+    })
 }
 
 #[cfg(test)]

@@ -90,7 +90,7 @@ impl Writer {
     fn work(&mut self) -> Result<(), JournalError> {
         loop {
             if self.token.is_cancelled() {
-                self.shared.queue.close();
+                self.shared.close();
             }
             match self.shared.queue.take(self.disk_full, TICK) {
                 Taken::Group(group) => self.commit(group)?,
