@@ -1,12 +1,14 @@
 //! The lake on this machine: one bucket in the S3 double, and the keys to it.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
 
 use super::{
-    cluster::{ClusterError, random_hex},
+    cluster::ClusterError,
+    ground::random_hex,
     s3::{Options, S3Double},
     site::{Key, Lake},
 };
@@ -19,6 +21,15 @@ pub struct Bucket {
     root: PathBuf,
     writer: Key,
     reader: Key,
+}
+
+/// What was sent and taken.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Sent {
+    /// How often each key was stored.
+    pub stored: BTreeMap<String, usize>,
+    /// How often each part of each key was taken.
+    pub parts: BTreeMap<(String, u32), usize>,
 }
 
 impl Bucket {
@@ -50,6 +61,38 @@ impl Bucket {
             writer: self.writer.clone(),
             reader: self.reader.clone(),
         }
+    }
+
+    /// From the log of requests: what was sent, and taken.
+    pub fn sent(&self) -> Sent {
+        let mut sent = Sent::default();
+        for request in self.double.requests().iter().filter(|request| request.status == 200) {
+            match (request.operation.as_str(), request.part) {
+                ("PutObject" | "CompleteMultipartUpload", _) => {
+                    *sent.stored.entry(request.key.clone()).or_default() += 1;
+                }
+                ("UploadPart", Some(part)) => {
+                    *sent.parts.entry((request.key.clone(), part)).or_default() += 1;
+                }
+                _ => {}
+            }
+        }
+        sent
+    }
+
+    /// Has the store answer nobody, or everybody again.
+    pub fn away(&self, away: bool) {
+        self.double.away(away);
+    }
+
+    /// Sets the store's clock ahead of this machine's.
+    pub fn skew(&self, seconds: i64) {
+        self.double.skew(seconds);
+    }
+
+    /// Stops the store.
+    pub async fn close(self) {
+        self.double.stop().await;
     }
 
     /// Objects in it, and their bytes.

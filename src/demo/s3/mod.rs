@@ -14,6 +14,18 @@ pub struct Options {
     /// .
     pub port: u16,
 }
+/// One request.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// `PutObject`
+    pub operation: String,
+    /// .
+    pub key: String,
+    /// .
+    pub part: Option<u32>,
+    /// .
+    pub status: u16,
+}
 /// Double.
 #[derive(Debug)]
 pub struct S3Double;
@@ -33,6 +45,14 @@ impl S3Double {
     pub fn ca_pem(&self) -> Option<String> {
         None
     }
+    /// .
+    pub fn requests(&self) -> Vec<Request> {
+        vec![]
+    }
+    /// Refuses every connection or request.
+    pub fn away(&self, _away: bool) {}
+    /// Moves the double's clock.
+    pub fn skew(&self, _seconds: i64) {}
     /// .
     pub async fn stop(self) {}
 }
