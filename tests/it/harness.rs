@@ -240,7 +240,7 @@ impl World {
         let site = json!({
             "endpoint": lake.endpoint, "bucket": lake.bucket, "prefix": lake.prefix, "source": SOURCE,
             "key": lake.reader.id, "secret": lake.reader.secret, "ca": ca, "key_file": key,
-            "dir": self.dir.join("read"),
+            "dir": self.dir.join("read"), "box": { "key": lake.writer.id, "secret": lake.writer.secret },
         });
         let ended = python("readers.py", &site, &self.dir).await;
         assert_eq!(ended.code, 0, "{}\n{}", ended.stdout, ended.stderr);
@@ -292,14 +292,47 @@ pub(crate) fn copied(table: &str) -> bool {
 
 /// Runs one of the scripts in tests/py with the libraries that `make` has put into target/py.
 pub(crate) async fn python(script: &str, input: &Value, dir: &Path) -> Ended {
-    let interpreter = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/py/bin/python");
-    assert!(interpreter.is_file(), "run `make target/py/ready` first");
     let file = dir.join("input.json");
     fs::write(&file, input.to_string()).unwrap();
     let mut command = Command::new("sh");
     command.arg("-c").arg("exec \"$0\" \"$1\" < \"$2\"");
-    command.arg(interpreter).arg(Path::new("tests/py").join(script)).arg(&file);
+    command.arg(interpreter()).arg(Path::new("tests/py").join(script)).arg(&file);
     run(command, &dir.join("python")).await.unwrap()
+}
+
+/// The readers' own client, in Python, sees what the store holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_readers_list_and_get_what_the_store_holds() {
+    let dir = fresh_dir("readers");
+    let bucket = Bucket::open(&dir.join("lake"), true).await.unwrap();
+    let key = "raw/shop/B%C3%BCro.a b+c/dt=2026-11-21/ü.parquet";
+    bucket.double.tamper(lakehead::demo::bucket::BUCKET, key, Some(b"bytes")).unwrap();
+    let lake = bucket.lake("raw");
+    let ca = dir.join("ca.pem");
+    fs::write(&ca, lake.ca_pem.as_ref().unwrap()).unwrap();
+    let script = "import sys; sys.path.insert(0, 'tests/py'); from lake import Lake; a = sys.argv; \
+        reads = Lake(a[1], a[2], a[3], a[4], ca=a[7]); writes = Lake(a[1], a[2], a[5], a[6], ca=a[7]); \
+        keys = reads.keys('raw/'); print(keys, reads.get(keys[0])[0], writes.uploads())";
+    let mut command = Command::new(interpreter());
+    command.args([
+        "-c",
+        script,
+        &lake.endpoint,
+        &lake.bucket,
+        &lake.reader.id,
+        &lake.reader.secret,
+    ]);
+    command.args([&lake.writer.id, &lake.writer.secret, ca.to_str().unwrap()]);
+    let ended = run(command, &dir.join("python")).await.unwrap();
+    assert_eq!(ended.stdout.trim(), format!("['{key}'] b'bytes' []"), "{}", ended.stderr);
+    assert_eq!(bucket.holds().unwrap(), (1, 5));
+    bucket.close().await;
+}
+
+fn interpreter() -> PathBuf {
+    let interpreter = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/py/bin/python");
+    assert!(interpreter.is_file(), "run `make python` first");
+    interpreter
 }
 
 fn fresh_dir(story: &str) -> PathBuf {

@@ -106,6 +106,10 @@ fn complaints(path: &Path, text: &str) -> Vec<String> {
     let inside = path.strip_prefix("src").unwrap();
     let room = inside.components().next().unwrap().as_os_str().to_str().unwrap();
     let room = room.trim_end_matches(".rs");
+    if path.file_name().is_some_and(|name| name == "tests.rs") {
+        let documented = text.starts_with("//! ");
+        return if documented { vec![] } else { vec!["no module docs".into()] };
+    }
     let code = code(text);
     let mut found: Vec<String> = imports(&code)
         .iter()

@@ -24,7 +24,7 @@ class Lake:
 
     def request(self, path, query=()):
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-        uri = "/" + urllib.parse.quote(f"{self.bucket}/{path}".rstrip("/") if not path else f"{self.bucket}/{path}", safe="/-_.~")
+        uri = "/" + urllib.parse.quote(f"{self.bucket}/{path}" if path else self.bucket, safe="/-_.~")
         pairs = "&".join(f"{urllib.parse.quote(k, safe='-_.~')}={urllib.parse.quote(v, safe='-_.~')}" for k, v in sorted(query))
         empty = hashlib.sha256(b"").hexdigest()
         headers = f"host:{self.host}\nx-amz-content-sha256:{empty}\nx-amz-date:{now}\n"
