@@ -119,6 +119,10 @@ causes! {
     LakeChecksum => Retry("the checksum did not match on arrival: sending again"),
     /// S3 refused a request for a reason that trying again does not mend.
     LakeRefused => Halt("S3 refused the request: the log has its code and message"),
+    /// S3 could not use the customer's key.
+    LakeKms => Halt("S3 could not use the KMS key: check `kms_key_id`, the key's state, and that the credentials may use kms:GenerateDataKey and kms:Decrypt with it"),
+    /// The store overwrote a key although `If-None-Match: *` was sent.
+    LakeUnconditional => Halt("the store ignores If-None-Match, so nothing protects an object from being overwritten: use S3, or a store that honours conditional writes"),
     /// The certificate of the endpoint is not trusted.
     LakeCertificate => Halt("the certificate of the S3 endpoint was refused: check `endpoint` and this box's trust store"),
     /// An object in the lake does not match the ledger.

@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub mod columns;
+mod arrays;
+
 pub use crate::journal::{Op, Table};
 use crate::units::{Point, Position, Timestamp};
 

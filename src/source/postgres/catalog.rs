@@ -1,0 +1,311 @@
+//! Reads the catalog: which tables there are, and what they look like.
+//!
+//! A [`Table`] here has the columns that the change stream sends: dropped and generated ones are
+//! left out (PostgreSQL sends generated columns to nobody before version 18, and then only if asked).
+
+use std::collections::{BTreeMap, btree_map::Entry};
+
+use super::{
+    definition::Types,
+    error::SourceError,
+    message::TextRow,
+    pattern::Patterns,
+    types::{lake_type, renders_binary},
+    wire::Wire,
+};
+use crate::source::{Column, Identity, Table};
+
+/// The tables that a source is to copy, and those that it cannot.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    /// By id.
+    pub(crate) tables: BTreeMap<u32, Listed>,
+    /// Qualified names of tables that match and are not copied, and why.
+    pub(crate) refused: BTreeMap<String, &'static str>,
+}
+
+/// A table that matches.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Listed {
+    pub(crate) schema: String,
+    pub(crate) name: String,
+    /// Whether it has a primary key.
+    pub(crate) keyed: bool,
+    /// Whether UPDATE and DELETE can name the old row. Where not, publishing them would make them
+    /// fail on the source (P5).
+    pub(crate) identified: bool,
+    /// Whether this role may read it.
+    pub(crate) selectable: bool,
+    /// Changes when the table is rewritten or emptied.
+    pub(crate) filenode: u32,
+}
+
+/// A table's definition, and what it takes to read it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Described {
+    pub(crate) table: Table,
+    /// The output function of each column's type, as SQL spells it.
+    outputs: Vec<String>,
+}
+
+impl Listed {
+    /// `schema.table`, for people.
+    pub(crate) fn qualified(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+
+    /// Qualified and quoted, for SQL.
+    pub(crate) fn quoted(&self) -> String {
+        quoted(&self.schema, &self.name)
+    }
+}
+
+impl Described {
+    /// Whether all its columns are read in binary form.
+    pub(crate) fn renders_binary(&self) -> bool {
+        self.table.columns.iter().all(|column| renders_binary(column.type_id))
+    }
+
+    /// The columns as a list for SELECT: in binary form where it is read, else as the type's own
+    /// output function prints them. A cast to text would not do: `inet::text` prints other text.
+    pub(crate) fn select_list(&self) -> String {
+        let columns = self.table.columns.iter().zip(&self.outputs).map(|(column, output)| {
+            let name = identifier(&column.name);
+            match renders_binary(column.type_id) {
+                true => name,
+                false => format!("pg_catalog.textin({output}({name}))"),
+            }
+        });
+        columns.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Itself with exactly the columns that the stream named, or `None` if it is another shape.
+    pub(crate) fn with_columns(&self, named: &[super::relation::Named]) -> Option<Table> {
+        let own = &self.table.columns;
+        let same = own.len() == named.len()
+            && own.iter().zip(named).all(|(own, named)| {
+                // A domain's own number is not kept; its base type's never equals it.
+                let type_fits = own.type_id == named.type_id || named.type_id >= FIRST_USER_ID;
+                own.name == named.name && type_fits
+            });
+        same.then(|| self.table.clone())
+    }
+}
+
+/// Lists the tables that match. System and temporary schemas are never looked at.
+pub(crate) async fn list(wire: &mut Wire, patterns: &Patterns) -> Result<Listing, SourceError> {
+    let mut listing = Listing::default();
+    for row in wire.query("list tables", LIST).await? {
+        let (schema, name) = (row.text(1)?.to_owned(), row.text(2)?.to_owned());
+        if !patterns.include(&schema, &name) {
+            continue;
+        }
+        let keyed = row.flag(6);
+        let identity = identity(row.text(5)?);
+        let listed = Listed {
+            keyed,
+            identified: match identity {
+                Identity::Default => keyed,
+                Identity::Index => row.flag(7),
+                Identity::Full => true,
+                Identity::Nothing => false,
+            },
+            selectable: row.flag(8),
+            filenode: row.parse_as(9)?,
+            schema,
+            name,
+        };
+        let refusal = match (row.text(3)?, row.text(4)?) {
+            ("f", _) => Some("it is a foreign table: its changes happen elsewhere"),
+            (_, "u") => Some("it is unlogged: its changes are not in the log"),
+            _ => None,
+        };
+        match refusal {
+            Some(why) => drop(listing.refused.insert(listed.qualified(), why)),
+            None => drop(listing.tables.insert(row.parse_as(0)?, listed)),
+        }
+    }
+    Ok(listing)
+}
+
+/// Describes tables. One that is not there any more is left out.
+pub(crate) async fn describe(
+    wire: &mut Wire,
+    ids: impl IntoIterator<Item = u32>,
+) -> Result<BTreeMap<u32, Described>, SourceError> {
+    let ids: Vec<String> = ids.into_iter().map(|id| id.to_string()).collect();
+    if ids.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let rows = wire.query("describe tables", &COLUMNS.replace("{ids}", &ids.join(","))).await?;
+    let used = rows.iter().map(|row| row.parse_as(5)).collect::<Result<Vec<u32>, _>>()?;
+    let types = Types::load(wire, used).await?;
+    let mut drafts: BTreeMap<u32, Draft> = BTreeMap::new();
+    for row in &rows {
+        let id: u32 = row.parse_as(0)?;
+        let draft = match drafts.entry(id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(Draft::new(id, row)?),
+        };
+        // A table without columns has one row, without a column.
+        if row.optional(4).is_some() {
+            draft.add(row, &types)?;
+        }
+    }
+    Ok(drafts.into_iter().map(|(id, draft)| (id, draft.finish(&types))).collect())
+}
+
+/// A table whose columns are being read.
+struct Draft {
+    described: Described,
+    /// The primary key's columns, with their places in it.
+    key: Vec<(u32, String)>,
+    /// The columns' types as declared.
+    used: Vec<u32>,
+}
+
+impl Draft {
+    fn new(id: u32, row: &TextRow) -> Result<Self, SourceError> {
+        let table = Table {
+            id,
+            schema: row.text(1)?.into(),
+            name: row.text(2)?.into(),
+            version: 0,
+            columns: vec![],
+            key: vec![],
+            identity: identity(row.text(3)?),
+            types: vec![],
+        };
+        Ok(Self { described: Described { table, outputs: vec![] }, key: vec![], used: vec![] })
+    }
+
+    fn add(&mut self, row: &TextRow, types: &Types) -> Result<(), SourceError> {
+        let name = row.text(4)?.to_owned();
+        let declared: u32 = row.parse_as(5)?;
+        let (type_id, type_modifier) = types.base(declared, row.parse_as(6)?);
+        let in_key = row.optional(10).is_some();
+        if in_key {
+            self.key.push((row.parse_as(10)?, name.clone()));
+        }
+        self.used.push(declared);
+        self.described.outputs.push(types.output(declared));
+        let table = &mut self.described.table;
+        table.columns.push(Column {
+            name,
+            source_type: row.text(7)?.into(),
+            type_id,
+            type_modifier,
+            lake: lake_type(type_id, type_modifier),
+            identity: match table.identity {
+                Identity::Default => in_key,
+                Identity::Index => row.flag(11),
+                Identity::Full => true,
+                Identity::Nothing => false,
+            },
+            not_null: row.flag(8),
+            default: row.optional(9).map(Into::into),
+            generated: match row.optional(12) {
+                Some("a") => Some("always".into()),
+                Some("d") => Some("by default".into()),
+                _ => None,
+            },
+        });
+        Ok(())
+    }
+
+    fn finish(mut self, types: &Types) -> Described {
+        self.key.sort();
+        self.described.table.key = self.key.into_iter().map(|(_, name)| name).collect();
+        self.described.table.types = types.definitions(&self.used);
+        self.described
+    }
+}
+
+fn identity(letter: &str) -> Identity {
+    match letter {
+        "f" => Identity::Full,
+        "i" => Identity::Index,
+        "n" => Identity::Nothing,
+        _ => Identity::Default,
+    }
+}
+
+/// A name as SQL spells it, always quoted.
+pub(crate) fn identifier(name: &str) -> String {
+    postgres_protocol::escape::escape_identifier(name)
+}
+
+/// A string as SQL spells it.
+pub(crate) fn literal(text: &str) -> String {
+    postgres_protocol::escape::escape_literal(text)
+}
+
+/// A qualified name as SQL spells it, always quoted.
+pub(crate) fn quoted(schema: &str, name: &str) -> String {
+    format!("{}.{}", identifier(schema), identifier(name))
+}
+
+/// Numbers below it are the server's own (`FirstNormalObjectId`).
+pub(crate) const FIRST_USER_ID: u32 = 16384;
+
+/// 0 id, 1 schema, 2 name, 3 kind, 4 persistence, 5 identity, 6 has a usable primary key, 7 has an
+/// identity index, 8 readable, 9 file number. Partitioned tables hold no rows; their leaves do.
+const LIST: &str = "SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident,
+    EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid),
+    EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident AND i.indisvalid),
+    has_table_privilege(c.oid, 'SELECT'), coalesce(pg_relation_filenode(c.oid), 0)
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'f') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'";
+
+/// 0 table, 1 schema, 2 name, 3 identity, 4 column, 5 type, 6 modifier, 7 type as printed, 8 not null,
+/// 9 default, 10 place in the primary key, 11 in the identity index, 12 identity column.
+const COLUMNS: &str = "SELECT c.oid, n.nspname, c.relname, c.relreplident, a.attname, coalesce(a.atttypid, 25),
+    a.atttypmod, format_type(a.atttypid, a.atttypmod), a.attnotnull, pg_get_expr(d.adbin, d.adrelid),
+    CASE WHEN array_position(p.indkey::int2[], a.attnum) < p.indnkeyatts THEN array_position(p.indkey::int2[], a.attnum) END,
+    a.attnum = ANY (r.indkey::int2[]), a.attidentity
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+    LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+    LEFT JOIN pg_index p ON p.indrelid = c.oid AND p.indisprimary
+    LEFT JOIN pg_index r ON r.indrelid = c.oid AND r.indisreplident
+    WHERE c.oid IN ({ids}) ORDER BY c.oid, a.attnum";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(name: &str, type_id: u32) -> Column {
+        Column {
+            name: name.into(),
+            source_type: String::new(),
+            type_id,
+            type_modifier: -1,
+            lake: lake_type(type_id, -1),
+            identity: false,
+            not_null: false,
+            default: None,
+            generated: None,
+        }
+    }
+
+    #[test]
+    fn a_type_that_is_not_read_in_binary_form_is_printed_by_its_own_output_function() {
+        let table = Table {
+            id: 1,
+            schema: "public".into(),
+            name: "t".into(),
+            version: 0,
+            columns: vec![column("id", 23), column("odd \"name\"", 100_000)],
+            key: vec![],
+            identity: Identity::Default,
+            types: vec![],
+        };
+        let described =
+            Described { table, outputs: vec!["int4out".into(), "public.odd_out".into()] };
+        assert!(!described.renders_binary());
+        assert_eq!(
+            described.select_list(),
+            r#""id", pg_catalog.textin(public.odd_out("odd ""name"""))"#
+        );
+    }
+}

@@ -1,0 +1,340 @@
+//! The statements that create the types a table uses and a fresh database lacks.
+//!
+//! **Invariant:** a type comes after all that its statement names.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    catalog::{FIRST_USER_ID, identifier, literal, quoted},
+    error::SourceError,
+    message::TextRow,
+    wire::Wire,
+};
+use crate::source::TypeDefinition;
+
+/// Types, with all that they are made of.
+#[derive(Debug, Default)]
+pub(crate) struct Types(BTreeMap<u32, Type>);
+
+#[derive(Debug)]
+struct Type {
+    name: String,
+    kind: Kind,
+    output: String,
+    /// The extension that brings it: its name and schema.
+    extension: Option<(String, String)>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// Made in C, or a row of a table: cannot be created by a statement of its own.
+    Given,
+    Array {
+        element: u32,
+    },
+    Enum {
+        labels: Vec<String>,
+    },
+    Domain {
+        base: u32,
+        modifier: i32,
+        /// What follows the name: base type, collation, default, NOT NULL, checks.
+        rest: String,
+    },
+    Composite {
+        /// Columns, with their types as printed, and the types' numbers.
+        columns: Vec<(String, String, u32)>,
+    },
+    Range {
+        subtype: u32,
+        /// The options in parentheses.
+        options: String,
+    },
+    Multirange {
+        range: u32,
+    },
+}
+
+impl Types {
+    /// Loads `wanted` and all that they are made of.
+    pub(crate) async fn load(wire: &mut Wire, wanted: Vec<u32>) -> Result<Self, SourceError> {
+        let mut types = Self::default();
+        let mut missing: BTreeSet<u32> = wanted.into_iter().collect();
+        while !missing.is_empty() {
+            let ids: Vec<String> = missing.iter().map(ToString::to_string).collect();
+            let rows = wire.query("read types", &TYPES.replace("{ids}", &ids.join(","))).await?;
+            let found = rows.len();
+            for row in &rows {
+                let id = row.parse_as(0)?;
+                let parsed = parse(row, wire).await?;
+                types.0.insert(id, parsed);
+            }
+            let named = types.0.values().flat_map(Type::parts);
+            missing = named.filter(|id| !types.0.contains_key(id)).collect();
+            if found == 0 {
+                break;
+            }
+        }
+        Ok(types)
+    }
+
+    /// The type below all domains, with the modifier in force.
+    pub(crate) fn base(&self, id: u32, modifier: i32) -> (u32, i32) {
+        match self.0.get(&id).map(|known| &known.kind) {
+            Some(Kind::Domain { base, modifier, .. }) => self.base(*base, *modifier),
+            _ => (id, modifier),
+        }
+    }
+
+    /// The function that prints a type's values, as SQL spells it.
+    pub(crate) fn output(&self, id: u32) -> String {
+        self.0.get(&id).map_or_else(|| "pg_catalog.unknownout".into(), |known| known.output.clone())
+    }
+
+    /// What has to be created for `used`, in an order in which it can be.
+    pub(crate) fn definitions(&self, used: &[u32]) -> Vec<TypeDefinition> {
+        let (mut seen, mut ordered) = (BTreeSet::new(), vec![]);
+        for id in used {
+            self.visit(*id, &mut seen, &mut ordered);
+        }
+        // Several types of one extension come with it once.
+        let mut created = BTreeSet::new();
+        ordered.retain(|definition: &TypeDefinition| created.insert(definition.create.clone()));
+        ordered
+    }
+
+    fn visit(&self, id: u32, seen: &mut BTreeSet<u32>, ordered: &mut Vec<TypeDefinition>) {
+        let Some(known) = self.0.get(&id).filter(|_| id >= FIRST_USER_ID && seen.insert(id)) else {
+            return;
+        };
+        if known.extension.is_none() {
+            for part in known.parts() {
+                self.visit(part, seen, ordered);
+            }
+        }
+        if let Some(create) = known.create() {
+            ordered.push(TypeDefinition { id, name: known.name.clone(), create });
+        }
+    }
+}
+
+impl Type {
+    /// The types that it is made of.
+    fn parts(&self) -> Vec<u32> {
+        match &self.kind {
+            Kind::Given | Kind::Enum { .. } => vec![],
+            Kind::Array { element: part }
+            | Kind::Domain { base: part, .. }
+            | Kind::Range { subtype: part, .. }
+            | Kind::Multirange { range: part } => vec![*part],
+            Kind::Composite { columns } => columns.iter().map(|(_, _, id)| *id).collect(),
+        }
+    }
+
+    fn create(&self) -> Option<String> {
+        let name = &self.name;
+        if let Some((extension, schema)) = &self.extension {
+            let (extension, schema) = (identifier(extension), identifier(schema));
+            return Some(format!("CREATE EXTENSION IF NOT EXISTS {extension} SCHEMA {schema}"));
+        }
+        match &self.kind {
+            Kind::Given | Kind::Array { .. } | Kind::Multirange { .. } => None,
+            Kind::Enum { labels } => {
+                let labels: Vec<_> = labels.iter().map(|label| literal(label)).collect();
+                Some(format!("CREATE TYPE {name} AS ENUM ({})", labels.join(", ")))
+            }
+            Kind::Domain { rest, .. } => Some(format!("CREATE DOMAIN {name} AS {rest}")),
+            Kind::Composite { columns } => {
+                let columns =
+                    columns.iter().map(|(column, of, _)| format!("{} {of}", identifier(column)));
+                let columns = columns.collect::<Vec<_>>().join(", ");
+                Some(format!("CREATE TYPE {name} AS ({columns})"))
+            }
+            Kind::Range { options, .. } => Some(format!("CREATE TYPE {name} AS RANGE ({options})")),
+        }
+    }
+}
+
+async fn parse(row: &TextRow, wire: &mut Wire) -> Result<Type, SourceError> {
+    let id: u32 = row.parse_as(0)?;
+    let output = row.text(4)?.to_owned();
+    let name = quoted(row.text(1)?, row.text(2)?);
+    let extension = row.optional(5).zip(row.optional(6));
+    let extension = extension.map(|(name, schema)| (name.to_owned(), schema.to_owned()));
+    let kind = match row.text(3)? {
+        "A" => Kind::Array { element: row.parse_as(7)? },
+        "d" => domain(row, wire).await?,
+        _ if id < FIRST_USER_ID || extension.is_some() => Kind::Given,
+        "e" => {
+            let sql = format!(
+                "SELECT enumlabel FROM pg_enum WHERE enumtypid = {id} ORDER BY enumsortorder"
+            );
+            let rows = wire.query("read an enum", &sql).await?;
+            let labels = rows.iter().map(|row| row.text(0).map(Into::into));
+            Kind::Enum { labels: labels.collect::<Result<_, _>>()? }
+        }
+        "c" => composite(id, wire).await?,
+        "r" => range(id, wire).await?,
+        "m" => {
+            let sql = format!("SELECT rngtypid FROM pg_range WHERE rngmultitypid = {id}");
+            let rows = wire.query("read a multirange", &sql).await?;
+            rows.first().map_or(Ok(Kind::Given), |row| {
+                row.parse_as(0).map(|range| Kind::Multirange { range })
+            })?
+        }
+        _ => Kind::Given,
+    };
+    Ok(Type { name, kind, output, extension })
+}
+
+async fn domain(row: &TextRow, wire: &mut Wire) -> Result<Kind, SourceError> {
+    let id: u32 = row.parse_as(0)?;
+    let mut rest = row.text(10)?.to_owned();
+    if let Some(collation) = row.optional(13) {
+        rest += &format!(" COLLATE {collation}");
+    }
+    if let Some(default) = row.optional(12) {
+        rest += &format!(" DEFAULT {default}");
+    }
+    if row.flag(11) {
+        rest += " NOT NULL";
+    }
+    let sql = format!(
+        "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint \
+         WHERE contypid = {id} AND contype = 'c' ORDER BY conname"
+    );
+    for check in wire.query("read a domain", &sql).await? {
+        rest += &format!(" CONSTRAINT {} {}", identifier(check.text(0)?), check.text(1)?);
+    }
+    Ok(Kind::Domain { base: row.parse_as(8)?, modifier: row.parse_as(9)?, rest })
+}
+
+async fn composite(id: u32, wire: &mut Wire) -> Result<Kind, SourceError> {
+    // The row type of a table comes with the table.
+    let sql = format!(
+        "SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.atttypid \
+         FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid \
+         WHERE c.reltype = {id} AND c.relkind = 'c' AND a.attnum > 0 AND NOT a.attisdropped \
+         ORDER BY a.attnum"
+    );
+    let rows = wire.query("read a composite type", &sql).await?;
+    let columns = rows
+        .iter()
+        .map(|row| Ok((row.text(0)?.to_owned(), row.text(1)?.to_owned(), row.parse_as(2)?)))
+        .collect::<Result<Vec<_>, SourceError>>()?;
+    Ok(if columns.is_empty() { Kind::Given } else { Kind::Composite { columns } })
+}
+
+async fn range(id: u32, wire: &mut Wire) -> Result<Kind, SourceError> {
+    let multirange = match wire.version() >= 140_000 {
+        true => "m.typname, (SELECT nspname FROM pg_namespace WHERE oid = m.typnamespace)",
+        false => "NULL, NULL",
+    };
+    let join = match wire.version() >= 140_000 {
+        true => "LEFT JOIN pg_type m ON m.oid = r.rngmultitypid",
+        false => "",
+    };
+    let sql = format!(
+        "SELECT r.rngsubtype, format_type(r.rngsubtype, -1), \
+         CASE WHEN NOT o.opcdefault THEN quote_ident(n.nspname) || '.' || quote_ident(o.opcname) END, \
+         CASE WHEN r.rngcollation <> 0 AND r.rngcollation <> s.typcollation \
+         THEN r.rngcollation::regcollation::text END, {multirange} \
+         FROM pg_range r JOIN pg_type s ON s.oid = r.rngsubtype \
+         JOIN pg_opclass o ON o.oid = r.rngsubopc JOIN pg_namespace n ON n.oid = o.opcnamespace \
+         {join} WHERE r.rngtypid = {id}"
+    );
+    // `regcollation` came with version 13.
+    let sql = match wire.version() >= 130_000 {
+        true => sql,
+        false => sql.replace("r.rngcollation::regcollation::text", "NULL"),
+    };
+    let rows = wire.query("read a range type", &sql).await?;
+    let Some(row) = rows.first() else {
+        return Ok(Kind::Given);
+    };
+    let mut options = format!("SUBTYPE = {}", row.text(1)?);
+    if let Some(class) = row.optional(2) {
+        options += &format!(", SUBTYPE_OPCLASS = {class}");
+    }
+    if let Some(collation) = row.optional(3) {
+        options += &format!(", COLLATION = {collation}");
+    }
+    if let Some((name, schema)) = row.optional(4).zip(row.optional(5)) {
+        options += &format!(", MULTIRANGE_TYPE_NAME = {}", quoted(schema, name));
+    }
+    Ok(Kind::Range { subtype: row.parse_as(0)?, options })
+}
+
+/// 0 id, 1 schema, 2 name, 3 kind (`A` for a true array), 4 output function, 5 extension, 6 its schema,
+/// 7 element, 8 base, 9 its modifier, 10 base as printed, 11 not null, 12 default, 13 collation.
+const TYPES: &str = "SELECT t.oid, n.nspname, t.typname,
+    CASE WHEN EXISTS (SELECT FROM pg_type e WHERE e.oid = t.typelem AND e.typarray = t.oid) THEN 'A' ELSE t.typtype::text END,
+    t.typoutput::regproc, x.extname, (SELECT nspname FROM pg_namespace WHERE oid = x.extnamespace),
+    t.typelem, t.typbasetype, t.typtypmod, format_type(t.typbasetype, t.typtypmod), t.typnotnull,
+    coalesce(pg_get_expr(t.typdefaultbin, 0), quote_literal(t.typdefault)),
+    CASE WHEN t.typtype = 'd' AND t.typcollation <> 0 AND t.typcollation <> b.typcollation
+    THEN (SELECT quote_ident(k.nspname) || '.' || quote_ident(o.collname) FROM pg_collation o
+    JOIN pg_namespace k ON k.oid = o.collnamespace WHERE o.oid = t.typcollation) END
+    FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+    LEFT JOIN pg_type b ON b.oid = t.typbasetype
+    LEFT JOIN pg_depend d ON d.classid = 'pg_type'::regclass AND d.objid = t.oid AND d.deptype = 'e'
+    AND d.refclassid = 'pg_extension'::regclass
+    LEFT JOIN pg_extension x ON x.oid = d.refobjid WHERE t.oid IN ({ids})";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(name: &str, kind: Kind) -> Type {
+        Type { name: name.into(), kind, output: "f".into(), extension: None }
+    }
+
+    #[test]
+    fn a_type_comes_after_all_that_it_is_made_of() {
+        let extension = Some(("hstore".into(), "public".into()));
+        let types = Types(BTreeMap::from([
+            (20_000, made("pairs", Kind::Array { element: 20_001 })),
+            (
+                20_001,
+                made(
+                    "pair",
+                    Kind::Composite {
+                        columns: vec![
+                            ("left".into(), "d".into(), 20_003),
+                            ("n".into(), "integer".into(), 23),
+                            ("h".into(), "hstore".into(), 20_004),
+                        ],
+                    },
+                ),
+            ),
+            (20_002, made("mood", Kind::Enum { labels: vec!["it's".into()] })),
+            (20_003, made("d", Kind::Domain { base: 20_002, modifier: -1, rest: "mood".into() })),
+            (20_004, Type { extension: extension.clone(), ..made("hstore", Kind::Given) }),
+            (20_005, Type { extension, ..made("ghstore", Kind::Given) }),
+        ]));
+        let made = types.definitions(&[20_000, 23, 20_005, 20_000]);
+        let creates: Vec<_> = made.iter().map(|definition| definition.create.as_str()).collect();
+        assert_eq!(
+            creates,
+            [
+                "CREATE TYPE mood AS ENUM ('it''s')",
+                "CREATE DOMAIN d AS mood",
+                "CREATE EXTENSION IF NOT EXISTS \"hstore\" SCHEMA \"public\"",
+                "CREATE TYPE pair AS (\"left\" d, \"n\" integer, \"h\" hstore)",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_domain_over_a_domain_has_the_last_ones_base() {
+        let types = Types(BTreeMap::from([
+            (20_000, made("a", Kind::Domain { base: 20_001, modifier: -1, rest: String::new() })),
+            (
+                20_001,
+                made("b", Kind::Domain { base: 1700, modifier: 786_438, rest: String::new() }),
+            ),
+        ]));
+        assert_eq!(types.base(20_000, -1), (1700, 786_438));
+        assert_eq!(types.base(23, 7), (23, 7));
+    }
+}

@@ -1,0 +1,237 @@
+//! Why the database cannot be read, sorted by what can be done about it. Pure.
+
+use crate::{
+    error::{Cause, Classified, Disposition},
+    facts::{FactDamaged, FactsError},
+    source::KeepError,
+};
+
+/// Why a session with the database ended, or could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The connection URL cannot be used.
+    #[error("`url`: {0}")]
+    Url(String),
+    /// A pattern in `tables`, or another key of the source, cannot be used.
+    #[error("{0}")]
+    Config(String),
+    /// The password file cannot be used.
+    #[error("password file {path}: {why}")]
+    SecretFile {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// No connection, or the connection broke.
+    #[error("{host}: {why}")]
+    Unreachable {
+        /// Host and port, or what was being done.
+        host: String,
+        /// What the system said.
+        why: String,
+    },
+    /// Every host answered, none is a primary.
+    #[error("no primary among {hosts}: all are in recovery")]
+    NotPrimary {
+        /// Hosts and ports.
+        hosts: String,
+    },
+    /// The server offers no TLS.
+    #[error("{host} offers no TLS")]
+    WithoutTls {
+        /// Host and port.
+        host: String,
+    },
+    /// The server's certificate was refused.
+    #[error("the certificate of {host} was refused: {why}")]
+    Certificate {
+        /// Host and port.
+        host: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The log-in failed before the server judged it, or for a reason of ours.
+    #[error("log in at {host}: {why}")]
+    Authentication {
+        /// Host and port.
+        host: String,
+        /// What happened.
+        why: String,
+    },
+    /// The server refused a statement.
+    #[error("{doing}: {error}")]
+    Server {
+        /// What was being done.
+        doing: &'static str,
+        /// What it said.
+        error: ServerError,
+    },
+    /// The server's version is not one of those that this firmware knows.
+    #[error("PostgreSQL {0} is not supported: 12 to 18 are")]
+    Version(String),
+    /// The server's `wal_level` is not `logical`.
+    #[error("wal_level is `{0}`")]
+    WalLevel(String),
+    /// A message that is not known, or not allowed where it came. Nothing was skipped.
+    #[error("{0}")]
+    Unknown(String),
+    /// What the server has does not continue what this box has.
+    #[error("{0}")]
+    Gap(String),
+    /// No table matches, or none of those that do can be copied.
+    #[error("no table matches {0}")]
+    NoTables(String),
+    /// The publication that the configuration names cannot be used.
+    #[error("publication `{name}`: {why}")]
+    Publication {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The journal stopped.
+    #[error(transparent)]
+    Keep(#[from] KeepError),
+    /// A fact could not be made durable.
+    #[error(transparent)]
+    Facts(#[from] FactsError),
+    /// A fact does not read.
+    #[error(transparent)]
+    Damaged(#[from] FactDamaged),
+    /// The next room takes no more: the road is being stopped.
+    #[error("the road behind the source has ended")]
+    Ended,
+}
+
+/// What a server says when it refuses.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct ServerError {
+    /// SQLSTATE.
+    pub code: String,
+    /// Its message.
+    pub message: String,
+    /// Its detail, if any.
+    pub detail: String,
+}
+
+impl std::fmt::Display for ServerError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (SQLSTATE {})", self.message, self.code)
+    }
+}
+
+impl SourceError {
+    /// A connection that broke while `doing` something.
+    pub(crate) fn broken(doing: &str, why: impl std::fmt::Display) -> Self {
+        Self::Unreachable { host: doing.into(), why: why.to_string() }
+    }
+
+    /// Whether the process must end for it.
+    pub(crate) fn is_fatal(&self) -> bool {
+        matches!(self.cause().disposition(), Disposition::Fatal(_) | Disposition::Fenced(_))
+            || matches!(self, Self::Ended)
+    }
+
+    /// Whether waiting can heal it.
+    pub(crate) fn heals(&self) -> bool {
+        matches!(self.cause().disposition(), Disposition::Retry(_))
+    }
+
+    /// The SQLSTATE, if the server gave one.
+    pub(crate) fn code(&self) -> Option<&str> {
+        match self {
+            Self::Server { error, .. } => Some(&error.code),
+            _ => None,
+        }
+    }
+}
+
+impl Classified for SourceError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Url(_) | Self::Config(_) | Self::Publication { .. } => Cause::Config,
+            Self::SecretFile { .. } => Cause::SecretFile,
+            Self::Unreachable { .. } | Self::NotPrimary { .. } | Self::Ended => {
+                Cause::SourceUnreachable
+            }
+            Self::WithoutTls { .. } => Cause::SourceWithoutTls,
+            Self::Certificate { .. } => Cause::SourceCertificate,
+            Self::Authentication { .. } => Cause::SourceAuthentication,
+            Self::Server { error, .. } => error.cause(),
+            Self::Version(_) | Self::Unknown(_) => Cause::SourceUnknown,
+            Self::WalLevel(_) => Cause::WalLevel,
+            Self::Gap(_) => Cause::SourceGap,
+            Self::NoTables(_) => Cause::NoTables,
+            Self::Keep(_) | Self::Facts(_) => Cause::DiskFailed,
+            Self::Damaged(_) => Cause::JournalDamaged,
+        }
+    }
+}
+
+impl ServerError {
+    /// The line of the table for a SQLSTATE
+    /// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>). Unlisted means Halt.
+    fn cause(&self) -> Cause {
+        let says = |text: &str| self.message.contains(text) || self.detail.contains(text);
+        match self.code.as_str() {
+            "42501" => Cause::SourcePrivilege,
+            "55006" => Cause::SlotBusy,
+            // "all replication slots are in use"
+            "53400" => Cause::SlotLimit,
+            // "number of requested standby connections exceeds max_wal_senders"
+            "53300" if says("wal_senders") || says("standby") => Cause::SlotLimit,
+            "3D000" => Cause::Config,
+            "55000" if says("wal_level") => Cause::WalLevel,
+            // "can no longer get changes from replication slot", "this slot has been invalidated"
+            "55000" if says("no longer") || says("invalidated") => Cause::SourceGap,
+            // "requested WAL segment … has already been removed"
+            "58P01" if says("WAL segment") => Cause::SourceGap,
+            // A table, column, type, slot or publication changed under our hands; looked at again.
+            "42P01" | "42703" | "42704" | "3F000" | "55000" | "42710" | "0A000" => {
+                Cause::SourceUnreachable
+            }
+            code if code.starts_with("28") => Cause::SourceAuthentication,
+            // Connection, transaction, resource, operator and lock classes all pass with time.
+            code if RETRIED.iter().any(|class| code.starts_with(class)) => Cause::SourceUnreachable,
+            _ => Cause::SourceUnknown,
+        }
+    }
+}
+
+/// Classes of SQLSTATE that heal with time.
+const RETRIED: &[&str] = &["08", "25", "40", "53", "55", "57", "58"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cause(code: &str, message: &str) -> Cause {
+        let error =
+            ServerError { code: code.into(), message: message.into(), detail: String::new() };
+        SourceError::Server { doing: "test", error }.cause()
+    }
+
+    #[test]
+    fn a_sqlstate_names_its_cause() {
+        assert_eq!(cause("28P01", "password authentication failed"), Cause::SourceAuthentication);
+        assert_eq!(cause("28000", "no pg_hba.conf entry"), Cause::SourceAuthentication);
+        assert_eq!(cause("42501", "permission denied"), Cause::SourcePrivilege);
+        assert_eq!(cause("55006", "replication slot is active"), Cause::SlotBusy);
+        assert_eq!(cause("53400", "all replication slots are in use"), Cause::SlotLimit);
+        assert_eq!(
+            cause("55000", "can no longer get changes from replication slot \"x\""),
+            Cause::SourceGap
+        );
+        assert_eq!(
+            cause("55000", "logical decoding requires \"wal_level\" >= \"logical\""),
+            Cause::WalLevel
+        );
+        assert_eq!(cause("57P01", "terminating connection"), Cause::SourceUnreachable);
+    }
+
+    #[test]
+    fn an_unlisted_sqlstate_halts() {
+        assert_eq!(cause("XX001", "data corrupted"), Cause::SourceUnknown);
+    }
+}

@@ -1,0 +1,317 @@
+//! The protected channel to a server: TLS by rustls, verified as `sslmode` says.
+//!
+//! **Invariant:** whatever the mode, the server proves that it holds the key of the certificate that
+//! it shows; the modes differ only in whether that certificate is believed.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use aws_lc_rs::digest;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_name,
+    },
+    crypto::{CryptoProvider, aws_lc_rs::default_provider},
+    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    server::ParsedCertificate,
+};
+use tokio::{
+    io::{self, AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::client::TlsStream;
+
+use super::{
+    error::SourceError,
+    url::{TlsMode, Url},
+};
+
+/// A connection's bytes, in the clear or protected.
+#[derive(Debug)]
+pub(crate) enum Channel {
+    /// In the clear.
+    Plain(TcpStream),
+    /// Over TLS.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// The TLS settings of a URL; `None` for connections in the clear.
+///
+/// # Errors
+///
+/// The file of `sslrootcert` cannot be used, or the system trusts nobody.
+pub(crate) fn settings(url: &Url) -> Result<Option<Arc<ClientConfig>>, SourceError> {
+    let mode = match (url.mode, &url.root_certificates) {
+        (TlsMode::Disable, _) => return Ok(None),
+        // As libpq: authorities that were given are asked.
+        (TlsMode::Require, Some(_)) => TlsMode::VerifyCa,
+        (mode, _) => mode,
+    };
+    let provider = Arc::new(default_provider());
+    let believes = match mode {
+        TlsMode::VerifyCa | TlsMode::VerifyFull => Some(authorities(url, &provider)?),
+        TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => None,
+    };
+    let verifier =
+        Verifier { provider: Arc::clone(&provider), believes, named: mode == TlsMode::VerifyFull };
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("aws-lc-rs knows TLS 1.2 and 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    Ok(Some(Arc::new(config)))
+}
+
+fn authorities(url: &Url, provider: &Arc<CryptoProvider>) -> Result<Authorities, SourceError> {
+    let refused = |why: String| SourceError::Certificate { host: url.hosts_text(), why };
+    let given = match &url.root_certificates {
+        Some(path) => {
+            let shown = path.display();
+            let pem = std::fs::read(path)
+                .map_err(|why| refused(format!("sslrootcert {shown}: {why}")))?;
+            let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+            let read = read.map_err(|why| refused(format!("sslrootcert {shown}: {why}")))?;
+            if read.is_empty() {
+                return Err(refused(format!("sslrootcert {shown} holds no certificate")));
+            }
+            read
+        }
+        None => vec![],
+    };
+    let mut roots = RootCertStore::empty();
+    if url.root_certificates.is_some() {
+        roots.add_parsable_certificates(given.iter().cloned());
+    } else {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    }
+    let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
+    let chain = chain.build().map_err(|why| refused(format!("no authority is trusted: {why}")))?;
+    Ok(Authorities { chain, given })
+}
+
+/// Who is believed.
+#[derive(Debug)]
+struct Authorities {
+    chain: Arc<WebPkiServerVerifier>,
+    /// The certificates in `sslrootcert`: the server's own, self-signed, may be among them.
+    given: Vec<CertificateDer<'static>>,
+}
+
+#[derive(Debug)]
+struct Verifier {
+    provider: Arc<CryptoProvider>,
+    believes: Option<Authorities>,
+    named: bool,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let Some(authorities) = &self.believes else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        // A self-signed certificate that was handed over is believed for itself: webpki refuses an
+        // authority as a server, which is what `openssl req -x509` makes.
+        if authorities.given.iter().any(|given| given == end_entity) {
+            if self.named {
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, name)?;
+            }
+            return Ok(ServerCertVerified::assertion());
+        }
+        let verified =
+            authorities.chain.verify_server_cert(end_entity, intermediates, name, ocsp, now);
+        match verified {
+            // The name is looked at last: this certificate is signed by an authority.
+            Err(Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if !self.named => Ok(ServerCertVerified::assertion()),
+            verified => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let known = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, known)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let known = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, known)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl Channel {
+    /// Whether nobody on the way can read it.
+    pub(crate) fn is_protected(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
+    /// What SCRAM binds a log-in to: `tls-server-end-point` (RFC 5929).
+    pub(crate) fn end_point(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => {
+                let (_, session) = stream.get_ref();
+                end_point(session.peer_certificates()?.first()?)
+            }
+        }
+    }
+}
+
+/// Hash of a certificate by the hash of its signature's algorithm. `None` where that has none of its own.
+fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
+    // Certificate ::= SEQUENCE { tbsCertificate, signatureAlgorithm SEQUENCE { OID, … }, … }
+    let (whole, _) = der(certificate)?;
+    let (_, after) = der(whole)?;
+    let (algorithm, _) = der(after)?;
+    let (oid, _) = der(algorithm)?;
+    let hash = SIGNATURE_HASHES.iter().find(|(known, _)| *known == oid).map(|(_, hash)| *hash)?;
+    Some(digest::digest(hash, certificate).as_ref().to_vec())
+}
+
+/// Content of the first DER element, and what follows it.
+fn der(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (&first, rest) = bytes.get(1..)?.split_first()?;
+    let (length, rest) = match first {
+        short @ 0..0x80 => (usize::from(short), rest),
+        long => {
+            let (digits, rest) = rest.split_at_checked(usize::from(long & 0x7f))?;
+            if digits.len() > 4 {
+                return None;
+            }
+            (digits.iter().fold(0, |sum, digit| sum << 8 | usize::from(*digit)), rest)
+        }
+    };
+    rest.split_at_checked(length)
+}
+
+/// Object identifiers of signatures (RFC 8017, RFC 5758) and their hashes; MD5 and SHA-1 count as
+/// SHA-256 (RFC 5929 §4.1).
+static SIGNATURE_HASHES: [(&[u8], &digest::Algorithm); 10] = [
+    (b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x04", &digest::SHA256),
+    (b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x05", &digest::SHA256),
+    (b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0b", &digest::SHA256),
+    (b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0c", &digest::SHA384),
+    (b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0d", &digest::SHA512),
+    (b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0e", &digest::SHA224),
+    (b"\x2a\x86\x48\xce\x3d\x04\x01", &digest::SHA256),
+    (b"\x2a\x86\x48\xce\x3d\x04\x03\x02", &digest::SHA256),
+    (b"\x2a\x86\x48\xce\x3d\x04\x03\x03", &digest::SHA384),
+    (b"\x2a\x86\x48\xce\x3d\x04\x03\x04", &digest::SHA512),
+];
+
+impl AsyncRead for Channel {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Channel {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+impl tokio_postgres::tls::TlsStream for Channel {
+    fn channel_binding(&self) -> tokio_postgres::tls::ChannelBinding {
+        use tokio_postgres::tls::ChannelBinding;
+        self.end_point().map_or_else(ChannelBinding::none, ChannelBinding::tls_server_end_point)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A DER element.
+    fn element(tag: u8, content: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![tag];
+        match u8::try_from(content.len()) {
+            Ok(short) if short < 0x80 => bytes.push(short),
+            _ => {
+                bytes.push(0x82);
+                bytes.extend(u16::try_from(content.len()).unwrap().to_be_bytes());
+            }
+        }
+        bytes.extend(content);
+        bytes
+    }
+
+    #[test]
+    fn the_channel_is_bound_by_the_hash_of_the_certificates_signature() {
+        let signed = |oid: &[u8]| {
+            let inside =
+                [element(0x30, &[7; 300]), element(0x30, &element(6, oid)), element(3, &[1; 64])];
+            element(0x30, &inside.concat())
+        };
+        let rsa384 = signed(b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0c");
+        let hashed = digest::digest(&digest::SHA384, &rsa384);
+        assert_eq!(end_point(&rsa384).unwrap(), hashed.as_ref());
+        let ed25519 = signed(b"\x2b\x65\x70");
+        assert_eq!(end_point(&ed25519), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_certificate_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            drop(end_point(&bytes));
+        }
+    }
+}

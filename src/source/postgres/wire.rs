@@ -1,0 +1,413 @@
+//! One connection to a PostgreSQL server: simple queries, COPY OUT, and COPY BOTH for replication.
+//!
+//! **Invariants:** every read has a limit in time; filling the buffer can be cancelled without losing
+//! a byte (cancel-safe: [`Wire::fill`]); a connection on which an exchange was abandoned half-way
+//! refuses the next one.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::FutureExt;
+use postgres_protocol::message::frontend;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
+
+use super::{
+    error::SourceError,
+    gulp::{Gulp, Rows},
+    message::{self, Head, TextRow, unknown},
+    tls::Channel,
+};
+
+/// A connection, logged in.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    channel: Channel,
+    host: String,
+    input: BytesMut,
+    output: BytesMut,
+    /// What the server reported of itself: `server_version`, `TimeZone`, ….
+    pub(crate) parameters: BTreeMap<String, String>,
+    /// An exchange is under way.
+    busy: bool,
+    /// The input buffer holds, or held, a message of unusual length.
+    grown: bool,
+}
+
+impl Wire {
+    /// A connection before its log-in.
+    pub(crate) fn new(channel: Channel, host: String) -> Self {
+        let input = BytesMut::with_capacity(READ_BYTES);
+        let (output, parameters) = (BytesMut::new(), BTreeMap::new());
+        Self { channel, host, input, output, parameters, busy: false, grown: false }
+    }
+
+    /// The server's name and port, for people.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The channel below.
+    pub(crate) fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// The server's version as `server_version_num` has it: 150018.
+    pub(crate) fn version(&self) -> u32 {
+        let text = self.parameters.get("server_version").map_or("", String::as_str);
+        let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().ok());
+        let mut next = || numbers.next().flatten().filter(|number| *number < 10_000).unwrap_or(0);
+        let (major, minor): (u32, u32) = (next(), next());
+        major * 10_000 + minor
+    }
+
+    /// Sends a message that `build` appends, now.
+    pub(crate) async fn send(
+        &mut self,
+        build: impl FnOnce(&mut BytesMut) -> std::io::Result<()>,
+    ) -> Result<(), SourceError> {
+        self.output.clear();
+        build(&mut self.output).map_err(|why| self.broken("write", why))?;
+        let write = async {
+            self.channel.write_all(&self.output).await?;
+            self.channel.flush().await
+        };
+        match timeout(WRITE_LIMIT, write).await {
+            Ok(written) => written.map_err(|why| self.broken("write", why)),
+            Err(_) => Err(self.broken("write", "the server takes nothing")),
+        }
+    }
+
+    /// Waits for bytes and takes what is there. How many. Cancel-safe: nothing is taken and lost.
+    pub(crate) async fn fill(&mut self) -> Result<usize, SourceError> {
+        self.make_room()?;
+        match self.channel.read_buf(&mut self.input).await {
+            Ok(0) => Err(self.broken("read", "the server closed the connection")),
+            Ok(read) => Ok(read),
+            Err(why) => Err(self.broken("read", why)),
+        }
+    }
+
+    /// Takes what can be read without waiting. How many bytes.
+    pub(crate) fn fill_now(&mut self) -> Result<usize, SourceError> {
+        self.fill().now_or_never().unwrap_or(Ok(0))
+    }
+
+    /// Room for the rest of the first message, or for a good read.
+    fn make_room(&mut self) -> Result<(), SourceError> {
+        let whole = self.peek()?.map_or(0, |head| head.length);
+        if whole > READ_BYTES {
+            self.grown = true;
+            self.input.reserve(whole.saturating_sub(self.input.len()));
+        } else if self.grown && self.input.len() <= READ_BYTES {
+            // Give the memory of a large value back.
+            let mut fresh = BytesMut::with_capacity(2 * READ_BYTES);
+            fresh.extend_from_slice(&self.input);
+            (self.input, self.grown) = (fresh, false);
+        } else if self.input.capacity() - self.input.len() < READ_BYTES / 4 {
+            self.input.reserve(READ_BYTES);
+        }
+        Ok(())
+    }
+
+    /// The head of the first message, even if its body is not there yet.
+    fn peek(&self) -> Result<Option<Head>, SourceError> {
+        message::head(&self.input)
+    }
+
+    /// The head of the first message, once it is there as a whole.
+    pub(crate) fn head(&self) -> Result<Option<Head>, SourceError> {
+        Ok(self.peek()?.filter(|head| head.length <= self.input.len()))
+    }
+
+    /// The body of the first message.
+    pub(crate) fn body(&self, head: Head) -> &[u8] {
+        &self.input[5..head.length]
+    }
+
+    /// Goes on to the message after the first.
+    pub(crate) fn consume(&mut self, head: Head) {
+        self.input.advance(head.length);
+    }
+
+    /// The next message that says something, within `limit`. Cancel-safe.
+    pub(crate) async fn next(
+        &mut self,
+        limit: Duration,
+        doing: &'static str,
+    ) -> Result<(u8, Bytes), SourceError> {
+        loop {
+            while let Some(head) = self.head()? {
+                let mut body = self.input.split_to(head.length).freeze();
+                body.advance(5);
+                match head.tag {
+                    b'S' => {
+                        let (name, value) = message::parameter(&body)?;
+                        self.parameters.insert(name, value);
+                    }
+                    // Notices and notifications concern nobody here.
+                    b'N' | b'A' => {}
+                    tag => return Ok((tag, body)),
+                }
+            }
+            match timeout(limit, self.fill()).await {
+                Ok(read) => read?,
+                Err(_) => return Err(self.broken(doing, "no answer in time")),
+            };
+        }
+    }
+
+    /// Runs statements and gives the rows of the last one.
+    pub(crate) async fn query(
+        &mut self,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<Vec<TextRow>, SourceError> {
+        self.query_within(QUERY_LIMIT, doing, sql).await
+    }
+
+    /// [`Wire::query`] for what may take long. Each wait for bytes takes at most `limit`.
+    pub(crate) async fn query_within(
+        &mut self,
+        limit: Duration,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<Vec<TextRow>, SourceError> {
+        self.begin(doing, sql).await?;
+        let (mut rows, mut refused) = (vec![], None);
+        loop {
+            match self.next(limit, doing).await? {
+                (b'T', _) => rows.clear(),
+                (b'D', body) => rows.push(TextRow::parse(&body)?),
+                (b'C' | b'I', _) => {}
+                (b'E', body) => refused = Some(message::server_error(&body)),
+                (b'Z', _) => break,
+                (tag, _) => return Err(unknown(doing, &char::from(tag).to_string())),
+            }
+        }
+        self.busy = false;
+        refused.map_or(Ok(rows), |error| Err(SourceError::Server { doing, error }))
+    }
+
+    /// Begins `COPY … TO STDOUT (FORMAT binary)`; read it with [`Wire::rows`].
+    pub(crate) async fn copy_out(
+        &mut self,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<Gulp, SourceError> {
+        self.begin(doing, sql).await?;
+        match self.next(COPY_LIMIT, doing).await? {
+            (b'H', _) => Ok(Gulp::default()),
+            (b'E', body) => Err(self.refused(doing, &body).await),
+            (tag, _) => Err(unknown(doing, &char::from(tag).to_string())),
+        }
+    }
+
+    /// The next rows of a COPY OUT, or `None` after the last.
+    pub(crate) async fn rows(
+        &mut self,
+        doing: &'static str,
+        gulp: &mut Gulp,
+    ) -> Result<Option<Rows>, SourceError> {
+        loop {
+            while let Some(head) = self.head()? {
+                match head.tag {
+                    b'd' if gulp.passes(head.length - 5) => {
+                        if let Some(rows) = gulp.take() {
+                            return Ok(Some(rows));
+                        }
+                        let mut row = self.input.split_to(head.length).freeze();
+                        row.advance(5);
+                        return Ok(Some(gulp.pass(row)));
+                    }
+                    b'd' => {
+                        gulp.push(self.body(head))?;
+                        self.consume(head);
+                        if gulp.is_full() {
+                            return Ok(gulp.take());
+                        }
+                    }
+                    b'c' => {
+                        gulp.finish()?;
+                        if let Some(rows) = gulp.take() {
+                            return Ok(Some(rows));
+                        }
+                        self.settle(doing).await?;
+                        return Ok(None);
+                    }
+                    b'E' => {
+                        let body = Bytes::copy_from_slice(self.body(head));
+                        self.consume(head);
+                        return Err(self.refused(doing, &body).await);
+                    }
+                    b'S' | b'N' | b'A' => self.consume(head),
+                    tag => return Err(unknown(doing, &char::from(tag).to_string())),
+                }
+            }
+            match timeout(COPY_LIMIT, self.fill()).await {
+                Ok(read) => read?,
+                Err(_) => return Err(self.broken(doing, "no rows in time")),
+            };
+        }
+    }
+
+    /// Begins COPY BOTH (START_REPLICATION).
+    pub(crate) async fn copy_both(
+        &mut self,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<(), SourceError> {
+        self.begin(doing, sql).await?;
+        match self.next(QUERY_LIMIT, doing).await? {
+            (b'W', _) => Ok(()),
+            (b'E', body) => Err(self.refused(doing, &body).await),
+            (tag, _) => Err(unknown(doing, &char::from(tag).to_string())),
+        }
+    }
+
+    /// Ends COPY BOTH and the connection, without waiting for an answer.
+    pub(crate) async fn leave(mut self) {
+        let goodbye = self.send(|out| {
+            frontend::copy_done(out);
+            frontend::terminate(out);
+            Ok(())
+        });
+        // The server ends the session by itself if this does not arrive.
+        drop(timeout(GOODBYE_LIMIT, goodbye).await);
+    }
+
+    async fn begin(&mut self, doing: &'static str, sql: &str) -> Result<(), SourceError> {
+        if self.busy {
+            return Err(self.broken(doing, "an exchange on this connection was abandoned"));
+        }
+        self.busy = true;
+        self.send(|out| frontend::query(sql, out)).await
+    }
+
+    /// What the server refused, once it is ready again. The error counts, not what follows it.
+    async fn refused(&mut self, doing: &'static str, body: &[u8]) -> SourceError {
+        let error = message::server_error(body);
+        drop(self.settle(doing).await);
+        SourceError::Server { doing, error }
+    }
+
+    /// Reads on until the server is ready for the next statement.
+    async fn settle(&mut self, doing: &'static str) -> Result<(), SourceError> {
+        let mut refused = None;
+        loop {
+            match self.next(QUERY_LIMIT, doing).await? {
+                (b'Z', _) => break,
+                (b'E', body) => refused = Some(message::server_error(&body)),
+                (b'c' | b'C', _) => {}
+                (tag, _) => return Err(unknown(doing, &char::from(tag).to_string())),
+            }
+        }
+        self.busy = false;
+        refused.map_or(Ok(()), |error| Err(SourceError::Server { doing, error }))
+    }
+
+    /// The connection failed.
+    pub(crate) fn broken(&self, doing: &str, why: impl std::fmt::Display) -> SourceError {
+        SourceError::broken(&format!("{} ({doing})", self.host), why)
+    }
+}
+
+/// A good read: several hundred messages. Also the input buffer's usual size.
+const READ_BYTES: usize = 256 << 10;
+/// A query of the catalog. Locks are waited for less long (`lock_timeout`).
+const QUERY_LIMIT: Duration = Duration::from_secs(60);
+/// Between two rows; a scan may pass over much that is dead.
+const COPY_LIMIT: Duration = Duration::from_secs(300);
+const WRITE_LIMIT: Duration = Duration::from_secs(30);
+const GOODBYE_LIMIT: Duration = Duration::from_millis(300);
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// A connection to a server that we play ourselves.
+    async fn pair() -> (Wire, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        (Wire::new(Channel::Plain(client), "test:1".into()), server)
+    }
+
+    fn framed(tag: u8, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+        [&[tag][..], &length, body].concat()
+    }
+
+    #[tokio::test]
+    async fn a_read_that_is_cancelled_loses_nothing() {
+        let (mut wire, mut server) = pair().await;
+        let message = framed(b'd', &[7; 1000]);
+        for piece in message.chunks(100) {
+            server.write_all(piece).await.unwrap();
+            tokio::select! {
+                biased;
+                read = wire.fill() => { read.unwrap(); }
+                () = tokio::time::sleep(Duration::from_millis(50)) => {}
+            }
+            // Cancelled while nothing is there to be read.
+            assert_eq!(wire.fill_now().unwrap(), 0);
+        }
+        let head = wire.head().unwrap().unwrap();
+        assert_eq!(wire.body(head), [7; 1000]);
+    }
+
+    #[tokio::test]
+    async fn an_error_leaves_the_connection_usable_and_an_abandoned_exchange_does_not() {
+        let (mut wire, mut server) = pair().await;
+        let refusal = [framed(b'E', b"C42501\0Mno\0\0"), framed(b'Z', b"I")].concat();
+        server.write_all(&refusal).await.unwrap();
+        let refused = wire.query("test", "SELECT 1").await.unwrap_err();
+        assert_eq!(refused.code(), Some("42501"));
+        let abandoned =
+            tokio::time::timeout(Duration::from_millis(20), wire.query("test", "SELECT 2")).await;
+        assert!(abandoned.is_err());
+        let refused = wire.query("test", "SELECT 3").await.unwrap_err();
+        assert!(refused.to_string().contains("abandoned"));
+    }
+
+    #[tokio::test]
+    async fn a_large_value_passes_alone_and_its_memory_is_given_back() {
+        let (mut wire, mut server) = pair().await;
+        let header = [&b"PGCOPY\n\xff\r\n\0"[..], &[0; 8]].concat();
+        let large = vec![1; 3 << 20];
+        let sent = [
+            framed(b'H', &[1, 0, 0]),
+            framed(b'd', &[header, vec![0, 0]].concat()),
+            framed(b'd', &large),
+            framed(b'd', &[255, 255]),
+            framed(b'c', &[]),
+            framed(b'C', b"COPY 2\0"),
+            framed(b'Z', b"I"),
+        ]
+        .concat();
+        let send = async { server.write_all(&sent).await.unwrap() };
+        let receive = async {
+            let mut gulp = wire.copy_out("test", "COPY").await.unwrap();
+            let first = wire.rows("test", &mut gulp).await.unwrap().unwrap();
+            assert_eq!((first.rows, first.bytes.len()), (1, 2));
+            let second = wire.rows("test", &mut gulp).await.unwrap().unwrap();
+            assert_eq!((second.rows, second.bytes.len()), (1, large.len()));
+            assert_eq!(wire.rows("test", &mut gulp).await.unwrap(), None);
+        };
+        tokio::join!(send, receive);
+        assert!(wire.input.capacity() < 1 << 20, "{}", wire.input.capacity());
+    }
+
+    #[tokio::test]
+    async fn the_version_is_read_from_what_the_server_reports() {
+        let (mut wire, _server) = pair().await;
+        for (text, number) in [("15.18 (Debian)", 150_018), ("18beta1", 180_000), ("", 0)] {
+            wire.parameters.insert("server_version".into(), text.into());
+            assert_eq!(wire.version(), number);
+        }
+    }
+}
