@@ -554,14 +554,12 @@ where
 fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let inner = inner.map(|inner| inner as &(dyn Error + 'static));
-        if let Some(found) =
-            [Some(error), inner].into_iter().flatten().find_map(|e| e.downcast_ref())
-        {
+        if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
-        next = inner.and_then(Error::source).or_else(|| error.source());
+        // An `io::Error` gives as its source not what it holds, but the source of that.
+        let held = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = held.map(|held| held as &(dyn Error + 'static)).or_else(|| error.source());
     }
     None
 }
