@@ -12,12 +12,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     DemoError, DemoOptions, DemoReport, SOURCE, STALL_S, TABLES,
     bucket::Bucket,
-    cluster::{
-        Cluster, ClusterError, ClusterOptions, SUPERUSER, clear, free_port, random_hex, random_key,
-    },
+    cluster::{Cluster, ClusterError, ClusterOptions, SUPERUSER},
     compare::compare,
     copied,
     gateway::{Gateway, end_stray},
+    ground::{clear, free_port, random_hex, random_key},
     progress::Screen,
     site::{self, Site},
     system,

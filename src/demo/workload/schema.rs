@@ -97,7 +97,7 @@ CREATE TABLE scratch_queue (
     id bigint PRIMARY KEY,
     task text
 );
-CREATE TABLE mark (
+CREATE TABLE IF NOT EXISTS mark (
     at timestamptz NOT NULL PRIMARY KEY
 );
 
