@@ -46,6 +46,9 @@ use crate::{
     units::{Position, Timestamp},
 };
 
+/// Which database the source is, and where its log begins for us, once known.
+pub type OriginReader = Arc<dyn Fn() -> Option<(SourceIdentity, Position)> + Send + Sync>;
+
 /// What a ledger is for.
 #[derive(Clone)]
 pub struct LedgerOptions {
@@ -58,7 +61,7 @@ pub struct LedgerOptions {
     /// Where `head-<source>.json` is kept, by which `verify` knows how long the chain must be.
     pub data_dir: PathBuf,
     /// Which database the source is, and where its log begins for us, once known.
-    pub origin: Arc<dyn Fn() -> Option<(SourceIdentity, Position)> + Send + Sync>,
+    pub origin: OriginReader,
     /// How entries are encrypted by S3: `sse-kms` as the objects are, else not; they hold no rows.
     pub encryption: Encryption,
     /// The release rule in force.
