@@ -20,6 +20,11 @@ pub enum Disposition {
 pub trait Classified: std::error::Error + Send + Sync + 'static {
     /// The line of the table.
     fn cause(&self) -> Cause;
+
+    /// What a person can do: the table's sentence, or a more exact one where the error knows more.
+    fn remedy(&self) -> String {
+        Classified::cause(self).disposition().remedy().into()
+    }
 }
 
 /// One line of `lakehead check`.
@@ -119,6 +124,10 @@ causes! {
     LakeChecksum => Retry("the checksum did not match on arrival: sending again"),
     /// S3 refused a request for a reason that trying again does not mend.
     LakeRefused => Halt("S3 refused the request: the log has its code and message"),
+    /// S3 could not use the customer's key.
+    LakeKms => Halt("S3 could not use the KMS key: check `kms_key_id`, the key's state, and that the credentials may use kms:GenerateDataKey and kms:Decrypt with it"),
+    /// The store overwrote a key although `If-None-Match: *` was sent.
+    LakeUnconditional => Halt("the store ignores If-None-Match, so nothing protects an object from being overwritten: use S3, or a store that honours conditional writes"),
     /// The certificate of the endpoint is not trusted.
     LakeCertificate => Halt("the certificate of the S3 endpoint was refused: check `endpoint` and this box's trust store"),
     /// An object in the lake does not match the ledger.

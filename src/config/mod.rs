@@ -1,15 +1,30 @@
 //! Configuration: what the site's file says, checked, in types that cannot be wrong.
 //!
 //! The only room that reads the environment. Each struct below is one table of the file (DESIGN §12).
+//!
+//! **Invariant:** a [`Config`] that came out of [`Config::load`] satisfies every rule in its
+//! documentation, and no key of the file was left unread.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+mod document;
+pub mod environment;
+mod error;
+mod rules;
 pub mod secret;
+mod site;
+mod source_url;
 
-pub use secret::Secret;
+pub use environment::{AwsKeys, Environment};
+pub use error::{ConfigError, Problem};
+pub use secret::{Secret, load_key32, load_secret, make_key32};
 
 /// The whole file.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Config {
     /// `[appliance]`
     pub appliance: Appliance,
@@ -32,7 +47,7 @@ pub struct Config {
 }
 
 /// `[appliance]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Appliance {
     /// `[a-z0-9-]`, 1 to 40 characters.
     pub name: String,
@@ -41,13 +56,14 @@ pub struct Appliance {
 }
 
 /// `[[source]]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Source {
-    /// `[a-z0-9_-]`, 1 to 40 characters; stands in keys.
+    /// `[a-z0-9_-]`, 1 to 40 characters, the first a letter or digit; stands in keys.
     pub name: String,
     /// Only `postgres` in this firmware.
     pub kind: SourceKind,
     /// Connection URL without its password; hosts, port, database, user, sslmode, sslrootcert.
+    /// `sslmode` always stands in it: where the file has none, `verify-full`, and `prefer` to loopback.
     pub url: String,
     /// File with the password, mode 0600.
     pub password_file: Option<PathBuf>,
@@ -84,7 +100,7 @@ pub enum Release {
 }
 
 /// `[lake]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Lake {
     /// Bucket.
     pub bucket: String,
@@ -103,7 +119,7 @@ pub struct Lake {
 }
 
 /// `[encryption]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Encryption {
     /// `client`: we encrypt; the data key is wrapped by the key in this file.
     Client {
@@ -120,7 +136,7 @@ pub enum Encryption {
 }
 
 /// `[journal]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Journal {
     /// Limit of all segment files, in bytes. 50 GiB.
     pub max_bytes: u64,
@@ -131,7 +147,7 @@ pub struct Journal {
 }
 
 /// `[seal]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Seal {
     /// Size at which an epoch is cut or a snapshot's object is closed, in bytes. 64 MiB.
     pub object_bytes: u64,
@@ -140,7 +156,7 @@ pub struct Seal {
 }
 
 /// `[ship]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Ship {
     /// Objects larger than this go in parts, in bytes. 16 MiB; at least 5 MiB.
     pub part_bytes: u64,
@@ -149,7 +165,7 @@ pub struct Ship {
 }
 
 /// `[[link]]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Link {
     /// Its name.
     pub name: String,
@@ -160,8 +176,49 @@ pub struct Link {
 }
 
 /// `[status]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Status {
     /// Address of the page and of `/metrics`.
     pub listen: SocketAddr,
+    /// PEM file of the page's certificate chain. Without it, a listener beyond loopback makes its own.
+    pub certificate: Option<PathBuf>,
+    /// PEM file of the certificate's key, mode 0600. With `certificate`, and only then.
+    pub certificate_key: Option<PathBuf>,
+    /// Names by which browsers may ask for the page, besides its address and `localhost`.
+    pub hosts: Vec<String>,
+}
+
+impl Config {
+    /// Reads and checks the file.
+    ///
+    /// # Errors
+    ///
+    /// The file is not there, or is wrong: every problem found, each with its line, key and remedy.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|why| ConfigError::unreadable(path, &why))?;
+        Self::parse(path, &text, &Environment::read())
+    }
+
+    /// Checks the URL of a database that is given as an argument, by the rules for a source's: no
+    /// password in it, and `sslmode` always said. Gives the completed URL.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub fn database_url(argument: &str, text: &str) -> Result<String, ConfigError> {
+        source_url::source_url(text).map_err(|fault| ConfigError::Argument {
+            what: format!("{argument}: the URL {}", fault.what),
+            remedy: fault.remedy,
+        })
+    }
+
+    /// Checks the file's text. `path` is only named in errors.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::load`].
+    pub fn parse(path: &Path, text: &str, environment: &Environment) -> Result<Self, ConfigError> {
+        site::parse(path, text, environment)
+    }
 }

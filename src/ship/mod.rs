@@ -2,12 +2,35 @@
 //!
 //! Takes [`Group`](crate::seal::Group)s. Gives [`Shipped`] groups in the same order. Keeps upload
 //! ids and acknowledged parts in the facts under `ship/`.
+//!
+//! Pure: [`plan`] cuts, [`upload`] says what is next, [`retry`] says what an error means. The awaits
+//! are in [`drive`]; [`s3`] is the one door to the SDK, `memory` its stand-in with faults.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+
+mod answer;
+mod body;
+pub mod check;
+pub mod checksum;
+pub mod credentials;
+pub mod drive;
+pub mod gate;
+#[cfg(any(test, feature = "demo"))]
+pub mod memory;
+mod object;
+pub mod plan;
+pub mod retry;
+pub mod s3;
+#[cfg(test)]
+pub(crate) mod suite;
+pub mod sweep;
+pub mod upload;
+
+pub use drive::forget;
 
 pub use crate::seal::{Encryption, Group, GroupKind, Object, Op};
 use crate::{
@@ -69,6 +92,56 @@ pub trait ObjectReader: Send + Sync {
         key: &'a str,
         into: &'a std::path::Path,
     ) -> BoxFuture<'a, Result<Option<BTreeMap<String, String>>, ShipError>>;
+}
+
+/// Where the bytes of sealed objects lie: the spool, seen from here.
+pub trait ReadSpool: Send + Sync {
+    /// Bytes of an object as they are to be sent. Blocks; called on threads for blocking work.
+    ///
+    /// # Errors
+    ///
+    /// [`ShipError::Spool`]: the file is not what was sealed.
+    fn read(&self, object: &Object, range: Range<u64>) -> Result<Bytes, ShipError>;
+}
+
+/// The kinds of requests, by S3's own names.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Request {
+    /// PutObject
+    Put,
+    /// CreateMultipartUpload
+    Create,
+    /// UploadPart
+    Part,
+    /// CompleteMultipartUpload
+    Complete,
+    /// AbortMultipartUpload
+    Abort,
+    /// ListParts
+    Parts,
+    /// ListMultipartUploads
+    Uploads,
+    /// ListObjectsV2
+    List,
+    /// GetObject
+    Get,
+}
+
+impl Request {
+    /// As S3 calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Put => "PutObject",
+            Self::Create => "CreateMultipartUpload",
+            Self::Part => "UploadPart",
+            Self::Complete => "CompleteMultipartUpload",
+            Self::Abort => "AbortMultipartUpload",
+            Self::Parts => "ListParts",
+            Self::Uploads => "ListMultipartUploads",
+            Self::List => "ListObjectsV2",
+            Self::Get => "GetObject",
+        }
+    }
 }
 
 /// What is sent with an object, whole or in parts.
@@ -214,6 +287,14 @@ pub enum ShipError {
         /// What to do about it.
         cause: Cause,
     },
+    /// The way to S3 cannot be set up: a file or value of the configuration. No request was sent.
+    #[error("{what}")]
+    Setup {
+        /// What is wrong.
+        what: String,
+        /// What to do about it.
+        cause: Cause,
+    },
     /// A spool file cannot be read, or is not what was sealed.
     #[error("read spool {path}: {why}")]
     Spool {
@@ -237,7 +318,7 @@ impl Classified for ShipError {
                 Cause::LakeUnavailable
             }
             Self::Unanswered { .. } | Self::Stopped => Cause::LakeUnavailable,
-            Self::Failed { cause, .. } => *cause,
+            Self::Failed { cause, .. } | Self::Setup { cause, .. } => *cause,
             Self::Spool { .. } | Self::Facts(_) => Cause::DiskFailed,
         }
     }

@@ -1,0 +1,359 @@
+//! A TOML text read key by key, so that every problem is found at once and named by its place. Pure.
+//!
+//! **Invariant:** a key that nobody asked for is a problem: [`Section::finish`] names it.
+
+use std::{cell::RefCell, ops::RangeInclusive};
+
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::error::{Fault, Problem};
+
+/// The text, and what was found wrong with it so far.
+pub(super) struct Document<'t> {
+    text: &'t str,
+    problems: RefCell<Vec<Problem>>,
+}
+
+/// One table of the text.
+pub(super) struct Section<'d> {
+    document: &'d Document<'d>,
+    table: &'d DeTable<'d>,
+    name: &'static str,
+    at: usize,
+    known: RefCell<Vec<&'static str>>,
+}
+
+/// A value that a rule accepts, and where it stands, for rules over several keys.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place(usize);
+
+impl<'t> Document<'t> {
+    pub(super) fn new(text: &'t str) -> Self {
+        Self { text, problems: RefCell::default() }
+    }
+
+    /// What is wrong, in the order of the lines.
+    pub(super) fn into_problems(self) -> Vec<Problem> {
+        let mut problems = self.problems.into_inner();
+        problems.sort_by_key(|problem| (problem.line, problem.column));
+        problems
+    }
+
+    /// The text's top table, or `None` if it is not TOML.
+    pub(super) fn parse(&self) -> Option<Spanned<DeTable<'t>>> {
+        let (table, errors) = DeTable::parse_recoverable(self.text);
+        for error in &errors {
+            let at = error.span().map_or(0, |span| span.start);
+            let fault = Fault::new(error.message(), "write the line as TOML, see https://toml.io");
+            self.wrong(Place(at), String::new(), None, fault);
+        }
+        errors.is_empty().then_some(table)
+    }
+
+    pub(super) fn wrong(&self, place: Place, key: String, value: Option<String>, fault: Fault) {
+        let before = self.text.get(..place.0).unwrap_or(self.text);
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+        let Fault { what, remedy } = fault;
+        self.problems.borrow_mut().push(Problem { line, column, key, value, what, remedy });
+    }
+}
+
+impl<'d> Section<'d> {
+    pub(super) fn top(document: &'d Document<'d>, table: &'d Spanned<DeTable<'d>>) -> Self {
+        Self::new(document, table.get_ref(), "", 0)
+    }
+
+    fn new(
+        document: &'d Document<'d>,
+        table: &'d DeTable<'d>,
+        name: &'static str,
+        at: usize,
+    ) -> Self {
+        Self { document, table, name, at, known: RefCell::default() }
+    }
+
+    /// The table under `key`.
+    pub(super) fn section(&self, key: &'static str) -> Option<Section<'d>> {
+        let value = self.value(key)?;
+        match value.get_ref() {
+            DeValue::Table(table) => {
+                Some(Section::new(self.document, table, key, value.span().start))
+            }
+            _ => self.mistyped(key, value, format!("write it as a table: [{key}]")),
+        }
+    }
+
+    /// The tables under `[[key]]`, in their order.
+    pub(super) fn sections(&self, key: &'static str) -> Vec<Section<'d>> {
+        let Some(value) = self.value(key) else { return vec![] };
+        let remedy = format!("write two brackets: [[{key}]]");
+        let DeValue::Array(items) = value.get_ref() else {
+            return self.mistyped(key, value, remedy).unwrap_or_default();
+        };
+        let section = |item: &'d Spanned<DeValue<'d>>| match item.get_ref() {
+            DeValue::Table(table) => {
+                Some(Section::new(self.document, table, key, item.span().start))
+            }
+            _ => self.mistyped(key, item, remedy.clone()),
+        };
+        items.iter().filter_map(section).collect()
+    }
+
+    /// A text that must be there. `example` is how the line may read.
+    pub(super) fn required<T>(
+        &self,
+        key: &'static str,
+        example: &str,
+        rule: impl FnOnce(&str) -> Result<T, Fault>,
+    ) -> Option<T> {
+        if self.place(key).is_none() {
+            self.known(key);
+            self.missing(key, Fault::new("is missing", format!("add a line like: {example}")));
+            return None;
+        }
+        self.optional(key, rule)
+    }
+
+    /// A text that may be there.
+    pub(super) fn optional<T>(
+        &self,
+        key: &'static str,
+        rule: impl FnOnce(&str) -> Result<T, Fault>,
+    ) -> Option<T> {
+        let value = self.value(key)?;
+        let DeValue::String(text) = value.get_ref() else {
+            return self.mistyped(key, value, format!("write it in quotes: {key} = \"…\""));
+        };
+        let accepted = rule(text);
+        accepted.map_err(|fault| self.refused(key, Place(value.span().start), text, fault)).ok()
+    }
+
+    /// A list of texts that may be there.
+    pub(super) fn texts(
+        &self,
+        key: &'static str,
+        rule: impl Fn(&str) -> Result<String, Fault>,
+    ) -> Option<Vec<String>> {
+        let value = self.value(key)?;
+        let remedy = format!("write a list of texts: {key} = [\"…\"]");
+        let DeValue::Array(items) = value.get_ref() else {
+            return self.mistyped(key, value, remedy);
+        };
+        let accept = |item: &Spanned<DeValue<'_>>| match item.get_ref() {
+            DeValue::String(text) => rule(text)
+                .map_err(|fault| self.refused(key, Place(item.span().start), text, fault))
+                .ok(),
+            _ => self.mistyped(key, item, remedy.clone()),
+        };
+        let accepted: Vec<Option<String>> = items.iter().map(accept).collect();
+        accepted.into_iter().collect()
+    }
+
+    /// `true` or `false`, if it is there.
+    pub(super) fn flag(&self, key: &'static str) -> Option<bool> {
+        let value = self.value(key)?;
+        value.get_ref().as_bool().or_else(|| {
+            self.mistyped(
+                key,
+                value,
+                format!("write {key} = true or {key} = false, without quotes"),
+            )
+        })
+    }
+
+    /// A whole number, if it is there.
+    pub(super) fn number(&self, key: &'static str, range: RangeInclusive<u32>) -> Option<u32> {
+        let value = self.value(key)?;
+        let (least, most) = (range.start(), range.end());
+        let remedy = format!("write a whole number from {least} to {most}, without quotes");
+        let DeValue::Integer(integer) = value.get_ref() else {
+            return self.mistyped(key, value, remedy);
+        };
+        let number = u32::from_str_radix(integer.as_str(), integer.radix()).ok();
+        number.filter(|number| range.contains(number)).or_else(|| {
+            let fault = Fault::new("is out of range", remedy);
+            let shown = Some(integer.to_string());
+            self.document.wrong(Place(value.span().start), self.path(key), shown, fault);
+            None
+        })
+    }
+
+    /// Where `key`'s value stands.
+    pub(super) fn place(&self, key: &str) -> Option<Place> {
+        self.table.get(key).map(|value| Place(value.span().start))
+    }
+
+    /// Reports the value of `key`, or its absence.
+    pub(super) fn wrong(&self, key: &'static str, fault: Fault) {
+        match self.table.get(key) {
+            Some(value) => {
+                let place = Place(value.span().start);
+                let shown = value.get_ref().as_str().map(|text| shown(key, text));
+                self.document.wrong(place, self.path(key), shown, fault);
+            }
+            None => self.missing(key, fault),
+        }
+    }
+
+    /// Reports the section itself.
+    pub(super) fn wrong_here(&self, fault: Fault) {
+        self.document.wrong(Place(self.at), self.name.into(), None, fault);
+    }
+
+    /// Names every key that nobody asked for.
+    pub(super) fn finish(self) {
+        let known = self.known.borrow();
+        for key in self.table.keys() {
+            let name: &str = key.get_ref();
+            if known.contains(&name) {
+                continue;
+            }
+            let fault = Fault::new("is not a key of this table", unknown_remedy(name, &known));
+            // Its value is not shown: what stands in the wrong place may be a secret.
+            self.document.wrong(Place(key.span().start), self.path(name), None, fault);
+        }
+    }
+
+    fn value(&self, key: &'static str) -> Option<&'d Spanned<DeValue<'d>>> {
+        self.known(key);
+        self.table.get(key)
+    }
+
+    fn known(&self, key: &'static str) {
+        self.known.borrow_mut().push(key);
+    }
+
+    fn missing(&self, key: &'static str, fault: Fault) {
+        self.document.wrong(Place(self.at), self.path(key), None, fault);
+    }
+
+    fn refused(&self, key: &'static str, place: Place, text: &str, fault: Fault) {
+        self.document.wrong(place, self.path(key), Some(shown(key, text)), fault);
+    }
+
+    fn mistyped<T>(
+        &self,
+        key: &'static str,
+        value: &Spanned<DeValue<'_>>,
+        remedy: String,
+    ) -> Option<T> {
+        let what = format!("is of type {}", value.get_ref().type_str());
+        self.document.wrong(
+            Place(value.span().start),
+            self.path(key),
+            None,
+            Fault::new(what, remedy),
+        );
+        None
+    }
+
+    fn path(&self, key: &str) -> String {
+        if self.name.is_empty() { key.into() } else { format!("{}.{key}", self.name) }
+    }
+}
+
+/// The value as an error shows it: quoted, control characters escaped, cut, without a URL's password.
+fn shown(key: &str, text: &str) -> String {
+    let text = if matches!(key, "url" | "endpoint") { hide_password(text) } else { text.into() };
+    let cut: String = text.chars().take(SHOWN_CHARS_MAX).collect();
+    let more = if cut.len() < text.len() { "…" } else { "" };
+    format!("{cut:?}{more}")
+}
+
+/// What can be a password goes: all between the user's name and the last `@`, what stands where a port
+/// should and is no number, and parameters that speak of secrets.
+fn hide_password(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let lead = if scheme.is_empty() { String::new() } else { format!("{scheme}://") };
+    let (login, hosts) = match rest.rsplit_once('@') {
+        Some((login, hosts)) => (Some(login), hosts),
+        None => (None, rest),
+    };
+    let login = login.map_or(String::new(), |login| match login.split_once(':') {
+        Some((user, _)) => format!("{user}:…@"),
+        None => format!("{login}@"),
+    });
+    let (hosts, query) = hosts.split_once('?').unwrap_or((hosts, ""));
+    let query = match query {
+        "" => "",
+        secret if ["pass", "token", "key"].iter().any(|word| secret.contains(word)) => "?…",
+        plain => &format!("?{plain}"),
+    };
+    let hosts = match hosts.split_once(':') {
+        Some((user, after))
+            if login.is_empty() && !after.starts_with(|c: char| c.is_ascii_digit()) =>
+        {
+            format!("{user}:…")
+        }
+        _ => hosts.into(),
+    };
+    format!("{lead}{login}{hosts}{query}")
+}
+
+fn unknown_remedy(name: &str, known: &[&str]) -> String {
+    if name.contains("password") && known.contains(&"password_file") {
+        return "put the password in a file of mode 0600 and name it with password_file".into();
+    }
+    let near = known.iter().map(|key| (distance(name, key), key)).min();
+    match near {
+        Some((0..=2, key)) => format!("write {key}, or remove the line"),
+        _ => format!("remove it; the keys are: {}", known.join(", ")),
+    }
+}
+
+/// How many letters have to change to get from one word to the other (Levenshtein).
+fn distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, letter) in from.chars().enumerate() {
+        let mut corner = row[0];
+        row[0] = i + 1;
+        for (j, other) in to.iter().enumerate() {
+            let replaced = corner + usize::from(letter != *other);
+            corner = row[j + 1];
+            row[j + 1] = replaced.min(corner + 1).min(row[j] + 1);
+        }
+    }
+    row[to.len()]
+}
+
+/// A value longer than this is cut in errors.
+const SHOWN_CHARS_MAX: usize = 120;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_shown_without_its_password() {
+        for (url, hidden) in [
+            ("postgresql://u:s3cr3t@h/d", "postgresql://u:…@h/d"),
+            (
+                "postgresql://u:s3@cr3t@h,h2/d?sslmode=require",
+                "postgresql://u:…@h,h2/d?sslmode=require",
+            ),
+            ("postgresql://u:s3?cr3t@h/d", "postgresql://u:…@h/d"),
+            ("postgresql://u:s3cr3t/d", "postgresql://u:…"),
+            ("postgresql://h:5432/d", "postgresql://h:5432/d"),
+            ("postgresql://u@h/d?password=s3cr3t", "postgresql://u@h/d?…"),
+            ("u:s3cr3t@h", "u:…@h"),
+        ] {
+            assert_eq!(hide_password(url), hidden);
+        }
+    }
+
+    #[test]
+    fn a_misspelt_key_is_recognised() {
+        assert_eq!(distance("buket", "bucket"), 1);
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(
+            unknown_remedy("buket", &["prefix", "bucket"]),
+            "write bucket, or remove the line"
+        );
+        assert!(unknown_remedy("colour", &["prefix", "bucket"]).ends_with("prefix, bucket"));
+    }
+}

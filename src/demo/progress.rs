@@ -1,0 +1,214 @@
+//! What the demo shows while it runs: bars for the snapshot, one line for the stream, and sentences.
+//!
+//! On a terminal it draws; elsewhere it writes a line every few seconds. All on standard error:
+//! standard output is the report's.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, IsTerminal, Write},
+    time::{Duration, Instant},
+};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::workload::Done;
+use crate::{
+    telemetry::board::{SourceState, SourceStatus},
+    units::{ByteSize, Timestamp},
+};
+
+/// The terminal.
+#[derive(Debug)]
+pub struct Screen {
+    all: MultiProgress,
+    live: bool,
+    tables: BTreeMap<String, ProgressBar>,
+    line: ProgressBar,
+    before: Option<Sample>,
+    said_at: Option<Instant>,
+}
+
+/// What rates are computed from.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    at: Instant,
+    read_bytes: u64,
+    sent_bytes: u64,
+    done: u64,
+    rates: Rates,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Rates {
+    read: u64,
+    sent: u64,
+    done: u64,
+}
+
+impl Screen {
+    /// A screen that draws if standard error is a terminal and `quiet` is not wanted.
+    pub fn new(quiet: bool) -> Self {
+        let live = !quiet && io::stderr().is_terminal();
+        let all = MultiProgress::new();
+        if !live {
+            all.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        let line = all.add(ProgressBar::new_spinner());
+        line.set_style(ProgressStyle::with_template(LINE).expect("a constant"));
+        Self { all, live, tables: BTreeMap::new(), line, before: None, said_at: None }
+    }
+
+    /// Says a sentence.
+    pub fn say(&self, sentence: &str) {
+        if self.live {
+            self.all.println(sentence).ok();
+        } else {
+            writeln!(io::stderr(), "{sentence}").ok();
+        }
+    }
+
+    /// Shows where the gateway is. `wall` is the time now, for the lag.
+    pub fn show(&mut self, now: Instant, wall: Timestamp, status: &SourceStatus, done: &Done) {
+        let sample = self.sample(now, status, done);
+        let text = describe(status, wall, &sample.rates);
+        self.before = Some(sample);
+        if self.live {
+            self.bars(status);
+            self.line.set_message(text);
+            self.line.tick();
+        } else if self.said_at.is_none_or(|at| now.duration_since(at) >= SAY_EVERY) {
+            self.said_at = Some(now);
+            self.say(&text);
+        }
+    }
+
+    /// Shows that the gateway does not answer.
+    pub fn silent(&mut self, why: &str) {
+        self.before = None;
+        self.line.set_message(why.to_owned());
+        self.line.tick();
+    }
+
+    /// Takes bars and line away.
+    pub fn finish(&mut self) {
+        self.tables.values().for_each(ProgressBar::finish_and_clear);
+        self.tables.clear();
+        self.line.finish_and_clear();
+    }
+
+    fn bars(&mut self, status: &SourceStatus) {
+        if status.state != SourceState::Snapshot {
+            self.tables.values().for_each(ProgressBar::finish_and_clear);
+            self.tables.clear();
+            return;
+        }
+        for (table, progress) in &status.snapshot {
+            if progress.chunks > 0 && progress.chunks_done >= progress.chunks {
+                if let Some(bar) = self.tables.remove(table) {
+                    bar.finish_and_clear();
+                    let rows = progress.rows;
+                    self.say(&format!("    snapshot of {table}: {rows} rows"));
+                }
+                continue;
+            }
+            if progress.rows == 0 {
+                continue;
+            }
+            let bar = self.tables.entry(table.clone()).or_insert_with(|| {
+                let bar = self.all.insert_before(&self.line, ProgressBar::new(0));
+                bar.set_style(ProgressStyle::with_template(BAR).expect("a constant"));
+                bar.with_prefix(table.clone())
+            });
+            bar.set_length(progress.rows_estimated.max(progress.rows));
+            bar.set_position(progress.rows);
+        }
+    }
+
+    fn sample(&self, now: Instant, status: &SourceStatus, done: &Done) -> Sample {
+        let copied: u64 = status.snapshot.values().map(|table| table.bytes).sum();
+        let mut sample = Sample {
+            at: now,
+            read_bytes: status.stream_bytes + copied,
+            sent_bytes: status.sent_bytes,
+            done: done.transactions,
+            rates: Rates::default(),
+        };
+        if let Some(before) = &self.before {
+            let span = now.duration_since(before.at);
+            sample.rates = Rates {
+                read: rate(before.rates.read, sample.read_bytes, before.read_bytes, span),
+                sent: rate(before.rates.sent, sample.sent_bytes, before.sent_bytes, span),
+                done: rate(before.rates.done, sample.done, before.done, span),
+            };
+        }
+        sample
+    }
+}
+
+/// The stream's line: state, lag, throughput, positions.
+fn describe(status: &SourceStatus, wall: Timestamp, rates: &Rates) -> String {
+    let behind = status.server.0.saturating_sub(status.shipped.position.0);
+    let late = match (status.received_at, status.shipped_at) {
+        (Some(received), shipped) if shipped.is_none_or(|shipped| shipped < received) => {
+            let since = shipped.unwrap_or(received);
+            format!("{} s", wall.0.saturating_sub(since.0).max(0) / 1_000_000)
+        }
+        _ => "0 s".into(),
+    };
+    let alarms: String = status
+        .alarms
+        .values()
+        .map(|alarm| format!("  ! {}: {}", alarm.cause, alarm.remedy))
+        .collect();
+    format!(
+        "    {:<9} lag {late} / {} │ {} tx/s, in {}/s, out {}/s │ server {} durable {} shipped {} │ entry {}{alarms}",
+        format!("{:?}", status.state).to_lowercase(),
+        ByteSize(behind),
+        rates.done,
+        ByteSize(rates.read),
+        ByteSize(rates.sent),
+        status.server,
+        status.durable.position,
+        status.shipped.position,
+        status.entry,
+    )
+}
+
+/// Per second, smoothed over the last few samples. A counter that fell began anew.
+fn rate(before: u64, now: u64, then: u64, span: Duration) -> u64 {
+    let ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX).max(1);
+    let fresh = now.saturating_sub(then).saturating_mul(1000) / ms;
+    (before.saturating_mul(2) + fresh) / 3
+}
+
+const SAY_EVERY: Duration = Duration::from_secs(5);
+const BAR: &str = "    {prefix:<28!} {bar:28} {pos:>9}/{len:<9} rows  {per_sec:>14}  {eta:>4} left";
+const LINE: &str = "{wide_msg}";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_shows_lag_rates_and_positions() {
+        let mut status = SourceStatus { state: SourceState::Streaming, ..SourceStatus::default() };
+        status.server = crate::units::Position(0x1_0000_2000);
+        status.shipped.position = crate::units::Position(0x1_0000_1000);
+        status.received_at = Some(Timestamp(9_000_000));
+        status.shipped_at = Some(Timestamp(7_000_000));
+        let text =
+            describe(&status, Timestamp(10_000_000), &Rates { read: 2048, sent: 0, done: 5 });
+        assert!(text.contains("streaming lag 3 s / 4.0 KiB"), "{text}");
+        assert!(
+            text.contains("5 tx/s, in 2.0 KiB/s") && text.contains("00000001/00001000"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_rate_survives_a_restart_of_the_counter() {
+        let second = Duration::from_secs(1);
+        assert_eq!(rate(0, 3000, 0, second), 1000);
+        assert_eq!(rate(900, 10, 50_000, second), 600);
+    }
+}

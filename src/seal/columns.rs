@@ -1,0 +1,661 @@
+//! Rows as Arrow record batches, in the columns that the lake's files have (DESIGN §7). Pure.
+//!
+//! First the table's own columns in their order, all nullable. Then
+//!
+//! | column | type | |
+//! |---|---|---|
+//! | `_op` | UTF8 | `S`, `I`, `U`, `D`, `T` or `R` |
+//! | `_sequence` | INT64 | 0 for `S` and `R` |
+//! | `_position` | UTF8 | zero-padded: text order is log order |
+//! | `_committed_at` | TIMESTAMP(µs, UTC) | of a snapshot: when it was taken |
+//! | `_xid` | INT64, nullable | NULL for a snapshot |
+//! | `_unchanged` | LIST&lt;UTF8&gt; | columns that the server left out; empty if none |
+//! | `_exact` | MAP&lt;UTF8, UTF8&gt; | column → text, where the typed column cannot hold the value; empty if none |
+//! | `_key` | MAP&lt;UTF8, UTF8&gt;, nullable | of an update whose key changed: old key column → text |
+//!
+//! An update of a table with REPLICA IDENTITY FULL and no primary key has the whole old row in
+//! `_key`. A delete has its key (or the whole old row) in the table's columns. A truncate has NULLs.
+//! A column of the table named like one of ours, in any case and with any number of underscores
+//! after it, gets one more underscore: `_op` is `_op_`, `_OP_` is `_OP__`. Three maps name columns as
+//! the file does. **Invariant:** a value stands in exactly one of column, `_unchanged`, `_exact`.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arrow_array::{
+    ArrayRef, RecordBatch,
+    builder::{
+        Int64Builder, ListBuilder, MapBuilder, MapFieldNames, StringBuilder,
+        TimestampMicrosecondBuilder,
+    },
+};
+use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
+use parquet::file::metadata::KeyValue;
+
+use super::arrays::{ColumnArray, data_type, fits, width_bytes};
+use crate::{
+    journal::{
+        Cell, Column, Decode, DecodeError, Identity, LakeType, OldRow, Op, Row, Table, Value,
+    },
+    units::{Position, Timestamp},
+};
+
+/// What a row has besides its values.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RowMeta {
+    /// `_op`
+    pub op: Op,
+    /// `_sequence`
+    pub sequence: u64,
+    /// `_position`
+    pub position: Position,
+    /// `_committed_at`
+    pub committed_at: Timestamp,
+    /// `_xid`
+    pub xid: Option<u32>,
+}
+
+/// Rows of one table on their way into a file.
+#[derive(Debug)]
+pub struct RowBuilder {
+    schema: SchemaRef,
+    table: Table,
+    /// As in the file.
+    names: Vec<String>,
+    /// Columns of the primary key.
+    key: Vec<usize>,
+    arrays: Vec<ColumnArray>,
+    meta: MetaArrays,
+    scratch: String,
+    rows: usize,
+    bytes: usize,
+    /// Of every row.
+    row_bytes: usize,
+}
+
+/// The columns after the table's own.
+#[derive(Debug)]
+struct MetaArrays {
+    op: StringBuilder,
+    sequence: Int64Builder,
+    position: StringBuilder,
+    /// What `position` ends with, so that the rows of one transaction format it once.
+    last_position: (Position, String),
+    committed_at: TimestampMicrosecondBuilder,
+    xid: Int64Builder,
+    unchanged: ListBuilder<StringBuilder>,
+    exact: TextMap,
+    key: TextMap,
+}
+
+type TextMap = MapBuilder<StringBuilder, StringBuilder>;
+
+/// The schema of a table's files.
+pub fn arrow_schema(table: &Table) -> SchemaRef {
+    let mut fields: Vec<Field> = table.columns.iter().map(own_field).collect();
+    fields.extend([
+        Field::new("_op", DataType::Utf8, false),
+        Field::new("_sequence", DataType::Int64, false),
+        Field::new("_position", DataType::Utf8, false),
+        Field::new("_committed_at", data_type(LakeType::TimestampUtc), false),
+        Field::new("_xid", DataType::Int64, true),
+        Field::new("_unchanged", DataType::List(Arc::new(element_field())), false),
+        map_field("_exact", false),
+        map_field("_key", true),
+    ]);
+    let metadata = described(table).map(|(key, value)| (key.to_owned(), value));
+    Arc::new(Schema::new_with_metadata(fields, HashMap::from(metadata)))
+}
+
+/// The schema's metadata as Parquet keeps it, for [`WriterProperties`]: its Arrow writer hides them
+/// inside `ARROW:schema`, where not every reader looks.
+///
+/// [`WriterProperties`]: parquet::file::properties::WriterProperties
+pub fn file_metadata(table: &Table) -> Vec<KeyValue> {
+    described(table).map(|(key, value)| KeyValue::new(key.to_owned(), value)).into()
+}
+
+/// Key of the file's metadata that holds [`Table::version`].
+pub const VERSION_KEY: &str = "lakehead.version";
+
+fn described(table: &Table) -> [(&'static str, String); 3] {
+    [
+        ("lakehead.schema", table.schema.clone()),
+        ("lakehead.table", table.name.clone()),
+        (VERSION_KEY, table.version.to_string()),
+    ]
+}
+
+/// What a column of the table is called in its files.
+pub fn file_name(column: &str) -> String {
+    let stem = column.trim_end_matches('_');
+    let ours = OUR_NAMES.iter().any(|name| name.eq_ignore_ascii_case(stem));
+    if ours { format!("{column}_") } else { column.to_owned() }
+}
+
+impl RowBuilder {
+    /// An empty builder for one version of a table.
+    pub fn new(table: &Table) -> Self {
+        let position_of = |name: &String| table.columns.iter().position(|c| c.name == *name);
+        let widths = table.columns.iter().map(|column| width_bytes(column.lake));
+        Self {
+            schema: arrow_schema(table),
+            names: table.columns.iter().map(|column| file_name(&column.name)).collect(),
+            key: table.key.iter().filter_map(position_of).collect(),
+            arrays: table.columns.iter().map(|column| ColumnArray::new(column.lake)).collect(),
+            meta: MetaArrays::new(),
+            scratch: String::new(),
+            rows: 0,
+            bytes: 0,
+            row_bytes: widths.sum::<usize>() + META_ROW_BYTES,
+            table: table.clone(),
+        }
+    }
+
+    /// Appends a row. `row` is the new one, `old` the old one as the change gives it; a delete has
+    /// only the latter, a truncate neither. `bytes` is what their cells point into.
+    ///
+    /// # Errors
+    ///
+    /// The cells are no row of this table, or a value is not of its type. Part of the row may have
+    /// been appended: the builder is of no more use.
+    pub fn append(
+        &mut self,
+        meta: RowMeta,
+        row: Option<&Row>,
+        old: Option<(OldRow, &Row)>,
+        bytes: &[u8],
+        decode: &dyn Decode,
+    ) -> Result<(), DecodeError> {
+        for cells in row.into_iter().chain(old.map(|(_, cells)| cells)) {
+            self.check_width(cells)?;
+        }
+        match (row, old) {
+            (Some(new), old) => {
+                let full = old.filter(|(kind, _)| *kind == OldRow::Full).map(|(_, cells)| cells);
+                self.append_values(new, full, bytes, decode)?;
+                self.append_key(new, old, bytes, decode)?;
+            }
+            (None, Some((_, old))) => {
+                self.append_values(old, None, bytes, decode)?;
+                self.meta.key.append(false).expect(PAIRED);
+            }
+            (None, None) => {
+                self.arrays.iter_mut().for_each(ColumnArray::push_null);
+                self.meta.key.append(false).expect(PAIRED);
+            }
+        }
+        self.meta.exact.append(true).expect(PAIRED);
+        self.meta.unchanged.append(true);
+        self.meta.append(meta);
+        self.rows += 1;
+        self.bytes += self.row_bytes;
+        Ok(())
+    }
+
+    /// Rows appended since the last [`RowBuilder::finish`].
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Bytes that these rows take in memory, about. Arrow holds at most 2 GiB of one column in a
+    /// batch: finish long before that.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Gives the rows, and begins anew.
+    pub fn finish(&mut self) -> RecordBatch {
+        let mut arrays: Vec<ArrayRef> = self.arrays.iter_mut().map(ColumnArray::finish).collect();
+        arrays.extend(self.meta.finish());
+        self.rows = 0;
+        self.bytes = 0;
+        RecordBatch::try_new(self.schema.clone(), arrays)
+            .expect("every append makes each array longer by one, of the type in the schema")
+    }
+
+    fn append_values(
+        &mut self,
+        cells: &Row,
+        full: Option<&Row>,
+        bytes: &[u8],
+        decode: &dyn Decode,
+    ) -> Result<(), DecodeError> {
+        for (index, cell) in cells.iter().enumerate() {
+            let column = &self.table.columns[index];
+            let cell = known(cell, full.map(|old| &old[index]));
+            if *cell == Cell::Unchanged {
+                self.arrays[index].push_null();
+                self.meta.unchanged.values().append_value(&self.names[index]);
+                self.bytes += self.names[index].len();
+                continue;
+            }
+            match decode.value(column, cell, bytes)? {
+                Value::Null => self.arrays[index].push_null(),
+                Value::Exact(text) => {
+                    self.arrays[index].push_null();
+                    push_pair(&mut self.meta.exact, column, &self.names[index], Some(&text))?;
+                    self.bytes += self.names[index].len() + text.len();
+                }
+                value => {
+                    let pushed = self.arrays[index].push(&value);
+                    self.bytes += pushed.ok_or_else(|| wrong_value(column))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills `_key`: the identity columns as the server named them, or, where it sent the whole old
+    /// row, the primary key if it changed; without one all of it.
+    fn append_key(
+        &mut self,
+        new: &Row,
+        old: Option<(OldRow, &Row)>,
+        bytes: &[u8],
+        decode: &dyn Decode,
+    ) -> Result<(), DecodeError> {
+        let Some((kind, old)) = old else {
+            self.meta.key.append(false).expect(PAIRED);
+            return Ok(());
+        };
+        let by_key = kind == OldRow::Full && !self.key.is_empty();
+        if by_key && self.key.iter().all(|index| same(&old[*index], &new[*index], bytes)) {
+            self.meta.key.append(false).expect(PAIRED);
+            return Ok(());
+        }
+        for (index, cell) in old.iter().enumerate() {
+            let column = &self.table.columns[index];
+            let named = match kind {
+                OldRow::Full => !by_key || self.key.contains(&index),
+                OldRow::Key => column.identity || self.table.identity == Identity::Full,
+            };
+            if !named || *cell == Cell::Unchanged {
+                continue;
+            }
+            let value = decode.value(column, cell, bytes)?;
+            self.scratch.clear();
+            value.print(column.lake, &mut self.scratch);
+            let text = (value != Value::Null).then_some(self.scratch.as_str());
+            push_pair(&mut self.meta.key, column, &self.names[index], text)?;
+            self.bytes += self.names[index].len() + self.scratch.len();
+        }
+        self.meta.key.append(true).expect(PAIRED);
+        Ok(())
+    }
+
+    fn check_width(&self, cells: &Row) -> Result<(), DecodeError> {
+        if cells.len() == self.arrays.len() {
+            return Ok(());
+        }
+        Err(DecodeError::Columns {
+            table: self.table.qualified(),
+            expected: self.arrays.len(),
+            found: cells.len(),
+        })
+    }
+}
+
+impl MetaArrays {
+    fn new() -> Self {
+        let text = || StringBuilder::with_capacity(0, 0);
+        let map = || {
+            let names = MapFieldNames {
+                entry: "key_value".into(),
+                key: "key".into(),
+                value: "value".into(),
+            };
+            MapBuilder::with_capacity(Some(names), text(), text(), 0)
+        };
+        Self {
+            op: text(),
+            sequence: Int64Builder::with_capacity(0),
+            position: text(),
+            last_position: (Position(0), Position(0).to_string()),
+            committed_at: TimestampMicrosecondBuilder::with_capacity(0)
+                .with_data_type(data_type(LakeType::TimestampUtc)),
+            xid: Int64Builder::with_capacity(0),
+            unchanged: ListBuilder::with_capacity(text(), 0).with_field(element_field()),
+            exact: map(),
+            key: map(),
+        }
+    }
+
+    fn append(&mut self, meta: RowMeta) {
+        if self.last_position.0 != meta.position {
+            self.last_position = (meta.position, meta.position.to_string());
+        }
+        self.op.append_value(meta.op.letter());
+        let sequence = i64::try_from(meta.sequence).expect("a box makes fewer than 2^63 changes");
+        self.sequence.append_value(sequence);
+        self.position.append_value(&self.last_position.1);
+        self.committed_at.append_value(meta.committed_at.0);
+        self.xid.append_option(meta.xid.map(i64::from));
+    }
+
+    fn finish(&mut self) -> [ArrayRef; 8] {
+        [
+            Arc::new(self.op.finish()),
+            Arc::new(self.sequence.finish()),
+            Arc::new(self.position.finish()),
+            Arc::new(self.committed_at.finish()),
+            Arc::new(self.xid.finish()),
+            Arc::new(self.unchanged.finish()),
+            Arc::new(self.exact.finish()),
+            Arc::new(self.key.finish()),
+        ]
+    }
+}
+
+/// The cell, or the old row's where the server left the new one out and sent the whole old row.
+/// (An old NULL is not believed: some servers send it for a column added with a default.)
+fn known<'a>(cell: &'a Cell, old: Option<&'a Cell>) -> &'a Cell {
+    match (cell, old) {
+        (Cell::Unchanged, Some(old @ (Cell::Binary(_) | Cell::Text(_)))) => old,
+        _ => cell,
+    }
+}
+
+/// Whether a key column has the same value in both rows.
+fn same(old: &Cell, new: &Cell, bytes: &[u8]) -> bool {
+    match (old, new) {
+        (Cell::Binary(old), Cell::Binary(new)) | (Cell::Text(old), Cell::Text(new)) => {
+            bytes.get(old.clone()) == bytes.get(new.clone())
+        }
+        (Cell::Null, Cell::Null) | (_, Cell::Unchanged) => true,
+        _ => false,
+    }
+}
+
+fn push_pair(
+    map: &mut TextMap,
+    column: &Column,
+    name: &str,
+    text: Option<&str>,
+) -> Result<(), DecodeError> {
+    let (keys, values) = map.entries();
+    fits(keys.values_slice().len(), name.len())
+        .and_then(|()| fits(values.values_slice().len(), text.map_or(0, str::len)))
+        .ok_or_else(|| wrong_value(column))?;
+    keys.append_value(name);
+    values.append_option(text);
+    Ok(())
+}
+
+fn wrong_value(column: &Column) -> DecodeError {
+    DecodeError::Value { column: column.name.clone(), source_type: column.source_type.clone() }
+}
+
+fn own_field(column: &Column) -> Field {
+    let name = file_name(&column.name);
+    let mut metadata = HashMap::from([("source_type".to_owned(), column.source_type.clone())]);
+    if name != column.name {
+        metadata.insert("source_name".into(), column.name.clone());
+    }
+    if column.lake == LakeType::Uuid {
+        metadata.insert("ARROW:extension:name".into(), "arrow.uuid".into());
+    }
+    Field::new(name, data_type(column.lake), true).with_metadata(metadata)
+}
+
+fn element_field() -> Field {
+    Field::new("element", DataType::Utf8, true)
+}
+
+fn map_field(name: &str, nullable: bool) -> Field {
+    let pair = Fields::from(vec![
+        Field::new("key", DataType::Utf8, false),
+        Field::new("value", DataType::Utf8, true),
+    ]);
+    let entry = Field::new("key_value", DataType::Struct(pair), false);
+    Field::new(name, DataType::Map(Arc::new(entry), false), nullable)
+}
+
+/// The columns after the table's own.
+pub const OUR_NAMES: [&str; 8] =
+    ["_op", "_sequence", "_position", "_committed_at", "_xid", "_unchanged", "_exact", "_key"];
+
+/// What a row takes in our columns.
+const META_ROW_BYTES: usize = 80;
+
+const PAIRED: &str = "keys and values are pushed together";
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use arrow_array::{
+        Array,
+        cast::AsArray,
+        types::{Decimal128Type, Int64Type, TimestampMicrosecondType},
+    };
+    use parquet::{
+        arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
+        basic::LogicalType,
+        file::{metadata::ParquetMetaData, properties::WriterProperties},
+    };
+
+    use super::*;
+    use crate::journal::{Commit, Event, RecordKind};
+
+    /// Cells hold text: an integer, `inf` (which no column holds) or anything else.
+    struct Plain;
+
+    impl Decode for Plain {
+        fn decode(&mut self, _: RecordKind, _: &[u8]) -> Result<Event, DecodeError> {
+            Ok(Event::Nothing)
+        }
+
+        fn commit(&self, _: RecordKind, _: &[u8]) -> Option<Commit> {
+            None
+        }
+
+        fn rows(
+            &self,
+            _: &Table,
+            _: &[u8],
+            _: &mut dyn FnMut(&Row) -> Result<(), DecodeError>,
+        ) -> Result<(), DecodeError> {
+            Ok(())
+        }
+
+        fn value<'a>(
+            &self,
+            column: &Column,
+            cell: &Cell,
+            bytes: &'a [u8],
+        ) -> Result<Value<'a>, DecodeError> {
+            let Cell::Text(range) = cell else { return Ok(Value::Null) };
+            let text = std::str::from_utf8(&bytes[range.clone()]).unwrap();
+            Ok(match column.lake {
+                _ if text == "inf" => Value::Exact(Cow::Borrowed(text)),
+                LakeType::Int64 => Value::Int(text.parse().unwrap()),
+                LakeType::Decimal { .. } => Value::Decimal(text.parse().unwrap()),
+                LakeType::Uuid => Value::Bytes(Cow::Borrowed(text.as_bytes())),
+                _ => Value::Text(Cow::Borrowed(text)),
+            })
+        }
+
+        fn tables(&self) -> Vec<Arc<Table>> {
+            vec![]
+        }
+    }
+
+    fn column(name: &str, lake: LakeType, identity: bool) -> Column {
+        Column {
+            name: name.into(),
+            source_type: "any".into(),
+            type_id: 0,
+            type_modifier: -1,
+            lake,
+            identity,
+            not_null: false,
+            default: None,
+            generated: None,
+        }
+    }
+
+    fn table(columns: Vec<Column>, key: &[&str], identity: Identity) -> Table {
+        Table {
+            id: 1,
+            schema: "public".into(),
+            name: "t".into(),
+            version: 3,
+            columns,
+            key: key.iter().map(|name| (*name).into()).collect(),
+            identity,
+            types: vec![],
+        }
+    }
+
+    fn meta(op: Op) -> RowMeta {
+        RowMeta {
+            op,
+            sequence: 7,
+            position: Position(0x16_0000_0001),
+            committed_at: Timestamp(42),
+            xid: Some(u32::MAX),
+        }
+    }
+
+    fn pairs(map: &dyn Array, row: usize) -> Option<Vec<(String, Option<String>)>> {
+        let map = map.as_map();
+        let entries = (!map.is_null(row)).then(|| map.value(row))?;
+        let values = entries.column(1).as_string::<i32>();
+        let keys = entries.column(0).as_string::<i32>().iter().flatten().map(str::to_owned);
+        Some(keys.zip(values.iter().map(|value| value.map(str::to_owned))).collect())
+    }
+
+    fn parquet(table: &Table, rows: &RecordBatch) -> (Vec<u8>, ParquetMetaData) {
+        let metadata = Some(file_metadata(table));
+        let properties = WriterProperties::builder().set_key_value_metadata(metadata).build();
+        let mut file = vec![];
+        let mut writer = ArrowWriter::try_new(&mut file, rows.schema(), Some(properties)).unwrap();
+        writer.write(rows).unwrap();
+        let closed = writer.close().unwrap();
+        (file, closed)
+    }
+
+    fn two_columns(identity: Identity, key: &[&str]) -> RowBuilder {
+        RowBuilder::new(&table(
+            vec![column("id", LakeType::Int64, true), column("note", LakeType::Text, false)],
+            key,
+            identity,
+        ))
+    }
+
+    #[test]
+    fn a_value_stands_in_its_column_or_is_named() {
+        let mut builder = two_columns(Identity::Default, &["id"]);
+        let row = vec![Cell::Text(0..2), Cell::Unchanged];
+        let old = vec![Cell::Text(2..3), Cell::Null];
+        builder
+            .append(meta(Op::Update), Some(&row), Some((OldRow::Key, &old)), b"429", &Plain)
+            .unwrap();
+        let exact = vec![Cell::Text(0..3), Cell::Null];
+        builder.append(meta(Op::Insert), Some(&exact), None, b"inf", &Plain).unwrap();
+        builder.append(meta(Op::Delete), None, Some((OldRow::Key, &old)), b"429", &Plain).unwrap();
+        builder.append(meta(Op::Truncate), None, None, b"", &Plain).unwrap();
+        assert_eq!(builder.rows(), 4);
+        let batch = builder.finish();
+        assert_eq!((builder.rows(), builder.bytes()), (0, 0));
+        let ids = batch.column(0).as_primitive::<Int64Type>();
+        assert_eq!(ids.iter().collect::<Vec<_>>(), [Some(42), None, Some(9), None]);
+        let unchanged = batch.column_by_name("_unchanged").unwrap().as_list::<i32>();
+        assert_eq!(unchanged.value(0).as_string::<i32>().value(0), "note");
+        assert_eq!(unchanged.value(1).len(), 0);
+        let exact = batch.column_by_name("_exact").unwrap();
+        assert_eq!(pairs(exact, 0), Some(vec![]));
+        assert_eq!(pairs(exact, 1), Some(vec![("id".into(), Some("inf".into()))]));
+        let key = batch.column_by_name("_key").unwrap();
+        assert_eq!(pairs(key, 0), Some(vec![("id".into(), Some("9".into()))]));
+        assert_eq!(pairs(key, 2), None);
+        let positions = batch.column_by_name("_position").unwrap().as_string::<i32>();
+        assert_eq!(positions.value(3), "00000016/00000001");
+        let at = batch.column_by_name("_committed_at").unwrap();
+        assert_eq!(at.as_primitive::<TimestampMicrosecondType>().value(0), 42);
+    }
+
+    #[test]
+    fn a_whole_old_row_fills_what_the_server_left_out() {
+        let mut builder = two_columns(Identity::Full, &[]);
+        let new = vec![Cell::Text(0..1), Cell::Unchanged];
+        let old = vec![Cell::Text(0..1), Cell::Text(1..4)];
+        builder
+            .append(meta(Op::Update), Some(&new), Some((OldRow::Full, &old)), b"1big", &Plain)
+            .unwrap();
+        let batch = builder.finish();
+        assert_eq!(batch.column(1).as_string::<i32>().value(0), "big");
+        assert_eq!(batch.column_by_name("_unchanged").unwrap().as_list::<i32>().value(0).len(), 0);
+        let whole = vec![("id".into(), Some("1".into())), ("note".into(), Some("big".into()))];
+        assert_eq!(pairs(batch.column_by_name("_key").unwrap(), 0), Some(whole));
+    }
+
+    #[test]
+    fn a_whole_old_row_names_the_key_only_where_it_changed() {
+        let mut builder = two_columns(Identity::Full, &["id"]);
+        let old = vec![Cell::Text(0..1), Cell::Null];
+        for new in [Cell::Text(1..2), Cell::Text(2..3)] {
+            let new = vec![new, Cell::Null];
+            let old = Some((OldRow::Full, &old));
+            builder.append(meta(Op::Update), Some(&new), old, b"112", &Plain).unwrap();
+        }
+        let batch = builder.finish();
+        let key = batch.column_by_name("_key").unwrap();
+        assert_eq!(pairs(key, 0), None);
+        assert_eq!(pairs(key, 1), Some(vec![("id".into(), Some("1".into()))]));
+    }
+
+    #[test]
+    fn our_names_stay_ours_and_no_two_names_meet() {
+        let names = ["_op", "_op_", "_OP", "_key__", "_opx", "op", "_xid"].map(file_name);
+        assert_eq!(names, ["_op_", "_op__", "_OP_", "_key___", "_opx", "op", "_xid_"]);
+        let table = table(vec![column("_op", LakeType::Text, false)], &[], Identity::Nothing);
+        let schema = arrow_schema(&table);
+        assert_eq!(schema.field(0).metadata()["source_name"], "_op");
+        assert_eq!(schema.fields().iter().filter(|field| field.name() == "_op").count(), 1);
+    }
+
+    #[test]
+    fn tables_of_no_columns_and_of_1600_go_through_parquet() {
+        for count in [0, 1_600] {
+            let columns = (0..count).map(|n| column(&format!("c{n}"), LakeType::Int64, false));
+            let table = table(columns.collect(), &[], Identity::Nothing);
+            let mut builder = RowBuilder::new(&table);
+            let row = vec![Cell::Text(0..1); count];
+            builder.append(meta(Op::Snapshot), Some(&row), None, b"5", &Plain).unwrap();
+            let written = builder.finish();
+            let (file, _) = parquet(&table, &written);
+            let reader =
+                ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(file)).unwrap();
+            assert_eq!(reader.schema().as_ref(), written.schema().as_ref());
+            let read = reader.build().unwrap().next().unwrap().unwrap();
+            assert_eq!(read.columns(), written.columns());
+        }
+    }
+
+    #[test]
+    fn a_uuid_and_a_decimal_are_parquets_own() {
+        let decimal = LakeType::Decimal { precision: 38, scale: 2 };
+        let columns = vec![column("u", LakeType::Uuid, true), column("d", decimal, false)];
+        let table = table(columns, &[], Identity::Nothing);
+        let mut builder = RowBuilder::new(&table);
+        let row = vec![Cell::Text(0..16), Cell::Text(0..4)];
+        builder.append(meta(Op::Snapshot), Some(&row), None, b"0123456789abcdef", &Plain).unwrap();
+        let written = builder.finish();
+        assert_eq!(written.column(1).as_primitive::<Decimal128Type>().value(0), 123);
+        let (_, closed) = parquet(&table, &written);
+        let leaf = closed.file_metadata().schema_descr().column(0);
+        assert_eq!(leaf.logical_type_ref(), Some(&LogicalType::Uuid));
+    }
+
+    #[test]
+    fn a_row_of_another_table_is_refused() {
+        let mut builder = two_columns(Identity::Default, &["id"]);
+        let row = vec![Cell::Null];
+        let refused = builder.append(meta(Op::Insert), Some(&row), None, b"", &Plain);
+        assert!(matches!(refused, Err(DecodeError::Columns { expected: 2, found: 1, .. })));
+        let row = vec![Cell::Null, Cell::Null];
+        builder.append(meta(Op::Insert), Some(&row), None, b"", &Plain).unwrap();
+        assert_eq!(builder.finish().num_rows(), 1);
+    }
+}

@@ -1,0 +1,313 @@
+//! Binary COPY: the framing of a table's rows. Pure.
+//!
+//! `PGCOPY\n\xFF\r\n\0 | u32 flags | u32 length of extension | extension | tuples | i16 -1`, a tuple
+//! being `i16 columns | columns × (i32 length, -1 for NULL | bytes)`, all big-endian.
+//! <https://www.postgresql.org/docs/current/sql-copy.html#id-1.9.3.55.9.4>
+//!
+//! PostgreSQL sends one tuple in each CopyData message, the header glued to the first, the trailer
+//! alone in the last. [`CopyFramer`] does not rely on it.
+
+use super::{
+    super::{Cell, DecodeError, Row, Table},
+    pgoutput::{is_stored, is_whole},
+};
+
+/// Cuts what COPY sends into whole tuples, without header and trailer.
+#[derive(Debug, Default)]
+pub struct CopyFramer {
+    state: State,
+    /// The beginning of a header or tuple whose rest has not come.
+    pending: Vec<u8>,
+    tuples: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+enum State {
+    #[default]
+    Header,
+    Tuples,
+    Ended,
+}
+
+impl CopyFramer {
+    /// Before the header.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes what came and appends the tuples that are now whole. Gives their number.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are no binary COPY. Nothing was appended.
+    pub fn push(&mut self, data: &[u8], tuples: &mut Vec<u8>) -> Result<u64, DecodeError> {
+        if self.pending.is_empty() {
+            let (used, count) = self.frame(data, tuples)?;
+            self.pending.extend_from_slice(&data[used..]);
+            return Ok(count);
+        }
+        let mut held = std::mem::take(&mut self.pending);
+        held.extend_from_slice(data);
+        let (used, count) = self.frame(&held, tuples)?;
+        held.drain(..used);
+        self.pending = held;
+        Ok(count)
+    }
+
+    /// Checks that the trailer has come and nothing after it. Gives the number of tuples in all.
+    ///
+    /// # Errors
+    ///
+    /// The COPY was cut short.
+    pub fn finish(&self) -> Result<u64, DecodeError> {
+        let ended = self.state == State::Ended && self.pending.is_empty();
+        ended.then_some(self.tuples).ok_or(DecodeError::Length { what: "a binary COPY" })
+    }
+
+    /// Appends the whole tuples of `data`; gives how much of it was used, and their number.
+    fn frame(&mut self, data: &[u8], tuples: &mut Vec<u8>) -> Result<(usize, u64), DecodeError> {
+        let mut at = 0;
+        let mut state = self.state;
+        if state == State::Header {
+            let Some(length) = header_bytes(data)? else { return Ok((0, 0)) };
+            at = length;
+            state = State::Tuples;
+        }
+        let start = at;
+        let mut count = 0;
+        while state == State::Tuples {
+            match tuple_bytes(&data[at..])? {
+                Tuple::Whole(length) => {
+                    at += length;
+                    count += 1;
+                }
+                Tuple::Cut => break,
+                Tuple::Trailer => state = State::Ended,
+            }
+        }
+        tuples.extend_from_slice(&data[start..at]);
+        if state == State::Ended && self.state != State::Ended {
+            at += 2;
+        }
+        if state == State::Ended && at < data.len() {
+            return Err(DecodeError::Length { what: "the end of a binary COPY" });
+        }
+        self.state = state;
+        self.tuples += count;
+        Ok((at, count))
+    }
+}
+
+/// Splits whole tuples into rows of `table`, and calls `each` with every one. Tuples may lack the
+/// stored generated columns; those are [`Cell::Unchanged`].
+///
+/// # Errors
+///
+/// The bytes are no rows of `table`, or `each` said so.
+pub fn rows(
+    table: &Table,
+    batch: &[u8],
+    each: &mut dyn FnMut(&Row) -> Result<(), DecodeError>,
+) -> Result<(), DecodeError> {
+    const CUT: DecodeError = DecodeError::Length { what: "a COPY tuple" };
+    let mut row = Row::with_capacity(table.columns.len());
+    let mut at = 0;
+    while at < batch.len() {
+        let count = read::<2>(batch, at).map(i16::from_be_bytes).ok_or(CUT)?;
+        at += 2;
+        let whole = is_whole(table, usize::try_from(count).map_err(|_| CUT)?)?;
+        row.clear();
+        for column in &table.columns {
+            if !whole && is_stored(column) {
+                row.push(Cell::Unchanged);
+                continue;
+            }
+            let length = read::<4>(batch, at).map(i32::from_be_bytes).ok_or(CUT)?;
+            at += 4;
+            if length == -1 {
+                row.push(Cell::Null);
+                continue;
+            }
+            let end = at + usize::try_from(length).map_err(|_| CUT)?;
+            if end > batch.len() {
+                return Err(CUT);
+            }
+            row.push(Cell::Binary(at..end));
+            at = end;
+        }
+        each(&row)?;
+    }
+    Ok(())
+}
+
+enum Tuple {
+    /// This many bytes.
+    Whole(usize),
+    /// Its end has not come.
+    Cut,
+    Trailer,
+}
+
+/// Length of the header; `None` if its end has not come.
+fn header_bytes(data: &[u8]) -> Result<Option<usize>, DecodeError> {
+    let known = data.len().min(SIGNATURE.len());
+    if data[..known] != SIGNATURE[..known] {
+        return Err(DecodeError::Kind {
+            what: "a binary COPY",
+            kind: data.first().copied().unwrap_or(0),
+        });
+    }
+    let Some(extension) = read::<4>(data, SIGNATURE.len() + 4) else { return Ok(None) };
+    let extension = usize::try_from(i32::from_be_bytes(extension))
+        .map_err(|_| DecodeError::Length { what: "the header of a binary COPY" })?;
+    let length = SIGNATURE.len() + 8 + extension;
+    Ok((length <= data.len()).then_some(length))
+}
+
+/// How far the first tuple goes.
+fn tuple_bytes(data: &[u8]) -> Result<Tuple, DecodeError> {
+    let Some(count) = read::<2>(data, 0).map(i16::from_be_bytes) else { return Ok(Tuple::Cut) };
+    if count == -1 {
+        return Ok(Tuple::Trailer);
+    }
+    let wrong = || DecodeError::Length { what: "a COPY tuple" };
+    let count = usize::try_from(count).map_err(|_| wrong())?;
+    let mut at = 2;
+    for _ in 0..count {
+        let Some(length) = read::<4>(data, at).map(i32::from_be_bytes) else {
+            return Ok(Tuple::Cut);
+        };
+        at += 4;
+        if length != -1 {
+            at += usize::try_from(length).map_err(|_| wrong())?;
+        }
+    }
+    Ok(if at <= data.len() { Tuple::Whole(at) } else { Tuple::Cut })
+}
+
+fn read<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk().copied()
+}
+
+const SIGNATURE: &[u8; 11] = b"PGCOPY\n\xFF\r\n\0";
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{super::super::Identity, *};
+
+    fn table(columns: usize) -> Table {
+        let column = super::super::super::Column {
+            name: "c".into(),
+            source_type: "text".into(),
+            type_id: 25,
+            type_modifier: -1,
+            lake: super::super::super::LakeType::Text,
+            identity: false,
+            not_null: false,
+            default: None,
+            generated: None,
+        };
+        Table {
+            id: 1,
+            schema: "public".into(),
+            name: "t".into(),
+            version: 0,
+            columns: vec![column; columns],
+            key: vec![],
+            identity: Identity::Nothing,
+            types: vec![],
+        }
+    }
+
+    type Rows = Vec<Vec<Option<Vec<u8>>>>;
+
+    fn tuples(rows: &Rows) -> Vec<u8> {
+        let mut bytes = vec![];
+        for row in rows {
+            bytes.extend(i16::try_from(row.len()).unwrap().to_be_bytes());
+            for value in row {
+                match value {
+                    None => bytes.extend((-1i32).to_be_bytes()),
+                    Some(value) => {
+                        bytes.extend(i32::try_from(value.len()).unwrap().to_be_bytes());
+                        bytes.extend(value);
+                    }
+                }
+            }
+        }
+        bytes
+    }
+
+    fn copy(rows: &Rows) -> Vec<u8> {
+        let mut bytes = SIGNATURE.to_vec();
+        bytes.extend(0u32.to_be_bytes());
+        bytes.extend(3u32.to_be_bytes());
+        bytes.extend(b"ext");
+        bytes.extend(tuples(rows));
+        bytes.extend((-1i16).to_be_bytes());
+        bytes
+    }
+
+    fn some_rows() -> impl Strategy<Value = Rows> {
+        let value = prop::option::of(prop::collection::vec(any::<u8>(), 0..9));
+        prop::collection::vec(prop::collection::vec(value, 2), 0..7)
+    }
+
+    proptest! {
+        #[test]
+        fn however_it_is_cut_the_tuples_are_the_same(rows in some_rows(), cuts in prop::collection::vec(1usize..20, 1..40)) {
+            let bytes = copy(&rows);
+            let mut framer = CopyFramer::new();
+            let (mut whole, mut at, mut count) = (vec![], 0, 0);
+            for cut in cuts.iter().cycle() {
+                if at == bytes.len() {
+                    break;
+                }
+                prop_assert!(framer.finish().is_err());
+                let end = bytes.len().min(at + cut);
+                count += framer.push(&bytes[at..end], &mut whole).unwrap();
+                at = end;
+            }
+            prop_assert_eq!(&whole, &tuples(&rows));
+            prop_assert_eq!(framer.finish(), Ok(count));
+            let mut read: Rows = vec![];
+            super::rows(&table(2), &whole, &mut |row| {
+                read.push(row.iter().map(|cell| match cell {
+                    Cell::Binary(range) => Some(whole[range.clone()].to_vec()),
+                    _ => None,
+                }).collect());
+                Ok(())
+            }).unwrap();
+            prop_assert_eq!(read, rows);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(mut bytes: Vec<u8>, headed: bool) {
+            if headed {
+                bytes.splice(0..0, copy(&vec![]).into_iter().take(22));
+            }
+            let mut framer = CopyFramer::new();
+            let mut whole = vec![];
+            for byte in &bytes {
+                if framer.push(&[*byte], &mut whole).is_err() {
+                    break;
+                }
+            }
+            for columns in 0..3 {
+                drop(rows(&table(columns), &bytes, &mut |_| Ok(())));
+            }
+        }
+    }
+
+    #[test]
+    fn what_follows_the_trailer_is_refused() {
+        let mut framer = CopyFramer::new();
+        let mut whole = vec![];
+        framer.push(&copy(&vec![]), &mut whole).unwrap();
+        assert_eq!(framer.finish(), Ok(0));
+        assert!(framer.push(b"x", &mut whole).is_err());
+        assert!(CopyFramer::new().push(b"COPY", &mut whole).is_err());
+    }
+}

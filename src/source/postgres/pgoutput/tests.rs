@@ -1,0 +1,262 @@
+//! The stream that PostgreSQL 15 gave for two tables of every replica identity, a domain, an enum, a
+//! stored generated column, values left out, a truncate and an altered table.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::source::{Piece, Run};
+
+fn stream() -> Vec<Vec<u8>> {
+    let lines = include_str!("../../../../tests/fixtures/postgres-15-pgoutput.hex").lines();
+    lines.map(|line| hex::decode(line).unwrap()).collect()
+}
+
+/// Every event with its payload, in order.
+fn decode_all(decoder: &mut PgDecoder) -> Vec<(Event, Vec<u8>)> {
+    let decoded = stream().into_iter().map(|payload| {
+        let event = decoder.decode(RecordKind::Message, &payload).unwrap();
+        (event, payload)
+    });
+    decoded.collect()
+}
+
+/// The values of a row as text: `-` for NULL, `?` for what was left out.
+fn show(table: &Table, row: &Row, payload: &[u8]) -> String {
+    let shown = table.columns.iter().zip(row).map(|(column, cell)| match cell {
+        Cell::Unchanged => "?".to_owned(),
+        Cell::Null => "-".to_owned(),
+        cell => {
+            let mut text = String::new();
+            types::value(column, cell, payload).unwrap().print(column.lake, &mut text);
+            text.truncate(12);
+            text
+        }
+    });
+    shown.collect::<Vec<_>>().join("|")
+}
+
+/// Each change as `op table old > new`.
+fn changes(decoder: &mut PgDecoder) -> Vec<String> {
+    let mut found = vec![];
+    for payload in stream() {
+        let event = decoder.decode(RecordKind::Message, &payload).unwrap();
+        let Event::Change(change) = event else { continue };
+        let table = decoder.table(change.table).unwrap();
+        let old =
+            change.old.as_ref().map(|(how, row)| format!("{how:?} {}", show(table, row, &payload)));
+        let new = change.new.as_ref().map(|row| show(table, row, &payload));
+        let (old, new) = (old.unwrap_or_default(), new.unwrap_or_default());
+        found.push(format!("{} {} {old} > {new}", change.op.letter(), table.name));
+    }
+    found
+}
+
+#[test]
+fn the_stream_of_a_real_server_is_read() {
+    assert_eq!(
+        changes(&mut PgDecoder::default()),
+        [
+            "I orders  > 1|xxxxx|12.50|happy|{a,NULL}|2026-11-21 0",
+            "I orders  > 2|-|-|-|-|-",
+            "U orders  > 1|yyyyyyyyyyyy|12.50|happy|{a,NULL}|2026-11-21 0",
+            "U orders  > 1|?|1.00|happy|{a,NULL}|2026-11-21 0",
+            "U orders Key 1|-|-|-|-|- > 10|?|1.00|happy|{a,NULL}|2026-11-21 0",
+            "D orders Key 2|-|-|-|-|- > ",
+            "I Full Row  > 1|one",
+            "I Full Row  > 1|-",
+            "U Full Row Full 1|- > 1|two",
+            "D Full Row Full 1|one > ",
+            "I byidx  > k|1.50",
+            "U byidx  > k|NaN",
+            "U byidx Key k|- > l|NaN",
+            "D byidx Key l|- > ",
+            "I orders  > 3|z|1.00|sad|{}|infinity|7",
+        ]
+    );
+}
+
+#[test]
+fn transactions_truncates_and_tables_are_told() {
+    let events = decode_all(&mut PgDecoder::default());
+    let (Event::Begin { begins, at, xid }, Event::Commit(commit)) = (&events[0].0, &events[7].0)
+    else {
+        panic!("{:?}", events[0]);
+    };
+    assert_eq!((*begins, *at), (commit.begins, commit.at));
+    assert!(commit.position > commit.begins && *xid > 0 && at.date().starts_with("2026-11-21"));
+    let tables: Vec<_> = events
+        .iter()
+        .filter_map(|(event, _)| match event {
+            Event::Table(table) => Some(table),
+            _ => None,
+        })
+        .collect();
+    let orders = tables[0];
+    assert_eq!((orders.qualified().as_str(), orders.identity), ("shop.orders", Identity::Default));
+    assert_eq!(orders.key, ["id"]);
+    let names: Vec<_> = orders.columns.iter().map(|column| column.source_type.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "bigint",
+            "text",
+            "pg_catalog.\"numeric\"",
+            "shop.mood",
+            "text[]",
+            "timestamp with time zone"
+        ]
+        .map(|name| name.replace('"', ""))
+    );
+    assert_eq!(tables.last().unwrap().columns.last().unwrap().name, "extra");
+    let by_index = tables.iter().find(|table| table.name == "byidx").unwrap();
+    assert_eq!((by_index.identity, &by_index.key[..]), (Identity::Index, &["k".to_owned()][..]));
+    let full = tables.iter().find(|table| table.name == "Full Row").unwrap();
+    assert_eq!((full.identity, full.key.len()), (Identity::Full, 0));
+    let truncates: Vec<_> =
+        events.iter().filter(|(event, _)| matches!(event, Event::Truncate { .. })).collect();
+    let expected = Event::Truncate {
+        tables: vec![orders.id, by_index.id],
+        cascade: true,
+        restart_identity: true,
+    };
+    assert_eq!(truncates.iter().map(|(event, _)| event).collect::<Vec<_>>(), [&expected]);
+}
+
+/// What the catalog would say of `shop.orders`: the domain by its base type, the generated column too.
+fn definition(orders: &Table) -> Table {
+    let mut rich = orders.clone();
+    rich.columns[0].not_null = true;
+    rich.columns[2] = Column {
+        source_type: "shop.price".into(),
+        type_id: 1700,
+        type_modifier: (8 << 16 | 2) + 4,
+        lake: types::lake_type(1700, (8 << 16 | 2) + 4),
+        ..rich.columns[2].clone()
+    };
+    let stored = Column {
+        name: "twice".into(),
+        generated: Some("stored".into()),
+        default: Some("(id * 2)".into()),
+        identity: false,
+        ..rich.columns[0].clone()
+    };
+    rich.columns.insert(6, stored);
+    rich
+}
+
+#[test]
+fn a_definition_replaces_the_relation_and_outlasts_its_repetition() {
+    let mut decoder = PgDecoder::default();
+    let messages = stream();
+    for payload in &messages[..4] {
+        decoder.decode(RecordKind::Message, payload).unwrap();
+    }
+    let orders = decoder.tables()[0].clone();
+    let rich = definition(&orders);
+    let json = serde_json::to_vec(&rich).unwrap();
+    let told = decoder.decode(RecordKind::Definition, &json).unwrap();
+    assert_eq!(told, Event::Table(Arc::new(rich.clone())));
+    assert_eq!(decoder.decode(RecordKind::Definition, &json), Ok(Event::Nothing));
+    assert_eq!(decoder.decode(RecordKind::Message, &messages[3]), Ok(Event::Nothing));
+    let mut restarted =
+        PgDecoder::new(decoder.tables().iter().map(|table| (**table).clone()).collect());
+    assert_eq!(restarted.decode(RecordKind::Message, &messages[3]), Ok(Event::Nothing));
+    let Ok(Event::Change(change)) = restarted.decode(RecordKind::Message, &messages[4]) else {
+        panic!()
+    };
+    let shown = show(&rich, &change.new.unwrap(), &messages[4]);
+    assert_eq!(shown, "1|xxxxx|12.50|happy|{a,NULL}|2026-11-21 0|?");
+    let altered = messages.iter().rfind(|payload| payload[0] == b'R').unwrap();
+    assert!(matches!(restarted.decode(RecordKind::Message, altered), Ok(Event::Table(_))));
+}
+
+#[test]
+fn a_definition_of_another_shape_is_ignored() {
+    let mut decoder = PgDecoder::default();
+    let messages = stream();
+    for payload in &messages[..4] {
+        decoder.decode(RecordKind::Message, payload).unwrap();
+    }
+    let rich = definition(&decoder.tables()[0]);
+    let spoils: [fn(&mut Table); 6] = [
+        |table| table.name = "other".into(),
+        |table| table.columns[1].name = "other".into(),
+        |table| table.columns[1].type_id = 23,
+        |table| table.columns[1].type_modifier = 9,
+        |table| table.columns[0].identity = false,
+        |table| drop(table.columns.remove(4)),
+    ];
+    for spoil in spoils {
+        let mut spoilt = rich.clone();
+        spoil(&mut spoilt);
+        let json = serde_json::to_vec(&spoilt).unwrap();
+        assert_eq!(decoder.decode(RecordKind::Definition, &json), Ok(Event::Nothing));
+    }
+    assert!(decoder.decode(RecordKind::Definition, b"{}").is_err());
+}
+
+#[test]
+fn what_is_not_known_is_refused_and_changes_nothing() {
+    let mut decoder = PgDecoder::default();
+    let streamed = decoder.decode(RecordKind::Message, b"S\0\0\0\x01\x01");
+    assert_eq!(streamed, Err(DecodeError::Kind { what: WHAT, kind: b'S' }));
+    let messages = stream();
+    let insert = &messages[4];
+    assert!(matches!(decoder.decode(RecordKind::Message, insert), Err(DecodeError::Table(_))));
+    for payload in &messages[..4] {
+        let longer = [payload, &b"\0"[..]].concat();
+        assert!(decoder.decode(RecordKind::Message, &longer).is_err());
+        for length in 0..payload.len() {
+            assert!(decoder.decode(RecordKind::Message, &payload[..length]).is_err());
+        }
+    }
+    assert!(decoder.tables().is_empty() && decoder.type_names.is_empty());
+}
+
+#[test]
+fn a_binary_value_of_a_type_without_known_form_is_refused() {
+    let mut decoder = PgDecoder::default();
+    decode_all(&mut decoder);
+    let mut table = (*decoder.tables()[0]).clone();
+    table.columns = vec![decoder.column("words".into(), 3614, -1, true)];
+    let mut decoder = PgDecoder::new(vec![table.clone()]);
+    let mut insert = vec![b'I'];
+    insert.extend(table.id.to_be_bytes());
+    insert.extend(b"N\0\x01b\0\0\0\x01x");
+    let refused = decoder.decode(RecordKind::Message, &insert);
+    assert_eq!(refused, Err(DecodeError::Kind { what: "a column's value", kind: b'b' }));
+    insert[8] = b't';
+    assert!(decoder.decode(RecordKind::Message, &insert).is_ok());
+}
+
+#[test]
+fn a_whole_run_is_read() {
+    let mut run = Run::new(Piece::Whole);
+    stream().iter().for_each(|payload| run.push(RecordKind::Message, payload));
+    assert_eq!(read_run(&run.bytes), Ok(18));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(bytes: Vec<u8>, first in prop::sample::select(&b"BCORYIUDTM"[..])) {
+        let mut decoder = PgDecoder::default();
+        decode_all(&mut decoder);
+        let payload = [&[first], &bytes[..]].concat();
+        drop(decoder.decode(RecordKind::Message, &payload));
+        drop(decoder.decode(RecordKind::Definition, &bytes));
+        drop(read_run(&bytes));
+    }
+
+    #[test]
+    fn no_damage_makes_it_panic(at: prop::sample::Index, damage: Vec<(prop::sample::Index, u8)>) {
+        let mut messages = stream();
+        let pick = at.index(messages.len());
+        for (place, byte) in damage {
+            let place = place.index(messages[pick].len());
+            messages[pick][place] = byte;
+        }
+        let mut run = Run::new(Piece::Whole);
+        messages.iter().for_each(|payload| run.push(RecordKind::Message, payload));
+        drop(read_run(&run.bytes));
+    }
+}

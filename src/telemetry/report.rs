@@ -1,0 +1,210 @@
+//! The report: what the status page, the admin socket, `lakehead status` and the metrics show, in one
+//! shape, so that no two of them can differ.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    board::{Board, SourceState, SourceStatus},
+    heartbeat::Heartbeat,
+    trend::Trend,
+};
+use crate::{clock::Clock, units::Timestamp};
+
+/// The whole box.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Report {
+    /// The appliance's name.
+    pub appliance: String,
+    /// This firmware's version.
+    pub version: String,
+    /// The process.
+    pub pid: u32,
+    /// When the process started.
+    pub started_at: Timestamp,
+    /// When the report was made.
+    pub at: Timestamp,
+    /// Whether recovery is done.
+    pub ready: bool,
+    /// Whether all is well, or heals without a person.
+    pub healthy: bool,
+    /// Loops that hang.
+    pub hanging: Vec<String>,
+    /// The sources by name.
+    pub sources: BTreeMap<String, SourceReport>,
+}
+
+/// One source.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct SourceReport {
+    /// What its road says of itself.
+    #[serde(flatten)]
+    pub status: SourceStatus,
+    /// Age of the oldest durable change that the lake lacks, in seconds.
+    pub lag_s: f64,
+    /// Bytes of the server's log that the lake lacks.
+    pub lag_bytes: u64,
+    /// Transactions received and not in the ledger, since the start of the process.
+    pub lag_transactions: u64,
+    /// Changes durable and not in the ledger.
+    pub lag_changes: u64,
+    /// How long the journal lasts at the present rate if nothing is shipped, in hours.
+    pub journal_hours_left: Option<f64>,
+}
+
+/// Makes reports.
+pub struct Reporter {
+    appliance: String,
+    started_at: Timestamp,
+    board: Board,
+    heart: Heartbeat,
+    clock: Arc<dyn Clock>,
+    ready: AtomicBool,
+    trends: Mutex<BTreeMap<String, Trend>>,
+}
+
+impl Reporter {
+    /// For a process that starts now.
+    pub fn new(appliance: &str, board: Board, heart: Heartbeat, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            appliance: appliance.into(),
+            started_at: clock.wall(),
+            board,
+            heart,
+            clock,
+            ready: AtomicBool::new(false),
+            trends: Mutex::default(),
+        }
+    }
+
+    /// Recovery is done.
+    pub fn ready(&self) {
+        self.ready.store(true, Ordering::Relaxed);
+    }
+
+    /// Looks at the board, for lag and forecast. To be called every second.
+    pub fn sample(&self) {
+        let now = self.clock.now();
+        let mut trends = self.trends.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, status) in self.board.read() {
+            trends.entry(name).or_default().sample(now, &status);
+        }
+    }
+
+    /// All as it is now.
+    pub fn report(&self) -> Report {
+        let (now, wall) = (self.clock.now(), self.clock.wall());
+        let trends = self.trends.lock().unwrap_or_else(PoisonError::into_inner);
+        let unseen = Trend::default();
+        let one = |(name, status): (String, SourceStatus)| {
+            let trend = trends.get(&name).unwrap_or(&unseen);
+            let lag_s = trend.lag(now, wall, &status).as_secs_f64();
+            let hours = trend.journal_left(&status).map(|left| left.as_secs_f64() / 3600.0);
+            (name, SourceReport::new(status, lag_s, hours))
+        };
+        let sources: BTreeMap<String, SourceReport> =
+            self.board.read().into_iter().map(one).collect();
+        let late = self.heart.late(now).into_iter();
+        let hanging: Vec<String> = late.map(|late| late.name).collect();
+        let ready = self.ready.load(Ordering::Relaxed);
+        let well = sources.values().all(SourceReport::healthy);
+        Report {
+            appliance: self.appliance.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            started_at: self.started_at,
+            at: wall,
+            ready,
+            healthy: ready && well && hanging.is_empty(),
+            hanging,
+            sources,
+        }
+    }
+}
+
+impl SourceReport {
+    fn new(status: SourceStatus, lag_s: f64, journal_hours_left: Option<f64>) -> Self {
+        let unshipped = status.durable.position.0.saturating_sub(status.shipped.position.0);
+        let unread = status.server.0.saturating_sub(status.received.0);
+        Self {
+            lag_s,
+            lag_bytes: unshipped + unread,
+            lag_transactions: status.transactions.saturating_sub(status.transactions_shipped),
+            lag_changes: status.durable.sequence.0.saturating_sub(status.shipped.sequence.0),
+            journal_hours_left,
+            status,
+        }
+    }
+
+    /// Nothing here needs a person.
+    pub fn healthy(&self) -> bool {
+        !matches!(self.status.state, SourceState::Blocked | SourceState::Fenced)
+            && self.status.journal_damage.is_empty()
+            && self.status.alarms.values().all(|alarm| alarm.heals)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        clock::SystemClock,
+        error::Cause,
+        units::{Point, Position, Sequence},
+    };
+
+    fn reporter(board: &Board, heart: &Heartbeat) -> Reporter {
+        Reporter::new("plant7-a", board.clone(), heart.clone(), Arc::new(SystemClock))
+    }
+
+    #[test]
+    fn health_is_green_only_when_nobody_is_needed() {
+        let (board, heart) = (Board::default(), Heartbeat::default());
+        let reporter = reporter(&board, &heart);
+        let erp = board.source("erp");
+        assert!(!reporter.report().healthy, "not before recovery is done");
+        reporter.ready();
+        assert!(reporter.report().healthy);
+        erp.alarm("ship", Cause::LakeUnavailable, &"503", Timestamp(0));
+        assert!(reporter.report().healthy, "an outage heals");
+        erp.alarm("ship", Cause::LakeCredentials, &"403", Timestamp(0));
+        assert!(!reporter.report().healthy);
+        erp.calm("ship");
+        let long_ago = SystemClock.now().checked_sub(Duration::from_secs(2)).unwrap();
+        let beat = heart.register("seal erp", Duration::from_secs(1), long_ago);
+        assert_eq!(reporter.report().hanging, ["seal erp"]);
+        assert!(!reporter.report().healthy);
+        drop(beat);
+        assert!(reporter.report().healthy);
+    }
+
+    #[test]
+    fn a_report_survives_its_journey_as_json() {
+        let board = Board::default();
+        let reporter = reporter(&board, &Heartbeat::default());
+        board.source("erp").write(|status| {
+            status.durable = Point { sequence: Sequence(9), position: Position(900) };
+            status.shipped = Point { sequence: Sequence(4), position: Position(400) };
+            (status.server, status.received) = (Position(1000), Position(950));
+            (status.transactions, status.transactions_shipped) = (3, 1);
+            status.retries.insert("LakeSlowDown".into(), 2);
+        });
+        reporter.sample();
+        let report = reporter.report();
+        let erp = &report.sources["erp"];
+        assert_eq!((erp.lag_bytes, erp.lag_transactions, erp.lag_changes), (550, 2, 5));
+        let json = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
+        let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(value["sources"]["erp"]["shipped"]["position"], "00000000/00000190");
+    }
+}
