@@ -18,7 +18,7 @@ use std::{
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     Group, ObjectStore, ReadSpool, Request, ShipError, Shipped,
@@ -318,8 +318,13 @@ impl Trouble<'_> {
         let mut troubled = shipper.troubled.lock().unwrap_or_else(PoisonError::into_inner);
         troubled.insert(id);
         shipper.board.alarm(ROOM, error.cause(), error, shipper.clock.wall());
-        if tries.is_power_of_two() {
-            warn!(%error, tries, "still trying");
+        if tries == 0 || tries.is_power_of_two() {
+            match heals {
+                true => warn!(%error, tries, "still trying"),
+                false => {
+                    error!(%error, tries, remedy = error.cause().disposition().remedy(), "still trying")
+                }
+            }
         }
     }
 }
