@@ -41,7 +41,7 @@ use crate::{
     source::postgres::{Postgres, SourceError, pgoutput::PgDecoder},
     telemetry::{
         board::{Board, SourceBoard, SourceState},
-        heartbeat::Heartbeat,
+        heartbeat::{Beat, Heartbeat},
     },
     units::Point,
 };
@@ -500,6 +500,8 @@ impl Watch {
 struct Housekeeping {
     journal: Arc<Journal>,
     spool: SpoolReader,
+    beat: Beat,
+    clock: Arc<dyn Clock>,
 }
 
 impl Housekeeping {
@@ -510,9 +512,11 @@ impl Housekeeping {
         released: watch::Sender<Point>,
         token: CancellationToken,
     ) {
+        let mut pulse = tokio::time::interval(BEAT_PACE);
         loop {
             tokio::select! {
                 () = token.cancelled() => return,
+                _ = pulse.tick() => self.beat.tick(self.clock.now()),
                 group = done.recv() => match group {
                     Some(group) => self.forget(group).await,
                     None => return,
@@ -577,6 +581,9 @@ const GROUPS: usize = 64;
 const CHUNKS: usize = 1;
 /// The part of the journal's budget that sealed objects may take beside it.
 const SPOOL_SHARE: u64 = 4;
+/// The watchdog learns within this time that the road no longer moves.
+const BEAT_LIMIT: Duration = Duration::from_secs(20);
+const BEAT_PACE: Duration = Duration::from_secs(2);
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
 const HALT_PAUSE: Duration = Duration::from_secs(15);
 const TOKEN_LOOK: Duration = Duration::from_millis(100);
