@@ -386,8 +386,11 @@ impl Road {
                 finish(&end, Err::<(), _>(error)).await;
             }
         });
-        let keeper =
-            Housekeeping { journal: Arc::clone(&self.journal), spool: self.sealer.spool() };
+        let clock = Arc::clone(&shared.clock);
+        let beat =
+            shared.heartbeat.register(format!("road {}", self.name), BEAT_LIMIT, clock.now());
+        let (journal, spool) = (Arc::clone(&self.journal), self.sealer.spool());
+        let keeper = Housekeeping { journal, spool, beat, clock };
         tasks.spawn(keeper.run(done_in, proven_in, released, tasks.token()));
         self.seal_threads(groups, chunks_in, tasks)?;
         let (end, source, own) = (ended.clone(), self.source, tasks.child());
