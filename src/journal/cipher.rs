@@ -1,6 +1,6 @@
 //! Seals and opens frames: one key for each segment, one nonce for each frame. Pure.
 //!
-//! The construction is part of the format: see [`record`].
+//! The construction is part of the format: see [`record`](super::record).
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
