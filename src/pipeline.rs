@@ -443,7 +443,7 @@ impl Road {
             changes.keep_running(|| {
                 let after = sealer.sealed()?.map_or(0, |end| end.batch);
                 let decoder = &|tables: Vec<Arc<Table>>| -> Box<dyn Decode> {
-                    Box::new(PgDecoder::new(tables.iter().map(|table| (**table).clone()).collect()))
+                    Box::new(PgDecoder::new(tables))
                 };
                 let (out, token) = (out.clone(), changes.token.clone());
                 sealer.run_changes(journal.reader(after), decoder, out, token)
@@ -454,7 +454,7 @@ impl Road {
         let chunks = Arc::new(Mutex::new(chunks));
         let work = move || {
             rows.keep_running(|| {
-                let decoder = PgDecoder::new(vec![]);
+                let decoder = PgDecoder::default();
                 sealer.run_snapshots(&chunks, &decoder, groups.clone(), rows.token.clone())
             });
         };

@@ -62,10 +62,7 @@ pub(super) async fn verify(global: &Global, args: VerifyArgs) -> Result<Exit, Fa
         Some(name) => vec![reading::source(&config, Some(name))?],
         None => config.sources.iter().map(|source| source.name.clone()).collect(),
     };
-    let public_keys = match args.public_key.as_slice() {
-        [] => vec![config.appliance.data_dir.join("identity.pub")],
-        given => given.to_vec(),
-    };
+    let public_keys = public_keys(&config, args.public_key);
     let asked = Asked { config, sources, public_keys, deep: args.deep, head: args.head };
     audit(global, asked).await
 }
@@ -121,7 +118,12 @@ async fn audit(global: &Global, asked: Asked) -> Result<Exit, Failure> {
     Ok(if proven { Exit::Done } else { Exit::Wanting })
 }
 
-fn public_key(path: &Path) -> Result<PublicKey, Failure> {
+/// The keys named, or the box's own.
+pub(super) fn public_keys(config: &Config, named: Vec<PathBuf>) -> Vec<PathBuf> {
+    if named.is_empty() { vec![config.appliance.data_dir.join("identity.pub")] } else { named }
+}
+
+pub(super) fn public_key(path: &Path) -> Result<PublicKey, Failure> {
     let text = std::fs::read_to_string(path)
         .map_err(|why| Failure::system(&format!("read public key {}", path.display()), &why))?;
     PublicKey::from_pem(&text).ok_or_else(|| {
