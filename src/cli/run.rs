@@ -17,6 +17,7 @@ use crate::{
     config::{self, Config},
     disk,
     error::{Classified, Exit},
+    pipeline,
     shutdown::Tasks,
     status::{admin, listen},
     telemetry::{board::Board, heartbeat::Heartbeat, report::Reporter},
@@ -77,17 +78,9 @@ struct Road {
     ready: oneshot::Sender<()>,
 }
 
-// ---- the road: `pipeline::run` ----
-
 async fn travel(road: Road) -> Result<(), Failure> {
     let Road { config, board, clock, heartbeat, tasks, ready } = road;
-    for source in &config.sources {
-        board.source(&source.name);
-    }
-    ready.send(()).ok();
-    tasks.token().cancelled().await;
-    drop((clock, heartbeat));
-    Ok(())
+    Ok(pipeline::run(config, board, clock, heartbeat, tasks, ready).await?)
 }
 
 /// The page can wait for its address, which may come later than the gateway; the road cannot.

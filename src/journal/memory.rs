@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use super::{
-    Batch, JournalError, ReadBatches,
+    Batch, JournalError, Piece, ReadBatches,
     keep::lock,
     watermark::{Progress, fits},
 };
@@ -82,6 +82,7 @@ impl Keep for MemoryJournal {
             first: Sequence(log.progress.next_sequence),
             changes: run.changes,
             commit: run.commit,
+            ends: None,
             bytes: run.bytes,
         };
         log.progress.advance(run.piece, run.changes, run.commit);
@@ -116,11 +117,15 @@ impl ReadBatches for MemoryReader {
                 self.next = end + 1;
                 continue;
             }
-            let Some(batch) = log.batches.get(&next) else {
+            let Some(mut batch) = log.batches.get(&next).cloned() else {
                 return Err(JournalError::Stopped(format!("batch {next} was trimmed")));
             };
+            if batch.piece != Piece::Whole {
+                let last = log.batches.range(next..).find(|(_, later)| later.piece == Piece::Last);
+                batch.ends = last.and_then(|(_, last)| last.commit);
+            }
             self.next += 1;
-            return Ok(Some(batch.clone()));
+            return Ok(Some(batch));
         }
     }
 }

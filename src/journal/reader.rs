@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Batch, JournalError, ReadBatches,
+    Batch, Commit, JournalError, Piece, ReadBatches,
     catalogue::Entry,
     cipher::SegmentKey,
     keep::{Shared, Standing, lock},
@@ -25,6 +25,8 @@ pub(crate) struct Reader {
     next: u64,
     place: Option<Place>,
     unpacker: Option<Unpacker>,
+    /// The commit that ends the transaction of which pieces are being read.
+    ends: Option<Commit>,
 }
 
 /// Where the reader stands in a segment.
@@ -45,7 +47,7 @@ enum Step {
 
 impl Reader {
     pub(crate) fn new(shared: Arc<Shared>, after_batch: u64) -> Self {
-        Self { shared, next: after_batch + 1, place: None, unpacker: None }
+        Self { shared, next: after_batch + 1, place: None, unpacker: None, ends: None }
     }
 
     /// Reads batch `next`, which is durable and not torn.
@@ -80,14 +82,37 @@ impl Reader {
             }
             self.next += 1;
             self.place = Some(place);
+            if header.piece == Piece::First {
+                self.ends = self.find_end()?;
+            }
             return Ok(Batch {
                 number: header.batch,
                 piece: header.piece,
                 first: Sequence(header.first),
                 changes: header.changes,
                 commit,
+                ends: self.ends.filter(|_| header.piece != Piece::Whole),
                 bytes,
             });
+        }
+    }
+
+    /// Looks ahead for the `Last` of the transaction whose `First` was just read, and reads its commit.
+    /// Frame headers tell where it is; only that batch is opened a second time.
+    fn find_end(&self) -> Result<Option<Commit>, JournalError> {
+        let mut ahead = Self::new(self.shared.clone(), self.next - 1);
+        let mut place = ahead.locate()?;
+        loop {
+            match place.step(&self.shared)? {
+                Step::End => place = open_after(&self.shared, place.number, ahead.next)?,
+                Step::Frame(header, _) => {
+                    let last = header.kind.is_payload() && header.piece == Piece::Last;
+                    if last && header.batch >= self.next {
+                        ahead.next = header.batch;
+                        return Ok(ahead.read()?.commit);
+                    }
+                }
+            }
         }
     }
 
@@ -148,7 +173,7 @@ impl Place {
         offset: u64,
         unpacker: &mut Unpacker,
         bytes: &mut Vec<u8>,
-    ) -> Result<Option<super::Commit>, JournalError> {
+    ) -> Result<Option<Commit>, JournalError> {
         let limit = offset + header.frame_bytes();
         let payload_at = offset + FRAME_HEADER_BYTES as u64;
         let payload = self.window.at(payload_at, header.payload_len(), limit)?;

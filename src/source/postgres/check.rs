@@ -211,18 +211,26 @@ impl Check<'_> {
         }
         let ids: Vec<String> = listing.tables.keys().map(ToString::to_string).collect();
         let sql = format!(
-            "SELECT DISTINCT quote_ident(pg_get_userbyid(relowner)) FROM pg_class \
-             WHERE oid = ANY ('{{{}}}'::oid[]) AND NOT pg_has_role(relowner, 'USAGE')",
-            ids.join(",")
+            "SELECT EXISTS (SELECT FROM pg_class WHERE oid = ANY ('{{{}}}'::oid[]) AND NOT pg_has_role(relowner, 'USAGE')), \
+             EXISTS (SELECT FROM pg_publication WHERE pubname = {} AND NOT pg_has_role(pubowner, 'USAGE'))",
+            ids.join(","),
+            literal(&name)
         );
-        for row in wire.query("ask for owners", &sql).await? {
-            missing.push(format!("GRANT {} TO {role}", row.text(0)?));
+        let rows = wire.query("ask for owners", &sql).await?;
+        if rows.first().is_some_and(|row| row.flag(0) || row.flag(1)) {
+            // Only an owner may publish a table.
+            let tables = listing.tables.values().filter(|table| table.identified);
+            let tables: Vec<_> = tables.map(|table| format!("ONLY {}", table.quoted())).collect();
+            missing = vec![format!(
+                "CREATE PUBLICATION lakehead FOR TABLE {} as the tables' owner, and set `publication = \"lakehead\"`",
+                tables.join(", ")
+            )];
         }
         match missing.is_empty() {
             true => self.ok("publication", format!("`{name}` can be made and kept up to date")),
             false => {
                 let what = format!(
-                    "this role cannot publish all matching tables; run: {}; or make a publication yourself and name it in `publication`",
+                    "this role cannot publish all matching tables; run: {}",
                     missing.join("; ")
                 );
                 self.problem("publication", Cause::SourcePrivilege, what);

@@ -78,29 +78,25 @@ pub(crate) async fn open(shared: &Shared) -> Result<Session, SourceError> {
         "logical" => {}
         other => return Err(SourceError::WalLevel(other.into())),
     }
-    let origin: Option<Origin> = facts::read(&*shared.facts, ORIGIN_FACT)?;
-    let listing = tables(shared, &mut sql).await?;
-    if listing.tables.is_empty() && origin.is_none() {
-        return Err(SourceError::NoTables(shared.patterns.to_string()));
-    }
     let mut wire = target.open(Purpose::Replication).await?;
     let server = slot::identify(&mut wire).await?;
-    let durable = shared.keep.session().await?;
     let found = slot::look(&mut sql, &shared.names.slot).await?;
-    let (confirmed, fresh) = match origin {
-        Some(origin) => {
-            let held = origin::Held { durable: durable.point.position, allowed: allowed(shared)? };
-            if let Continues::NewTimeline(timeline) =
-                origin::check(&origin, &server, found.as_ref(), held)?
-            {
-                tracing::warn!(timeline, "a standby was promoted; the slot continues");
-                record(shared, &Origin { timeline, ..origin }).await?;
-            }
-            (found.and_then(|slot| slot.confirmed).unwrap_or_default(), None)
+    let durable = shared.keep.session().await?;
+    // Nothing is changed on a server, or for a slot, that is not ours.
+    let standing = judge(shared, &server, found, durable).await?;
+    let listing = tables(shared, &mut sql).await?;
+    let tables: BTreeSet<u32> = listing.tables.keys().copied().collect();
+    let (confirmed, fresh) = match standing {
+        Standing::Continues(confirmed) => (confirmed, None),
+        Standing::New { .. } if tables.is_empty() => {
+            return Err(SourceError::NoTables(shared.patterns.to_string()));
         }
-        None => {
-            let ids = listing.tables.keys().copied().collect();
-            begin(shared, &target, &mut sql, &server, found, durable, ids).await?
+        Standing::New { leftover } => {
+            if leftover {
+                slot::drop_slot(&mut sql, &shared.names.slot).await?;
+            }
+            let held = make(shared, &target, &server).await?;
+            (held.position, Some(Fresh { held, tables }))
         }
     };
     let described = catalog::describe(&mut sql, listing.tables.keys().copied()).await?;
@@ -132,56 +128,83 @@ pub(crate) async fn tables(shared: &Shared, sql: &mut Wire) -> Result<Listing, S
     Ok(listing)
 }
 
-/// The first session: makes the slot, or takes an operator's over, and records the origin.
-async fn begin(
+/// How a session stands to what was before it.
+enum Standing {
+    /// The slot is ours, and confirmed up to here.
+    Continues(Position),
+    /// There is no slot yet, but for one that an earlier start of ours made and left.
+    New { leftover: bool },
+}
+
+/// Judges whether the server continues what this box holds.
+async fn judge(
     shared: &Shared,
-    target: &Target,
-    sql: &mut Wire,
     server: &origin::Server,
     found: Option<origin::Slot>,
     durable: Durable,
-    tables: BTreeSet<u32>,
-) -> Result<(Position, Option<Fresh>), SourceError> {
+) -> Result<Standing, SourceError> {
     let names = &shared.names;
+    let confirmed = found.as_ref().and_then(|slot| slot.confirmed).unwrap_or_default();
+    if let Some(origin) = facts::read::<Origin>(&*shared.facts, ORIGIN_FACT)? {
+        let held = origin::Held { durable: durable.point.position, allowed: allowed(shared)? };
+        let continues = origin::check(&origin, server, found.as_ref(), held)?;
+        if let Continues::NewTimeline(timeline) = continues {
+            tracing::warn!(timeline, "a standby was promoted; the slot continues");
+            record(shared, &Origin { timeline, ..origin }).await?;
+        }
+        return Ok(Standing::Continues(confirmed));
+    }
     if durable != Durable::default() {
         return Err(SourceError::Gap(format!(
             "the journal holds changes up to {}, but not which slot they came from",
             durable.point.position
         )));
     }
-    let origin = |consistent_point| Origin {
+    let Some(slot) = found else {
+        return Ok(Standing::New { leftover: false });
+    };
+    if names.slot_given {
+        // The first snapshot is taken later, and stands at a position of its own.
+        let origin = first_origin(shared, server, confirmed);
+        origin::check(&origin, server, Some(&slot), origin::Held::default())?;
+        record(shared, &origin).await?;
+        return Ok(Standing::Continues(confirmed));
+    }
+    let intent: Option<String> = facts::read(&*shared.facts, INTENT_FACT)?;
+    match intent.as_ref() == Some(&names.slot) && !slot.active {
+        true => Ok(Standing::New { leftover: true }),
+        false => Err(SourceError::Gap(format!(
+            "the replication slot `{0}` exists, and this box did not make it: continue the chain of the box that did with `lakehead adopt`, or, if nobody needs it, SELECT pg_drop_replication_slot('{0}')",
+            names.slot
+        ))),
+    }
+}
+
+/// Makes the slot and records the origin.
+async fn make(
+    shared: &Shared,
+    target: &Target,
+    server: &origin::Server,
+) -> Result<slot::Held, SourceError> {
+    let mut intent = FactBatch::default();
+    intent.put(INTENT_FACT, &shared.names.slot);
+    shared.facts.record(intent).await?;
+    let maker = target.open(Purpose::Replication).await?;
+    tracing::info!("making the replication slot; transactions that are open now are waited for");
+    let held = slot::create(maker, &shared.names.slot, false, shared.clock.wall()).await?;
+    record(shared, &first_origin(shared, server, held.position)).await?;
+    Ok(held)
+}
+
+fn first_origin(shared: &Shared, server: &origin::Server, consistent_point: Position) -> Origin {
+    Origin {
         system_identifier: server.system_identifier.clone(),
         timeline: server.timeline,
         database: server.database.clone(),
-        slot: names.slot.clone(),
-        publication: names.publication.clone(),
+        slot: shared.names.slot.clone(),
+        publication: shared.names.publication.clone(),
         consistent_point,
-    };
-    if let Some(slot) = found {
-        if names.slot_given {
-            let point = slot.confirmed.unwrap_or_default();
-            let origin = origin(point);
-            // Its snapshot is taken later, and stands at a position of its own.
-            origin::check(&origin, server, Some(&slot), origin::Held::default())?;
-            record(shared, &origin).await?;
-            return Ok((point, None));
-        }
-        let intent: Option<String> = facts::read(&*shared.facts, INTENT_FACT)?;
-        if intent.as_ref() != Some(&names.slot) || slot.active {
-            return Err(SourceError::Gap(format!(
-                "the replication slot `{0}` exists, and this box did not make it: continue the chain of the box that did with `lakehead adopt`, or, if nobody needs it, SELECT pg_drop_replication_slot('{0}')",
-                names.slot
-            )));
-        }
-        slot::drop_slot(sql, &names.slot).await?;
     }
-    let mut intent = FactBatch::default();
-    shared.facts.record(std::mem::take(intent.put(INTENT_FACT, &names.slot))).await?;
-    let maker = target.open(Purpose::Replication).await?;
-    tracing::info!("making the replication slot; transactions that are open now are waited for");
-    let held = slot::create(maker, &names.slot, false, shared.clock.wall()).await?;
-    record(shared, &origin(held.position)).await?;
-    Ok((held.position, Some(Fresh { held, tables })))
 }
 
 async fn record(shared: &Shared, origin: &Origin) -> Result<(), SourceError> {

@@ -1,6 +1,6 @@
 //! Follows the change stream: reads the server's messages, hands runs to the journal, confirms.
 //!
-//! **Invariants:** the server hears of us at least every 10 s, also while the journal is full and
+//! **Invariants:** the server hears of us at least every few seconds, also while the journal is full and
 //! nothing is read; nothing is read while the journal has not taken what was read before.
 
 use std::{
@@ -408,8 +408,8 @@ const NAP: Duration = Duration::from_millis(1);
 const HOLD_MAX: Duration = Duration::from_millis(10);
 /// News of the confirmed position go out at most this often.
 const TICK: Duration = Duration::from_secs(1);
-/// `wal_sender_timeout` is 60 s unless someone changed it.
-const STATUS_EVERY: Duration = Duration::from_secs(10);
+/// `wal_sender_timeout` is 60 s unless someone changed it; some set 10 s.
+const STATUS_EVERY: Duration = Duration::from_secs(4);
 /// Positions beyond the journal's are recorded, an fsync each, at most this often.
 const RECORD_EVERY: Duration = Duration::from_secs(10);
 /// A silent server is asked to answer.
