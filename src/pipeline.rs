@@ -41,7 +41,7 @@ use crate::{
     source::postgres::{Postgres, SourceError, pgoutput::PgDecoder},
     telemetry::{
         board::{Board, SourceBoard, SourceState},
-        heartbeat::Heartbeat,
+        heartbeat::{Beat, Heartbeat},
     },
     units::Point,
 };
@@ -386,8 +386,11 @@ impl Road {
                 finish(&end, Err::<(), _>(error)).await;
             }
         });
-        let keeper =
-            Housekeeping { journal: Arc::clone(&self.journal), spool: self.sealer.spool() };
+        let clock = Arc::clone(&shared.clock);
+        let beat =
+            shared.heartbeat.register(format!("road {}", self.name), BEAT_LIMIT, clock.now());
+        let (journal, spool) = (Arc::clone(&self.journal), self.sealer.spool());
+        let keeper = Housekeeping { journal, spool, beat, clock };
         tasks.spawn(keeper.run(done_in, proven_in, released, tasks.token()));
         self.seal_threads(groups, chunks_in, tasks)?;
         let (end, source, own) = (ended.clone(), self.source, tasks.child());
@@ -440,7 +443,7 @@ impl Road {
             changes.keep_running(|| {
                 let after = sealer.sealed()?.map_or(0, |end| end.batch);
                 let decoder = &|tables: Vec<Arc<Table>>| -> Box<dyn Decode> {
-                    Box::new(PgDecoder::new(tables.iter().map(|table| (**table).clone()).collect()))
+                    Box::new(PgDecoder::new(tables))
                 };
                 let (out, token) = (out.clone(), changes.token.clone());
                 sealer.run_changes(journal.reader(after), decoder, out, token)
@@ -451,7 +454,7 @@ impl Road {
         let chunks = Arc::new(Mutex::new(chunks));
         let work = move || {
             rows.keep_running(|| {
-                let decoder = PgDecoder::new(vec![]);
+                let decoder = PgDecoder::default();
                 sealer.run_snapshots(&chunks, &decoder, groups.clone(), rows.token.clone())
             });
         };
@@ -500,6 +503,8 @@ impl Watch {
 struct Housekeeping {
     journal: Arc<Journal>,
     spool: SpoolReader,
+    beat: Beat,
+    clock: Arc<dyn Clock>,
 }
 
 impl Housekeeping {
@@ -510,9 +515,11 @@ impl Housekeeping {
         released: watch::Sender<Point>,
         token: CancellationToken,
     ) {
+        let mut pulse = tokio::time::interval(BEAT_PACE);
         loop {
             tokio::select! {
                 () = token.cancelled() => return,
+                _ = pulse.tick() => self.beat.tick(self.clock.now()),
                 group = done.recv() => match group {
                     Some(group) => self.forget(group).await,
                     None => return,
@@ -577,6 +584,9 @@ const GROUPS: usize = 64;
 const CHUNKS: usize = 1;
 /// The part of the journal's budget that sealed objects may take beside it.
 const SPOOL_SHARE: u64 = 4;
+/// The watchdog learns within this time that the road no longer moves.
+const BEAT_LIMIT: Duration = Duration::from_secs(20);
+const BEAT_PACE: Duration = Duration::from_secs(2);
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
 const HALT_PAUSE: Duration = Duration::from_secs(15);
 const TOKEN_LOOK: Duration = Duration::from_millis(100);

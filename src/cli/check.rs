@@ -5,6 +5,7 @@
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::Serialize;
@@ -15,6 +16,7 @@ use crate::{
     config::{self, Config, ConfigError, Encryption},
     disk,
     error::{Cause, Classified, Exit, Finding},
+    pipeline, ship, source,
     units::{ByteSize, Timestamp},
 };
 
@@ -32,10 +34,18 @@ pub(super) async fn check(global: &Global) -> Result<Exit, Failure> {
     Ok(if well { Exit::Done } else { Exit::Wanting })
 }
 
-// ---- the rooms: `source::postgres::check`, `ship::check` ----
-
-async fn rooms(_: &Config) -> Vec<Finding> {
-    vec![]
+/// What only the database and S3 can tell.
+async fn rooms(config: &Config) -> Vec<Finding> {
+    let mut findings = vec![];
+    for source in &config.sources {
+        findings.extend(source::postgres::check(source, &config.appliance.name).await);
+    }
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    match pipeline::lake(config, &clock) {
+        Ok(s3) => findings.extend(ship::check::check(&config.lake, &s3).await),
+        Err(error) => findings.push(Finding::problem("lake", error.cause(), error.to_string())),
+    }
+    findings
 }
 
 /// Whether the folder is there, is ours, and has the room that was promised to the journal.

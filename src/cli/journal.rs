@@ -2,11 +2,13 @@
 
 use clap::{Args, Subcommand};
 
-use super::{Failure, Global, reading};
+use super::{Failure, Global, output::Output, reading};
 use crate::{
-    config::Config,
+    config::{Config, Secret},
     disk::Hold,
     error::{Cause, Exit},
+    journal::inspect,
+    pipeline,
 };
 
 #[derive(Args, Debug)]
@@ -62,13 +64,56 @@ pub(super) fn hold(config: &Config) -> Result<Hold, Failure> {
     })
 }
 
-// ---- the journal room: `journal::inspect` ----
+async fn inspect(
+    global: &Global,
+    config: Config,
+    sources: Vec<String>,
+    work: Work,
+) -> Result<Exit, Failure> {
+    let key = pipeline::journal_key(&config)?;
+    let output = global.output();
+    // Blocking reads of many gigabytes: not on a worker of the runtime.
+    let looked =
+        tokio::task::spawn_blocking(move || look(&config, &key, &sources, work, output)).await;
+    looked.unwrap_or_else(|why| {
+        Err(Failure::new(Cause::Defect, why.to_string(), "send the log to support"))
+    })
+}
 
-async fn inspect(_: &Global, _: Config, _: Vec<String>, _: Work) -> Result<Exit, Failure> {
-    Err(Failure::not_here(
-        "journal is not in this build",
-        "use a firmware that has its journal room",
-    ))
+fn look(
+    config: &Config,
+    key: &Secret,
+    sources: &[String],
+    work: Work,
+    output: Output,
+) -> Result<Exit, Failure> {
+    let (mut all, mut text, mut well) = (serde_json::Map::new(), vec![], true);
+    for source in sources {
+        let dir = config.appliance.data_dir.join("journal").join(source);
+        if !dir.is_dir() {
+            let what = format!("source {source} has no journal in {}", dir.display());
+            return Err(Failure::new(
+                Cause::Config,
+                what,
+                "check data_dir, or start the gateway once",
+            ));
+        }
+        let (json, lines) = match work {
+            Work::Check => {
+                let report = inspect::check(&dir, key)?;
+                well &= report.damage.is_empty();
+                (serde_json::to_value(&report), report.to_string())
+            }
+            Work::Show => {
+                let report = inspect::show(&dir, key)?;
+                (serde_json::to_value(&report), report.to_string())
+            }
+        };
+        text.push(format!("source {source}\n{}", lines.trim_end()));
+        all.insert(source.clone(), json.expect("a report is plain data"));
+    }
+    output.tell(&all, &text.join("\n"));
+    Ok(if well { Exit::Done } else { Exit::Wanting })
 }
 
 #[cfg(test)]

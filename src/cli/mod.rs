@@ -23,6 +23,7 @@ mod demo;
 mod failure;
 mod journal;
 mod output;
+mod meter;
 mod reading;
 mod restore;
 mod run;

@@ -1,12 +1,23 @@
 //! Options of the commands that read the lake: credentials that may read, which the box's own may not,
 //! and the lake's key.
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use clap::Args;
 
 use super::{Failure, Global};
-use crate::config::{Config, ConfigError, Encryption};
+use crate::{
+    clock::{Clock, SystemClock},
+    config::{Config, ConfigError, Encryption},
+    disk,
+    error::Classified,
+    pipeline,
+    replay::Lake,
+    seal::{self, Metadata},
+};
 
 /// Instead of what the configuration names.
 #[derive(Args, Clone, Debug, Default)]
@@ -43,6 +54,47 @@ impl Reading {
         }
         Ok(config)
     }
+}
+
+/// The lake, as replay reads it.
+pub(super) fn lake(config: &Config) -> Result<Lake, Failure> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let key = pipeline::lake_key(config)?;
+    let open = move |sealed: &Path, metadata: &Metadata, into: &Path| {
+        seal::open_file(sealed, metadata, key.as_ref(), into)
+            .map_err(|why| Box::new(why) as Box<dyn Classified>)
+    };
+    Ok(Lake { reader: Arc::new(pipeline::lake(config, &clock)?), open: Arc::new(open) })
+}
+
+/// A folder for objects on their way, removed when dropped.
+pub(super) struct WorkDir(PathBuf);
+
+impl WorkDir {
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for WorkDir {
+    fn drop(&mut self) {
+        // What stays is in the system's temporary folder.
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+/// Makes one in the data folder if that is there and ours, else in the system's temporary folder:
+/// an auditor has no data folder.
+pub(super) fn work_dir(config: &Config) -> Result<WorkDir, Failure> {
+    let name = format!("work-{}", std::process::id());
+    let own = config.appliance.data_dir.join(&name);
+    if config.appliance.data_dir.is_dir() && disk::create_dir(&own).is_ok() {
+        return Ok(WorkDir(own));
+    }
+    let dir = std::env::temp_dir().join(format!("lakehead-{name}"));
+    disk::create_dir(&dir)
+        .map_err(|why| Failure::system(&format!("make {}", dir.display()), &why))?;
+    Ok(WorkDir(dir))
 }
 
 /// The source that is meant: the one named, or the only one there is.

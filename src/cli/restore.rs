@@ -1,16 +1,24 @@
 //! `lakehead restore`: rebuilds a source in a PostgreSQL, at a consistent point.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
 
 use clap::Args;
 
 use super::{
     Failure, Global,
+    meter::Meter,
     reading::{self, Reading},
+    verify,
 };
 use crate::{
+    clock::{Clock, SystemClock},
     config::{self, Config, Secret},
-    error::Exit,
+    error::{Cause, Exit},
+    ledger::{Entry, audit::Audit, verify::KnownHead},
+    pipeline,
+    replay::{self, Progress, RestoreOptions, RestoreReport},
+    shutdown::Tasks,
+    source::postgres::{self, url::Url},
     units::{Position, Timestamp},
 };
 
@@ -25,6 +33,9 @@ pub(super) struct RestoreArgs {
     /// The password for it, mode 0600.
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
+    /// A key that entries may be signed with; the box's own identity.pub if none is given.
+    #[arg(long, value_name = "FILE")]
+    public_key: Vec<PathBuf>,
     /// Stop at this position or time; else at the end of the ledger.
     #[arg(long, value_name = "POSITION|TIME")]
     until: Option<Until>,
@@ -42,6 +53,15 @@ pub(super) enum Until {
     Position(Position),
     /// By the transactions' commit times.
     Time(Timestamp),
+}
+
+impl From<Until> for replay::Until {
+    fn from(until: Until) -> Self {
+        match until {
+            Until::Position(position) => Self::Position(position),
+            Until::Time(time) => Self::Time(time),
+        }
+    }
 }
 
 impl FromStr for Until {
@@ -66,7 +86,8 @@ pub(super) async fn restore(global: &Global, args: RestoreArgs) -> Result<Exit, 
     let source = reading::source(&config, Some(&args.source))?;
     let to = Config::database_url("--to", &args.to)?;
     let password = args.password_file.as_deref().map(config::load_secret).transpose()?;
-    rebuild(global, Asked { config, source, to, password, until: args.until }).await
+    let public_keys = verify::public_keys(&config, args.public_key);
+    rebuild(global, Asked { config, source, to, password, until: args.until, public_keys }).await
 }
 
 /// What is to be rebuilt.
@@ -76,17 +97,113 @@ struct Asked {
     to: String,
     password: Option<Secret>,
     until: Option<Until>,
+    public_keys: Vec<PathBuf>,
 }
 
-// ---- the replay room: `replay::restore` ----
+async fn rebuild(global: &Global, asked: Asked) -> Result<Exit, Failure> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let entries = chain(&asked, &clock).await?;
+    let mut url = Url::parse(&asked.to)?;
+    url.password = asked.password;
+    let tasks = Tasks::new();
+    let client = postgres::client(&url, &tasks).await?;
+    let work = reading::work_dir(&asked.config)?;
+    let options = RestoreOptions {
+        source: asked.source,
+        until: asked.until.map(Into::into),
+        work_dir: work.path().into(),
+    };
+    let mut meter = Meter::new("restore", &clock);
+    let mut show = |progress| match progress {
+        Progress::Snapshot { table, objects_done, objects, rows } => {
+            meter.show(objects_done as u64, objects as u64, &format!("{rows} rows, {table}"));
+        }
+        Progress::Changes { at, end, changes } => {
+            meter.show(at.sequence.0, end.sequence.0, &format!("{changes} changes"));
+        }
+    };
+    let lake = reading::lake(&asked.config)?;
+    let restored = Box::pin(replay::restore(&options, lake, &entries, &client, &mut show)).await;
+    drop(meter);
+    drop(client);
+    tasks.stop().await;
+    let report = restored?;
+    global.output().tell(&json(&report), &Lines(&report));
+    let whole = report.incomplete_rows == 0 && report.unmatched_rows == 0;
+    Ok(if whole { Exit::Done } else { Exit::Wanting })
+}
 
-async fn rebuild(_: &Global, asked: Asked) -> Result<Exit, Failure> {
-    let Asked { config, source, to, password, until } = asked;
-    drop((config, source, to, password, until));
-    Err(Failure::not_here(
-        "restore is not in this build",
-        "use a firmware that has its replay room",
-    ))
+/// The ledger's entries, proven: nothing is restored from a chain that is broken.
+async fn chain(asked: &Asked, clock: &Arc<dyn Clock>) -> Result<Vec<Entry>, Failure> {
+    let config = &asked.config;
+    let s3 = pipeline::lake(config, clock)?;
+    let mut keys = vec![];
+    for path in &asked.public_keys {
+        keys.push(verify::public_key(path)?);
+    }
+    let audit = Audit { reader: &s3, prefix: &config.lake.prefix, keys: &keys, deep: None };
+    let mut entries = vec![];
+    let known = KnownHead::kept(&config.appliance.data_dir, &asked.source);
+    let report = audit.source(&asked.source, known, &mut |entry, _| entries.push(entry)).await?;
+    match report.broken {
+        None => Ok(entries),
+        Some(broken) => {
+            let what = format!("entry {}: {}: {}", broken.entry, broken.damage.name(), broken.what);
+            Err(Failure::new(
+                Cause::LakeAltered,
+                what,
+                "run `lakehead verify`, which says what is proven",
+            ))
+        }
+    }
+}
+
+fn json(report: &RestoreReport) -> serde_json::Value {
+    serde_json::json!({
+        "at": report.at,
+        "committed_at": report.committed_at.map(Timestamp::rfc3339),
+        "tables": report.tables,
+        "snapshot_rows": report.snapshot_rows,
+        "changes": report.changes,
+        "incomplete_rows": report.incomplete_rows,
+        "unmatched_rows": report.unmatched_rows,
+        "notes": report.notes,
+    })
+}
+
+struct Lines<'a>(&'a RestoreReport);
+
+impl fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = self.0;
+        write!(
+            f,
+            "restored {} tables up to {} (change {}): {} rows of snapshots, {} changes",
+            report.tables.len(),
+            report.at.position,
+            report.at.sequence.0,
+            report.snapshot_rows,
+            report.changes
+        )?;
+        for note in &report.notes {
+            write!(f, "\n  note: {note}")?;
+        }
+        if report.incomplete_rows > 0 {
+            write!(
+                f,
+                "\n  INCOMPLETE: {} rows lack values that are not in the lake",
+                report.incomplete_rows
+            )?;
+        }
+        if report.unmatched_rows > 0 {
+            write!(
+                f,
+                "\n  UNMATCHED: {} changes of rows that are not in the lake",
+                report.unmatched_rows
+            )?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ pub enum ClusterError {
         said: String,
     },
     /// No connection, or a statement failed.
-    #[error("{what}: {why}")]
+    #[error("{what}: {}", said(why))]
     Sql {
         /// What was tried.
         what: &'static str,
@@ -392,6 +392,11 @@ fn append(path: &Path, text: &str) -> Result<(), ClusterError> {
         .open(path)
         .and_then(|mut file| file.write_all(text.as_bytes()));
     written.map_err(|why| file_error("write", path, why))
+}
+
+/// The server's own words, if it was the server.
+fn said(why: &tokio_postgres::Error) -> String {
+    why.as_db_error().map_or_else(|| why.to_string(), |error| error.message().to_owned())
 }
 
 fn pid_of(child: &Child) -> Option<Pid> {

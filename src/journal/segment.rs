@@ -1,7 +1,7 @@
 //! The segment that is written to: frames gathered in memory, written, then synced together.
 //!
 //! **Invariant (I6, I7):** nothing here counts as durable before [`Segment::sync`] answered, and the
-//! segment's name not before its head was synced. The layout stands in [`record`](super::record).
+//! segment's name not before its head was synced. The layout stands in [`record`].
 
 use std::{
     io,

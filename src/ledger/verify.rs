@@ -1,10 +1,13 @@
-//! Decides whether a chain proves what the lake holds. Pure: told what was found, key by key.
+//! Decides whether a chain proves what the lake holds: told what was found, key by key.
 //!
 //! **Invariant:** a chain is proven only if every entry from 1 to its last is there, in its place, signed by
 //! a given key, linked to the one before, of this source, tiling the log, and every object it names is there
 //! with its length (deep: with its SHA-256). `tests/verify.py` says the same without our code.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -101,6 +104,19 @@ pub struct KnownHead {
     pub entry: u64,
     /// Hash of that entry.
     pub hash: String,
+}
+
+impl KnownHead {
+    /// The file beside the journal that keeps the last entry written by this box.
+    pub fn file(data_dir: &Path, source: &str) -> PathBuf {
+        data_dir.join(format!("head-{source}.json"))
+    }
+
+    /// What that file says, if it is there.
+    pub fn kept(data_dir: &Path, source: &str) -> Option<Self> {
+        let text = std::fs::read_to_string(Self::file(data_dir, source)).ok()?;
+        serde_json::from_str(&text).ok()
+    }
 }
 
 /// Walks one chain from its beginning.

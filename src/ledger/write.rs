@@ -32,6 +32,7 @@ use super::{
     entry,
     key::IdentityKey,
     store::{self, Pending},
+    verify::KnownHead,
 };
 use crate::{
     clock::Clock,
@@ -259,9 +260,10 @@ impl Ledger {
 
     /// For `verify`, which does not open the journal of a running box.
     fn keep_head(&self) -> Result<(), LedgerError> {
-        let path = self.options.data_dir.join(format!("head-{}.json", self.options.source));
-        let json = serde_json::json!({ "entry": self.head.entry, "hash": self.head.hash });
-        disk::write_durably(&path, json.to_string().as_bytes())
+        let path = KnownHead::file(&self.options.data_dir, &self.options.source);
+        let known = KnownHead { entry: self.head.entry, hash: self.head.hash.clone() };
+        let json = serde_json::to_vec(&known).expect("a head is plain data");
+        disk::write_durably(&path, &json)
             .map_err(|why| LedgerError::File { path: path.display().to_string(), why })
     }
 

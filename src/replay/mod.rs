@@ -1,1 +1,159 @@
-//! replay.
+//! Replay: reads the lake back: rows of one object (`cat`), a whole source into a database (`restore`).
+//!
+//! Takes objects as S3 has them, and the ledger's entries, already verified. Gives rows and databases.
+//! Keeps nothing on the box; a restore's progress stands in the database that it fills.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+pub mod apply;
+pub mod cat;
+pub mod evolve;
+pub mod fetch;
+pub mod key;
+pub mod merge;
+pub mod plan;
+pub mod read;
+pub mod restore;
+mod restore_rows;
+mod restore_target;
+pub mod schema;
+#[cfg(test)]
+mod sample;
+
+pub use restore::{Progress, RestoreOptions, RestoreReport, restore};
+
+use crate::{
+    error::{Cause, Classified},
+    ship::{ObjectReader, ShipError},
+    units::{Position, Timestamp},
+};
+
+/// The lake, as one who may read and open it sees it.
+#[derive(Clone)]
+pub struct Lake {
+    /// Fetches objects.
+    pub reader: Arc<dyn ObjectReader>,
+    /// Opens them.
+    pub open: Open,
+}
+
+/// Opens a sealed object: the file as it was fetched, its metadata, and where its plain bytes go. An
+/// object that is not encrypted is linked or copied there. `seal::open_file` with the lake key.
+pub type Open = Arc<
+    dyn Fn(&Path, &BTreeMap<String, String>, &Path) -> Result<(), Box<dyn Classified>>
+        + Send
+        + Sync,
+>;
+
+impl std::fmt::Debug for Lake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lake").finish_non_exhaustive()
+    }
+}
+
+/// Where a restore ends: after the last transaction at or before it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Until {
+    /// In the source's log.
+    Position(Position),
+    /// By commit time: at the first transaction that was committed later, in log order.
+    Time(Timestamp),
+}
+
+/// Why the lake cannot be read back.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// S3 said so.
+    #[error(transparent)]
+    Ship(#[from] ShipError),
+    /// The ledger or the caller names an object that is not there.
+    #[error("{key}: no such object")]
+    Missing {
+        /// The key.
+        key: String,
+    },
+    /// An object's bytes are not those that the ledger proves.
+    #[error("{key}: its SHA-256 is not the one in the ledger")]
+    Altered {
+        /// The key.
+        key: String,
+    },
+    /// An object does not open.
+    #[error("open {key}: {why}")]
+    Open {
+        /// The key.
+        key: String,
+        /// What opening said.
+        why: Box<dyn Classified>,
+    },
+    /// An object opens, and is not what was sealed.
+    #[error("read {key}: {why}")]
+    Object {
+        /// The key, or the file.
+        key: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A file of the work folder, or the output.
+    #[error("{path}: {why}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        why: std::io::Error,
+    },
+    /// The lake does not hold these tables whole at the point asked for.
+    #[error("not whole in the lake at {at}: {}", tables.join(", "))]
+    Incomplete {
+        /// The point.
+        at: Position,
+        /// Tables, and what is missing of each.
+        tables: Vec<String>,
+    },
+    /// The target is already beyond the point asked for.
+    #[error("the database already stands at {at}, beyond {until}")]
+    Beyond {
+        /// Where it stands.
+        at: Position,
+        /// Where it was to end.
+        until: Position,
+    },
+    /// Another restore fills the target.
+    #[error("another restore of this source runs in the database")]
+    Busy,
+    /// The target refused a statement. Values are left out.
+    #[error("{doing}: {why}")]
+    Target {
+        /// What was being done.
+        doing: String,
+        /// What the database said.
+        why: String,
+    },
+}
+
+impl Classified for ReplayError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Ship(why) => why.cause(),
+            Self::Open { why, .. } => Classified::cause(why.as_ref()),
+            Self::Missing { .. } | Self::Altered { .. } | Self::Object { .. } => Cause::LakeAltered,
+            Self::File { .. } => Cause::DiskFull,
+            Self::Incomplete { .. } => Cause::RestorePoint,
+            Self::Beyond { .. } | Self::Busy | Self::Target { .. } => Cause::RestoreTarget,
+        }
+    }
+}
+
+impl ReplayError {
+    fn file(path: &Path, why: std::io::Error) -> Self {
+        Self::File { path: path.into(), why }
+    }
+
+    fn object(key: &str, why: impl std::fmt::Display) -> Self {
+        Self::Object { key: key.into(), why: why.to_string() }
+    }
+}

@@ -52,7 +52,7 @@ macro_rules! head_of {
         Head {
             metadata: $from.metadata.clone().unwrap_or_default().into_iter().collect(),
             content_type: $from.content_type.clone(),
-            content_encoding: $from.content_encoding.clone(),
+            content_encoding: encoding($from.content_encoding.as_deref()),
             sse: $from.server_side_encryption.as_ref().map(|sse| sse.as_str().to_owned()),
             kms_key_id: $from.ssekms_key_id.clone(),
             bucket_key: $from.bucket_key_enabled,
@@ -69,6 +69,12 @@ macro_rules! give_head {
 }
 pub(super) use {give_head, give_sums, head_of, sums_of};
 
+/// `aws-chunked` is of the request, not of the object.
+pub(super) fn encoding(given: Option<&str>) -> Option<String> {
+    let real = given?.split(',').map(str::trim).filter(|name| *name != "aws-chunked");
+    Some(real.collect::<Vec<_>>().join(",")).filter(|left| !left.is_empty())
+}
+
 /// The sums, and what is said of them in trailers.
 pub(super) fn claim<T>(request: &mut S3Request<T>, sums: Sums) -> Claim {
     let header = |name: &str| {
@@ -77,8 +83,10 @@ pub(super) fn claim<T>(request: &mut S3Request<T>, sums: Sums) -> Claim {
     };
     let announced = header("x-amz-trailer").unwrap_or_default();
     let announced = announced.split(',').map(|name| name.trim().to_ascii_lowercase());
+    // Of a body in chunks (trailers), this is what it is without them.
+    let decoded = header("x-amz-decoded-content-length").and_then(|text| text.parse().ok());
     Claim {
-        length: None,
+        length: decoded,
         md5: header("content-md5"),
         sums,
         announced: announced.filter(|name| !name.is_empty()).collect(),
@@ -129,7 +137,7 @@ pub(super) async fn put(
     let sums = sums_of!(request.input);
     let mut claim = claim(&mut request, sums);
     let input = request.input;
-    claim.length = input.content_length;
+    claim.length = claim.length.or(input.content_length);
     if input.if_match.is_some() {
         return Err(s3_error!(NotImplemented, "If-Match"));
     }

@@ -30,6 +30,8 @@ impl Tls {
     pub(super) fn new() -> io::Result<Self> {
         let ca_key = KeyPair::generate().map_err(io::Error::other)?;
         let mut ca = CertificateParams::new(vec![]).map_err(io::Error::other)?;
+        // A leaf named as its issuer is passes for self-signed with OpenSSL.
+        ca.distinguished_name.push(DnType::CommonName, "lakehead double authority");
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         // Not the leaf's name, which OpenSSL would take for self-signed.
         ca.distinguished_name.push(DnType::CommonName, "lakehead S3 double");
@@ -37,7 +39,8 @@ impl Tls {
         let issuer = Issuer::new(ca, ca_key);
         let key = KeyPair::generate().map_err(io::Error::other)?;
         let names = vec!["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
-        let leaf = CertificateParams::new(names).map_err(io::Error::other)?;
+        let mut leaf = CertificateParams::new(names).map_err(io::Error::other)?;
+        leaf.distinguished_name.push(DnType::CommonName, "lakehead double");
         let leaf = leaf.signed_by(&key, &issuer).map_err(io::Error::other)?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

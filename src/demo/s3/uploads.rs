@@ -13,7 +13,9 @@ use s3s::{
 };
 
 use super::{
-    objects::{claim, condition, etag, give_head, give_sums, head_of, strong, sums_of, time},
+    objects::{
+        claim, condition, encoding, etag, give_head, give_sums, head_of, strong, sums_of, time,
+    },
     store::{Bucket, Change, Head, Object, Part, Segment, Store, Upload},
     verify::{Algorithm, Sums, composite, full_object, receive},
 };
@@ -77,7 +79,7 @@ pub(super) async fn part(
     let sums = sums_of!(request.input);
     let mut claim = claim(&mut request, sums);
     let input = request.input;
-    claim.length = input.content_length;
+    claim.length = claim.length.or(input.content_length);
     if !(1..=10_000).contains(&input.part_number) {
         return Err(s3_error!(InvalidArgument, "Part number must be between 1 and 10000"));
     }
@@ -157,15 +159,12 @@ fn chosen<'a>(upload: &'a Upload, listed: &[CompletedPart]) -> S3Result<Vec<&'a 
     if listed.is_empty() {
         return Err(s3_error!(MalformedXML, "You must specify at least one part"));
     }
+    if !listed.is_sorted_by(|one, next| one.part_number < next.part_number) {
+        return Err(s3_error!(InvalidPartOrder, "The list of parts was not in ascending order."));
+    }
     let mut parts: Vec<&Part> = vec![];
     for (place, count) in listed.iter().zip(1..) {
         let number = place.part_number.ok_or_else(invalid)?;
-        if parts.last().is_some_and(|last| last.number >= number) {
-            return Err(s3_error!(
-                InvalidPartOrder,
-                "The list of parts was not in ascending order."
-            ));
-        }
         let part = upload.parts.get(&number).ok_or_else(invalid)?;
         let same = |(of, sum): (&Algorithm, &String)| part.sums.get(of) == Some(sum);
         let sums = sums_of!(place);

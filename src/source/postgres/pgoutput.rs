@@ -40,9 +40,18 @@ pub struct PgDecoder {
 
 impl PgDecoder {
     /// A decoder that knows these tables: those of [`Decode::tables`] before a restart.
-    pub fn new(tables: Vec<Table>) -> Self {
-        let tables = tables.into_iter().map(|table| (table.id, Arc::new(table))).collect();
-        Self { tables, type_names: HashMap::new() }
+    pub fn new(tables: impl IntoIterator<Item = impl Into<Arc<Table>>>) -> Self {
+        let tables = tables.into_iter().map(Into::into).map(|table: Arc<_>| (table.id, table));
+        Self { tables: tables.collect(), type_names: HashMap::new() }
+    }
+
+    /// The commit that this record is, if it is one. Remembers nothing: readers look ahead with it.
+    pub fn commit(&self, kind: RecordKind, payload: &[u8]) -> Option<Commit> {
+        let [b'C', fields @ ..] = payload else { return None };
+        match commit(&mut Reader::new(fields)) {
+            Ok(Event::Commit(commit)) if kind == RecordKind::Message => Some(commit),
+            _ => None,
+        }
     }
 
     fn message(&mut self, payload: &[u8]) -> Result<Event, DecodeError> {

@@ -83,6 +83,10 @@ fn transactions_truncates_and_tables_are_told() {
         panic!("{:?}", events[0]);
     };
     assert_eq!((*begins, *at), (commit.begins, commit.at));
+    let ahead = events.iter().map(|(_, payload)| payload);
+    let mut ahead =
+        ahead.filter_map(|payload| PgDecoder::default().commit(RecordKind::Message, payload));
+    assert_eq!(ahead.next(), Some(*commit));
     assert!(commit.position > commit.begins && *xid > 0 && at.date().starts_with("2026-11-21"));
     let tables: Vec<_> = events
         .iter()
@@ -158,8 +162,7 @@ fn a_definition_replaces_the_relation_and_outlasts_its_repetition() {
     assert_eq!(told, Event::Table(Arc::new(rich.clone())));
     assert_eq!(decoder.decode(RecordKind::Definition, &json), Ok(Event::Nothing));
     assert_eq!(decoder.decode(RecordKind::Message, &messages[3]), Ok(Event::Nothing));
-    let mut restarted =
-        PgDecoder::new(decoder.tables().iter().map(|table| (**table).clone()).collect());
+    let mut restarted = PgDecoder::new(decoder.tables());
     assert_eq!(restarted.decode(RecordKind::Message, &messages[3]), Ok(Event::Nothing));
     let Ok(Event::Change(change)) = restarted.decode(RecordKind::Message, &messages[4]) else {
         panic!()

@@ -1,0 +1,203 @@
+//! From one version of a table to the next: the statements between two definitions. Pure.
+//!
+//! The stream does not say ALTER TABLE: only the columns before and after are known. A column that
+//! is gone where another of its type stands now, followed by the same columns as before, was renamed:
+//! new columns come last in PostgreSQL. Of the last columns it is taken for renamed too if nothing
+//! but the name differs. An added column with a plain default has it in the rows that are there, as in
+//! the source.
+
+use postgres_protocol::escape::escape_identifier;
+
+use super::schema::{column, computed, plain_default, qualified, same_names, set_default};
+use crate::{journal::Column, seal::Table};
+
+/// The statements that make `from` into `to`, in order.
+pub fn alter(from: &Table, to: &Table) -> Vec<String> {
+    let mut steps = vec![];
+    if from.schema != to.schema {
+        let schema = escape_identifier(&to.schema);
+        steps.push(format!("ALTER TABLE {} SET SCHEMA {schema}", qualified(from)));
+    }
+    if from.name != to.name {
+        let moved = Table { schema: to.schema.clone(), ..from.clone() };
+        let name = escape_identifier(&to.name);
+        steps.push(format!("ALTER TABLE {} RENAME TO {name}", qualified(&moved)));
+    }
+    let table = qualified(to);
+    let drop_key = !same_names(&from.key, &to.key) && !from.key.is_empty();
+    if drop_key {
+        steps.push(drop_primary_key(to));
+    }
+    let renamed = renames(from, to);
+    for old in &from.columns {
+        let (before, after) = (escape_identifier(&old.name), escape_identifier(now(&renamed, old)));
+        if before != after {
+            steps.push(format!("ALTER TABLE {table} RENAME COLUMN {before} TO {after}"));
+        } else if !to.columns.iter().any(|new| new.name == old.name) {
+            steps.push(format!("ALTER TABLE {table} DROP COLUMN {before} CASCADE"));
+        }
+    }
+    for new in &to.columns {
+        match from.columns.iter().find(|old| now(&renamed, old) == new.name) {
+            Some(old) => steps.extend(alter_column(&table, old, new)),
+            None => {
+                let default = plain_default(new).filter(|_| computed(new).is_none());
+                let default = default.map(|default| format!(" DEFAULT {default}"));
+                steps.push(format!(
+                    "ALTER TABLE {table} ADD COLUMN {}{}",
+                    column(new),
+                    default.unwrap_or_default()
+                ));
+            }
+        }
+    }
+    if !same_names(&from.key, &to.key) && !to.key.is_empty() {
+        let key: Vec<String> = to.key.iter().map(|name| escape_identifier(name)).collect();
+        steps.push(format!("ALTER TABLE {table} ADD PRIMARY KEY ({})", key.join(", ")));
+    }
+    steps
+}
+
+/// What a column of the old version is called in the new one.
+fn now<'a>(renamed: &[(&str, &'a str)], old: &'a Column) -> &'a str {
+    let new = renamed.iter().find(|(before, _)| *before == old.name);
+    new.map_or(old.name.as_str(), |(_, after)| after)
+}
+
+/// The statements for a column that stays.
+fn alter_column(table: &str, old: &Column, new: &Column) -> Vec<String> {
+    let name = escape_identifier(&new.name);
+    let mut steps = vec![];
+    if old.source_type != new.source_type {
+        let as_type = &new.source_type;
+        if old.default.is_some() {
+            steps.push(format!("ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT"));
+        }
+        steps.push(format!(
+            "ALTER TABLE {table} ALTER COLUMN {name} TYPE {as_type} USING {name}::text::{as_type}"
+        ));
+    }
+    if old.not_null != new.not_null {
+        let what = if new.not_null { "SET" } else { "DROP" };
+        steps.push(format!("ALTER TABLE {table} ALTER COLUMN {name} {what} NOT NULL"));
+    }
+    steps
+}
+
+/// Defaults that differ, or went with a type, as statements that may fail.
+pub fn defaults(from: &Table, to: &Table) -> Vec<String> {
+    let changed = to.columns.iter().filter(|new| {
+        let old = from.columns.iter().find(|old| old.name == new.name);
+        old.is_none_or(|old| old.default != new.default || old.source_type != new.source_type)
+    });
+    changed.filter_map(|column| set_default(to, column)).collect()
+}
+
+/// Columns that were renamed: before and after.
+fn renames<'a>(from: &'a Table, to: &'a Table) -> Vec<(&'a str, &'a str)> {
+    let stays = |name: &str, table: &Table| table.columns.iter().any(|column| column.name == name);
+    let gone = from.columns.iter().enumerate().filter(|(_, old)| !stays(&old.name, to));
+    let pairs = gone.filter_map(|(at, old)| {
+        // Columns before it may have been dropped in the same step: count from what follows.
+        let after: Vec<&str> = from.columns[at + 1..].iter().map(|c| c.name.as_str()).collect();
+        let place = match after.iter().find(|name| stays(name, to)) {
+            Some(next) => to.columns.iter().position(|new| new.name == **next)?.checked_sub(1)?,
+            None => at,
+        };
+        let new = to.columns.get(place).filter(|new| !stays(&new.name, from))?;
+        let plain =
+            |column: &Column| Column { name: String::new(), identity: false, ..column.clone() };
+        (plain(old) == plain(new)).then_some((old.name.as_str(), new.name.as_str()))
+    });
+    pairs.collect()
+}
+
+/// The constraint's name is not known here: the catalog of the target is asked.
+fn drop_primary_key(table: &Table) -> String {
+    let name = qualified(table).replace('\'', "''");
+    format!(
+        "DO $$ DECLARE found name; BEGIN \
+         SELECT conname INTO found FROM pg_catalog.pg_constraint \
+         WHERE conrelid = '{name}'::regclass AND contype = 'p'; \
+         IF found IS NOT NULL THEN EXECUTE pg_catalog.format('ALTER TABLE {} DROP CONSTRAINT %I', found); END IF; \
+         END $$",
+        name.replace('%', "%%")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replay::sample::{column, table};
+
+    fn abc() -> Table {
+        let columns = ["a", "b", "c"].map(|name| column(name, "bigint", 20, -1));
+        table("t", columns.into(), &["a"])
+    }
+
+    #[test]
+    fn columns_are_added_dropped_retyped_and_renamed() {
+        let from = abc();
+        assert!(alter(&from, &from).is_empty());
+        let mut to = from.clone();
+        to.columns.push(Column {
+            default: Some("5".into()),
+            not_null: true,
+            ..column("d", "integer", 23, -1)
+        });
+        to.columns.remove(1);
+        assert_eq!(
+            alter(&from, &to),
+            [
+                "ALTER TABLE \"public\".\"t\" DROP COLUMN \"b\" CASCADE",
+                "ALTER TABLE \"public\".\"t\" ADD COLUMN \"d\" integer NOT NULL DEFAULT 5",
+            ]
+        );
+        let mut to = from.clone();
+        to.columns[1].name = "x".into();
+        assert_eq!(
+            alter(&from, &to),
+            ["ALTER TABLE \"public\".\"t\" RENAME COLUMN \"b\" TO \"x\""]
+        );
+        let mut to = from.clone();
+        to.columns[1].source_type = "text".into();
+        to.columns[1].not_null = true;
+        assert_eq!(
+            alter(&from, &to),
+            [
+                "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b\" TYPE text USING \"b\"::text::text",
+                "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b\" SET NOT NULL",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_rename_is_told_from_a_drop_and_an_addition() {
+        let from = abc();
+        let mut to = from.clone();
+        to.columns.remove(0);
+        to.columns[0].name = "x".into();
+        assert_eq!(renames(&from, &to), [("b", "x")]);
+        let mut to = from.clone();
+        to.columns.remove(1);
+        to.columns.push(column("x", "text", 25, -1));
+        assert!(renames(&from, &to).is_empty());
+        let mut to = from.clone();
+        to.columns[2] = column("x", "text", 25, -1);
+        assert!(renames(&from, &to).is_empty());
+    }
+
+    #[test]
+    fn a_table_moves_and_its_key_changes() {
+        let from = abc();
+        let mut to = from.clone();
+        to.schema = "s".into();
+        to.name = "u".into();
+        to.key = vec!["b".into()];
+        let steps = alter(&from, &to);
+        assert_eq!(steps[0], "ALTER TABLE \"public\".\"t\" SET SCHEMA \"s\"");
+        assert_eq!(steps[1], "ALTER TABLE \"s\".\"t\" RENAME TO \"u\"");
+        assert!(steps[2].contains("DROP CONSTRAINT"));
+        assert_eq!(steps[3], "ALTER TABLE \"s\".\"u\" ADD PRIMARY KEY (\"b\")");
+    }
+}

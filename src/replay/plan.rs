@@ -1,0 +1,439 @@
+//! Which objects make a consistent state, from the ledger's entries. Pure.
+//!
+//! A table is whole at a point if its snapshot was completed at or before it, and the changes in the
+//! ledger reach from the snapshot to it. After a gap only snapshots begun behind the gap count. Tables
+//! are told apart by their id: a table made anew under an old name replaces the old one, a renamed
+//! table stays itself.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{
+    ReplayError,
+    key::{Content, Name, parse},
+    merge::Track,
+};
+use crate::{
+    ledger::{Entry, EntryKind, EntryObject},
+    seal::Table,
+    units::{Point, Position},
+};
+
+/// What a restore reads.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// By id.
+    pub tables: BTreeMap<u32, TablePlan>,
+    /// In order.
+    pub epochs: Vec<Epoch>,
+    /// The point that all of it makes.
+    pub end: Point,
+}
+
+/// A table that is restored.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TablePlan {
+    /// Objects of its snapshots and repairs, by position.
+    pub rows: Vec<RowsObject>,
+    /// Its oldest chunk stands here: changes up to here are in every chunk.
+    pub first: Position,
+    /// Its youngest chunk stands here.
+    pub last: Position,
+    /// The definition with its youngest chunk.
+    pub definition: Option<Arc<Table>>,
+}
+
+/// An object of a snapshot or repair.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowsObject {
+    /// Where its snapshot stands.
+    pub position: Position,
+    /// The object.
+    pub object: EntryObject,
+}
+
+/// A run of whole transactions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Epoch {
+    /// After this.
+    pub from: Point,
+    /// Up to this.
+    pub to: Point,
+    /// Number of its entry.
+    pub entry: u64,
+    /// The objects of each table.
+    pub tracks: Vec<Track>,
+}
+
+/// Definitions by name and version.
+pub type Definitions = BTreeMap<(Name, u32), Arc<Table>>;
+
+/// The objects that hold definitions.
+pub fn definitions(entries: &[Entry]) -> Vec<(Name, u32, EntryObject)> {
+    let objects = entries.iter().flat_map(|entry| &entry.objects);
+    let found = objects.filter_map(|object| match parse(&object.key)? {
+        (name, Content::Schema { version }) => Some((name, version, object.clone())),
+        _ => None,
+    });
+    found.collect()
+}
+
+/// Chooses the objects for the state at `until`, or at the ledger's end.
+///
+/// # Errors
+///
+/// [`ReplayError::Incomplete`] names the tables that are not whole there; `Missing` a definition.
+pub fn plan(
+    entries: &[Entry],
+    definitions: &Definitions,
+    until: Option<Position>,
+) -> Result<Plan, ReplayError> {
+    let bound = until.unwrap_or(Position(u64::MAX));
+    let gap = entries.iter().rposition(|e| e.kind == EntryKind::Gap && e.from.position < bound);
+    let (entries, floor) = match gap {
+        Some(gap) => (&entries[gap + 1..], entries[gap].to),
+        None => (entries, Point::default()),
+    };
+    let mut gathered = Gathered { end: floor, ..Gathered::default() };
+    for entry in entries {
+        gathered.add(entry, definitions, bound)?;
+    }
+    let alive: BTreeSet<u32> = gathered.last_by_name.values().copied().collect();
+    gathered.tables.retain(|id, _| alive.contains(id));
+    for epoch in &mut gathered.epochs {
+        epoch.tracks.retain(|track| alive.contains(&track.table));
+    }
+    gathered.finish(bound)
+}
+
+#[derive(Default)]
+struct Gathered {
+    tables: BTreeMap<u32, Found>,
+    epochs: Vec<Epoch>,
+    end: Point,
+    last_by_name: BTreeMap<String, u32>,
+    /// The oldest snapshot that was left out because it is younger than asked for.
+    too_young: Option<Position>,
+}
+
+#[derive(Default)]
+struct Found {
+    plan: TablePlan,
+    name: String,
+    snapshots: BTreeSet<Position>,
+    completed: Option<Position>,
+    /// Whether it has objects in the plan.
+    needed: bool,
+}
+
+impl Gathered {
+    fn add(
+        &mut self,
+        entry: &Entry,
+        known: &Definitions,
+        bound: Position,
+    ) -> Result<(), ReplayError> {
+        match entry.kind {
+            EntryKind::Snapshot | EntryKind::Repair => self.add_rows(entry, known, bound)?,
+            EntryKind::Changes if entry.from.position < bound => self.add_changes(entry, known)?,
+            EntryKind::Changes | EntryKind::Schema | EntryKind::Gap | EntryKind::Fence => {}
+        }
+        Ok(())
+    }
+
+    fn add_rows(
+        &mut self,
+        entry: &Entry,
+        known: &Definitions,
+        bound: Position,
+    ) -> Result<(), ReplayError> {
+        for object in &entry.objects {
+            let Some((name, Content::Rows { position })) = parse(&object.key) else { continue };
+            if position > bound {
+                self.too_young = Some(self.too_young.map_or(position, |young| young.min(position)));
+                continue;
+            }
+            let table = definition(entry, &name, known)?;
+            let found = self.found(&table, &name);
+            found.needed = true;
+            found.plan.rows.push(RowsObject { position, object: object.clone() });
+            if entry.kind == EntryKind::Snapshot {
+                found.snapshots.insert(position);
+            }
+            if found.plan.last <= position || found.plan.definition.is_none() {
+                found.plan.definition = Some(table);
+                found.plan.last = position;
+            }
+        }
+        for (qualified, position) in entry.completes.iter().filter(|(_, at)| **at <= bound) {
+            let name = known.keys().find(|(name, _)| name.qualified() == *qualified);
+            let Some((name, _)) = name else { continue };
+            let table = definition(entry, name, known)?;
+            let found = self.found(&table, name);
+            found.completed = found.completed.max(Some(*position));
+            found.snapshots.insert(*position);
+            found.needed = true;
+            found.plan.definition.get_or_insert(table);
+        }
+        Ok(())
+    }
+
+    fn add_changes(&mut self, entry: &Entry, known: &Definitions) -> Result<(), ReplayError> {
+        for object in &entry.objects {
+            if let Some((name, Content::Changes { .. })) = parse(&object.key) {
+                let table = definition(entry, &name, known)?;
+                self.found(&table, &name).needed = true;
+            }
+        }
+        let tracks = tracks(entry, known)?;
+        self.epochs.push(Epoch { from: entry.from, to: entry.to, entry: entry.entry, tracks });
+        self.end = entry.to;
+        Ok(())
+    }
+
+    fn found(&mut self, table: &Table, name: &Name) -> &mut Found {
+        self.last_by_name.insert(name.qualified(), table.id);
+        let found = self.tables.entry(table.id).or_default();
+        found.name = name.qualified();
+        found
+    }
+
+    fn finish(mut self, bound: Position) -> Result<Plan, ReplayError> {
+        let snapshots: BTreeSet<Position> =
+            self.tables.values().flat_map(|found| found.snapshots.iter().copied()).collect();
+        // One snapshot for all, and no changes behind it yet: the snapshot itself is the point.
+        let single =
+            snapshots.first().filter(|at| snapshots.len() == 1 && self.end.position < **at);
+        if let Some(at) = single {
+            self.end.position = *at;
+        }
+        let end = Point { position: self.end.position.min(bound), ..self.end };
+        let mut wrong = vec![];
+        for found in self.tables.values().filter(|found| found.needed) {
+            let (first, last) = (found.snapshots.first(), found.snapshots.last());
+            match (found.completed, last) {
+                (None, _) => wrong.push(format!("{} (its snapshot is not complete)", found.name)),
+                (_, Some(last)) if *last > end.position => wrong.push(format!(
+                    "{} (its snapshot stands at {last}, the changes reach {})",
+                    found.name, end.position
+                )),
+                _ if first != last && !keyed(found) => wrong.push(format!(
+                    "{} (it has no key, and its snapshot was read at several points)",
+                    found.name
+                )),
+                _ => {}
+            }
+        }
+        if let (true, Some(young)) = (self.tables.is_empty(), self.too_young) {
+            wrong.push(format!("all (the first snapshot stands at {young})"));
+        }
+        if !wrong.is_empty() {
+            return Err(ReplayError::Incomplete { at: end.position, tables: wrong });
+        }
+        let tables = self.tables.into_iter().map(|(id, found)| {
+            let mut plan = found.plan;
+            plan.rows.sort_by(|one, other| {
+                (one.position, &one.object.key).cmp(&(other.position, &other.object.key))
+            });
+            plan.first = found.snapshots.first().copied().unwrap_or_default();
+            plan.last = plan.last.max(found.snapshots.last().copied().unwrap_or_default());
+            (id, plan)
+        });
+        Ok(Plan { tables: tables.collect(), epochs: self.epochs, end })
+    }
+}
+
+/// The objects of an entry of changes, by table.
+///
+/// # Errors
+///
+/// [`ReplayError::Missing`] names a definition.
+pub fn tracks(entry: &Entry, known: &Definitions) -> Result<Vec<Track>, ReplayError> {
+    let mut tracks: BTreeMap<u32, (Track, Vec<Placed>)> = BTreeMap::new();
+    for object in &entry.objects {
+        let Some((name, Content::Changes { from, part })) = parse(&object.key) else { continue };
+        let table = definition(entry, &name, known)?;
+        let track = Track { table: table.id, version: table.version, objects: vec![] };
+        let (_, objects) = tracks.entry(table.id).or_insert((track, vec![]));
+        objects.push((from, part, object.clone()));
+    }
+    let tracks = tracks.into_values().map(|(track, mut objects)| {
+        objects.sort_by_key(|(from, part, _)| (*from, *part));
+        Track { objects: objects.into_iter().map(|(_, _, object)| object).collect(), ..track }
+    });
+    Ok(tracks.collect())
+}
+
+/// First `_sequence`, part and object.
+type Placed = (u64, u32, EntryObject);
+
+fn keyed(found: &Found) -> bool {
+    let table = found.plan.definition.as_ref();
+    table.is_some_and(|table| super::apply::Shape::new(table).is_keyed())
+}
+
+fn definition(entry: &Entry, name: &Name, known: &Definitions) -> Result<Arc<Table>, ReplayError> {
+    let qualified = name.qualified();
+    let version = entry.tables.get(&qualified).copied();
+    let table = version.and_then(|version| known.get(&(name.clone(), version)));
+    table.cloned().ok_or_else(|| ReplayError::Missing {
+        key: format!("_schema/…/{qualified}/{}.json (entry {})", version.unwrap_or(0), entry.entry),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ledger::SourceIdentity,
+        replay::sample::{column, table},
+        units::Sequence,
+    };
+
+    fn object(key: &str) -> EntryObject {
+        EntryObject {
+            key: key.into(),
+            bytes: 0,
+            sha256: String::new(),
+            crc64nvme: String::new(),
+            rows: BTreeMap::new(),
+            encryption: "none".into(),
+        }
+    }
+
+    fn point(sequence: u64, position: u64) -> Point {
+        Point { sequence: Sequence(sequence), position: Position(position) }
+    }
+
+    fn entry(kind: EntryKind, from: Point, to: Point, keys: &[String]) -> Entry {
+        Entry {
+            previous: String::new(),
+            entry: 1,
+            source: SourceIdentity {
+                name: "erp".into(),
+                system_identifier: String::new(),
+                timeline: 1,
+            },
+            kind,
+            from,
+            to,
+            tables: ["a", "b"].map(|name| (format!("public.{name}"), 1)).into(),
+            objects: keys.iter().map(|key| object(key)).collect(),
+            completes: BTreeMap::new(),
+            adopts: None,
+            release: "lake".into(),
+            committed_at: None,
+            appliance: "box".into(),
+            at: String::new(),
+        }
+    }
+
+    fn snapshot(name: &str, position: u64, completes: bool) -> Entry {
+        let hash = "0123456789abcdef";
+        let key = format!(
+            "erp/public.{name}/dt=2026-11-21/snapshot-{position:016X}-00000000-{hash}.parquet"
+        );
+        let mut entry = entry(EntryKind::Snapshot, point(0, 0), point(0, 0), &[key]);
+        if completes {
+            entry.completes.insert(format!("public.{name}"), Position(position));
+        }
+        entry
+    }
+
+    fn changes(names: &[&str], from: Point, to: Point) -> Entry {
+        let keys: Vec<String> = names.iter().map(|name| {
+            format!("erp/public.{name}/dt=2026-11-21/changes-{:020}-{:020}-0123456789abcdef.parquet", from.sequence.0 + 1, to.sequence.0)
+        }).collect();
+        entry(EntryKind::Changes, from, to, &keys)
+    }
+
+    fn known() -> Definitions {
+        let key: [(&str, &[&str]); 2] = [("a", &["id"]), ("b", &[])];
+        let tables = key.into_iter().zip(1..).map(|((name, key), id)| {
+            let table = Table { id, ..table(name, vec![column("id", "bigint", 20, -1)], key) };
+            let name = Name { schema: "public".into(), table: name.into() };
+            ((name, 1), Arc::new(table))
+        });
+        tables.collect()
+    }
+
+    #[test]
+    fn a_state_is_whole_when_changes_reach_its_snapshots() {
+        let mut entries = vec![snapshot("a", 10, true), snapshot("b", 10, true)];
+        let alone = plan(&entries, &known(), None).unwrap();
+        assert_eq!((alone.end, alone.tables.len()), (point(0, 10), 2));
+        entries.push(changes(&["a", "b"], point(0, 10), point(5, 20)));
+        entries.push(changes(&["a"], point(5, 20), point(9, 30)));
+        let whole = plan(&entries, &known(), None).unwrap();
+        assert_eq!((whole.end, whole.epochs.len()), (point(9, 30), 2));
+        let part = plan(&entries, &known(), Some(Position(20))).unwrap();
+        assert_eq!((part.end, part.epochs.len()), (point(5, 20), 1));
+        let within = plan(&entries, &known(), Some(Position(25))).unwrap();
+        assert_eq!((within.end.position, within.epochs.len()), (Position(25), 2));
+    }
+
+    #[test]
+    fn a_table_that_is_not_whole_is_named() {
+        let said = |entries: &[Entry], until| match plan(entries, &known(), until) {
+            Err(ReplayError::Incomplete { tables, .. }) => tables.join(";"),
+            other => panic!("{other:?}"),
+        };
+        let unfinished = [snapshot("a", 10, false), changes(&["a"], point(0, 10), point(1, 20))];
+        assert_eq!(said(&unfinished, None), "public.a (its snapshot is not complete)");
+        let ahead = [
+            snapshot("a", 10, true),
+            snapshot("b", 40, true),
+            changes(&["a"], point(0, 10), point(1, 20)),
+        ];
+        assert!(said(&ahead, None).starts_with("public.b (its snapshot stands at"));
+        assert!(said(&ahead, Some(Position(5))).starts_with("all (the first snapshot"));
+        let torn = [
+            snapshot("b", 10, false),
+            snapshot("b", 12, true),
+            changes(&[], point(0, 10), point(1, 20)),
+        ];
+        assert!(said(&torn, None).contains("has no key"));
+    }
+
+    #[test]
+    fn a_table_that_came_later_is_not_needed_before() {
+        let entries = [
+            snapshot("a", 10, true),
+            changes(&["a"], point(0, 10), point(1, 20)),
+            snapshot("b", 20, true),
+        ];
+        let plan = plan(&entries, &known(), Some(Position(15))).unwrap();
+        assert_eq!(plan.tables.keys().collect::<Vec<_>>(), [&1]);
+    }
+
+    #[test]
+    fn behind_a_gap_only_what_was_read_anew_counts() {
+        let mut entries = vec![
+            snapshot("a", 10, true),
+            changes(&["a"], point(0, 10), point(1, 20)),
+            entry(EntryKind::Gap, point(1, 20), point(1, 50), &[]),
+            changes(&["a"], point(1, 50), point(2, 60)),
+        ];
+        assert!(plan(&entries, &known(), None).is_err());
+        assert!(plan(&entries, &known(), Some(Position(20))).is_ok());
+        entries.insert(3, snapshot("a", 50, true));
+        let whole = plan(&entries, &known(), None).unwrap();
+        assert_eq!((whole.tables[&1].rows.len(), whole.epochs.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_table_made_anew_replaces_the_old_one() {
+        let mut known = known();
+        let name = Name { schema: "public".into(), table: "a".into() };
+        let anew = Table { id: 9, version: 2, ..(*known[&(name.clone(), 1)]).clone() };
+        known.insert((name, 2), Arc::new(anew));
+        let mut later = snapshot("a", 20, true);
+        later.tables.insert("public.a".into(), 2);
+        let entries = [snapshot("a", 10, true), changes(&["a"], point(0, 10), point(1, 20)), later];
+        let plan = plan(&entries, &known, None).unwrap();
+        assert_eq!(plan.tables.keys().collect::<Vec<_>>(), [&9]);
+        assert!(plan.epochs.iter().all(|epoch| epoch.tracks.is_empty()));
+    }
+}

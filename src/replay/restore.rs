@@ -1,0 +1,164 @@
+//! Rebuilds a source in a PostgreSQL, at a consistent point.
+//!
+//! Tables first, then the rows of snapshots by COPY, then the changes of each epoch in the order of the
+//! source, committed to the target at ends of the source's transactions only. A table with a key takes
+//! every change since its oldest chunk again: applied twice they converge. One without a key has one
+//! snapshot, and takes the changes behind it. A restore that was cut goes on where it was; one that is
+//! run again does nothing twice.
+
+use std::{path::PathBuf, sync::Arc};
+
+use tokio_postgres::Client;
+
+use super::{
+    Lake, ReplayError, Until,
+    fetch::Fetcher,
+    merge::Merge,
+    plan::{Definitions, definitions, plan, tracks},
+    restore_rows::Restore,
+    restore_target::Target,
+};
+use crate::{
+    ledger::{Entry, EntryKind},
+    seal::Table,
+    units::{Point, Position, Timestamp},
+};
+
+/// What is to be restored.
+#[derive(Clone, Debug)]
+pub struct RestoreOptions {
+    /// The source's name, under which the target keeps its progress.
+    pub source: String,
+    /// Where to end; else at the end of the ledger.
+    pub until: Option<Until>,
+    /// For objects on their way. About the size of an epoch's largest objects is needed there.
+    pub work_dir: PathBuf,
+}
+
+/// How far a restore is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Progress {
+    /// Rows of a snapshot object are in.
+    Snapshot {
+        /// The table.
+        table: String,
+        /// Objects in, those of earlier runs too.
+        objects_done: usize,
+        /// Objects in all, of all tables.
+        objects: usize,
+        /// Rows loaded by this run.
+        rows: u64,
+    },
+    /// Changes are committed.
+    Changes {
+        /// The target stands here.
+        at: Point,
+        /// And will stand here.
+        end: Point,
+        /// Changes read by this run.
+        changes: u64,
+    },
+}
+
+/// What a restore made.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct RestoreReport {
+    /// The point at which the target stands.
+    pub at: Point,
+    /// Commit time of the last transaction applied by this run.
+    pub committed_at: Option<Timestamp>,
+    /// Qualified names of the tables.
+    pub tables: Vec<String>,
+    /// Rows of snapshots that this run loaded.
+    pub snapshot_rows: u64,
+    /// Changes that this run applied.
+    pub changes: u64,
+    /// Updates of rows that were nowhere, whose left-out values are NULL now. Not 0: something is missing.
+    pub incomplete_rows: u64,
+    /// Updates and deletes of rows that were nowhere. Not 0: something is missing.
+    pub unmatched_rows: u64,
+    /// What of the definitions was not made again, in sentences.
+    pub notes: Vec<String>,
+}
+
+/// Restores what `entries` (the whole verified ledger of one source, in order) describe.
+///
+/// # Errors
+///
+/// Nothing is undone: the target stands at the last commit, and another call goes on from there.
+pub async fn restore(
+    options: &RestoreOptions,
+    lake: Lake,
+    entries: &[Entry],
+    client: &Client,
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<RestoreReport, ReplayError> {
+    let fetcher = Fetcher::new(lake, &options.work_dir)?;
+    let known = read_definitions(&fetcher, entries).await?;
+    let until = match options.until {
+        None => None,
+        Some(Until::Position(position)) => Some(position),
+        Some(Until::Time(time)) => position_at(&fetcher, entries, &known, time).await?,
+    };
+    let plan = plan(entries, &known, until)?;
+    let target = Target::open(client, &options.source).await?;
+    let applied = target.progress().await?;
+    if let Some(at) = applied.map(|applied| applied.position)
+        && at > plan.end.position
+    {
+        return Err(ReplayError::Beyond { at, until: plan.end.position });
+    }
+    let versions = known.values().map(|table| ((table.id, table.version), table.clone()));
+    let bound = until.unwrap_or(Position(u64::MAX));
+    let applied = applied.unwrap_or_default();
+    let mut restore = Restore::new(target, &fetcher, versions.collect(), bound, applied, progress);
+    restore.make_tables(&plan).await?;
+    restore.load_snapshots(&plan).await?;
+    restore.apply_changes(&plan).await?;
+    Ok(restore.into_report())
+}
+
+/// Reads every definition in the ledger.
+async fn read_definitions(
+    fetcher: &Fetcher,
+    entries: &[Entry],
+) -> Result<Definitions, ReplayError> {
+    let mut known = Definitions::new();
+    for (name, version, object) in definitions(entries) {
+        let bytes = fetcher.bytes(&object).await?;
+        let table: Table =
+            serde_json::from_slice(&bytes).map_err(|why| ReplayError::object(&object.key, why))?;
+        if (&table.schema, &table.name, table.version) != (&name.schema, &name.table, version) {
+            return Err(ReplayError::object(&object.key, "it describes another table or version"));
+        }
+        known.insert((name, version), Arc::new(table));
+    }
+    Ok(known)
+}
+
+/// The end of the last transaction before the first, in log order, that was committed after `time`.
+/// `None`: none was. Epochs whose last commit is not later are taken whole.
+async fn position_at(
+    fetcher: &Fetcher,
+    entries: &[Entry],
+    known: &Definitions,
+    time: Timestamp,
+) -> Result<Option<Position>, ReplayError> {
+    let later = |entry: &&Entry| {
+        let at: Option<Timestamp> = entry.committed_at.as_ref().and_then(|at| at.parse().ok());
+        entry.kind == EntryKind::Changes && at.is_some_and(|at| at > time)
+    };
+    let Some(entry) = entries.iter().find(later) else { return Ok(None) };
+    let tracks = tracks(entry, known)?;
+    let mut merge = Merge::new(fetcher, tracks).await?;
+    let mut reached = entry.from.position;
+    while let Some(here) = merge.here() {
+        let meta = here.rows.meta(here.row);
+        if meta.committed_at > time {
+            break;
+        }
+        reached = meta.position;
+        merge.advance().await?;
+    }
+    Ok(Some(reached))
+}

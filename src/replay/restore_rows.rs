@@ -1,0 +1,369 @@
+//! The work of a restore: tables, rows of snapshots, changes.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use super::{
+    Progress, ReplayError, RestoreReport,
+    apply::{Change, Pending, Shape, Slot, Step, alone},
+    fetch::Fetcher,
+    merge::{Here, Merge},
+    plan::{Epoch, Plan, RowsObject},
+    read::{BATCH_BYTES, Field, Rows},
+    restore_target::{Loading, Target},
+};
+use crate::{
+    journal::{Op, Value},
+    seal::{Table, columns::file_name},
+    units::{Point, Position},
+};
+
+/// A restore under way.
+pub(super) struct Restore<'a> {
+    target: Target<'a>,
+    fetcher: &'a Fetcher,
+    /// By table id and version.
+    versions: BTreeMap<(u32, u32), Arc<Table>>,
+    live: BTreeMap<u32, Live>,
+    bound: Position,
+    /// Committed in the target.
+    applied: Point,
+    /// Changes since then.
+    uncommitted: u64,
+    /// Text of them that waits.
+    pending_bytes: usize,
+    report: RestoreReport,
+    progress: &'a mut (dyn FnMut(Progress) + Send),
+}
+
+/// A table of the target.
+struct Live {
+    /// As it is now.
+    table: Arc<Table>,
+    shape: Shape,
+    pending: Pending,
+    /// Changes up to here are in its rows already.
+    skip_until: Position,
+    /// Up to here its definition is ahead of the changes, and rows may be ahead of them.
+    last_snapshot: Position,
+    /// Whether changes wait that its rows may be ahead of: of those some find no row.
+    unsettled: bool,
+    /// Of the file whose rows come: the shape's columns as columns of the file.
+    places: HashMap<u32, Vec<Option<usize>>>,
+}
+
+impl Live {
+    fn new(table: Arc<Table>, first: Position, last_snapshot: Position) -> Self {
+        let shape = Shape::new(&table);
+        Self {
+            skip_until: if shape.is_keyed() { first } else { last_snapshot },
+            shape,
+            table,
+            pending: Pending::default(),
+            last_snapshot,
+            unsettled: false,
+            places: HashMap::new(),
+        }
+    }
+
+    fn become_version(&mut self, table: Arc<Table>) {
+        self.shape = Shape::new(&table);
+        self.table = table;
+        self.places.clear();
+    }
+}
+
+impl<'a> Restore<'a> {
+    pub(super) fn new(
+        target: Target<'a>,
+        fetcher: &'a Fetcher,
+        versions: BTreeMap<(u32, u32), Arc<Table>>,
+        bound: Position,
+        applied: Point,
+        progress: &'a mut (dyn FnMut(Progress) + Send),
+    ) -> Self {
+        let report = RestoreReport { at: applied, ..RestoreReport::default() };
+        Self {
+            target,
+            fetcher,
+            versions,
+            live: BTreeMap::new(),
+            bound,
+            applied,
+            uncommitted: 0,
+            pending_bytes: 0,
+            report,
+            progress,
+        }
+    }
+
+    pub(super) fn into_report(self) -> RestoreReport {
+        let tables = self.live.values().map(|live| live.table.qualified());
+        RestoreReport { tables: tables.collect(), notes: self.target.notes, ..self.report }
+    }
+
+    /// Makes the tables that are not there, and drops those that others of the same name replace.
+    pub(super) async fn make_tables(&mut self, plan: &Plan) -> Result<(), ReplayError> {
+        let there = self.target.tables().await?;
+        let wanted = plan.tables.values().filter_map(|table| table.definition.as_ref());
+        let names: Vec<String> = wanted.map(|table| table.qualified()).collect();
+        for (id, table) in &there {
+            if !plan.tables.contains_key(id) && names.contains(&table.qualified()) {
+                self.target.drop_table(table).await?;
+            }
+        }
+        for (id, planned) in &plan.tables {
+            let definition = match (there.get(id), &planned.definition) {
+                (Some(table), _) => Arc::new(table.clone()),
+                (None, Some(definition)) => {
+                    self.target.create(definition).await?;
+                    definition.clone()
+                }
+                (None, None) => continue,
+            };
+            self.live.insert(*id, Live::new(definition, planned.first, planned.last));
+        }
+        Ok(())
+    }
+
+    /// Loads the objects of snapshots that are not in yet.
+    pub(super) async fn load_snapshots(&mut self, plan: &Plan) -> Result<(), ReplayError> {
+        let there = self.target.objects().await?;
+        let objects = plan.tables.values().map(|table| table.rows.len()).sum();
+        let mut objects_done = 0;
+        for (id, planned) in &plan.tables {
+            for rows in &planned.rows {
+                let beside = rows.position != planned.first || planned.first != planned.last;
+                if there.get(&rows.object.key) != Some(&rows.object.sha256) {
+                    self.load(*id, rows, beside).await?;
+                }
+                objects_done += 1;
+                let rows = self.report.snapshot_rows;
+                let table = self.live[id].table.qualified();
+                (self.progress)(Progress::Snapshot { table, objects_done, objects, rows });
+            }
+        }
+        Ok(())
+    }
+
+    async fn load(&mut self, id: u32, rows: &RowsObject, beside: bool) -> Result<(), ReplayError> {
+        let mut file = self.fetcher.rows(&rows.object, BATCH_BYTES).await?;
+        let live = &self.live[&id];
+        self.target.begin().await?;
+        let mut loading: Option<(Loading, Vec<usize>, Vec<usize>)> = None;
+        while let Some(batch) = file.next_rows()? {
+            let (loading, _, from) = match &mut loading {
+                Some(begun) => begun,
+                none => {
+                    let places = places(&live.shape, &batch);
+                    let told =
+                        places.iter().enumerate().filter_map(|(at, from)| Some((at, (*from)?)));
+                    let (columns, from): (Vec<_>, Vec<_>) = told.unzip();
+                    let begun = self.target.copy_in(&live.shape, &columns, beside).await?;
+                    none.insert((begun, columns, from))
+                }
+            };
+            let mut text = String::new();
+            for row in 0..batch.len() {
+                for (at, column) in from.iter().enumerate() {
+                    text.clear();
+                    let null = !print(&batch, row, *column, &mut text);
+                    loading.value(at == 0, (!null).then_some(text.as_str()));
+                }
+                loading.end_row().await?;
+            }
+        }
+        let (loading, columns) = match loading {
+            Some((loading, columns, _)) => (loading, columns),
+            // No rows: the snapshot of an empty table.
+            None => {
+                let columns: Vec<usize> = (0..live.shape.columns.len()).collect();
+                (self.target.copy_in(&live.shape, &columns, beside).await?, columns)
+            }
+        };
+        let loaded = self.target.loaded(loading, &live.shape, &columns, beside, &rows.object);
+        self.report.snapshot_rows += loaded.await?;
+        self.target.commit().await
+    }
+
+    /// Applies the changes that are not in yet, up to the plan's end.
+    pub(super) async fn apply_changes(&mut self, plan: &Plan) -> Result<(), ReplayError> {
+        let mut reached = self.applied;
+        self.target.begin().await?;
+        for epoch in &plan.epochs {
+            if epoch.to.sequence <= self.applied.sequence
+                && epoch.to.position <= self.applied.position
+            {
+                continue;
+            }
+            reached = self.apply_epoch(epoch, plan.end).await?;
+            if self.uncommitted >= COMMIT_CHANGES {
+                self.commit(reached, plan.end).await?;
+                self.target.begin().await?;
+            }
+        }
+        if reached.position < plan.end.position {
+            reached.position = plan.end.position;
+        }
+        self.commit(reached, plan.end).await
+    }
+
+    /// Applies one epoch, and gives the point reached.
+    async fn apply_epoch(&mut self, epoch: &Epoch, end: Point) -> Result<Point, ReplayError> {
+        let mut merge = Merge::new(self.fetcher, epoch.tracks.clone()).await?;
+        let applied = self.applied;
+        let mut reached = if applied.position > epoch.from.position { applied } else { epoch.from };
+        while let Some(here) = merge.here() {
+            let meta = here.rows.meta(here.row);
+            if meta.position > self.bound {
+                return Ok(reached);
+            }
+            if meta.sequence > self.applied.sequence.0 {
+                if meta.position != reached.position && self.uncommitted >= COMMIT_CHANGES {
+                    self.commit(reached, end).await?;
+                    self.target.begin().await?;
+                }
+                self.take(here).await?;
+                self.uncommitted += 1;
+                self.report.changes += 1;
+                self.report.committed_at = Some(meta.committed_at);
+                reached = Point {
+                    sequence: crate::units::Sequence(meta.sequence),
+                    position: meta.position,
+                };
+            }
+            merge.advance().await?;
+        }
+        Ok(epoch.to)
+    }
+
+    /// Takes one change over.
+    async fn take(&mut self, here: Here<'_>) -> Result<(), ReplayError> {
+        let meta = here.rows.meta(here.row);
+        let Some(version) = self.versions.get(&(here.table, here.version)) else {
+            // A table of the same name, made before or after this one in the same epoch.
+            return Ok(());
+        };
+        let Some(live) = self.live.get_mut(&here.table) else { return Ok(()) };
+        if meta.position <= live.skip_until {
+            return Ok(());
+        }
+        if meta.position > live.last_snapshot && version.version != live.table.version {
+            let version = version.clone();
+            self.write_out(here.table).await?;
+            let live = self.live.get_mut(&here.table).expect("it was there above");
+            self.target.alter(&live.table, &version).await?;
+            live.become_version(version);
+        }
+        let live = self.live.get_mut(&here.table).expect("it was there above");
+        live.unsettled |= meta.position <= live.last_snapshot;
+        let known = live.places.entry(here.version);
+        let known = known.or_insert_with(|| places(&live.shape, here.rows));
+        let change = change(here.rows, here.row, meta.op, &live.shape, known);
+        self.pending_bytes += change.bytes();
+        if let Err(change) = live.pending.take(&live.shape, change) {
+            self.write_out(here.table).await?;
+            let live = &self.live[&here.table];
+            let (step, name) = (alone(&live.shape, change), live.shape.name.clone());
+            self.run(here.table, &name, &[step]).await?;
+        }
+        if self.pending_bytes > PENDING_BYTES {
+            self.write_all().await?;
+        }
+        Ok(())
+    }
+
+    /// Brings what is pending into the target, and commits.
+    async fn commit(&mut self, at: Point, end: Point) -> Result<(), ReplayError> {
+        self.write_all().await?;
+        self.target.record(at).await?;
+        self.target.commit().await?;
+        self.applied = at;
+        self.uncommitted = 0;
+        self.report.at = at;
+        (self.progress)(Progress::Changes { at, end, changes: self.report.changes });
+        Ok(())
+    }
+
+    async fn write_all(&mut self) -> Result<(), ReplayError> {
+        let waiting = self.live.iter().filter(|(_, live)| !live.pending.is_empty());
+        for id in waiting.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.write_out(id).await?;
+        }
+        self.pending_bytes = 0;
+        Ok(())
+    }
+
+    async fn write_out(&mut self, id: u32) -> Result<(), ReplayError> {
+        let Some(live) = self.live.get_mut(&id) else { return Ok(()) };
+        let steps = std::mem::take(&mut live.pending).steps(&live.shape);
+        let name = live.shape.name.clone();
+        self.run(id, &name, &steps).await?;
+        if let Some(live) = self.live.get_mut(&id) {
+            live.unsettled = false;
+        }
+        Ok(())
+    }
+
+    async fn run(&mut self, id: u32, name: &str, steps: &[Step]) -> Result<(), ReplayError> {
+        for step in steps {
+            let missed = self.target.step(name, step).await?;
+            self.report.incomplete_rows += missed.inserted;
+            if !self.live[&id].unsettled {
+                self.report.unmatched_rows += missed.unmatched;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A row of the file as a change of the target's table.
+fn change(rows: &Rows, row: usize, op: Op, shape: &Shape, places: &[Option<usize>]) -> Change {
+    if op == Op::Truncate {
+        return Change { op, values: vec![], old: vec![] };
+    }
+    let slot = |place: &Option<usize>| -> Slot {
+        match rows.field(row, (*place)?) {
+            Field::Unchanged => None,
+            Field::Value(Value::Null) => Some(None),
+            Field::Value(value) => {
+                let mut text = String::new();
+                value.print(rows.lake((*place)?), &mut text);
+                Some(Some(text))
+            }
+        }
+    };
+    let values = places.iter().map(slot).collect();
+    let Some(old_key) = rows.old_key(row) else { return Change { op, values, old: vec![] } };
+    let old = shape.columns.iter().map(|column| {
+        let name = file_name(&column.name);
+        let found = old_key.iter().find(|(old, _)| *old == name);
+        found.map(|(_, text)| text.map(str::to_owned))
+    });
+    Change { op, values, old: old.collect() }
+}
+
+/// Appends a value's text; `false` for NULL.
+fn print(rows: &Rows, row: usize, column: usize, into: &mut String) -> bool {
+    match rows.field(row, column) {
+        Field::Unchanged | Field::Value(Value::Null) => false,
+        Field::Value(value) => {
+            value.print(rows.lake(column), into);
+            true
+        }
+    }
+}
+
+/// Where each column of the shape stands in the file, if it does.
+fn places(shape: &Shape, rows: &Rows) -> Vec<Option<usize>> {
+    let names: HashMap<&str, usize> = rows.names().zip(0..).collect();
+    let place = |name: &str| names.get(file_name(name).as_str()).copied();
+    shape.columns.iter().map(|column| place(&column.name)).collect()
+}
+
+/// Changes after which the target commits, at the next end of a transaction.
+const COMMIT_CHANGES: u64 = 10_000;
+/// Text that may wait before it is written, within the transaction.
+const PENDING_BYTES: usize = 32 << 20;

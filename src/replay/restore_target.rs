@@ -1,0 +1,361 @@
+//! The database that a restore fills: its session, its own record of progress, tables and rows.
+//!
+//! Schema `lakehead_restore` holds `progress` (how far the changes are in), `objects` (which objects of
+//! snapshots are in) and `tables` (each table's definition as it is now). **Invariant:** each is written
+//! in the transaction that it speaks of, so that a restore cut anywhere goes on where it was.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use futures_util::SinkExt;
+use tokio_postgres::{Client, CopyInSink, Statement, error::DbError, types::ToSql};
+
+use super::{
+    ReplayError,
+    apply::{Matching, Shape, Step, merge_from},
+    evolve, schema,
+};
+use crate::{
+    ledger::EntryObject,
+    seal::Table,
+    units::{Point, Position, Sequence},
+};
+
+/// The target, through one connection.
+pub(super) struct Target<'a> {
+    client: &'a Client,
+    source: &'a str,
+    statements: HashMap<String, Statement>,
+    /// Sentences about what could not be made again.
+    pub(super) notes: Vec<String>,
+}
+
+/// What a step did, where it was not what it was to do.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Missed {
+    /// Rows that were not there, and were inserted with NULL in what the server left out.
+    pub(super) inserted: u64,
+    /// Rows that were not there, and were not inserted.
+    pub(super) unmatched: u64,
+}
+
+impl<'a> Target<'a> {
+    /// Prepares the session and the record of progress, and takes the lock.
+    pub(super) async fn open(client: &'a Client, source: &'a str) -> Result<Self, ReplayError> {
+        let target = Self { client, source, statements: HashMap::new(), notes: vec![] };
+        target.run("prepare the session", SESSION).await?;
+        let lock = "SELECT pg_try_advisory_lock(hashtext('lakehead_restore'), hashtext($1))";
+        let row = client.query_one(lock, &[&source]).await;
+        let row = row.map_err(|why| refused("take the restore's lock", &why))?;
+        if !row.get::<_, bool>(0) {
+            return Err(ReplayError::Busy);
+        }
+        target.run("make schema lakehead_restore", RECORD).await?;
+        Ok(target)
+    }
+
+    /// How far the changes are in; `None` before the first.
+    pub(super) async fn progress(&self) -> Result<Option<Point>, ReplayError> {
+        let query = "SELECT sequence, position FROM lakehead_restore.progress WHERE source = $1";
+        let row = self.client.query_opt(query, &[&self.source]).await;
+        let row = row.map_err(|why| refused("read lakehead_restore.progress", &why))?;
+        let Some(row) = row else { return Ok(None) };
+        let position: Result<Position, _> = row.get::<_, &str>(1).parse();
+        Ok(Some(Point {
+            sequence: Sequence(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0)),
+            position: position.map_err(|why| ReplayError::Target {
+                doing: "read lakehead_restore.progress".into(),
+                why: why.to_string(),
+            })?,
+        }))
+    }
+
+    /// Notes how far the changes are in. In the transaction of the changes.
+    pub(super) async fn record(&self, point: Point) -> Result<(), ReplayError> {
+        let sql = "INSERT INTO lakehead_restore.progress (source, sequence, position) VALUES ($1, $2, $3) \
+            ON CONFLICT (source) DO UPDATE SET sequence = EXCLUDED.sequence, position = EXCLUDED.position";
+        let sequence = i64::try_from(point.sequence.0).unwrap_or(i64::MAX);
+        let position = point.position.to_string();
+        let done = self.client.execute(sql, &[&self.source, &sequence, &position]).await;
+        done.map(drop).map_err(|why| refused("record progress", &why))
+    }
+
+    /// Tables that are there, with their definitions.
+    pub(super) async fn tables(&self) -> Result<BTreeMap<u32, Table>, ReplayError> {
+        let query = "SELECT definition FROM lakehead_restore.tables WHERE source = $1";
+        let rows = self.client.query(query, &[&self.source]).await;
+        let rows = rows.map_err(|why| refused("read lakehead_restore.tables", &why))?;
+        let tables = rows.iter().map(|row| {
+            let table: Table = serde_json::from_str(row.get(0))
+                .map_err(|why| ReplayError::object("lakehead_restore.tables", why))?;
+            Ok((table.id, table))
+        });
+        tables.collect()
+    }
+
+    /// Keys of the snapshot objects that are in, with their hashes.
+    pub(super) async fn objects(&self) -> Result<HashMap<String, String>, ReplayError> {
+        let query = "SELECT key, sha256 FROM lakehead_restore.objects WHERE source = $1";
+        let rows = self.client.query(query, &[&self.source]).await;
+        let rows = rows.map_err(|why| refused("read lakehead_restore.objects", &why))?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// Makes a table, with its schema and types.
+    pub(super) async fn create(&mut self, table: &Table) -> Result<(), ReplayError> {
+        self.begin().await?;
+        self.types(table).await?;
+        let doing = format!("create table {}", table.qualified());
+        self.run(&doing, &schema::create_schema(&table.schema)).await?;
+        self.run(&doing, &schema::create_table(table)).await?;
+        if let Some(identity) = schema::replica_identity(table) {
+            self.run(&doing, &identity).await?;
+        }
+        let defaults = table.columns.iter().filter_map(|column| schema::set_default(table, column));
+        self.try_all(defaults.collect()).await?;
+        self.notes.extend(schema::left_out(table));
+        self.remember(table).await?;
+        self.commit().await
+    }
+
+    /// Turns a table into its next version, within the transaction.
+    pub(super) async fn alter(&mut self, from: &Table, to: &Table) -> Result<(), ReplayError> {
+        self.types(to).await?;
+        self.run("alter a table", &schema::create_schema(&to.schema)).await?;
+        for step in evolve::alter(from, to) {
+            self.run(&format!("alter table {}", to.qualified()), &step).await?;
+        }
+        self.try_all(evolve::defaults(from, to)).await?;
+        self.remember(to).await
+    }
+
+    /// Removes a table that another one of the same name replaces.
+    pub(super) async fn drop_table(&self, table: &Table) -> Result<(), ReplayError> {
+        let doing = format!("drop table {}", table.qualified());
+        self.begin().await?;
+        self.run(&doing, &format!("DROP TABLE IF EXISTS {}", schema::qualified(table))).await?;
+        let sql = "DELETE FROM lakehead_restore.tables WHERE source = $1 AND id = $2";
+        let done = self.client.execute(sql, &[&self.source, &i64::from(table.id)]).await;
+        done.map_err(|why| refused(&doing, &why))?;
+        self.commit().await
+    }
+
+    /// Begins to load an object's rows into these columns of the table: in place, or, where rows with
+    /// the same key may be there, beside it.
+    pub(super) async fn copy_in(
+        &self,
+        shape: &Shape,
+        columns: &[usize],
+        beside: bool,
+    ) -> Result<Loading, ReplayError> {
+        let doing = format!("load {}", shape.name);
+        let list = columns.iter().map(|at| schema::identifier(&shape.columns[*at].name));
+        let list = list.collect::<Vec<_>>().join(", ");
+        let mut into = shape.name.clone();
+        if beside {
+            into = "pg_temp.lakehead_rows".into();
+            let make = format!(
+                "CREATE TEMP TABLE lakehead_rows ON COMMIT DROP AS SELECT {} FROM {} LIMIT 0",
+                if list.is_empty() { "1 AS nothing" } else { &list },
+                shape.name
+            );
+            self.run(&doing, &make).await?;
+        }
+        // A table without columns has rows all the same, and no list.
+        let list = if list.is_empty() { list } else { format!(" ({list})") };
+        let sql = format!("COPY {into}{list} FROM STDIN");
+        let sink = self.client.copy_in(&sql).await.map_err(|why| refused(&doing, &why))?;
+        Ok(Loading { sink: Box::pin(sink), buffer: Vec::new(), doing })
+    }
+
+    /// Ends loading, and notes that the object is in. Within the transaction.
+    pub(super) async fn loaded(
+        &self,
+        loading: Loading,
+        shape: &Shape,
+        columns: &[usize],
+        beside: bool,
+        object: &EntryObject,
+    ) -> Result<u64, ReplayError> {
+        let doing = loading.doing.clone();
+        let rows = loading.finish().await?;
+        if let (true, Matching::Key(key) | Matching::Ordered(key)) = (beside, &shape.matching) {
+            let merge = merge_from(shape, key, columns, "pg_temp.lakehead_rows");
+            self.run(&doing, &merge).await?;
+        }
+        let sql = "INSERT INTO lakehead_restore.objects (source, key, sha256, rows) VALUES ($1, $2, $3, $4)";
+        let count = i64::try_from(rows).unwrap_or(i64::MAX);
+        let done =
+            self.client.execute(sql, &[&self.source, &object.key, &object.sha256, &count]).await;
+        done.map_err(|why| refused("record an object", &why))?;
+        Ok(rows)
+    }
+
+    /// Runs one step of changes.
+    pub(super) async fn step(&mut self, table: &str, step: &Step) -> Result<Missed, ReplayError> {
+        let mut missed = Missed::default();
+        let touched = self.execute(table, &step.sql, &step.parameters).await?;
+        let Some(wanted) = step.rows.and_then(|rows| u64::try_from(rows).ok()) else {
+            return Ok(missed);
+        };
+        if touched < wanted {
+            if let Some(otherwise) = &step.otherwise {
+                missed.inserted = self.execute(table, otherwise, &step.parameters).await?;
+            }
+            missed.unmatched = (wanted - touched).saturating_sub(missed.inserted);
+        }
+        Ok(missed)
+    }
+
+    async fn execute(
+        &mut self,
+        table: &str,
+        sql: &str,
+        parameters: &[Vec<Option<String>>],
+    ) -> Result<u64, ReplayError> {
+        let doing = || format!("apply changes of {table}");
+        if self.statements.len() > STATEMENTS_MAX {
+            self.statements.clear();
+        }
+        if !self.statements.contains_key(sql) {
+            let prepared = self.client.prepare(sql).await.map_err(|why| refused(&doing(), &why))?;
+            self.statements.insert(sql.to_owned(), prepared);
+        }
+        let statement = &self.statements[sql];
+        let parameters: Vec<&(dyn ToSql + Sync)> =
+            parameters.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
+        let done = self.client.execute(statement, &parameters).await;
+        done.map_err(|why| refused(&doing(), &why))
+    }
+
+    pub(super) async fn begin(&self) -> Result<(), ReplayError> {
+        self.run("begin", "BEGIN").await
+    }
+
+    pub(super) async fn commit(&self) -> Result<(), ReplayError> {
+        self.run("commit", "COMMIT").await
+    }
+
+    /// Makes the types that a table uses, where they are not there.
+    async fn types(&self, table: &Table) -> Result<(), ReplayError> {
+        for wanted in &table.types {
+            let doing = format!("create type {}", wanted.name);
+            let row = self.client.query_one("SELECT to_regtype($1) IS NULL", &[&wanted.name]).await;
+            if !row.map_err(|why| refused(&doing, &why))?.get::<_, bool>(0) {
+                continue;
+            }
+            if let Some(schema) = schema::schema_of(&wanted.name) {
+                self.run(&doing, &schema::create_schema(&schema)).await?;
+            }
+            self.run(&doing, &wanted.create).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs statements that may fail without harm to the rows: defaults.
+    async fn try_all(&mut self, statements: Vec<String>) -> Result<(), ReplayError> {
+        for statement in statements {
+            self.run("set a default", "SAVEPOINT lakehead_default").await?;
+            if let Err(error) = self.run("set a default", &statement).await {
+                self.run("set a default", "ROLLBACK TO SAVEPOINT lakehead_default").await?;
+                self.notes.push(format!("left out: {statement}: {error}"));
+            }
+            self.run("set a default", "RELEASE SAVEPOINT lakehead_default").await?;
+        }
+        Ok(())
+    }
+
+    async fn remember(&self, table: &Table) -> Result<(), ReplayError> {
+        let sql = "INSERT INTO lakehead_restore.tables (source, id, definition) VALUES ($1, $2, $3) \
+            ON CONFLICT (source, id) DO UPDATE SET definition = EXCLUDED.definition";
+        let json = serde_json::to_string(table).expect("a table is plain data");
+        let done = self.client.execute(sql, &[&self.source, &i64::from(table.id), &json]).await;
+        done.map(drop).map_err(|why| refused("record a table", &why))
+    }
+
+    async fn run(&self, doing: &str, sql: &str) -> Result<(), ReplayError> {
+        self.client.batch_execute(sql).await.map_err(|why| refused(doing, &why))
+    }
+}
+
+/// Rows on their way into a table, in COPY's text format.
+pub(super) struct Loading {
+    sink: std::pin::Pin<Box<CopyInSink<Bytes>>>,
+    buffer: Vec<u8>,
+    doing: String,
+}
+
+impl Loading {
+    /// Appends a value; the first of a row begins it.
+    pub(super) fn value(&mut self, first: bool, text: Option<&str>) {
+        if !first {
+            self.buffer.push(b'\t');
+        }
+        let Some(text) = text else {
+            self.buffer.extend_from_slice(b"\\N");
+            return;
+        };
+        let mut rest = text.as_bytes();
+        while let Some(at) =
+            rest.iter().position(|byte| matches!(byte, b'\\' | b'\n' | b'\r' | b'\t'))
+        {
+            self.buffer.extend_from_slice(&rest[..at]);
+            self.buffer.push(b'\\');
+            self.buffer.push(match rest[at] {
+                b'\n' => b'n',
+                b'\r' => b'r',
+                b'\t' => b't',
+                other => other,
+            });
+            rest = &rest[at + 1..];
+        }
+        self.buffer.extend_from_slice(rest);
+    }
+
+    /// Ends a row.
+    pub(super) async fn end_row(&mut self) -> Result<(), ReplayError> {
+        self.buffer.push(b'\n');
+        if self.buffer.len() >= COPY_BYTES { self.send().await } else { Ok(()) }
+    }
+
+    async fn send(&mut self) -> Result<(), ReplayError> {
+        let chunk = Bytes::from(std::mem::take(&mut self.buffer));
+        self.sink.send(chunk).await.map_err(|why| refused(&self.doing, &why))
+    }
+
+    async fn finish(mut self) -> Result<u64, ReplayError> {
+        self.send().await?;
+        self.sink.as_mut().finish().await.map_err(|why| refused(&self.doing, &why))
+    }
+}
+
+/// What the target said, without values: messages of data errors quote them.
+fn refused(doing: &str, why: &tokio_postgres::Error) -> ReplayError {
+    let said = |error: &DbError| {
+        let code = error.code().code();
+        if !matches!(code.get(..2), Some("22" | "23")) {
+            return format!("{} ({code})", error.message());
+        }
+        let place = [error.table(), error.column(), error.datatype(), error.constraint()];
+        let place = place.into_iter().flatten().collect::<Vec<_>>().join(" ");
+        format!("SQLSTATE {code} {place}")
+    };
+    let why = why.as_db_error().map_or_else(|| why.to_string(), said);
+    ReplayError::Target { doing: doing.into(), why }
+}
+
+/// The settings under which the lake's text was printed.
+const SESSION: &str = "SET client_encoding = 'UTF8'; SET datestyle = 'ISO, MDY'; SET intervalstyle = 'postgres'; \
+    SET timezone = 'UTC'; SET extra_float_digits = 3; SET bytea_output = 'hex'; SET xmloption = 'content'; \
+    SET standard_conforming_strings = on; SET search_path = pg_catalog, public; SET synchronous_commit = off; \
+    SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
+    SET check_function_bodies = off; SET client_min_messages = warning";
+
+const RECORD: &str = "CREATE SCHEMA IF NOT EXISTS lakehead_restore; \
+    CREATE TABLE IF NOT EXISTS lakehead_restore.progress (source text PRIMARY KEY, sequence bigint NOT NULL, position text NOT NULL); \
+    CREATE TABLE IF NOT EXISTS lakehead_restore.objects (source text, key text, sha256 text NOT NULL, rows bigint NOT NULL, PRIMARY KEY (source, key)); \
+    CREATE TABLE IF NOT EXISTS lakehead_restore.tables (source text, id bigint, definition text NOT NULL, PRIMARY KEY (source, id))";
+
+/// Sent to COPY at once.
+const COPY_BYTES: usize = 256 << 10;
+const STATEMENTS_MAX: usize = 2_000;

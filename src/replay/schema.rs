@@ -1,0 +1,181 @@
+//! A table's definition as the statements that make it again. Pure.
+//!
+//! Columns with their types and NOT NULL, the key, the replica identity, defaults that need no
+//! sequence. Stored generated columns are computed by the target again where their expression is
+//! known. What is left out is said by [`left_out`]. Names are always quoted; types stand as the source
+//! printed them under an empty `search_path`.
+
+use postgres_protocol::escape::escape_identifier;
+
+use crate::{
+    journal::{Column, Identity},
+    seal::Table,
+};
+
+/// A name as SQL spells it, always quoted.
+pub fn identifier(name: &str) -> String {
+    escape_identifier(name)
+}
+
+/// The table's name, qualified and quoted.
+pub fn qualified(table: &Table) -> String {
+    format!("{}.{}", escape_identifier(&table.schema), escape_identifier(&table.name))
+}
+
+/// Makes a schema if it is not there.
+pub fn create_schema(schema: &str) -> String {
+    format!("CREATE SCHEMA IF NOT EXISTS {}", escape_identifier(schema))
+}
+
+/// The schema in a type's qualified name, as SQL spells it: quoted or not.
+pub fn schema_of(qualified: &str) -> Option<String> {
+    let Some(quoted) = qualified.strip_prefix('"') else {
+        return qualified.split_once('.').map(|(schema, _)| schema.to_owned());
+    };
+    let mut schema = String::new();
+    let mut chars = quoted.chars().peekable();
+    while let Some(c) = chars.next() {
+        if c == '"' && chars.next_if_eq(&'"').is_none() {
+            return (chars.next() == Some('.')).then_some(schema);
+        }
+        schema.push(c);
+    }
+    None
+}
+
+/// Makes the table.
+pub fn create_table(table: &Table) -> String {
+    let mut parts: Vec<String> = table.columns.iter().map(column).collect();
+    let list = |names: &[String]| {
+        names.iter().map(|name| escape_identifier(name)).collect::<Vec<_>>().join(", ")
+    };
+    if !table.key.is_empty() {
+        parts.push(format!("PRIMARY KEY ({})", list(&table.key)));
+    }
+    let index = identity_columns(table);
+    if table.identity == Identity::Index && !index.is_empty() && !same_names(&index, &table.key) {
+        parts.push(format!("UNIQUE ({})", list(&index)));
+    }
+    format!("CREATE TABLE {} ({})", qualified(table), parts.join(", "))
+}
+
+/// Names the old row of a change as the source does, where that differs from the default.
+pub fn replica_identity(table: &Table) -> Option<String> {
+    let how = match table.identity {
+        Identity::Full => "FULL",
+        Identity::Nothing => "NOTHING",
+        Identity::Default | Identity::Index => return None,
+    };
+    Some(format!("ALTER TABLE {} REPLICA IDENTITY {how}", qualified(table)))
+}
+
+/// A column as CREATE TABLE and ADD COLUMN spell it, without its default.
+pub fn column(column: &Column) -> String {
+    let mut text = format!("{} {}", escape_identifier(&column.name), column.source_type);
+    if let Some(expression) = computed(column) {
+        text.push_str(&format!(" GENERATED ALWAYS AS ({expression}) STORED"));
+    }
+    if column.not_null {
+        text.push_str(" NOT NULL");
+    }
+    text
+}
+
+/// Sets a column's default. `None`: it has none, or one that needs a sequence.
+pub fn set_default(table: &Table, column: &Column) -> Option<String> {
+    let expression = plain_default(column)?;
+    let name = escape_identifier(&column.name);
+    Some(format!("ALTER TABLE {} ALTER COLUMN {name} SET DEFAULT {expression}", qualified(table)))
+}
+
+/// A default that can stand without a sequence.
+pub fn plain_default(column: &Column) -> Option<&str> {
+    let expression = column.default.as_deref().filter(|_| column.generated.is_none())?;
+    (!needs_sequence(expression)).then_some(expression)
+}
+
+/// The expression of a stored generated column, if it is known.
+pub fn computed(column: &Column) -> Option<&str> {
+    column.default.as_deref().filter(|_| column.generated.as_deref() == Some("stored"))
+}
+
+/// What of a table's definition is not made again, in sentences.
+pub fn left_out(table: &Table) -> Vec<String> {
+    let about = |column: &Column| {
+        let name = format!("{}.{}", table.qualified(), column.name);
+        match column.generated.as_deref() {
+            Some("stored") if column.default.is_none() => {
+                Some(format!("{name}: a plain column, not a generated one"))
+            }
+            Some("stored") => None,
+            Some(kind) => {
+                Some(format!("{name}: not GENERATED {kind} AS IDENTITY: it has no sequence"))
+            }
+            None if column.default.as_deref().is_some_and(needs_sequence) => {
+                Some(format!("{name}: without its default, which takes from a sequence"))
+            }
+            None => None,
+        }
+    };
+    table.columns.iter().filter_map(about).collect()
+}
+
+/// Columns that name the old row of a change.
+pub fn identity_columns(table: &Table) -> Vec<String> {
+    let named = table.columns.iter().filter(|column| column.identity);
+    named.map(|column| column.name.clone()).collect()
+}
+
+/// Whether two lists hold the same names, in any order.
+pub fn same_names(one: &[String], other: &[String]) -> bool {
+    one.len() == other.len() && one.iter().all(|name| other.contains(name))
+}
+
+fn needs_sequence(expression: &str) -> bool {
+    expression.contains("nextval(")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replay::sample::{self, Sample};
+
+    #[test]
+    fn a_table_is_made_with_its_key_and_types() {
+        let mut table = Sample::new().table;
+        table.columns.truncate(2);
+        table.columns[1].name = "odd \"name\"".into();
+        table.columns[1].default = Some("nextval('s'::regclass)".into());
+        assert_eq!(
+            create_table(&table),
+            "CREATE TABLE \"public\".\"t\" (\"id\" bigint NOT NULL, \"odd \"\"name\"\"\" double precision, PRIMARY KEY (\"id\"))"
+        );
+        assert_eq!(set_default(&table, &table.columns[1]), None);
+        assert_eq!(
+            left_out(&table),
+            ["public.t.odd \"name\": without its default, which takes from a sequence"]
+        );
+        table.columns[1].default = Some("1.5".into());
+        assert!(set_default(&table, &table.columns[1]).unwrap().ends_with("SET DEFAULT 1.5"));
+    }
+
+    #[test]
+    fn a_generated_column_is_computed_again() {
+        let mut twice = sample::column("twice", "bigint", 20, -1);
+        twice.generated = Some("stored".into());
+        twice.default = Some("(id * 2)".into());
+        assert_eq!(column(&twice), "\"twice\" bigint GENERATED ALWAYS AS ((id * 2)) STORED");
+        let mut table = sample::table("t", vec![twice], &[]);
+        table.identity = Identity::Full;
+        assert!(left_out(&table).is_empty());
+        assert!(replica_identity(&table).unwrap().ends_with("REPLICA IDENTITY FULL"));
+    }
+
+    #[test]
+    fn the_schema_of_a_type_is_found_in_its_name() {
+        assert_eq!(schema_of("public.mood"), Some("public".into()));
+        assert_eq!(schema_of("\"my \"\"x\"\".y\".\"mood\""), Some("my \"x\".y".into()));
+        assert_eq!(schema_of("mood"), None);
+        assert_eq!(schema_of("\"mood"), None);
+    }
+}
