@@ -177,7 +177,11 @@ impl<'a> Restore<'a> {
         }
         let (loading, columns) = match loading {
             Some((loading, columns, _)) => (loading, columns),
-            None => (self.target.copy_in(&live.shape, &[], beside).await?, vec![]),
+            // No rows: the snapshot of an empty table.
+            None => {
+                let columns: Vec<usize> = (0..live.shape.columns.len()).collect();
+                (self.target.copy_in(&live.shape, &columns, beside).await?, columns)
+            }
         };
         let loaded = self.target.loaded(loading, &live.shape, &columns, beside, &rows.object);
         self.report.snapshot_rows += loaded.await?;
