@@ -4,7 +4,7 @@
 //! standard output is the report's.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, IsTerminal, Write},
     time::{Duration, Instant},
 };
@@ -25,6 +25,8 @@ pub struct Screen {
     tables: BTreeMap<String, TableBar>,
     line: ProgressBar,
     before: Option<Sample>,
+    /// What alarms said, each shown once while it lasts.
+    alarms: BTreeSet<String>,
     said_at: Option<Instant>,
 }
 
@@ -63,7 +65,15 @@ impl Screen {
         }
         let line = all.add(ProgressBar::new_spinner());
         line.set_style(ProgressStyle::with_template(LINE).expect("a constant"));
-        Self { all, live, tables: BTreeMap::new(), line, before: None, said_at: None }
+        Self {
+            all,
+            live,
+            tables: BTreeMap::new(),
+            line,
+            before: None,
+            alarms: BTreeSet::new(),
+            said_at: None,
+        }
     }
 
     /// Says a sentence.
@@ -77,6 +87,15 @@ impl Screen {
 
     /// Shows where the gateway is. `wall` is the time now, for the lag.
     pub fn show(&mut self, now: Instant, wall: Timestamp, status: &SourceStatus, done: &Done) {
+        let alarms: BTreeSet<String> = status
+            .alarms
+            .values()
+            .map(|alarm| format!("{}: {}", alarm.cause, alarm.what))
+            .collect();
+        for alarm in alarms.difference(&self.alarms) {
+            self.say(&format!("Alarm         {alarm}"));
+        }
+        self.alarms = alarms;
         let sample = self.sample(now, status, done);
         let [stream, places] = describe(status, wall, &sample.rates);
         self.before = Some(sample);
@@ -172,14 +191,9 @@ fn describe(status: &SourceStatus, wall: Timestamp, rates: &Rates) -> [String; 2
         }
         _ => "0 s".into(),
     };
-    let alarms: String = status
-        .alarms
-        .values()
-        .map(|alarm| format!("  ! {}: {}", alarm.cause, alarm.remedy))
-        .collect();
     let state = format!("{:?}", status.state).to_lowercase();
     let stream = format!(
-        "    {state:<9} lag {late} / {} │ {} tx/s, in {}/s, out {}/s{alarms}",
+        "    {state:<9} lag {late} / {} │ {} tx/s, in {}/s, out {}/s",
         ByteSize(behind),
         rates.done,
         ByteSize(rates.read),

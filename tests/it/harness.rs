@@ -19,6 +19,7 @@ use lakehead::{
         site::{self, Site},
         workload::{Rows, Workload, schema},
     },
+    error::Cause,
     shutdown::Tasks,
     telemetry::board::SourceStatus,
     units::Position,
@@ -181,6 +182,13 @@ impl World {
         }
         let status = self.status().await;
         panic!("not in time: {what}; {status:#?}\n{}", self.gateway.log_end());
+    }
+
+    /// Waits until the alarm is over.
+    pub(crate) async fn calm(&mut self, cause: Cause) -> SourceStatus {
+        let met =
+            |status: &SourceStatus| status.alarms.values().any(|alarm| alarm.cause == cause.name());
+        self.until("the alarm is over", |status| !met(status)).await
     }
 
     /// Commits a mark and waits until the ledger covers everything before it.

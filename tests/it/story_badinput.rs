@@ -94,7 +94,7 @@ async fn what_is_wrong_with_the_source_is_named_and_heals() {
     world.start();
     alarmed(&mut world, Cause::SourceUnreachable).await;
     world.cluster.start().unwrap();
-    world.until("the alarm is over", |status| status.alarms.is_empty()).await;
+    world.calm(Cause::SourceUnreachable).await;
     world.caught_up().await;
     world.assert_proven().await;
     world.end().await;
@@ -165,7 +165,7 @@ async fn what_is_wrong_with_the_lake_is_named_and_heals() {
 
     world.start();
     world.caught_up().await;
-    world.until("the alarm is over", |status| status.alarms.is_empty()).await;
+    world.until("all alarms are over", |status| status.alarms.is_empty()).await;
     world.assert_proven().await;
     world.end().await;
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use lakehead::{demo::workload::Tally, telemetry::board::SourceState, units::Position};
+use lakehead::{
+    demo::workload::Tally, error::Cause, telemetry::board::SourceState, units::Position,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Setup, World};
@@ -50,7 +52,7 @@ async fn outage(story: &str, release: &str) -> (Position, Position) {
     let (worked, seen) = tokio::join!(work, away);
     worked.unwrap();
     world.caught_up().await;
-    let healed = world.until("the alarm is over", |status| status.alarms.is_empty()).await;
+    let healed = world.calm(Cause::LakeUnavailable).await;
     assert_eq!(healed.release, release);
     let shipped = healed.shipped.position;
     for _ in 0..100 {
