@@ -47,10 +47,11 @@ impl IdentityKey {
         }
         let pair = Ed25519KeyPair::generate().map_err(|why| failed(why.to_string()))?;
         let document = pair.to_pkcs8().map_err(|why| failed(why.to_string()))?;
+        let unwritten = |why| LedgerError::File { path: path.display().to_string(), why };
         disk::write_durably(&path, STANDARD.encode(document.as_ref()).as_bytes())
-            .map_err(|why| failed(why.to_string()))?;
+            .map_err(unwritten)?;
         let key = Self(Arc::new(pair));
-        key.keep_public(data_dir).map_err(|why| failed(why.to_string()))?;
+        key.keep_public(data_dir).map_err(unwritten)?;
         Ok(key)
     }
 

@@ -195,6 +195,9 @@ impl Classified for LedgerError {
             Self::Fenced { .. } => Cause::Fenced,
             Self::ChainForeign { .. } => Cause::ChainForeign,
             Self::Key { .. } => Cause::SecretFile,
+            Self::File { why, .. } if why.kind() == std::io::ErrorKind::StorageFull => {
+                Cause::DiskFull
+            }
             Self::File { .. } | Self::Facts(_) => Cause::DiskFailed,
             Self::NotTiling { .. } => Cause::Defect,
             Self::NotAdoptable { .. } => Cause::LakeAltered,

@@ -17,6 +17,10 @@ pub struct Pending {
     pub object: String,
     /// The multipart upload that carries it, once begun.
     pub upload: Option<String>,
+    /// Whether an upload of these bytes went away after its Complete was sent: it stands in the lake, or a
+    /// lifecycle rule ended it. A 412 no longer speaks of another appliance then.
+    #[serde(default)]
+    pub completed: bool,
     /// Where the chain stands when it is written.
     pub head: Head,
     /// Facts of the groups it covers.

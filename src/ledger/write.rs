@@ -204,6 +204,7 @@ impl Ledger {
             key: entry::object_key(&self.options.prefix, &self.options.source, entry.entry),
             object: String::from_utf8(signed.object).expect("JSON and base64 are UTF-8"),
             upload: None,
+            completed: false,
             head,
             groups: groups.iter().map(Group::fact).collect(),
             committed_at,
@@ -277,10 +278,9 @@ impl Ledger {
 
     /// Tries until the entry is in the lake, or is another's.
     async fn write(&self, mut pending: Pending) -> Result<(), LedgerError> {
-        let mut completed = false;
         let mut backoff = self.backoff;
         loop {
-            match self.attempt(&mut pending, &mut completed).await {
+            match self.attempt(&mut pending).await {
                 Ok(Tried::Written) => {
                     self.board.calm(ROOM);
                     return Ok(());
@@ -302,12 +302,8 @@ impl Ledger {
         }
     }
 
-    /// One walk through the table above. `completed`: a Complete was sent by this or an earlier process.
-    async fn attempt(
-        &self,
-        pending: &mut Pending,
-        completed: &mut bool,
-    ) -> Result<Tried, LedgerError> {
+    /// One walk through the table above.
+    async fn attempt(&self, pending: &mut Pending) -> Result<Tried, LedgerError> {
         let key = pending.key.clone();
         let known = pending.upload.clone();
         let upload = match &known {
@@ -316,7 +312,8 @@ impl Ledger {
                 // The id was recorded just before the first Complete: it took effect, or a lifecycle rule
                 // ended the upload. A second conditional upload proves which: 200 or 412, the entry stands.
                 None => {
-                    *completed = true;
+                    // Durable together with the new upload's id.
+                    pending.completed = true;
                     self.begin(pending).await?
                 }
             },
@@ -334,7 +331,7 @@ impl Ledger {
             Ok(()) => Ok(Tried::Written),
             Err(ShipError::Exists { .. }) => {
                 let open = self.store.parts(&key, &upload).await?.is_some();
-                if open && !*completed {
+                if open && !pending.completed {
                     return Ok(Tried::Foreign);
                 }
                 if open {
