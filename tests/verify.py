@@ -1,109 +1,101 @@
 #!/usr/bin/env python3
-"""Proves a Lakehead raw zone from its ledger, without Lakehead: the standard library and `cryptography`.
+"""Proves a Lakehead raw zone from its ledger without Lakehead: standard library and `cryptography`.
 
-The bucket is a local folder with one file per key (`aws s3 sync s3://BUCKET FOLDER`).
+The bucket is a folder with one file per key (`aws s3 sync s3://BUCKET FOLDER`).
 Exit code 0: proven. 1: the second line names the first broken entry or object. 2: wrong usage.
 """
 import argparse, base64, hashlib, json, os, sys
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 arguments = argparse.ArgumentParser(description=__doc__)
-arguments.add_argument("folder")
-arguments.add_argument("source")
+for name in ("folder", "source"):
+    arguments.add_argument(name)
 arguments.add_argument("keys", nargs="+", help="public keys, PEM")
 arguments.add_argument("--prefix", default="")
-arguments.add_argument("--head", help="ENTRY:HASH that somebody remembers")
+arguments.add_argument("--head", default="0:", help="ENTRY:HASH that somebody remembers")
 arguments.add_argument("--deep", action="store_true", help="compare contents, not only lengths")
 given = arguments.parse_args()
-known, known_hash = (given.head or "0:").split(":")
-KEYS = [serialization.load_pem_public_key(open(path, "rb").read()) for path in given.keys]
+known, known_hash = int(given.head.split(":")[0]), given.head.split(":")[1]
+KEYS = [load_pem_public_key(open(path, "rb").read()).public_bytes_raw() for path in given.keys]
+KINDS = ("snapshot", "changes", "schema", "gap", "repair", "fence")
 ZERO = {"sequence": 0, "position": "00000000/00000000"}
-ledger = (given.prefix + "/" if given.prefix else "") + f"_ledger/{given.source}/"
 
 
-def signed_by(key, body, signature):
+def signed(key, body, signature):
     try:
-        key.verify(signature, body)
-        return base64.b64encode(key.public_bytes_raw()).decode()
-    except InvalidSignature:
-        return None
+        return Ed25519PublicKey.from_public_bytes(key).verify(signature, body) is None
+    except (InvalidSignature, ValueError):
+        return False
 
 
-def judge(number, path, chain, named):
-    """What is wrong with the entry, or None; what it adds goes to `chain` and `named`."""
+def judge(number, raw, chain):
+    """What is wrong with an entry, or None: then the chain has it."""
     try:
-        body, line2, rest = open(path, "rb").read().split(b"\n")
+        body, line2, rest = raw.split(b"\n")
         entry, signature = json.loads(body), base64.b64decode(line2, validate=True)
-        assert rest == b"" and entry["kind"] in KINDS and entry["to"]["position"] and entry["source"]["name"]
-    except (ValueError, AssertionError, KeyError, TypeError):
+        source, kind, start, end = (entry[field] for field in ("source", "kind", "from", "to"))
+        assert not rest and kind in KINDS
+    except (ValueError, KeyError, TypeError, AssertionError):
         return "EntryAltered"
-    system = entry["source"]["system_identifier"]
-    if entry["source"]["name"] != given.source or system != chain.setdefault("system", system):
-        return "ForeignEntry"
-    signer = next(filter(None, (signed_by(key, body, signature) for key in KEYS)), None)
-    adopts = entry.get("adopts") or {}
-    if not signer:
-        heir = base64.b64decode(adopts.get("public_key", ""))
-        foreign = len(heir) == 32 and signed_by(Ed25519PublicKey.from_public_bytes(heir), body, signature)
-        return "ForeignEntry" if foreign else "EntryAltered"
-    if entry["entry"] != number:
-        return "EntriesSwapped"
-    if entry["previous"] != chain["hash"]:
-        return "ChainBroken"
-    owner = adopts.get("public_key") if entry["kind"] == "fence" else chain.get("signer", signer)
-    if signer != owner or entry["kind"] == "fence" and adopts.get("head") != chain["hash"]:
-        return "ForeignEntry"
-    start, end, reached = entry["from"], entry["to"], chain.get("reached")
-    if entry["kind"] in ("changes", "gap"):  # text order of positions is log order
-        joins = reached in (None, start) and all(start[field] <= end[field] for field in start)
-        chain["reached"] = end
+    adopts, last, reached = entry.get("adopts") or {}, chain["hash"], chain.get("reached")
+    heir = base64.b64decode(adopts.get("public_key", ""))
+    signer = next((key for key in KEYS if signed(key, body, signature)), None)
+    owner = heir if kind == "fence" else chain.get("signer", signer)
+    if kind in ("changes", "gap"):  # these tile the log; text order of positions is log order
+        joins, reached = reached in (None, start) and all(start[f] <= end[f] for f in ZERO), end
     else:
         joins = start == end == (reached or ZERO)
-    if not joins:
-        return "NotTiling"
-    chain.update(hash=hashlib.sha256(body).hexdigest(), signer=signer)
-    if number == int(known) and known_hash != chain["hash"]:
-        return "ChainBroken"
-    named.append((number, entry))
+    digest, system = hashlib.sha256(body).hexdigest(), source["system_identifier"]
+    for damage, found in (
+        ("ForeignEntry", source["name"] != given.source or system != chain.get("system", system)),
+        ("ForeignEntry", not signer and signed(heir, body, signature)),
+        ("EntryAltered", not signer),
+        ("EntriesSwapped", entry["entry"] != number),
+        ("ChainBroken", entry["previous"] != last),
+        ("ForeignEntry", signer != owner or kind == "fence" and adopts["head"] != last),
+        ("NotTiling", not joins),
+        ("ChainBroken", number == known and digest != known_hash),
+    ):
+        if found:
+            return damage
+    chain["entries"].append(entry)
+    chain.update(hash=digest, signer=signer, system=system, reached=reached)
 
 
-def look(object, names):
+def look(proof, seen):
     """What is wrong with an object that an entry names, or None."""
-    path = os.path.join(given.folder, object["key"])
-    if object["key"] in names:
-        return "ObjectTwice"
-    names.add(object["key"])
-    if not os.path.isfile(path):
-        return "ObjectMissing"
-    if os.path.getsize(path) != object["bytes"]:
-        return "ObjectAltered"
-    if given.deep and hashlib.file_digest(open(path, "rb"), "sha256").hexdigest() != object["sha256"]:
+    path, twice = os.path.join(given.folder, proof["key"]), proof["key"] in seen
+    seen.add(proof["key"])
+    if twice or not os.path.isfile(path):
+        return "ObjectTwice" if twice else "ObjectMissing"
+    altered = os.path.getsize(path) != proof["bytes"]
+    if altered or given.deep and hashlib.file_digest(open(path, "rb"), "sha256").hexdigest() != proof["sha256"]:
         return "ObjectAltered"
 
 
-KINDS = ("snapshot", "changes", "schema", "gap", "repair", "fence")
-chain, named, names, damage, objects = {"hash": "0" * 64}, [], set(), None, 0
-folder = os.path.join(given.folder, ledger)
-files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-for number, name in ((int(name[:20]), name) for name in files if len(name) == 25 and name.endswith(".json")):
-    kind = "EntryMissing" if number != len(named) + 1 else judge(number, folder + name, chain, named)
-    if kind:
-        damage = (kind, len(named) + 1, f"{ledger}{len(named) + 1:020}.json")
+ledger = os.path.join(given.prefix, "_ledger", given.source, "")
+folder, chain = os.path.join(given.folder, ledger), {"hash": "0" * 64, "entries": []}
+seen, damage, objects = set(), None, 0
+names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+for name in (name for name in names if len(name) == 25 and name.endswith(".json")):
+    number, due = int(name[:20]), len(chain["entries"]) + 1
+    damage = judge(number, open(folder + name, "rb").read(), chain) if number == due else "EntryMissing"
+    if damage:
         break
-else:
-    if len(named) < max(1, int(known)):
-        kind = "TailTruncated" if given.head and int(known) else "EntryMissing"
-        damage = (kind, len(named) + 1, f"{ledger}{len(named) + 1:020}.json")
-for index, (number, entry) in enumerate(named):
-    found = sorted((o["key"], kind) for o in entry["objects"] if (kind := look(o, names)))
+proven = chain["entries"]
+if not damage and len(proven) < max(known, 1):
+    damage = "TailTruncated" if known else "EntryMissing"
+broken = damage and f"{damage} entry {len(proven) + 1} {ledger}{len(proven) + 1:020}.json"
+for entry in proven:
+    found = sorted((proof["key"], kind) for proof in entry["objects"] if (kind := look(proof, seen)))
     if found:
-        damage, named = (found[0][1], number, found[0][0]), named[:index]
+        broken, proven = f"{found[0][1]} entry {entry['entry']} {found[0][0]}", proven[: entry["entry"] - 1]
         break
     objects += len(entry["objects"])
-point = named[-1][1]["to"] if named else None
-proven = f"PROVEN up to {point['position']} (change {point['sequence']})" if named else "nothing is proven"
-print(f"{given.source}: {proven}: {len(named)} entries, {objects} objects")
-if damage:
-    sys.exit(print("{}: {} entry {} {}".format(given.source, *damage)) or 1)
+to = proven[-1]["to"] if proven else {}
+print(f"{given.source}:", "PROVEN up to {position} (change {sequence}):".format(**to) if to else "nothing is proven:",
+      f"{len(proven)} entries, {objects} objects")
+if broken:
+    sys.exit(print(f"{given.source}: {broken}") or 1)

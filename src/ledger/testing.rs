@@ -158,6 +158,8 @@ pub(super) enum Fate {
     Denied,
     /// 409, without effect.
     Conflict,
+    /// A listing of parts from a moment ago, when the upload was still open.
+    Stale,
     /// The process dies: before it took effect, or after.
     Crash { effect: bool },
 }
@@ -246,7 +248,7 @@ impl Lake {
         key: &str,
         effect: impl FnOnce(&mut Inner) -> Result<T, ShipError>,
     ) -> Result<T, ShipError> {
-        self.request_or_late(name, key, None, effect).await
+        self.request_or_late(name, key, None, |inner, _| effect(inner)).await
     }
 
     /// `upload`: which Complete is carried out later if that is its fate.
@@ -255,7 +257,7 @@ impl Lake {
         name: &'static str,
         key: &str,
         upload: Option<&str>,
-        effect: impl FnOnce(&mut Inner) -> Result<T, ShipError>,
+        effect: impl FnOnce(&mut Inner, Fate) -> Result<T, ShipError>,
     ) -> Result<T, ShipError> {
         let fates = self.fates.lock().unwrap().clone();
         let fate = (fates.lock().unwrap())(name);
@@ -264,7 +266,9 @@ impl Lake {
             let mut inner = self.inner();
             inner.log.push((name, key.into()));
             match fate {
-                Fate::Good | Fate::Lost | Fate::Crash { effect: true } => Some(effect(&mut inner)),
+                Fate::Good | Fate::Stale | Fate::Lost | Fate::Crash { effect: true } => {
+                    Some(effect(&mut inner, fate))
+                }
                 _ => None,
             }
         };
@@ -283,7 +287,7 @@ impl Lake {
             cause,
         };
         match (fate, result) {
-            (Fate::Good, Some(result)) => result,
+            (Fate::Good | Fate::Stale, Some(result)) => result,
             (Fate::Crash { .. }, _) => {
                 self.crash.lock().unwrap().cancel();
                 std::future::pending().await
@@ -340,7 +344,7 @@ impl ObjectStore for Lake {
 
     fn complete<'a>(&'a self, complete: Complete<'a>) -> BoxFuture<'a, Result<(), ShipError>> {
         let (key, upload) = (complete.key, complete.upload);
-        Box::pin(self.request_or_late("complete", key, Some(upload), move |inner| {
+        Box::pin(self.request_or_late("complete", key, Some(upload), move |inner, _| {
             if let Some(known) = inner.uploads.get(upload) {
                 let part = known.part.as_ref().expect("completed without a part");
                 assert_eq!(complete.bytes, part.len() as u64);
@@ -362,7 +366,10 @@ impl ObjectStore for Lake {
         key: &'a str,
         upload: &'a str,
     ) -> BoxFuture<'a, Result<Option<Vec<StoredPart>>, ShipError>> {
-        Box::pin(self.request("parts", key, move |inner| {
+        Box::pin(self.request_or_late("parts", key, None, move |inner, fate| {
+            if fate == Fate::Stale {
+                return Ok(Some(vec![]));
+            }
             Ok(inner.uploads.get(upload).map(|upload| {
                 let stored = |body: &Bytes| StoredPart {
                     number: 1,
