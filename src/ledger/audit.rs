@@ -19,7 +19,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::{StreamExt, future::BoxFuture, stream};
 
 use super::{
-    Head, LedgerError, PublicKey, SourceReport, entry, on_thread,
+    Entry, Head, LedgerError, PublicKey, SourceReport, entry, on_thread,
     verify::{Expected, Verifier},
 };
 use crate::{
@@ -107,6 +107,40 @@ pub async fn audit(
         reports.push(verifier.report(what.deep.is_some()));
     }
     Ok(reports)
+}
+
+/// The entries that `report` proves, in order, for those who read the lake back.
+///
+/// # Errors
+///
+/// The lake could not be read, or the chain is no longer the one that was judged.
+pub async fn entries(
+    reader: &dyn ObjectReader,
+    prefix: &str,
+    report: &SourceReport,
+) -> Result<Vec<Entry>, LedgerError> {
+    let fetches = (1..=report.entries).map(|number| -> BoxFuture<'_, _> {
+        let key = entry::key(prefix, &report.source, number);
+        Box::pin(async move { get(reader, &key).await })
+    });
+    let mut fetched = stream::iter(fetches).buffered(ENTRIES_AT_ONCE);
+    let (mut entries, mut hash) = (vec![], entry::NO_PREVIOUS.to_owned());
+    while let Some(object) = fetched.next().await {
+        let object = object?.map(|object| object.bytes).unwrap_or_default();
+        let lines = entry::Lines::split(&object);
+        let read = lines.and_then(|lines| Some((lines.entry().ok()?, lines.hash())));
+        match read {
+            Some((entry, next)) if entry.previous == hash => {
+                hash = next;
+                entries.push(entry);
+            }
+            _ => return Err(LedgerError::Changed),
+        }
+    }
+    if report.entries == report.head.entry && hash != report.head.hash {
+        return Err(LedgerError::Changed);
+    }
+    Ok(entries)
 }
 
 /// The entries' keys and numbers by source, in order.

@@ -8,7 +8,7 @@
 //! `settle` brings it into S3 exactly once. Reading: [`audit()`] fetches what [`verify`] judges;
 //! [`adopt()`] continues the chain of a lost box.
 
-use std::{collections::BTreeMap, fmt, io, str::FromStr};
+use std::{collections::BTreeMap, fmt, fs, io, path::Path, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -153,6 +153,14 @@ pub struct Head {
     pub hash: String,
 }
 
+impl Head {
+    /// The last entry that the box of `data_dir` has written, if it was this one.
+    pub fn kept(data_dir: &Path, source: &str) -> Option<Self> {
+        let text = fs::read_to_string(data_dir.join(write::head_file_name(source))).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+}
+
 impl fmt::Display for Head {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.entry, self.hash)
@@ -252,6 +260,9 @@ pub enum LedgerError {
     /// The chain to be adopted is broken.
     #[error("the chain cannot be continued: {0}")]
     Broken(Box<Damage>),
+    /// The chain is not the one that was just verified.
+    #[error("the chain changed while it was read")]
+    Changed,
     /// There is no chain to be adopted.
     #[error("the lake holds no ledger under {0}")]
     NoChain(String),
@@ -271,10 +282,11 @@ impl Classified for LedgerError {
             Self::Disorder { .. } | Self::NotTiling { .. } | Self::Unidentified => Cause::Defect,
             Self::KeyChanged { .. } => Cause::IdentityKey,
             Self::KeyFile { .. } => Cause::SecretFile,
+            Self::Disk { why, .. } if why.kind() == io::ErrorKind::StorageFull => Cause::DiskFull,
             Self::Disk { .. } | Self::Facts(_) => Cause::DiskFailed,
             Self::FactDamaged(_) => Cause::JournalDamaged,
             Self::Ship(error) => error.cause(),
-            Self::Broken(_) => Cause::LakeAltered,
+            Self::Broken(_) | Self::Changed => Cause::LakeAltered,
             Self::NoChain(_) | Self::NotEmpty(_) => Cause::Config,
             Self::Stopped => Cause::LakeUnavailable,
         }
