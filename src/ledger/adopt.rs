@@ -5,7 +5,7 @@
 //! from where on; should the lost box come back, it finds its next number taken and stops.
 //!
 //! **Invariant:** nothing of this box's own is continued: its facts for the source must be empty, but
-//! for an adoption that was interrupted, which is finished, and a chain that refused this box.
+//! for an adoption that was interrupted, which is finished, or that was refused, which is tried again.
 
 use std::{collections::BTreeMap, fs, sync::Arc};
 
@@ -135,11 +135,7 @@ async fn fence(
             return Err(LedgerError::NotEmpty(report.source.clone()));
         }
         _ if store.has_groups() => return Err(LedgerError::NotEmpty(report.source.clone())),
-        _ => {
-            let made = make(adopter, report, own);
-            store.keep(&made).await?;
-            made
-        }
+        _ => make(adopter, report, own),
     };
     let settle = Settle {
         lake: &*adopter.lake,

@@ -7,7 +7,7 @@
 //! open. So, of the uploads whose Complete may have been sent: **one is gone: the entry is ours; all are
 //! still open: it is not.**
 //!
-//! | stage (durable) | request | answer | then |
+//! | stage, durable but for the first | request | answer | then |
 //! |---|---|---|---|
 //! | `Built` | Create | id | `Open` |
 //! | | | none | again; an upload without parts may remain: `sweep` |
@@ -19,7 +19,7 @@
 //! | | | no such upload | `Built`, its id stays in `sent`: it was completed, or a lifecycle rule aborted it, and only another Complete tells which |
 //! | | | 409 | again; after [`CONFLICTS_MAX`] in a row `Built`, as S3 advises |
 //! | | | 412 | ListParts of all in `sent`: one gone: **written**; all open, seen [`REFUSALS_MIN`] times: `Refused` |
-//! | `Refused` | | | **fenced**, now and after every restart, until `adopt` |
+//! | `Refused` | | | **fenced**, now and after every restart: only a box without state of its own can `adopt` the chain |
 //!
 //! An upload is aborted only when the outcome is durable or beyond doubt: its absence is evidence. For
 //! the same reason nobody else may abort uploads under `_ledger/` that have a part (`sweep` does not).

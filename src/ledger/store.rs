@@ -6,8 +6,8 @@
 //! | `ledger/pending` | [`Pending`] |
 //! | `ledger/orphan/<upload>` | the key of an upload that is not needed and could not be aborted yet |
 //!
-//! **Invariant:** an entry's bytes are durable before S3 hears of them, an upload's id before it can
-//! take effect; head, pending and the facts of the groups covered change in one batch, so that a group
+//! **Invariant:** an entry's bytes are durable before they are sent, an upload's id before it can take
+//! effect; head, pending and the facts of the groups covered change in one batch, so that a group
 //! is either still to be proven or in the chain.
 
 use std::sync::Arc;
@@ -51,7 +51,7 @@ pub(super) struct Pending {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Stage {
-    /// No upload is open.
+    /// No upload is open. Before the first one nothing is kept: another start makes the entry anew.
     Built,
     /// CreateMultipartUpload answered.
     Open {
@@ -65,7 +65,7 @@ pub(super) enum Stage {
         /// The only part.
         part: StoredPart,
     },
-    /// Another appliance's entry stands under the key. Final; left by `adopt` only.
+    /// Another appliance's entry stands under the key. Final.
     Refused,
 }
 
