@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::{Group, LedgerError, chain::ChainHead};
 use crate::{
     facts::{self, FactBatch, Facts},
-    ship::StoredPart,
+    ship::{self, StoredPart},
 };
 
 const ORPHAN_FACTS: &str = "ledger/orphan/";
@@ -107,7 +107,7 @@ impl Store {
     ) -> Result<(), LedgerError> {
         let mut batch = FactBatch::default();
         batch.put(HEAD_FACT, &pending.next).delete(PENDING_FACT);
-        groups.iter().for_each(|group| forget(group, &mut batch));
+        groups.iter().for_each(|group| ship::forget(group, &mut batch));
         for upload in &pending.sent {
             batch.put(format!("{ORPHAN_FACTS}{upload}"), &pending.key);
         }
@@ -125,9 +125,4 @@ impl Store {
         batch.delete(format!("{ORPHAN_FACTS}{upload}"));
         Ok(self.0.record(batch).await?)
     }
-}
-
-/// Drops what was kept of a group until it is proven.
-fn forget(group: &Group, batch: &mut FactBatch) {
-    batch.delete(group.fact());
 }

@@ -6,7 +6,7 @@
 //! The rest of this file is the vocabulary in which records are read again after the journal:
 //! [`Table`], [`Column`], [`Row`], [`Event`], [`Value`]. It knows no database; `postgres` fills it.
 
-use std::{borrow::Cow, ops::Range, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 use crate::units::{Point, Position, Timestamp};
 
 pub mod postgres;
+mod rows;
+
+pub use rows::{Cell, Change, Decode, DecodeError, Event, OldRow, Op, Row, Value};
 
 // ---- what the source gives to the journal ----
 
@@ -335,228 +338,6 @@ impl Table {
         let plain = |table: &Self| Self { version: 0, ..table.clone() };
         plain(self) == plain(other)
     }
-}
-
-// ---- rows and values ----
-
-/// One column's value inside a message: where its bytes lie.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Cell {
-    /// SQL NULL.
-    Null,
-    /// The value of the row's previous version, which the server left out (unchanged TOAST).
-    Unchanged,
-    /// In the type's binary (send) form.
-    Binary(Range<usize>),
-    /// In the type's text (output) form, UTF-8.
-    Text(Range<usize>),
-}
-
-/// A row: one [`Cell`] for each column of its table, in the table's order.
-pub type Row = Vec<Cell>;
-
-/// What one record says. Ranges point into the record's payload.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Event {
-    /// A transaction begins; its commit record begins at `begins`.
-    Begin {
-        /// As in [`Commit::begins`].
-        begins: Position,
-        /// The server's commit time.
-        at: Timestamp,
-        /// The transaction's number.
-        xid: u32,
-    },
-    /// The transaction is whole.
-    Commit(Commit),
-    /// The table's columns in force from here on. `version` is 0.
-    Table(Arc<Table>),
-    /// A row came. The rows are in the decoder: [`Change::table`] names theirs.
-    Change(Change),
-    /// Tables were emptied, in this order.
-    Truncate {
-        /// Their ids.
-        tables: Vec<u32>,
-        /// With CASCADE.
-        cascade: bool,
-        /// With RESTART IDENTITY.
-        restart_identity: bool,
-    },
-    /// Known, and of no consequence to rows (type names, origins, logical messages, our heartbeat).
-    Nothing,
-}
-
-/// A row's change.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Change {
-    /// `Insert`, `Update` or `Delete`.
-    pub op: Op,
-    /// The table's id.
-    pub table: u32,
-    /// The new row; of a delete none.
-    pub new: Option<Row>,
-    /// The old row: with [`OldRow::Key`] only identity columns have values, the others are `Null`.
-    pub old: Option<(OldRow, Row)>,
-}
-
-/// How much of the old row there is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum OldRow {
-    /// The identity columns.
-    Key,
-    /// Every column (REPLICA IDENTITY FULL).
-    Full,
-}
-
-/// The kinds of rows in the lake, by their `_op`.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
-pub enum Op {
-    /// `S`: of a snapshot.
-    #[serde(rename = "S")]
-    Snapshot,
-    /// `I`
-    #[serde(rename = "I")]
-    Insert,
-    /// `U`
-    #[serde(rename = "U")]
-    Update,
-    /// `D`
-    #[serde(rename = "D")]
-    Delete,
-    /// `T`: the table was emptied here.
-    #[serde(rename = "T")]
-    Truncate,
-    /// `R`: read again by key.
-    #[serde(rename = "R")]
-    Repair,
-}
-
-impl Op {
-    /// The letter in `_op`.
-    pub fn letter(self) -> &'static str {
-        match self {
-            Self::Snapshot => "S",
-            Self::Insert => "I",
-            Self::Update => "U",
-            Self::Delete => "D",
-            Self::Truncate => "T",
-            Self::Repair => "R",
-        }
-    }
-}
-
-/// A value on its way into a typed column.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Value<'a> {
-    /// SQL NULL.
-    Null,
-    /// For `Boolean`.
-    Boolean(bool),
-    /// For `Int16`, `Int32`, `Int64`.
-    Int(i64),
-    /// For `Float32`.
-    Float32(f32),
-    /// For `Float64`.
-    Float64(f64),
-    /// For `Date`: days since 1970-01-01.
-    Date(i32),
-    /// For `Timestamp`, `TimestampUtc`: microseconds since 1970-01-01.
-    Micros(i64),
-    /// For `Decimal`: unscaled.
-    Decimal(i128),
-    /// For `Binary`; for `Uuid` 16 bytes.
-    Bytes(Cow<'a, [u8]>),
-    /// For `Text`.
-    Text(Cow<'a, str>),
-    /// The typed column cannot hold it: NULL there, and this text, as the source prints it, in `_exact`.
-    Exact(Cow<'a, str>),
-}
-
-/// Why bytes from the source cannot be read. Never skipped: the source stops (I16).
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum DecodeError {
-    /// The bytes end early, or go on too long.
-    #[error("{what} is cut short or too long")]
-    Length {
-        /// Which part of the message.
-        what: &'static str,
-    },
-    /// A kind of message, tuple or value that is not known.
-    #[error("{what} of unknown kind {kind:#04x}")]
-    Kind {
-        /// Which part.
-        what: &'static str,
-        /// The byte found.
-        kind: u8,
-    },
-    /// A row of a table that was never described.
-    #[error("a row of table {0}, whose columns were never sent")]
-    Table(u32),
-    /// A row with another number of columns than its table.
-    #[error("a row of {found} columns for `{table}`, which has {expected}")]
-    Columns {
-        /// Qualified name.
-        table: String,
-        /// Columns of the table.
-        expected: usize,
-        /// Columns of the row.
-        found: usize,
-    },
-    /// A value that its type does not allow.
-    #[error("column `{column}` holds a value that is no {source_type}")]
-    Value {
-        /// The column's name.
-        column: String,
-        /// Its type.
-        source_type: String,
-    },
-    /// A string that is not UTF-8.
-    #[error("{what} is not UTF-8")]
-    Utf8 {
-        /// Which part.
-        what: &'static str,
-    },
-}
-
-/// Reads records of one source again. One for each journal reader: it remembers tables and types.
-pub trait Decode: Send {
-    /// What the record says.
-    ///
-    /// # Errors
-    ///
-    /// The record is none of this source's; nothing was remembered of it.
-    fn decode(&mut self, kind: RecordKind, payload: &[u8]) -> Result<Event, DecodeError>;
-
-    /// The commit that this record is, if it is one. Cheap, and remembers nothing: readers look ahead with
-    /// it, because a row's position is where its transaction's commit ends.
-    fn commit(&self, kind: RecordKind, payload: &[u8]) -> Option<Commit>;
-
-    /// Splits a [`RowBatch::Rows`]: appends each row's cells, and calls `each` with them.
-    ///
-    /// # Errors
-    ///
-    /// The bytes are no rows of `table`, or `each` said so.
-    fn rows(
-        &self,
-        table: &Table,
-        batch: &[u8],
-        each: &mut dyn FnMut(&Row) -> Result<(), DecodeError>,
-    ) -> Result<(), DecodeError>;
-
-    /// Reads one value. `bytes` is the payload or batch that the cell points into.
-    ///
-    /// # Errors
-    ///
-    /// [`DecodeError::Value`].
-    fn value<'a>(
-        &self,
-        column: &Column,
-        cell: &Cell,
-        bytes: &'a [u8],
-    ) -> Result<Value<'a>, DecodeError>;
-
-    /// The tables remembered, to continue after a restart from where the journal is cut.
-    fn tables(&self) -> Vec<Arc<Table>>;
 }
 
 #[cfg(test)]

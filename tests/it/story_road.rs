@@ -85,10 +85,10 @@ async fn a_restore_up_to_a_position_sees_nothing_later() {
     let until = world.caught_up().await;
     // The mark that `caught_up` commits lies behind `until`; keep what stood before it.
     let admin = world.admin().await;
-    admin.batch_execute("DELETE FROM mark").await.unwrap();
+    admin.batch_execute("DELETE FROM public.mark").await.unwrap();
     let then = lakehead::demo::compare::digests(&admin, crate::harness::copied).await.unwrap();
     admin
-        .batch_execute("DELETE FROM customers; TRUNCATE events; UPDATE orders SET total = 0")
+        .batch_execute("DELETE FROM public.customers; TRUNCATE public.events; UPDATE public.orders SET total = 0")
         .await
         .unwrap();
     world.caught_up().await;
