@@ -20,6 +20,11 @@ pub enum Disposition {
 pub trait Classified: std::error::Error + Send + Sync + 'static {
     /// The line of the table.
     fn cause(&self) -> Cause;
+
+    /// What a person can do: the table's sentence, or a more exact one where the error knows more.
+    fn remedy(&self) -> String {
+        Classified::cause(self).disposition().remedy().into()
+    }
 }
 
 /// One line of `lakehead check`.

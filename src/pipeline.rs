@@ -1,1 +1,592 @@
-//! Pipeline.
+//! Pipeline: joins the rooms into one road for each source. The only file that imports them all.
+//!
+//! ```text
+//! Postgres ──runs──▶ Journal ──batches──▶ seal thread ──┐
+//!     └──chunks──────────────────────▶ seal thread ─────┴─groups─▶ Shipper ─shipped─▶ Ledger
+//!     ◀── shipped point ◀── housekeeping (trim, spool) ◀── proven, done ───────────────┘
+//! ```
+//!
+//! **Invariant:** a room that fails fatally ends the process; one that a person must mend is tried
+//! again at a slow pace with an alarm up, while the others go on; a fenced source stops alone.
+
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::Clock,
+    config::{self, Config, ConfigError, Environment, Secret},
+    error::{Cause, Classified, Disposition, Exit},
+    facts::{self, Facts},
+    journal::{self, Decode, Journal, JournalError, Keep, ORIGIN_FACT, Origin, Table},
+    ledger::{
+        LedgerError, Proven, SourceIdentity,
+        key::IdentityKey,
+        write::{Ledger, LedgerOptions, OriginReader},
+    },
+    seal::{Group, LakeKey, SealEncryption, SealError, SealOptions, Sealer, SpoolReader},
+    ship::{
+        self, Encryption, ObjectStore, ShipError, Shipped,
+        credentials::{Credentials, Keys},
+        drive::Shipper,
+        s3::{PATIENCE, S3, S3Options},
+    },
+    shutdown::Tasks,
+    source::postgres::{Postgres, SourceError, pgoutput::PgDecoder},
+    telemetry::{
+        board::{Board, SourceBoard, SourceState},
+        heartbeat::{Beat, Heartbeat},
+    },
+    units::Point,
+};
+
+/// Why the pipeline ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A file or secret of the configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A thread cannot be started.
+    #[error("start a thread: {0}")]
+    Thread(io::Error),
+    /// The journal failed.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// Sealing failed.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// Shipping failed.
+    #[error(transparent)]
+    Ship(#[from] ShipError),
+    /// The ledger failed.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The source failed.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+}
+
+impl Classified for RunError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Thread(_) => Cause::Defect,
+            Self::Config(error) => error.cause(),
+            Self::Journal(error) => error.cause(),
+            Self::Seal(error) => error.cause(),
+            Self::Ship(error) => error.cause(),
+            Self::Ledger(error) => error.cause(),
+            Self::Source(error) => error.cause(),
+        }
+    }
+
+    fn remedy(&self) -> String {
+        match self {
+            Self::Thread(_) => self.cause().disposition().remedy().into(),
+            Self::Config(error) => error.remedy(),
+            Self::Journal(error) => error.remedy(),
+            Self::Seal(error) => error.remedy(),
+            Self::Ship(error) => error.remedy(),
+            Self::Ledger(error) => error.remedy(),
+            Self::Source(error) => error.remedy(),
+        }
+    }
+}
+
+/// What all roads share.
+#[derive(Clone)]
+struct Shared {
+    config: Arc<Config>,
+    s3: Arc<S3>,
+    identity: IdentityKey,
+    journal_key: Secret,
+    encryption: SealEncryption,
+    heartbeat: Heartbeat,
+    clock: Arc<dyn Clock>,
+}
+
+/// Runs every source's road until `tasks` is told to stop, or all have ended. The caller holds `data_dir`.
+///
+/// `ready` is told when every journal is recovered and the road is open.
+///
+/// # Errors
+///
+/// What ended it; nothing acknowledged is lost.
+pub async fn run(
+    config: Config,
+    board: Board,
+    clock: Arc<dyn Clock>,
+    heartbeat: Heartbeat,
+    tasks: Tasks,
+    ready: oneshot::Sender<()>,
+) -> Result<(), RunError> {
+    let shared = Shared {
+        s3: Arc::new(lake(&config, &clock)?),
+        identity: IdentityKey::open_or_make(&config.appliance.data_dir)?,
+        journal_key: journal_key(&config)?,
+        encryption: encryption(&config)?,
+        config: Arc::new(config),
+        heartbeat,
+        clock,
+    };
+    let (ended, mut ends) = mpsc::channel(shared.config.sources.len());
+    for source in &shared.config.sources {
+        let road = Road::open(&shared, source, board.source(&source.name)).await?;
+        let (ended, tasks) = (ended.clone(), tasks.child());
+        // Its owner waits for it: the loop below.
+        let own = tasks.child();
+        tasks.spawn(async move {
+            let outcome = Box::pin(road.travel(own)).await;
+            ended.send(outcome).await.ok();
+        });
+    }
+    drop(ended);
+    ready.send(()).ok();
+    let mut last = Ok(());
+    while let Some(outcome) = ends.recv().await {
+        match &outcome {
+            Err(error) if error.cause().disposition().exit() != Exit::Fenced => return outcome,
+            _ => last = outcome,
+        }
+    }
+    last
+}
+
+/// The way to the bucket, with the configured credentials.
+///
+/// # Errors
+///
+/// A file or value of the configuration cannot be used.
+pub fn lake(config: &Config, clock: &Arc<dyn Clock>) -> Result<S3, RunError> {
+    let lake = &config.lake;
+    let credentials = match (&lake.credentials_file, Environment::read().aws) {
+        (Some(file), _) => Credentials::File(file.clone()),
+        (None, Some(keys)) => Credentials::Keys(Keys {
+            access_key_id: keys.access_key_id,
+            secret_access_key: keys.secret_access_key,
+            session_token: keys.session_token,
+        }),
+        (None, None) => {
+            let what = "no credentials_file in [lake], and no AWS_ACCESS_KEY_ID in the environment";
+            return Err(
+                ShipError::Setup { what: what.into(), cause: Cause::LakeCredentials }.into()
+            );
+        }
+    };
+    let options = S3Options {
+        bucket: lake.bucket.clone(),
+        region: lake.region.clone(),
+        endpoint: lake.endpoint.clone(),
+        path_style: lake.path_style,
+        ca_file: lake.ca_file.clone(),
+        owner: None,
+        encryption: object_encryption(config),
+        appliance: config.appliance.name.clone(),
+        clock: Arc::clone(clock),
+        patience: PATIENCE,
+    };
+    Ok(S3::new(options, credentials)?)
+}
+
+/// The key that the journal and the spool are encrypted with: the operator's, or one made at the first start.
+///
+/// # Errors
+///
+/// The file cannot be read or made.
+pub fn journal_key(config: &Config) -> Result<Secret, ConfigError> {
+    let own = config.appliance.data_dir.join("journal.key");
+    match &config.journal.key_file {
+        Some(path) => config::load_key32(path),
+        None if own.exists() => config::load_key32(&own),
+        None => config::make_key32(&own),
+    }
+}
+
+/// The key that opens objects, if the lake is of mode `client`.
+///
+/// # Errors
+///
+/// The file cannot be read.
+pub fn lake_key(config: &Config) -> Result<Option<LakeKey>, RunError> {
+    Ok(match &config.encryption {
+        config::Encryption::Client { key_file } => {
+            Some(LakeKey::new(config::load_key32(key_file)?)?)
+        }
+        config::Encryption::SseKms { .. } | config::Encryption::None => None,
+    })
+}
+
+/// How S3 is told to encrypt.
+fn object_encryption(config: &Config) -> Encryption {
+    match &config.encryption {
+        config::Encryption::None => Encryption::None,
+        config::Encryption::SseKms { kms_key_id } => {
+            Encryption::SseKms { key_id: kms_key_id.clone() }
+        }
+        config::Encryption::Client { .. } => Encryption::Client,
+    }
+}
+
+/// How objects are encrypted, with its key loaded.
+fn encryption(config: &Config) -> Result<SealEncryption, RunError> {
+    Ok(match &config.encryption {
+        config::Encryption::None => {
+            tracing::warn!("encryption mode \"none\": whoever reads the bucket reads the data");
+            SealEncryption::None
+        }
+        config::Encryption::SseKms { kms_key_id } => {
+            SealEncryption::SseKms { key_id: kms_key_id.clone() }
+        }
+        config::Encryption::Client { key_file } => {
+            SealEncryption::Client(LakeKey::new(config::load_key32(key_file)?)?)
+        }
+    })
+}
+
+/// One source's road, opened: everything durable is recovered, nothing runs yet.
+struct Road {
+    shared: Shared,
+    source: Postgres,
+    journal: Arc<Journal>,
+    sealer: Sealer,
+    recovered: Vec<Group>,
+    board: SourceBoard,
+    name: String,
+}
+
+impl Road {
+    async fn open(
+        shared: &Shared,
+        source: &config::Source,
+        board: SourceBoard,
+    ) -> Result<Self, RunError> {
+        let (shared, source) = (shared.clone(), source.clone());
+        // Recovery reads disks: not on a worker of the runtime.
+        let opened = tokio::task::spawn_blocking(move || Self::recover(shared, &source, board));
+        opened.await.expect("recovery does not panic, and is not aborted")
+    }
+
+    fn recover(
+        shared: Shared,
+        source: &config::Source,
+        board: SourceBoard,
+    ) -> Result<Self, RunError> {
+        let config = &shared.config;
+        let data_dir = &config.appliance.data_dir;
+        let options = journal::Options {
+            dir: data_dir.join("journal").join(&source.name),
+            key: shared.journal_key.clone(),
+            max_bytes: config.journal.max_bytes,
+            segment_bytes: config.journal.segment_bytes,
+        };
+        // Its own owner: it is stopped after the rooms that record facts.
+        let journal =
+            Journal::open(options, board.clone(), Arc::clone(&shared.clock), &Tasks::new())?;
+        let facts: Arc<dyn Facts> = Arc::clone(&journal) as Arc<dyn Facts>;
+        let options = SealOptions {
+            prefix: config.lake.prefix.clone(),
+            source: source.name.clone(),
+            object_bytes: config.seal.object_bytes,
+            object_age: config.seal.object_age,
+            encryption: shared.encryption.clone(),
+            spool_dir: data_dir.join("spool").join(&source.name),
+            spool_key: shared.journal_key.clone(),
+            spool_bytes_max: config.journal.max_bytes / SPOOL_SHARE,
+        };
+        let sealer =
+            Sealer::open(options, Arc::clone(&facts), board.clone(), Arc::clone(&shared.clock))?;
+        let recovered = sealer.recovered()?;
+        let keep: Arc<dyn Keep> = Arc::clone(&journal) as Arc<dyn Keep>;
+        let name = &config.appliance.name;
+        let clock = Arc::clone(&shared.clock);
+        let source_room = Postgres::new(source, name, facts, keep, board.clone(), clock)?;
+        Ok(Self {
+            source: source_room,
+            journal,
+            sealer,
+            recovered,
+            board,
+            name: source.name.clone(),
+            shared,
+        })
+    }
+
+    /// Runs the rooms until one ends for good, or `tasks` is stopped.
+    async fn travel(self, tasks: Tasks) -> Result<(), RunError> {
+        let (ended, mut ends) = mpsc::channel::<Result<(), RunError>>(ROOMS);
+        let (board, journal, name) =
+            (self.board.clone(), Arc::clone(&self.journal), self.name.clone());
+        let started = self.start(&tasks, &ended);
+        drop(ended);
+        let outcome = match started {
+            Ok(()) => ends.recv().await.unwrap_or(Ok(())),
+            Err(error) => Err(error),
+        };
+        let mut state = SourceState::Stopped;
+        if let Err(error) = &outcome {
+            let disposition = error.cause().disposition();
+            tracing::error!(source = name, %error, remedy = error.remedy(), "the road ended");
+            if disposition.exit() == Exit::Fenced {
+                state = SourceState::Fenced;
+            }
+        }
+        tasks.stop().await;
+        board.write(|status| status.state = state);
+        journal.stop().await;
+        outcome
+    }
+
+    fn start(
+        self,
+        tasks: &Tasks,
+        ended: &mpsc::Sender<Result<(), RunError>>,
+    ) -> Result<(), RunError> {
+        let (shared, lake) = (&self.shared, &self.shared.config.lake);
+        let facts: Arc<dyn Facts> = Arc::clone(&self.journal) as Arc<dyn Facts>;
+        let store: Arc<dyn ObjectStore> = Arc::clone(&shared.s3) as Arc<dyn ObjectStore>;
+        let (chunks, chunks_in) = mpsc::channel(CHUNKS);
+        let (groups, groups_in) = mpsc::channel(GROUPS + self.recovered.len());
+        let (shipped, shipped_in) = mpsc::channel::<Shipped>(GROUPS);
+        let (done, done_in) = mpsc::channel::<Group>(GROUPS);
+        for group in &self.recovered {
+            groups
+                .try_send(group.clone())
+                .expect("the channel was made to hold the recovered groups");
+        }
+        let ledger = self.ledger(Arc::clone(&store), Arc::clone(&facts))?;
+        // What was in the ledger before the restart is released again at once.
+        let (proven, proven_in) = watch::channel(ledger.proven());
+        let (released, released_in) = watch::channel(ledger.proven().point);
+        self.journal.trim(ledger.proven().batch);
+        let slash = if lake.prefix.is_empty() { "" } else { "/" };
+        let shipper = Shipper::new(
+            store,
+            Arc::new(Spool(self.sealer.spool())),
+            facts,
+            &shared.config.ship,
+            &format!("{}{slash}{}/", lake.prefix, self.name),
+            self.board.clone(),
+            Arc::clone(&shared.clock),
+        );
+        let (end, token) = (ended.clone(), tasks.token());
+        tasks.spawn(async move {
+            finish(&end, ledger.run(shipped_in, proven, done, token).await).await;
+        });
+        let (end, token) = (ended.clone(), tasks.token());
+        tasks
+            .spawn(async move { finish(&end, shipper.run(groups_in, shipped, token).await).await });
+        let (end, token, journal) = (ended.clone(), tasks.token(), Arc::clone(&self.journal));
+        tasks.spawn(async move {
+            if let Some(error) = token.run_until_cancelled(journal.failed()).await {
+                finish(&end, Err::<(), _>(error)).await;
+            }
+        });
+        let clock = Arc::clone(&shared.clock);
+        let beat =
+            shared.heartbeat.register(format!("road {}", self.name), BEAT_LIMIT, clock.now());
+        let (journal, spool) = (Arc::clone(&self.journal), self.sealer.spool());
+        let keeper = Housekeeping { journal, spool, beat, clock };
+        tasks.spawn(keeper.run(done_in, proven_in, released, tasks.token()));
+        self.seal_threads(groups, chunks_in, tasks)?;
+        let (end, source, own) = (ended.clone(), self.source, tasks.child());
+        tasks.spawn(async move {
+            finish(&end, Box::pin(source.run(chunks, released_in, own)).await).await;
+        });
+        Ok(())
+    }
+
+    fn ledger(
+        &self,
+        store: Arc<dyn ObjectStore>,
+        facts: Arc<dyn Facts>,
+    ) -> Result<Ledger, RunError> {
+        let (shared, board) = (&self.shared, self.board.clone());
+        let options = LedgerOptions {
+            appliance: shared.config.appliance.name.clone(),
+            source: self.name.clone(),
+            prefix: shared.config.lake.prefix.clone(),
+            data_dir: shared.config.appliance.data_dir.clone(),
+            origin: origin_reader(self.name.clone(), Arc::clone(&facts)),
+            encryption: match object_encryption(&shared.config) {
+                Encryption::Client => Encryption::None,
+                other => other,
+            },
+            release: Arc::new(move || board.read().release),
+        };
+        let identity = shared.identity.clone();
+        let clock = Arc::clone(&shared.clock);
+        Ok(Ledger::open(options, identity, store, facts, self.board.clone(), clock)?)
+    }
+
+    /// Starts the threads that seal. They go on after what stopped them, at a slow pace, where a person
+    /// or time can mend it.
+    fn seal_threads(
+        &self,
+        groups: mpsc::Sender<Group>,
+        chunks: mpsc::Receiver<journal::SnapshotChunk>,
+        tasks: &Tasks,
+    ) -> Result<(), RunError> {
+        let watch = |room| Watch {
+            board: self.board.clone(),
+            clock: Arc::clone(&self.shared.clock),
+            token: tasks.token(),
+            room,
+        };
+        let (sealer, journal, out, changes) =
+            (self.sealer.clone(), Arc::clone(&self.journal), groups.clone(), watch("seal"));
+        let work = move || {
+            changes.keep_running(|| {
+                let after = sealer.sealed()?.map_or(0, |end| end.batch);
+                let decoder = &|tables: Vec<Arc<Table>>| -> Box<dyn Decode> {
+                    Box::new(PgDecoder::new(tables))
+                };
+                let (out, token) = (out.clone(), changes.token.clone());
+                sealer.run_changes(journal.reader(after), decoder, out, token)
+            });
+        };
+        tasks.thread("seal-changes", work).map_err(RunError::Thread)?;
+        let (sealer, rows) = (self.sealer.clone(), watch("seal-snapshot"));
+        let chunks = Arc::new(Mutex::new(chunks));
+        let work = move || {
+            rows.keep_running(|| {
+                let decoder = PgDecoder::default();
+                sealer.run_snapshots(&chunks, &decoder, groups.clone(), rows.token.clone())
+            });
+        };
+        tasks.thread("seal-snapshot", work).map_err(RunError::Thread)
+    }
+}
+
+/// Tells the road that a room ended. The first to end decides.
+async fn finish<E: Into<RunError>>(
+    end: &mpsc::Sender<Result<(), RunError>>,
+    outcome: Result<(), E>,
+) {
+    // The road may have ended already.
+    drop(end.send(outcome.map_err(Into::into)).await);
+}
+
+/// Keeps a blocking room running.
+struct Watch {
+    board: SourceBoard,
+    clock: Arc<dyn Clock>,
+    token: CancellationToken,
+    room: &'static str,
+}
+
+impl Watch {
+    fn keep_running(&self, mut work: impl FnMut() -> Result<(), SealError>) {
+        while !self.token.is_cancelled() {
+            let Err(error) = work() else { return };
+            let disposition = error.cause().disposition();
+            tracing::error!(room = self.room, %error, remedy = error.remedy(), "sealing stopped");
+            self.board.alarm(self.room, error.cause(), &error, self.clock.wall());
+            let pause = match disposition {
+                Disposition::Retry(_) => RETRY_PAUSE,
+                Disposition::Halt(_) | Disposition::Fatal(_) | Disposition::Fenced(_) => HALT_PAUSE,
+            };
+            let until = self.clock.now() + pause;
+            while !self.token.is_cancelled() && self.clock.now() < until {
+                thread::sleep(TOKEN_LOOK);
+            }
+            self.board.calm(self.room);
+        }
+    }
+}
+
+/// What follows a ledger entry: the journal is trimmed, the spool files go, the source may be released.
+struct Housekeeping {
+    journal: Arc<Journal>,
+    spool: SpoolReader,
+    beat: Beat,
+    clock: Arc<dyn Clock>,
+}
+
+impl Housekeeping {
+    async fn run(
+        self,
+        mut done: mpsc::Receiver<Group>,
+        mut proven: watch::Receiver<Proven>,
+        released: watch::Sender<Point>,
+        token: CancellationToken,
+    ) {
+        let mut pulse = tokio::time::interval(BEAT_PACE);
+        loop {
+            tokio::select! {
+                () = token.cancelled() => return,
+                _ = pulse.tick() => self.beat.tick(self.clock.now()),
+                group = done.recv() => match group {
+                    Some(group) => self.forget(group).await,
+                    None => return,
+                },
+                changed = proven.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let now = *proven.borrow_and_update();
+                    released.send_replace(now.point);
+                    self.journal.trim(now.batch);
+                }
+            }
+        }
+    }
+
+    async fn forget(&self, group: Group) {
+        let spool = self.spool.clone();
+        let removed = tokio::task::spawn_blocking(move || {
+            group.objects.iter().try_for_each(|object| spool.remove(object))
+        });
+        if let Ok(Err(error)) = removed.await {
+            tracing::warn!(%error, "a spool file was not removed; the next start removes it");
+        }
+    }
+}
+
+/// The spool, as ship reads it.
+struct Spool(SpoolReader);
+
+impl ship::ReadSpool for Spool {
+    fn read(
+        &self,
+        object: &ship::Object,
+        range: std::ops::Range<u64>,
+    ) -> Result<bytes::Bytes, ShipError> {
+        self.0.read(object, range).map_err(|error| ShipError::Spool {
+            path: object.spool.clone(),
+            why: error.to_string(),
+        })
+    }
+}
+
+/// Which database the ledger speaks of: what the source recorded when it made the slot.
+fn origin_reader(name: String, facts: Arc<dyn Facts>) -> OriginReader {
+    Arc::new(move || {
+        let origin: Origin = facts::read(facts.as_ref(), ORIGIN_FACT).ok().flatten()?;
+        let identity = SourceIdentity {
+            name: name.clone(),
+            system_identifier: origin.system_identifier,
+            timeline: origin.timeline,
+        };
+        Some((identity, origin.consistent_point))
+    })
+}
+
+/// Rooms of one road that can end.
+const ROOMS: usize = 4;
+/// Groups waiting between two rooms: names of spool files, below 1 MiB in all.
+const GROUPS: usize = 64;
+/// Snapshot chunks waiting to be sealed: their rows wait in their own channels.
+const CHUNKS: usize = 1;
+/// The part of the journal's budget that sealed objects may take beside it.
+const SPOOL_SHARE: u64 = 4;
+/// The watchdog learns within this time that the road no longer moves.
+const BEAT_LIMIT: Duration = Duration::from_secs(20);
+const BEAT_PACE: Duration = Duration::from_secs(2);
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
+const HALT_PAUSE: Duration = Duration::from_secs(15);
+const TOKEN_LOOK: Duration = Duration::from_millis(100);

@@ -14,14 +14,20 @@ pub struct Environment {
     pub log: Option<String>,
     /// `NO_COLOR` is set and not empty.
     pub no_color: bool,
-    /// `AWS_ACCESS_KEY_ID`.
-    pub aws_access_key_id: Option<String>,
-    /// `AWS_SECRET_ACCESS_KEY`.
-    pub aws_secret_access_key: Option<Secret>,
-    /// `AWS_SESSION_TOKEN`.
-    pub aws_session_token: Option<Secret>,
-    /// `AWS_PROFILE`: which part of a credentials file is meant.
-    pub aws_profile: Option<String>,
+    /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and, of temporary ones, `AWS_SESSION_TOKEN`:
+    /// used where no `credentials_file` is named.
+    pub aws: Option<AwsKeys>,
+}
+
+/// What requests to S3 are signed with.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AwsKeys {
+    /// The key's public name.
+    pub access_key_id: String,
+    /// The key.
+    pub secret_access_key: Secret,
+    /// Of temporary credentials.
+    pub session_token: Option<Secret>,
 }
 
 impl Environment {
@@ -31,10 +37,7 @@ impl Environment {
             credentials_directory: variable("CREDENTIALS_DIRECTORY").map(PathBuf::from),
             log: variable("LAKEHEAD_LOG"),
             no_color: variable("NO_COLOR").is_some(),
-            aws_access_key_id: variable("AWS_ACCESS_KEY_ID"),
-            aws_secret_access_key: variable("AWS_SECRET_ACCESS_KEY").map(secret),
-            aws_session_token: variable("AWS_SESSION_TOKEN").map(secret),
-            aws_profile: variable("AWS_PROFILE"),
+            aws: aws_keys(),
         }
     }
 
@@ -49,6 +52,15 @@ impl Environment {
 #[expect(clippy::disallowed_methods, reason = "this is the file that reads the environment")]
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Both, or none: half a key is none.
+fn aws_keys() -> Option<AwsKeys> {
+    Some(AwsKeys {
+        access_key_id: variable("AWS_ACCESS_KEY_ID")?,
+        secret_access_key: variable("AWS_SECRET_ACCESS_KEY").map(secret)?,
+        session_token: variable("AWS_SESSION_TOKEN").map(secret),
+    })
 }
 
 fn secret(text: String) -> Secret {

@@ -42,10 +42,10 @@ pub enum ConfigError {
         /// What to do.
         remedy: String,
     },
-    /// The credentials for S3 are not there.
+    /// An argument of the command line is wrong.
     #[error("{what}")]
-    Credentials {
-        /// What is missing.
+    Argument {
+        /// What is wrong with it.
         what: String,
         /// What to do.
         remedy: String,
@@ -106,7 +106,7 @@ impl ConfigError {
             }
             Self::Unreadable { remedy, .. }
             | Self::Secret { remedy, .. }
-            | Self::Credentials { remedy, .. } => vec![(self.to_string(), remedy.clone())],
+            | Self::Argument { remedy, .. } => vec![(self.to_string(), remedy.clone())],
         }
     }
 }
@@ -114,10 +114,14 @@ impl ConfigError {
 impl Classified for ConfigError {
     fn cause(&self) -> Cause {
         match self {
-            Self::Unreadable { .. } | Self::Wrong { .. } => Cause::Config,
+            Self::Unreadable { .. } | Self::Wrong { .. } | Self::Argument { .. } => Cause::Config,
             Self::Secret { .. } => Cause::SecretFile,
-            Self::Credentials { .. } => Cause::LakeCredentials,
         }
+    }
+
+    fn remedy(&self) -> String {
+        let remedies: Vec<String> = self.pairs().into_iter().map(|(_, remedy)| remedy).collect();
+        remedies.join("; ")
     }
 }
 

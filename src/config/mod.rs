@@ -11,21 +11,17 @@ use std::{
     time::Duration,
 };
 
-pub mod credentials;
 mod document;
 pub mod environment;
 mod error;
-pub mod key;
 mod rules;
 pub mod secret;
 mod site;
 mod source_url;
 
-pub use credentials::AwsCredentials;
-pub use environment::Environment;
+pub use environment::{AwsKeys, Environment};
 pub use error::{ConfigError, Problem};
-pub use key::{load_key32, load_secret, make_key32};
-pub use secret::Secret;
+pub use secret::{Secret, load_key32, load_secret, make_key32};
 
 /// The whole file.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -67,7 +63,7 @@ pub struct Source {
     /// Only `postgres` in this firmware.
     pub kind: SourceKind,
     /// Connection URL without its password; hosts, port, database, user, sslmode, sslrootcert.
-    /// `sslmode` always stands in it: where the file has none, `verify-full`, and `disable` to loopback.
+    /// `sslmode` always stands in it: where the file has none, `verify-full`, and `prefer` to loopback.
     pub url: String,
     /// File with the password, mode 0600.
     pub password_file: Option<PathBuf>,
@@ -202,6 +198,19 @@ impl Config {
         let text =
             std::fs::read_to_string(path).map_err(|why| ConfigError::unreadable(path, &why))?;
         Self::parse(path, &text, &Environment::read())
+    }
+
+    /// Checks the URL of a database that is given as an argument, by the rules for a source's: no
+    /// password in it, and `sslmode` always said. Gives the completed URL.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub fn database_url(argument: &str, text: &str) -> Result<String, ConfigError> {
+        source_url::source_url(text).map_err(|fault| ConfigError::Argument {
+            what: format!("{argument}: the URL {}", fault.what),
+            remedy: fault.remedy,
+        })
     }
 
     /// Checks the file's text. `path` is only named in errors.

@@ -2,11 +2,8 @@
 //!
 //! **Invariant:** a refusal says what is wrong with the value and how to write a right one.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use core::net::{IpAddr, SocketAddr};
+use std::{path::PathBuf, time::Duration};
 
 use url::{Host, Url};
 

@@ -3,7 +3,7 @@
 //! Form: `postgresql://user@host[:port][,host[:port]…]/database[?name=value&…]`
 //! <https://www.postgresql.org/docs/18/libpq-connect.html#LIBPQ-CONNSTRING-URIS>
 
-use std::net::IpAddr;
+use core::net::IpAddr;
 
 use percent_encoding::percent_decode_str;
 
@@ -41,12 +41,12 @@ pub(super) fn source_url(text: &str) -> Result<String, Fault> {
     for one in hosts.split(',') {
         local &= host_is_local(one)?;
     }
-    match parameters(query)? {
+    match parameters(query, local)? {
         true => Ok(text.into()),
         false => {
             let mark = if query.is_empty() && !after.contains('?') { "?" } else { "&" };
             let mark = if after.ends_with(['?', '&']) { "" } else { mark };
-            let mode = if local { "disable" } else { "verify-full" };
+            let mode = if local { "prefer" } else { "verify-full" };
             Ok(format!("{text}{mark}sslmode={mode}"))
         }
     }
@@ -71,12 +71,15 @@ fn host_is_local(one: &str) -> Result<bool, Fault> {
         return Err(Fault::new(what, FORM));
     }
     let host = decoded(host)?;
+    if host.starts_with('/') {
+        return Err(Fault::new("names a socket in the file system", "write localhost as the host"));
+    }
     let address = host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-    Ok(address || host == "localhost" || host.starts_with('/'))
+    Ok(address || host == "localhost")
 }
 
 /// Checks the parameters; whether `sslmode` is one of them.
-fn parameters(query: &str) -> Result<bool, Fault> {
+fn parameters(query: &str, local: bool) -> Result<bool, Fault> {
     let mut seen = vec![];
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -92,7 +95,11 @@ fn parameters(query: &str) -> Result<bool, Fault> {
             return Err(Fault::new(format!("has `{name}` twice"), "remove one of them"));
         }
         seen.push(name);
-        parameter(name, &decoded(value)?, allowed)?;
+        let value = decoded(value)?;
+        // To loopback nothing can listen in.
+        if !(local && name == "sslmode" && value == "prefer") {
+            parameter(name, &value, allowed)?;
+        }
     }
     Ok(seen.contains(&"sslmode"))
 }
@@ -100,8 +107,10 @@ fn parameters(query: &str) -> Result<bool, Fault> {
 fn parameter(name: &str, value: &str, allowed: &Allowed) -> Result<(), Fault> {
     let (fits, wanted) = match allowed {
         Allowed::Words(words) => (words.contains(&value), words.join(", ")),
-        Allowed::Seconds => (value.parse::<u32>().is_ok(), "a whole number of seconds".into()),
-        Allowed::File => (value.starts_with('/'), "the absolute path of a PEM file".into()),
+        Allowed::File => (
+            value.starts_with('/') || value == "system",
+            "the absolute path of a PEM file, system".into(),
+        ),
         Allowed::Text => (!value.is_empty(), "some text".into()),
     };
     if fits {
@@ -120,7 +129,6 @@ fn decoded(text: &str) -> Result<String, Fault> {
 
 enum Allowed {
     Words(&'static [&'static str]),
-    Seconds,
     File,
     Text,
 }
@@ -128,12 +136,10 @@ enum Allowed {
 const PARAMETERS: &[(&str, Allowed)] = &[
     ("sslmode", Allowed::Words(&["verify-full", "verify-ca", "require", "disable"])),
     ("sslrootcert", Allowed::File),
-    (
-        "target_session_attrs",
-        Allowed::Words(&["any", "read-write", "read-only", "primary", "standby"]),
-    ),
+    // Only a primary can be followed.
+    ("target_session_attrs", Allowed::Words(&["any", "read-write", "primary"])),
+    ("channel_binding", Allowed::Words(&["require", "prefer", "disable"])),
     ("application_name", Allowed::Text),
-    ("connect_timeout", Allowed::Seconds),
 ];
 const FORM: &str = "write it as postgresql://user@host:5432/database";
 const PASSWORD: &str = "remove it, put it in a file of mode 0600 and name that with password_file";
@@ -148,8 +154,8 @@ mod tests {
             ("postgresql://u@db/erp", "postgresql://u@db/erp?sslmode=verify-full"),
             ("postgresql://u@db/erp?", "postgresql://u@db/erp?sslmode=verify-full"),
             (
-                "postgresql://u@db/erp?connect_timeout=5",
-                "postgresql://u@db/erp?connect_timeout=5&sslmode=verify-full",
+                "postgresql://u@db/erp?application_name=x",
+                "postgresql://u@db/erp?application_name=x&sslmode=verify-full",
             ),
             (
                 "postgresql://u@localhost,db:1/erp",
@@ -157,13 +163,9 @@ mod tests {
             ),
             (
                 "postgresql://u@127.0.0.1:5432/erp",
-                "postgresql://u@127.0.0.1:5432/erp?sslmode=disable",
+                "postgresql://u@127.0.0.1:5432/erp?sslmode=prefer",
             ),
-            ("postgresql://u@[::1]/erp", "postgresql://u@[::1]/erp?sslmode=disable"),
-            (
-                "postgresql://u@%2Frun%2Fpostgresql/erp",
-                "postgresql://u@%2Frun%2Fpostgresql/erp?sslmode=disable",
-            ),
+            ("postgresql://u@[::1]/erp", "postgresql://u@[::1]/erp?sslmode=prefer"),
             ("postgresql://u@db/erp?sslmode=require", "postgresql://u@db/erp?sslmode=require"),
         ] {
             assert_eq!(source_url(url).as_deref(), Ok(becomes));
@@ -191,6 +193,7 @@ mod tests {
                 "has sslmode=prefer, which goes on without TLS where the server has none",
             ),
             ("postgresql://u@db/erp?sslmode=require&sslmode=disable", "has `sslmode` twice"),
+            ("postgresql://u@%2Frun/erp", "names a socket in the file system"),
             ("postgresql://u@db/erp?options=-c", "has an unknown parameter `options`"),
             ("postgresql://u@db/e rp", "has a character that a URL cannot have"),
             ("postgresql://u%FF@db/erp", "is not UTF-8 behind its %"),

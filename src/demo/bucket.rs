@@ -1,13 +1,14 @@
 //! The lake on this machine: one bucket in the S3 double, and the keys to it.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
 
 use super::{
-    cluster::{ClusterError, random_hex},
-    s3::{Options, S3Double},
+    ground::{free_port, random_hex},
+    s3::{self, DoubleOptions, Role, S3Double},
     site::{Key, Lake},
 };
 
@@ -21,6 +22,15 @@ pub struct Bucket {
     reader: Key,
 }
 
+/// What was sent and taken.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Sent {
+    /// How often each key was stored.
+    pub stored: BTreeMap<String, usize>,
+    /// How often each part of each key was taken.
+    pub parts: BTreeMap<(String, u32), usize>,
+}
+
 impl Bucket {
     /// Starts a store under `root`.
     ///
@@ -28,14 +38,16 @@ impl Bucket {
     ///
     /// The store cannot listen or write.
     pub async fn open(root: &Path, tls: bool) -> io::Result<Self> {
-        fs::create_dir_all(root.join(BUCKET))?;
-        let (writer, reader) =
-            (key("WRITER").map_err(io::Error::other)?, key("READER").map_err(io::Error::other)?);
-        let keys = vec![
-            (writer.id.clone(), writer.secret.clone()),
-            (reader.id.clone(), reader.secret.clone()),
-        ];
-        let options = Options { root: root.into(), keys, tls, port: 0 };
+        let (writer, reader) = (key("WRITER")?, key("READER")?);
+        let known = |key: &Key, role| s3::Key::new(&key.id, &key.secret, role);
+        let options = DoubleOptions {
+            root: root.into(),
+            keys: vec![known(&writer, Role::Writer), known(&reader, Role::Reader)],
+            region: REGION.into(),
+            buckets: vec![BUCKET.into()],
+            tls,
+            address: ([127, 0, 0, 1], free_port().map_err(io::Error::other)?).into(),
+        };
         let double = S3Double::start(options).await?;
         Ok(Self { double, root: root.into(), writer, reader })
     }
@@ -43,8 +55,9 @@ impl Bucket {
     /// How a site reaches it.
     pub fn lake(&self, prefix: &str) -> Lake {
         Lake {
-            endpoint: self.double.endpoint(),
-            ca_pem: self.double.ca_pem(),
+            endpoint: self.double.endpoint().into(),
+            ca_pem: self.double.ca_pem().map(Into::into),
+            region: REGION.into(),
             bucket: BUCKET.into(),
             prefix: prefix.into(),
             writer: self.writer.clone(),
@@ -52,31 +65,59 @@ impl Bucket {
         }
     }
 
-    /// Objects in it, and their bytes.
+    /// From the log of requests: what was sent, and taken.
+    pub fn sent(&self) -> Sent {
+        let mut sent = Sent::default();
+        for request in self.double.requests().iter().filter(|request| request.applied) {
+            match (request.operation, request.part) {
+                ("PutObject" | "CompleteMultipartUpload", _) => {
+                    *sent.stored.entry(request.key.clone()).or_default() += 1;
+                }
+                ("UploadPart", Some(part)) => {
+                    *sent.parts.entry((request.key.clone(), part)).or_default() += 1;
+                }
+                _ => {}
+            }
+        }
+        sent
+    }
+
+    /// Has the store answer nobody, or everybody again.
+    pub fn away(&self, away: bool) {
+        self.double.away(away);
+    }
+
+    /// Sets the store's clock ahead of this machine's.
+    pub fn skew(&self, seconds: i64) {
+        self.double.set_clock_ahead_s(seconds);
+    }
+
+    /// Stops the store.
+    pub async fn close(self) {
+        self.double.stop().await;
+    }
+
+    /// How many objects there are, and what their bodies take on this disk.
     ///
     /// # Errors
     ///
     /// The folder cannot be read.
     pub fn holds(&self) -> io::Result<(u64, u64)> {
-        holds(&self.root.join(BUCKET))
+        let objects = self.double.keys(BUCKET, "").len();
+        let mut bytes = 0;
+        for entry in fs::read_dir(self.root.join("bodies"))? {
+            bytes += entry?.metadata()?.len();
+        }
+        Ok((u64::try_from(objects).map_err(io::Error::other)?, bytes))
     }
 }
 
-fn holds(dir: &Path) -> io::Result<(u64, u64)> {
-    let (mut objects, mut bytes) = (0, 0);
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let meta = entry.metadata()?;
-        let (more, larger) = if meta.is_dir() { holds(&entry.path())? } else { (1, meta.len()) };
-        objects += more;
-        bytes += larger;
-    }
-    Ok((objects, bytes))
-}
-
-fn key(name: &str) -> Result<Key, ClusterError> {
-    Ok(Key { id: format!("DEMO{name}"), secret: random_hex()? })
+fn key(name: &str) -> io::Result<Key> {
+    let secret = random_hex().map_err(io::Error::other)?;
+    Ok(Key { id: format!("DEMO{name}"), secret })
 }
 
 /// Its name.
 pub const BUCKET: &str = "lake";
+/// Region that requests must be signed for.
+pub const REGION: &str = "eu-central-1";

@@ -28,6 +28,7 @@ pub struct Gateway {
     log: PathBuf,
     source: String,
     environment: Vec<(String, String)>,
+    wrapper: Vec<String>,
     child: Option<Child>,
     used: Usage,
 }
@@ -61,6 +62,7 @@ impl Gateway {
             log: log.into(),
             source: source.into(),
             environment: vec![],
+            wrapper: vec![],
             child: None,
             used: Usage::default(),
         }
@@ -71,9 +73,21 @@ impl Gateway {
         self.environment.push((name.into(), value.into()));
     }
 
+    /// Runs it, and its commands, through a command that replaces itself by the words after its own.
+    pub fn wrap(&mut self, words: &[&str]) {
+        self.wrapper = words.iter().map(|word| (*word).into()).collect();
+    }
+
     /// `lakehead <words> --config <file>`, with another file if given.
     pub fn command(&self, words: &[&str], config: Option<&Path>) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut command = match self.wrapper.split_first() {
+            Some((program, own)) => {
+                let mut command = Command::new(program);
+                command.args(own).arg(&self.binary);
+                command
+            }
+            None => Command::new(&self.binary),
+        };
         command.args(words).arg("--config").arg(config.unwrap_or(&self.config));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.process_group(0);

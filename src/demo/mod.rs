@@ -18,6 +18,7 @@ pub mod bucket;
 pub mod cluster;
 pub mod compare;
 pub mod gateway;
+pub mod ground;
 pub mod progress;
 pub mod report;
 pub mod s3;

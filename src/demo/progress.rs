@@ -14,7 +14,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::workload::Done;
 use crate::{
     telemetry::board::{SourceState, SourceStatus},
-    units::{ByteSize, Timestamp},
+    units::{ByteSize, Position, Timestamp},
 };
 
 /// The terminal.
@@ -22,10 +22,18 @@ use crate::{
 pub struct Screen {
     all: MultiProgress,
     live: bool,
-    tables: BTreeMap<String, ProgressBar>,
+    tables: BTreeMap<String, TableBar>,
     line: ProgressBar,
     before: Option<Sample>,
     said_at: Option<Instant>,
+}
+
+/// A table's bar, and what it began with.
+#[derive(Debug)]
+struct TableBar {
+    bar: ProgressBar,
+    since: Instant,
+    rows: u64,
 }
 
 /// What rates are computed from.
@@ -70,15 +78,17 @@ impl Screen {
     /// Shows where the gateway is. `wall` is the time now, for the lag.
     pub fn show(&mut self, now: Instant, wall: Timestamp, status: &SourceStatus, done: &Done) {
         let sample = self.sample(now, status, done);
-        let text = describe(status, wall, &sample.rates);
+        let [stream, places] = describe(status, wall, &sample.rates);
         self.before = Some(sample);
         if self.live {
-            self.bars(status);
-            self.line.set_message(text);
+            self.bars(now, status);
+            self.line.set_message(stream);
+            self.line.set_prefix(places);
             self.line.tick();
         } else if self.said_at.is_none_or(|at| now.duration_since(at) >= SAY_EVERY) {
             self.said_at = Some(now);
-            self.say(&text);
+            self.say(&stream);
+            self.say(&places);
         }
     }
 
@@ -86,26 +96,29 @@ impl Screen {
     pub fn silent(&mut self, why: &str) {
         self.before = None;
         self.line.set_message(why.to_owned());
+        self.line.set_prefix("");
         self.line.tick();
     }
 
     /// Takes bars and line away.
     pub fn finish(&mut self) {
-        self.tables.values().for_each(ProgressBar::finish_and_clear);
-        self.tables.clear();
+        self.clear();
         self.line.finish_and_clear();
     }
 
-    fn bars(&mut self, status: &SourceStatus) {
+    fn clear(&mut self) {
+        std::mem::take(&mut self.tables).values().for_each(|table| table.bar.finish_and_clear());
+    }
+
+    fn bars(&mut self, now: Instant, status: &SourceStatus) {
         if status.state != SourceState::Snapshot {
-            self.tables.values().for_each(ProgressBar::finish_and_clear);
-            self.tables.clear();
+            self.clear();
             return;
         }
         for (table, progress) in &status.snapshot {
             if progress.chunks > 0 && progress.chunks_done >= progress.chunks {
-                if let Some(bar) = self.tables.remove(table) {
-                    bar.finish_and_clear();
+                if let Some(shown) = self.tables.remove(table) {
+                    shown.bar.finish_and_clear();
                     let rows = progress.rows;
                     self.say(&format!("    snapshot of {table}: {rows} rows"));
                 }
@@ -114,13 +127,17 @@ impl Screen {
             if progress.rows == 0 {
                 continue;
             }
-            let bar = self.tables.entry(table.clone()).or_insert_with(|| {
+            let shown = self.tables.entry(table.clone()).or_insert_with(|| {
                 let bar = self.all.insert_before(&self.line, ProgressBar::new(0));
                 bar.set_style(ProgressStyle::with_template(BAR).expect("a constant"));
-                bar.with_prefix(table.clone())
+                bar.set_prefix(table.clone());
+                TableBar { bar, since: now, rows: progress.rows }
             });
-            bar.set_length(progress.rows_estimated.max(progress.rows));
-            bar.set_position(progress.rows);
+            let all = progress.rows_estimated.max(progress.rows);
+            let rows = progress.rows.saturating_sub(shown.rows);
+            shown.bar.set_length(all);
+            shown.bar.set_position(progress.rows);
+            shown.bar.set_message(pace(rows, all - progress.rows, now.duration_since(shown.since)));
         }
     }
 
@@ -145,8 +162,8 @@ impl Screen {
     }
 }
 
-/// The stream's line: state, lag, throughput, positions.
-fn describe(status: &SourceStatus, wall: Timestamp, rates: &Rates) -> String {
+/// The stream in two lines: state, lag, throughput; and how far it is where.
+fn describe(status: &SourceStatus, wall: Timestamp, rates: &Rates) -> [String; 2] {
     let behind = status.server.0.saturating_sub(status.shipped.position.0);
     let late = match (status.received_at, status.shipped_at) {
         (Some(received), shipped) if shipped.is_none_or(|shipped| shipped < received) => {
@@ -160,18 +177,36 @@ fn describe(status: &SourceStatus, wall: Timestamp, rates: &Rates) -> String {
         .values()
         .map(|alarm| format!("  ! {}: {}", alarm.cause, alarm.remedy))
         .collect();
-    format!(
-        "    {:<9} lag {late} / {} │ {} tx/s, in {}/s, out {}/s │ server {} durable {} shipped {} │ entry {}{alarms}",
-        format!("{:?}", status.state).to_lowercase(),
+    let state = format!("{:?}", status.state).to_lowercase();
+    let stream = format!(
+        "    {state:<9} lag {late} / {} │ {} tx/s, in {}/s, out {}/s{alarms}",
         ByteSize(behind),
         rates.done,
         ByteSize(rates.read),
         ByteSize(rates.sent),
-        status.server,
-        status.durable.position,
-        status.shipped.position,
+    );
+    let places = format!(
+        "              server {} │ durable {} │ shipped {} │ entry {}",
+        short(status.server),
+        short(status.durable.position),
+        short(status.shipped.position),
         status.entry,
-    )
+    );
+    [stream, places]
+}
+
+/// As PostgreSQL prints it.
+fn short(position: Position) -> String {
+    format!("{:X}/{:X}", position.0 >> 32, position.0 & 0xFFFF_FFFF)
+}
+
+/// How fast a table is read, and when it will be done; nothing yet at the first look.
+fn pace(rows: u64, left: u64, span: Duration) -> String {
+    let ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX).max(1);
+    match rows.saturating_mul(1000) / ms {
+        0 => String::new(),
+        per_s => format!("{per_s} rows/s, {} s left", left.div_ceil(per_s)),
+    }
 }
 
 /// Per second, smoothed over the last few samples. A counter that fell began anew.
@@ -182,8 +217,8 @@ fn rate(before: u64, now: u64, then: u64, span: Duration) -> u64 {
 }
 
 const SAY_EVERY: Duration = Duration::from_secs(5);
-const BAR: &str = "    {prefix:<28!} {bar:28} {pos:>9}/{len:<9} rows  {per_sec:>14}  {eta:>4} left";
-const LINE: &str = "{wide_msg}";
+const BAR: &str = "    {prefix:<28!} {bar:24} {pos:>9}/{len:<9} {msg}";
+const LINE: &str = "{wide_msg}\n{prefix}";
 
 #[cfg(test)]
 mod tests {
@@ -192,17 +227,21 @@ mod tests {
     #[test]
     fn the_line_shows_lag_rates_and_positions() {
         let mut status = SourceStatus { state: SourceState::Streaming, ..SourceStatus::default() };
-        status.server = crate::units::Position(0x1_0000_2000);
-        status.shipped.position = crate::units::Position(0x1_0000_1000);
+        status.server = Position(0x1_0000_2000);
+        status.shipped.position = Position(0x1_0000_1000);
         status.received_at = Some(Timestamp(9_000_000));
         status.shipped_at = Some(Timestamp(7_000_000));
-        let text =
-            describe(&status, Timestamp(10_000_000), &Rates { read: 2048, sent: 0, done: 5 });
-        assert!(text.contains("streaming lag 3 s / 4.0 KiB"), "{text}");
-        assert!(
-            text.contains("5 tx/s, in 2.0 KiB/s") && text.contains("00000001/00001000"),
-            "{text}"
-        );
+        let rates = Rates { read: 2048, sent: 0, done: 5 };
+        let [stream, places] = describe(&status, Timestamp(10_000_000), &rates);
+        assert!(stream.contains("streaming lag 3 s / 4.0 KiB"), "{stream}");
+        assert!(stream.contains("5 tx/s, in 2.0 KiB/s"), "{stream}");
+        assert!(places.contains("server 1/2000 │ durable 0/0 │ shipped 1/1000"), "{places}");
+    }
+
+    #[test]
+    fn a_table_knows_its_pace_from_the_second_look_on() {
+        assert_eq!(pace(0, 100, Duration::ZERO), "");
+        assert_eq!(pace(500, 1001, Duration::from_secs(2)), "250 rows/s, 5 s left");
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub struct Lake {
     pub ca_pem: Option<String>,
     /// Bucket.
     pub bucket: String,
+    /// Region.
+    pub region: String,
     /// Prefix.
     pub prefix: String,
     /// The box's credentials: they only write.
@@ -112,7 +114,7 @@ release = {release}
 [lake]
 bucket = {bucket}
 prefix = {prefix}
-region = "eu-central-1"
+region = {region}
 endpoint = {endpoint}
 path_style = true
 credentials_file = {credentials}
@@ -135,6 +137,7 @@ object_age = {object_age}
             release = quoted(&self.release),
             bucket = quoted(&self.lake.bucket),
             prefix = quoted(&self.lake.prefix),
+            region = quoted(&self.lake.region),
             endpoint = quoted(&self.lake.endpoint),
             credentials = quoted_path(&self.file(credentials)),
             encryption = self.encryption.replace("{lake.key}", &quoted_path(&self.key_file())),
@@ -200,6 +203,7 @@ mod tests {
                 endpoint: "https://127.0.0.1:2".into(),
                 ca_pem: Some("pem".into()),
                 bucket: "lake".into(),
+                region: "eu-central-1".into(),
                 prefix: "raw".into(),
                 writer: key.clone(),
                 reader: key,

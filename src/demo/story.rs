@@ -12,12 +12,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     DemoError, DemoOptions, DemoReport, SOURCE, STALL_S, TABLES,
     bucket::Bucket,
-    cluster::{
-        Cluster, ClusterError, ClusterOptions, SUPERUSER, clear, free_port, random_hex, random_key,
-    },
+    cluster::{Cluster, ClusterError, ClusterOptions, SUPERUSER},
     compare::compare,
     copied,
     gateway::{Gateway, end_stray},
+    ground::{clear, free_port, random_hex, random_key},
     progress::Screen,
     site::{self, Site},
     system,
@@ -72,7 +71,8 @@ impl Story {
             Bucket::open(&dir.join(LAKE), true).await.map_err(system("start the S3 store"))?;
         screen.say(&format!("S3 store      embedded, {}", bucket.lake("").endpoint));
         let (workload, password) = fill(&cluster, tasks, &screen).await?;
-        let (site, audit) = configure(&dir, &cluster, &bucket, password)?;
+        let page = format!("127.0.0.1:{}", free_port()?);
+        let (site, audit) = configure(&dir, &cluster, &bucket, password, &page)?;
         let binary = std::env::current_exe().map_err(system("find this program"))?;
         let mut gateway = Gateway::new(&binary, &site, &dir.join(LOG), SOURCE);
         gateway.start().map_err(system("start the gateway"))?;
@@ -82,6 +82,7 @@ impl Story {
             site.display(),
             dir.join(LOG).display()
         ));
+        screen.say(&format!("Status page   http://{page}"));
         Ok(Self {
             gateway,
             cluster,
@@ -352,6 +353,7 @@ fn configure(
     cluster: &Cluster,
     bucket: &Bucket,
     password: String,
+    page: &str,
 ) -> Result<(PathBuf, PathBuf), DemoError> {
     let site = Site {
         dir: dir.join(SITE),
@@ -365,7 +367,7 @@ fn configure(
         journal_max: "4 GiB".into(),
         object_bytes: "8 MiB".into(),
         object_age: "5 s".into(),
-        listen: Some(format!("127.0.0.1:{}", free_port()?)),
+        listen: Some(page.into()),
     };
     site.write(&random_key()?).map_err(system("write the configuration"))
 }

@@ -2,18 +2,83 @@
 //!
 //! Takes [`Run`]s. Gives [`Batch`]es in order, and the [`Durable`] watermark. Keeps segment files
 //! (the truth) and a sled index (their queryable image, rebuilt from them at need).
+//!
+//! The folder of one source, `<data_dir>/journal/<source>/`:
+//!
+//! ```text
+//! seg-<number>.log   segments; the format stands in `record`
+//! index/             sled: the facts, checkpointed
+//! index.bad-<n>/     indexes that were set aside; two are kept
+//! index.busy         the index is being written to
+//! reserve            room given back when the disk is full
+//! lock               held by the process
+//! ```
+//!
+//! The way in: `keep` (waits for room) → `queue` → `writer` (compresses; gathers a group, seals,
+//! writes, syncs, publishes) → `segment`. The way out: `reader`. At the start: `recover`, `tail`.
+//! Beside them: `upkeep` (checkpoints, unlinks), `quota`, `reserve`, `inspect` (for people).
 
-use std::time::Duration;
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+mod record;
+mod watermark;
+mod catalogue;
+mod quota;
+mod cipher;
+mod pack;
+mod device;
+mod segment;
+mod scan;
+mod tail;
+mod recover;
+mod store;
+mod reserve;
+mod queue;
+mod keep;
+mod writer;
+mod upkeep;
+mod open;
+mod reader;
+pub mod inspect;
+pub mod memory;
+#[cfg(test)]
+mod tests;
 
 pub use crate::source::{
     CHUNK_FACTS, Cell, Change, ChunkDone, Column, Commit, Decode, DecodeError, Durable, Event,
     Identity, Keep, KeepError, LakeType, ORIGIN_FACT, OldRow, Op, Origin, Piece, RecordKind, Row,
-    RowBatch, Run, SnapshotChunk, Table, TypeDefinition, Value, chunk_fact, records,
+    RowBatch, Run, SnapshotChunk, Table, TypeDefinition, Value, chunk_fact, records, split_record,
 };
 use crate::{
+    config::Secret,
     error::{Cause, Classified},
     units::Sequence,
 };
+
+/// What a journal is opened with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Its folder, made if it is not there.
+    pub dir: PathBuf,
+    /// The journal key, 32 bytes.
+    pub key: Secret,
+    /// Limit of all segment files, in bytes.
+    pub max_bytes: u64,
+    /// Size at which a segment is closed, in bytes; an eighth of `max_bytes` if that is less.
+    pub segment_bytes: u64,
+}
+
+/// The journal of one source: takes runs ([`Keep`]) and facts ([`Facts`](crate::facts::Facts)), and
+/// gives batches back ([`Journal::reader`]).
+pub struct Journal {
+    shared: Arc<keep::Shared>,
+}
+
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journal").field("dir", &self.shared.dir).finish_non_exhaustive()
+    }
+}
 
 /// A durable [`Run`], with its place in the journal.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -28,6 +93,8 @@ pub struct Batch {
     pub changes: u64,
     /// The last commit in it.
     pub commit: Option<Commit>,
+    /// For `First`, `Middle` and `Last`: the commit that ends the transaction.
+    pub ends: Option<Commit>,
     /// The framed records: read them with [`records`].
     pub bytes: Vec<u8>,
 }

@@ -6,10 +6,23 @@
 
 use std::collections::BTreeMap;
 
+pub mod audit;
+pub mod chain;
+pub mod entry;
+pub mod key;
+pub mod store;
+pub mod verify;
+pub mod write;
+
 use serde::{Deserialize, Serialize};
 
 pub use crate::ship::{Encryption, Group, GroupKind, Object, Shipped};
-use crate::units::{Point, Position};
+use crate::{
+    error::{Cause, Classified},
+    facts::{FactDamaged, FactsError},
+    ship::ShipError,
+    units::{Point, Position},
+};
 
 /// Line 1 of an entry's object; line 2 is the base64 of its Ed25519 signature.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -33,6 +46,9 @@ pub struct Entry {
     /// Tables whose snapshot is whole with this entry: qualified name → the position of its last chunk.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub completes: BTreeMap<String, Position>,
+    /// Of a `fence`: whose chain it takes over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopts: Option<Adopts>,
     /// The release rule in force: `journal` or `lake`.
     pub release: String,
     /// Commit time of the last transaction covered.
@@ -100,4 +116,90 @@ pub struct EntryObject {
     pub rows: BTreeMap<crate::ship::Op, u64>,
     /// `none`, `sse-kms` or `client`.
     pub encryption: String,
+}
+
+/// What a `fence` entry says of the change of owner.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Adopts {
+    /// The new owner's public key: base64 of its 32 bytes.
+    pub public_key: String,
+    /// The appliance that wrote the chain so far.
+    pub appliance: String,
+}
+
+/// Why the ledger cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// Another appliance wrote the entry that was ours to write.
+    #[error("entry {entry} of source `{source_name}` was written by another appliance")]
+    Fenced {
+        /// The source.
+        source_name: String,
+        /// The entry's number.
+        entry: u64,
+    },
+    /// The lake holds a chain for this source, and this box has none.
+    #[error(
+        "the lake holds a ledger for source `{source_name}` already, which this box did not write"
+    )]
+    ChainForeign {
+        /// The source.
+        source_name: String,
+    },
+    /// The identity key cannot be used.
+    #[error("identity key {path}: {what}")]
+    Key {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A file beside the journal cannot be written.
+    #[error("write {path}: {why}")]
+    File {
+        /// The file.
+        path: String,
+        /// What the system said.
+        why: std::io::Error,
+    },
+    /// A group does not continue the chain: a defect.
+    #[error("the ledger stands at {stands}, but an epoch begins at {begins}")]
+    NotTiling {
+        /// Where the chain stands.
+        stands: String,
+        /// Where the epoch begins.
+        begins: String,
+    },
+    /// The chain that is to be adopted is not whole.
+    #[error("the chain of source `{source_name}` cannot be adopted: {what}")]
+    NotAdoptable {
+        /// The source.
+        source_name: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A request failed.
+    #[error(transparent)]
+    Ship(#[from] ShipError),
+    /// Facts cannot be recorded.
+    #[error(transparent)]
+    Facts(#[from] FactsError),
+    /// A fact does not read.
+    #[error(transparent)]
+    Damaged(#[from] FactDamaged),
+}
+
+impl Classified for LedgerError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Fenced { .. } => Cause::Fenced,
+            Self::ChainForeign { .. } => Cause::ChainForeign,
+            Self::Key { .. } => Cause::SecretFile,
+            Self::File { .. } | Self::Facts(_) => Cause::DiskFailed,
+            Self::NotTiling { .. } => Cause::Defect,
+            Self::NotAdoptable { .. } => Cause::LakeAltered,
+            Self::Ship(error) => error.cause(),
+            Self::Damaged(_) => Cause::JournalDamaged,
+        }
+    }
 }

@@ -322,6 +322,7 @@ mod tests {
             tables: ["a", "b"].map(|name| (format!("public.{name}"), 1)).into(),
             objects: keys.iter().map(|key| object(key)).collect(),
             completes: BTreeMap::new(),
+            adopts: None,
             release: "lake".into(),
             committed_at: None,
             appliance: "box".into(),

@@ -435,7 +435,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::journal::{Event, RecordKind};
+    use crate::journal::{Commit, Event, RecordKind};
 
     /// Cells hold text: an integer, `inf` (which no column holds) or anything else.
     struct Plain;
@@ -443,6 +443,10 @@ mod tests {
     impl Decode for Plain {
         fn decode(&mut self, _: RecordKind, _: &[u8]) -> Result<Event, DecodeError> {
             Ok(Event::Nothing)
+        }
+
+        fn commit(&self, _: RecordKind, _: &[u8]) -> Option<Commit> {
+            None
         }
 
         fn rows(

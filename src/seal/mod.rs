@@ -9,7 +9,34 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub mod columns;
+pub mod key;
 mod arrays;
+mod changes;
+mod cut;
+mod encode;
+mod envelope;
+mod epoch;
+mod error;
+mod gcm;
+#[cfg(test)]
+mod memory;
+mod object;
+mod open;
+mod schema;
+mod sealer;
+mod series;
+mod snapshot;
+mod spool;
+mod sums;
+
+pub use envelope::{LakeKey, Metadata};
+pub use error::SealError;
+pub use object::SealEncryption;
+pub use open::{open_bytes, open_file};
+pub use schema::put_version;
+pub use sealer::{EPOCH_FACT, EpochEnd, LAST_GROUP_FACT, SealOptions, Sealer, SnapshotChunks};
+pub use spool::SpoolReader;
+pub use sums::{crc64nvme, crc64nvme_combine, crc64nvme_text};
 
 pub use crate::journal::{Op, Table};
 use crate::units::{Point, Position, Timestamp};

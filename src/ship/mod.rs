@@ -12,12 +12,15 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+mod ahead;
 mod answer;
 mod body;
 pub mod check;
 pub mod checksum;
 pub mod credentials;
 pub mod drive;
+mod endpoint;
+mod failure;
 pub mod gate;
 #[cfg(any(test, feature = "demo"))]
 pub mod memory;
@@ -29,6 +32,8 @@ pub mod s3;
 pub(crate) mod suite;
 pub mod sweep;
 pub mod upload;
+
+pub use drive::forget;
 
 pub use crate::seal::{Encryption, Group, GroupKind, Object, Op};
 use crate::{

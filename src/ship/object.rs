@@ -160,7 +160,8 @@ impl Going<'_> {
             .into_iter()
             .map(|number| Box::pin(self.part(&id, plan, number)) as BoxFuture<'_, _>)
             .collect();
-        let mut parts = stream::iter(parts).buffer_unordered(self.shipper.requests);
+        // Twice as many as may be sent, so that none waits for another's fact.
+        let mut parts = stream::iter(parts).buffer_unordered(self.shipper.requests * 2);
         let mut stopped = false;
         while let Some(said) = parts.next().await {
             match said {

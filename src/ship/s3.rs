@@ -5,34 +5,27 @@
 //! plain HTTP goes to loopback only.
 //!
 //! The SDK neither retries, nor corrects clocks, nor breaks off what it thinks is stalled: the first is
-//! `retry.rs`'s, the second a person's, the third the `body.rs`'s business. Bodies are not hashed for the signature: the
-//! checksum is in a signed header.
+//! `retry.rs`'s business, the second a person's, the third `body.rs`'s. Bodies are not hashed for the
+//! signature: the checksum is in a signed header.
 
 use std::{
     collections::{BTreeMap, HashMap},
     error::Error,
-    fs,
     future::Future,
     io,
-    net::IpAddr,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
-    time::{Duration, SystemTime},
+    sync::Arc,
+    time::Duration,
 };
 
 use aws_sdk_s3::{
     Client,
     config::{
-        AppName, BehaviorVersion, ConfigBag, IdentityCache, Intercept, Region,
-        RequestChecksumCalculation, ResponseChecksumValidation, RuntimeComponents,
-        SharedCredentialsProvider, SharedHttpClient, StalledStreamProtectionConfig,
-        http::HttpResponse, interceptors::BeforeDeserializationInterceptorContextRef,
-        retry::RetryConfig, timeout::TimeoutConfig,
+        AppName, BehaviorVersion, IdentityCache, Region, RequestChecksumCalculation,
+        ResponseChecksumValidation, SharedCredentialsProvider, StalledStreamProtectionConfig,
+        http::HttpResponse, retry::RetryConfig, timeout::TimeoutConfig,
     },
-    error::{BoxError, ProvideErrorMetadata, SdkError},
+    error::{ProvideErrorMetadata, SdkError},
     operation::get_object::GetObjectOutput,
     primitives::{ByteStream, SdkBody},
     types::{
@@ -40,18 +33,19 @@ use aws_sdk_s3::{
         ServerSideEncryption,
     },
 };
-use aws_smithy_async::time::TimeSource;
-use aws_smithy_http_client::{Builder, tls};
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio::io::AsyncWriteExt;
 
 use super::{
     Complete, Encryption, Fetched, Head, Listed, ObjectReader, ObjectStore, OpenUpload, Part, Put,
-    Request, ShipError, StoredPart, answer,
+    Request, ShipError, StoredPart,
+    ahead::Ahead,
+    answer,
     body::{Sliced, Taken, patiently},
-    credentials::{Credentials, NoCredentials, Provider},
+    credentials::{Credentials, Provider},
+    endpoint::{confidential, http_client, setup},
+    failure::{chain, failure, unanswered},
 };
 use crate::{clock::Clock, error::Cause, units::Timestamp};
 
@@ -92,13 +86,6 @@ pub struct S3 {
     ahead: Ahead,
 }
 
-/// By how many seconds the server's clock is ahead of ours, as of its last answer.
-#[derive(Clone)]
-struct Ahead {
-    seconds: Arc<AtomicI64>,
-    clock: Arc<dyn Clock>,
-}
-
 impl S3 {
     /// Prepares the way; sends nothing.
     ///
@@ -111,8 +98,7 @@ impl S3 {
         }
         let provider = Provider::new(credentials);
         provider.load()?;
-        let ahead =
-            Ahead { seconds: Arc::new(AtomicI64::new(UNKNOWN)), clock: options.clock.clone() };
+        let ahead = Ahead::new(options.clock.clone());
         let name: String =
             options.appliance.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
         let app = AppName::new(format!("lakehead-{name}"))
@@ -147,7 +133,7 @@ impl S3 {
 
     /// By how many seconds the server's clock is ahead of ours, once it has answered.
     pub fn clock_ahead_s(&self) -> Option<i64> {
-        Some(self.ahead.seconds.load(Ordering::Relaxed)).filter(|seconds| *seconds != UNKNOWN)
+        self.ahead.seconds()
     }
 
     /// How objects are encrypted.
@@ -431,150 +417,8 @@ impl ObjectReader for S3 {
     }
 }
 
-impl std::fmt::Debug for Ahead {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Ahead").field(&self.seconds).finish()
-    }
-}
-
-impl TimeSource for Ahead {
-    fn now(&self) -> SystemTime {
-        let micros = u64::try_from(self.clock.wall().0).unwrap_or_default();
-        SystemTime::UNIX_EPOCH + Duration::from_micros(micros)
-    }
-}
-
-impl Intercept for Ahead {
-    fn name(&self) -> &'static str {
-        "Ahead"
-    }
-
-    fn read_before_deserialization(
-        &self,
-        context: &BeforeDeserializationInterceptorContextRef<'_>,
-        _: &RuntimeComponents,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let date = context.response().headers().get("date");
-        if let Some(at) = date.and_then(|text| jiff::fmt::rfc2822::parse(text).ok()) {
-            let ours = self.clock.wall().0 / 1_000_000;
-            self.seconds.store(at.timestamp().as_second() - ours, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-}
-
-/// Refuses endpoints to which bytes would go in the clear.
-fn confidential(endpoint: &str) -> Result<(), String> {
-    let url = url::Url::parse(endpoint).map_err(|why| format!("endpoint `{endpoint}`: {why}"))?;
-    let loopback = match url.host() {
-        Some(url::Host::Ipv4(ip)) => IpAddr::V4(ip).is_loopback(),
-        Some(url::Host::Ipv6(ip)) => IpAddr::V6(ip).is_loopback(),
-        Some(url::Host::Domain(name)) => name == "localhost",
-        None => false,
-    };
-    match url.scheme() {
-        "https" => Ok(()),
-        "http" if loopback => Ok(()),
-        "http" => Err(format!("endpoint `{endpoint}`: http:// only to loopback; use https://")),
-        other => Err(format!("endpoint `{endpoint}`: `{other}` is neither https nor http")),
-    }
-}
-
-fn http_client(ca_file: Option<&Path>) -> Result<SharedHttpClient, ShipError> {
-    let mut trust = tls::TrustStore::empty();
-    match ca_file {
-        None => trust = trust.with_native_roots(true),
-        Some(path) => {
-            let what =
-                |why: String| setup(Cause::Config)(format!("ca_file {}: {why}", path.display()));
-            let pem = fs::read(path).map_err(|error| what(error.to_string()))?;
-            // The SDK panics on what is none, so it is looked at here first.
-            let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-            let found = found.map_err(|error| what(format!("{error:?}")))?;
-            let mut roots = rustls::RootCertStore::empty();
-            let (good, bad) = roots.add_parsable_certificates(found);
-            if good == 0 || bad > 0 {
-                return Err(what("holds no certificate, or one that cannot be read".into()));
-            }
-            trust = trust.with_pem_certificate(pem);
-        }
-    }
-    let context = tls::TlsContext::builder().with_trust_store(trust).build();
-    let context = context.map_err(|error| setup(Cause::Config)(chain(&error)))?;
-    Ok(Builder::new()
-        .pool_idle_timeout(IDLE)
-        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
-        .tls_context(context)
-        .build_https())
-}
-
-fn setup(cause: Cause) -> impl Fn(String) -> ShipError {
-    move |what| ShipError::Setup { what, cause }
-}
-
-fn unanswered(request: Request, key: &str, why: String) -> ShipError {
-    ShipError::Unanswered { request: request.name(), key: key.into(), why }
-}
-
 fn without(request: Request, key: &str, what: &str) -> ShipError {
     answer::refused(request, key, 200, "", &format!("an answer without {what}"))
-}
-
-/// Sorts the SDK's errors.
-fn failure<E>(request: Request, key: &str, error: &SdkError<E, HttpResponse>) -> ShipError
-where
-    E: ProvideErrorMetadata + Error + Send + Sync + 'static,
-{
-    if let Some(none) = find::<NoCredentials>(error) {
-        return none.clone().into();
-    }
-    if let SdkError::ServiceError(refusal) = error {
-        let (status, meta) = (refusal.raw().status().as_u16(), refusal.err().meta());
-        let (code, message) = (meta.code().unwrap_or(""), meta.message().unwrap_or(""));
-        return answer::refused(request, key, status, code, message);
-    }
-    if let Some(response) = error.raw_response() {
-        return answer::refused(request, key, response.status().as_u16(), "", &chain(error));
-    }
-    if let Some(rustls::Error::InvalidCertificate(why)) = find::<rustls::Error>(error) {
-        let (what, cause) =
-            (format!("the endpoint's certificate: {why:?}"), Cause::LakeCertificate);
-        return ShipError::Setup { what, cause };
-    }
-    match error {
-        SdkError::ConstructionFailure(_) => {
-            ShipError::Setup { what: chain(error), cause: Cause::LakeRefused }
-        }
-        _ => unanswered(request, key, chain(error)),
-    }
-}
-
-/// The first error of a type in the chain of sources, looking into `io::Error`s too.
-fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let inner = inner.map(|inner| inner as &(dyn Error + 'static));
-        if let Some(found) =
-            [Some(error), inner].into_iter().flatten().find_map(|e| e.downcast_ref())
-        {
-            return Some(found);
-        }
-        next = inner.and_then(Error::source).or_else(|| error.source());
-    }
-    None
-}
-
-/// An error and its sources in one line.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text = format!("{text}: {source}");
-        next = source.source();
-    }
-    text
 }
 
 fn metadata(ours: &BTreeMap<String, String>) -> Option<HashMap<String, String>> {
@@ -599,41 +443,5 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// S3 may take minutes over a Complete: <https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html>.
 const COMPLETE_PATIENCE: u32 = 10;
 const CONNECT: Duration = Duration::from_secs(10);
-/// S3 closes idle connections itself after about 20 s; one that it has closed costs a retry.
-const IDLE: Duration = Duration::from_secs(15);
 /// Ledger entries and schemas are far below this.
 const GET_BYTES_MAX: usize = 64 << 20;
-const UNKNOWN: i64 = i64::MIN;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_go_in_the_clear_to_loopback_only() {
-        for good in [
-            "https://s3.eu-central-1.amazonaws.com",
-            "http://127.0.0.1:9000",
-            "http://[::1]:1",
-            "http://localhost:1",
-        ] {
-            assert_eq!(confidential(good), Ok(()), "{good}");
-        }
-        for bad in [
-            "http://10.0.0.1",
-            "http://localhost.evil.example",
-            "http://127.0.0.1.nip.io",
-            "ftp://127.0.0.1",
-            "s3",
-            "http://0.0.0.0",
-        ] {
-            assert!(confidential(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn the_date_of_an_answer_is_read() {
-        let at = jiff::fmt::rfc2822::parse("Sat, 21 Nov 2026 08:30:00 GMT").unwrap();
-        assert_eq!(at.timestamp().to_string(), "2026-11-21T08:30:00Z");
-    }
-}

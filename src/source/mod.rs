@@ -98,8 +98,8 @@ pub fn records(bytes: &[u8]) -> impl Iterator<Item = Option<(RecordKind, &[u8])>
     })
 }
 
-/// The first record, and what follows it.
-fn split_record(bytes: &[u8]) -> Option<(RecordKind, &[u8], &[u8])> {
+/// The first record, and what follows it. `None`: the bytes do not begin with a record.
+pub fn split_record(bytes: &[u8]) -> Option<(RecordKind, &[u8], &[u8])> {
     let (head, body) = bytes.split_at_checked(5)?;
     let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
     let (payload, after) = body.split_at_checked(usize::try_from(length).ok()?)?;
@@ -526,6 +526,10 @@ pub trait Decode: Send {
     ///
     /// The record is none of this source's; nothing was remembered of it.
     fn decode(&mut self, kind: RecordKind, payload: &[u8]) -> Result<Event, DecodeError>;
+
+    /// The commit that this record is, if it is one. Cheap, and remembers nothing: readers look ahead with
+    /// it, because a row's position is where its transaction's commit ends.
+    fn commit(&self, kind: RecordKind, payload: &[u8]) -> Option<Commit>;
 
     /// Splits a [`RowBatch::Rows`]: appends each row's cells, and calls `each` with them.
     ///

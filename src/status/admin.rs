@@ -142,13 +142,13 @@ mod tests {
     use super::*;
     use crate::{
         clock::SystemClock,
-        telemetry::{board::Board, heartbeat::Heart},
+        telemetry::{board::Board, heartbeat::Heartbeat},
     };
 
     fn reporter() -> Arc<Reporter> {
         let board = Board::default();
         board.source("erp").write(|status| status.changes = 42);
-        Arc::new(Reporter::new("plant7-a", board, Heart::default(), Arc::new(SystemClock)))
+        Arc::new(Reporter::new("plant7-a", board, Heartbeat::default(), Arc::new(SystemClock)))
     }
 
     #[tokio::test]

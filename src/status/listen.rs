@@ -169,13 +169,13 @@ mod tests {
     use super::*;
     use crate::{
         clock::SystemClock,
-        telemetry::{board::Board, heartbeat::Heart},
+        telemetry::{board::Board, heartbeat::Heartbeat},
     };
 
     fn reporter() -> Arc<Reporter> {
         let board = Board::default();
         board.source("erp").write(|status| status.changes = 42);
-        let reporter = Reporter::new("a", board, Heart::default(), Arc::new(SystemClock));
+        let reporter = Reporter::new("a", board, Heartbeat::default(), Arc::new(SystemClock));
         reporter.ready();
         Arc::new(reporter)
     }

@@ -67,11 +67,8 @@ impl Classified for StatusError {
             Self::Token(error) => error.cause(),
         }
     }
-}
 
-impl StatusError {
-    /// What to do about it.
-    pub fn remedy(&self) -> String {
+    fn remedy(&self) -> String {
         match self {
             Self::Listen { why, .. } if why.kind() == io::ErrorKind::AddrInUse => {
                 "another process has the port: choose another in [status] listen".into()
@@ -87,9 +84,7 @@ impl StatusError {
                 "start it: systemctl start lakehead; if it runs, use the same --config and user".into()
             }
             Self::Answer(_) => "restart lakehead after an update of its binary".into(),
-            Self::Token(error) => {
-                error.pairs().into_iter().next().map_or(String::new(), |(_, remedy)| remedy)
-            }
+            Self::Token(error) => error.remedy(),
         }
     }
 }

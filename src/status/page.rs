@@ -188,7 +188,7 @@ mod tests {
     use crate::{
         clock::SystemClock,
         error::Cause,
-        telemetry::{board::Board, heartbeat::Heart, report::Reporter},
+        telemetry::{board::Board, heartbeat::Heartbeat, report::Reporter},
         units::{Position, Timestamp},
     };
 
@@ -207,7 +207,8 @@ mod tests {
             );
             status.server = Position(0x16_B374_D848);
         });
-        let reporter = Reporter::new("plant7-a", board, Heart::default(), Arc::new(SystemClock));
+        let reporter =
+            Reporter::new("plant7-a", board, Heartbeat::default(), Arc::new(SystemClock));
         let page = render(&reporter.report());
         assert!(!page.contains("<script") && !page.contains("x\"'"), "{page}");
         assert_eq!(page.matches("x&quot;&#39;&gt;&lt;script&gt;").count(), 4);

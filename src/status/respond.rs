@@ -3,7 +3,7 @@
 //! **Invariant (I35):** without the token nothing but `/healthz` is answered beyond loopback; and on
 //! loopback nothing is answered to a name that is not ours, so that a web page cannot read it (rebinding).
 
-use std::net::IpAddr;
+use core::net::IpAddr;
 
 use aws_lc_rs::constant_time;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
     use crate::{
         clock::SystemClock,
-        telemetry::{board::Board, heartbeat::Heart, report::Reporter},
+        telemetry::{board::Board, heartbeat::Heartbeat, report::Reporter},
     };
 
     fn ask(
@@ -165,7 +165,7 @@ mod tests {
         token: Option<&str>,
     ) -> Response<Full<Bytes>> {
         let reporter =
-            Reporter::new("a", Board::default(), Heart::default(), Arc::new(SystemClock));
+            Reporter::new("a", Board::default(), Heartbeat::default(), Arc::new(SystemClock));
         reporter.ready();
         let report = reporter.report();
         let mut request = Request::builder().method(method).uri(path);

@@ -54,6 +54,8 @@ pub struct SourceStatus {
     pub journal_bytes: u64,
     /// As above.
     pub journal_bytes_max: u64,
+    /// Seconds until the limit is reached if nothing were shipped any more, at the present rate.
+    pub journal_seconds_left: Option<u64>,
     /// Group commits (fdatasyncs of a segment).
     pub journal_syncs: u64,
     /// Bytes that segment files grew by.

@@ -10,12 +10,12 @@ use std::{
 
 /// All loops that promised to tick.
 #[derive(Clone, Debug, Default)]
-pub struct Heart(Arc<Mutex<Loops>>);
+pub struct Heartbeat(Arc<Mutex<Loops>>);
 
 /// One loop's promise to tick; taken back when dropped.
 #[derive(Debug)]
 pub struct Beat {
-    heart: Heart,
+    heart: Heartbeat,
     id: u64,
 }
 
@@ -42,7 +42,7 @@ struct Running {
     ticked: Option<Instant>,
 }
 
-impl Heart {
+impl Heartbeat {
     /// Registers a loop that will [`Beat::tick`] at least every `limit`, from `now` on.
     pub fn register(&self, name: impl Into<String>, limit: Duration, now: Instant) -> Beat {
         let running = Running { name: name.into(), limit, ticked: Some(now) };
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn one_loop_that_hangs_is_late_whatever_the_others_do() {
         let start = SystemClock.now();
-        let heart = Heart::default();
+        let heart = Heartbeat::default();
         let hangs = heart.register("ship erp", LIMIT, start);
         let goes = heart.register("seal erp", LIMIT, start);
         goes.tick(start + LIMIT * 2);
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn a_loop_that_rests_or_ended_is_not_late() {
         let start = SystemClock.now();
-        let heart = Heart::default();
+        let heart = Heartbeat::default();
         let rests = heart.register("ship erp", LIMIT, start);
         rests.rest();
         assert_eq!(heart.late(start + LIMIT * 9), []);

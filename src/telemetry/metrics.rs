@@ -357,7 +357,7 @@ mod tests {
     use super::*;
     use crate::{
         clock::SystemClock,
-        telemetry::{board::Board, heartbeat::Heart, report::Reporter},
+        telemetry::{board::Board, heartbeat::Heartbeat, report::Reporter},
         units::Position,
     };
 
@@ -370,7 +370,7 @@ mod tests {
             status.retries.insert("LakeSlowDown".into(), 2);
             status.retries.insert("evil\"} 1\n".into(), 3);
         });
-        let reporter = Reporter::new("a", board, Heart::default(), Arc::new(SystemClock));
+        let reporter = Reporter::new("a", board, Heartbeat::default(), Arc::new(SystemClock));
         render(&reporter.report(), Usage { cpu_seconds: 1.5, resident_bytes: 4096 })
     }
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     board::{Board, SourceState, SourceStatus},
-    heartbeat::Heart,
+    heartbeat::Heartbeat,
     trend::Trend,
 };
 use crate::{clock::Clock, units::Timestamp};
@@ -64,7 +64,7 @@ pub struct Reporter {
     appliance: String,
     started_at: Timestamp,
     board: Board,
-    heart: Heart,
+    heart: Heartbeat,
     clock: Arc<dyn Clock>,
     ready: AtomicBool,
     trends: Mutex<BTreeMap<String, Trend>>,
@@ -72,7 +72,7 @@ pub struct Reporter {
 
 impl Reporter {
     /// For a process that starts now.
-    pub fn new(appliance: &str, board: Board, heart: Heart, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(appliance: &str, board: Board, heart: Heartbeat, clock: Arc<dyn Clock>) -> Self {
         Self {
             appliance: appliance.into(),
             started_at: clock.wall(),
@@ -162,13 +162,13 @@ mod tests {
         units::{Point, Position, Sequence},
     };
 
-    fn reporter(board: &Board, heart: &Heart) -> Reporter {
+    fn reporter(board: &Board, heart: &Heartbeat) -> Reporter {
         Reporter::new("plant7-a", board.clone(), heart.clone(), Arc::new(SystemClock))
     }
 
     #[test]
     fn health_is_green_only_when_nobody_is_needed() {
-        let (board, heart) = (Board::default(), Heart::default());
+        let (board, heart) = (Board::default(), Heartbeat::default());
         let reporter = reporter(&board, &heart);
         let erp = board.source("erp");
         assert!(!reporter.report().healthy, "not before recovery is done");
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn a_report_survives_its_journey_as_json() {
         let board = Board::default();
-        let reporter = reporter(&board, &Heart::default());
+        let reporter = reporter(&board, &Heartbeat::default());
         board.source("erp").write(|status| {
             status.durable = Point { sequence: Sequence(9), position: Position(900) };
             status.shipped = Point { sequence: Sequence(4), position: Position(400) };

@@ -1,1 +1,18 @@
-//! The stories: one integration binary, a module per story.
+//! The stories: one integration binary, a module per story. `tidy` keeps the house, `harness` gives
+//! each story a database, a bucket and a gateway of its own.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "tests end by panicking and talk to whoever runs them"
+)]
+
+mod harness;
+mod story_badinput;
+mod story_kill;
+mod story_memory;
+mod story_new_table;
+mod story_outage;
+mod story_road;
+mod tidy;

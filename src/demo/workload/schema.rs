@@ -97,7 +97,7 @@ CREATE TABLE scratch_queue (
     id bigint PRIMARY KEY,
     task text
 );
-CREATE TABLE mark (
+CREATE TABLE IF NOT EXISTS mark (
     at timestamptz NOT NULL PRIMARY KEY
 );
 
@@ -126,7 +126,7 @@ pub fn initial(rows: &Rows) -> String {
     format!(
         r#"
 INSERT INTO customers (id, name, email, balance, discount, home, tags, profile, born, created)
-SELECT n, 'Customer ' || n, 'c' || n || '@example.net', (n * 7919 % 1000000) / 100.0, n % 101,
+SELECT n, 'Customer ' || n, 'c' || n || '@example.net', (n::bigint * 7919 % 1000000) / 100.0, n % 101,
        ROW('Street ' || n % 97, lpad((n % 100000)::text, 5, '0'), 'DE')::address,
        CASE n % 3 WHEN 0 THEN '{{}}' WHEN 1 THEN ARRAY['new', NULL] ELSE ARRAY['a "quoted" tag', 'b,c', ''] END,
        jsonb_build_object('n', n, 'likes', jsonb_build_array(n % 7, NULL, 'ü'), 'note', prose(n, 60)),
@@ -136,7 +136,7 @@ SELECT setval(pg_get_serial_sequence('customers', 'id'), {customers});
 
 INSERT INTO orders
 SELECT md5('order ' || n)::uuid, 1 + n % {customers}, (enum_range(NULL::order_status))[1 + n % 5],
-       (n * 104729 % 100000000) / 100.0, CASE WHEN n % 50 > 0 THEN n / 7.0 END,
+       (n::bigint * 104729 % 100000000) / 100.0, CASE WHEN n % 50 > 0 THEN n / 7.0 END,
        CASE n % 1000 WHEN 0 THEN 'NaN' WHEN 1 THEN '-Infinity' ELSE n / 3.0 END,
        jsonb_build_array(jsonb_build_object('sku', 'SKU-' || n % 5000, 'amount', n % 9, 'text', prose(n, 120))),
        timestamptz '2025-01-01' + n * interval '17 seconds',

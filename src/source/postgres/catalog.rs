@@ -1,7 +1,7 @@
 //! Reads the catalog: which tables there are, and what they look like.
 //!
-//! A [`Table`] here has the columns that the change stream sends: dropped and generated ones are
-//! left out (PostgreSQL sends generated columns to nobody before version 18, and then only if asked).
+//! A [`Table`] here has its generated columns too, so that they can be made again; but neither the
+//! change stream (before PostgreSQL 18, and then only if asked) nor the snapshot sends their values.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
@@ -10,6 +10,8 @@ use super::{
     error::SourceError,
     message::TextRow,
     pattern::Patterns,
+    pgoutput::is_stored,
+    relation::Named,
     types::{lake_type, renders_binary},
     wire::Wire,
 };
@@ -34,6 +36,8 @@ pub(crate) struct Listed {
     /// Whether UPDATE and DELETE can name the old row. Where not, publishing them would make them
     /// fail on the source (P5).
     pub(crate) identified: bool,
+    /// Whether a row can be told from all others, so that parts read at different times fit together.
+    pub(crate) addressable: bool,
     /// Whether this role may read it.
     pub(crate) selectable: bool,
     /// Changes when the table is rewritten or emptied.
@@ -44,8 +48,8 @@ pub(crate) struct Listed {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Described {
     pub(crate) table: Table,
-    /// The output function of each column's type, as SQL spells it.
-    outputs: Vec<String>,
+    /// Of each column: its type as declared, and the function that prints it, as SQL spells it.
+    printed: Vec<(u32, String)>,
 }
 
 impl Listed {
@@ -63,13 +67,16 @@ impl Listed {
 impl Described {
     /// Whether all its columns are read in binary form.
     pub(crate) fn renders_binary(&self) -> bool {
-        self.table.columns.iter().all(|column| renders_binary(column.type_id))
+        let mut sent = self.table.columns.iter().filter(|column| !is_stored(column));
+        sent.all(|column| renders_binary(column.type_id))
     }
 
     /// The columns as a list for SELECT: in binary form where it is read, else as the type's own
     /// output function prints them. A cast to text would not do: `inet::text` prints other text.
     pub(crate) fn select_list(&self) -> String {
-        let columns = self.table.columns.iter().zip(&self.outputs).map(|(column, output)| {
+        let columns = self.table.columns.iter().zip(&self.printed);
+        let sent = columns.filter(|(column, _)| !is_stored(column));
+        let columns = sent.map(|(column, (_, output))| {
             let name = identifier(&column.name);
             match renders_binary(column.type_id) {
                 true => name,
@@ -79,16 +86,13 @@ impl Described {
         columns.collect::<Vec<_>>().join(", ")
     }
 
-    /// Itself with exactly the columns that the stream named, or `None` if it is another shape.
-    pub(crate) fn with_columns(&self, named: &[super::relation::Named]) -> Option<Table> {
-        let own = &self.table.columns;
-        let same = own.len() == named.len()
-            && own.iter().zip(named).all(|(own, named)| {
-                // A domain's own number is not kept; its base type's never equals it.
-                let type_fits = own.type_id == named.type_id || named.type_id >= FIRST_USER_ID;
-                own.name == named.name && type_fits
-            });
-        same.then(|| self.table.clone())
+    /// Whether its columns are those that the stream named, generated ones aside.
+    pub(crate) fn has_columns(&self, named: &[Named]) -> bool {
+        let all = named.len() == self.table.columns.len();
+        let own = self.table.columns.iter().zip(&self.printed);
+        let own = own.filter(|(column, _)| all || !is_stored(column));
+        let own = own.map(|(column, (declared, _))| (column.name.as_str(), *declared));
+        own.eq(named.iter().map(|named| (named.name.as_str(), named.type_id)))
     }
 }
 
@@ -110,6 +114,7 @@ pub(crate) async fn list(wire: &mut Wire, patterns: &Patterns) -> Result<Listing
                 Identity::Full => true,
                 Identity::Nothing => false,
             },
+            addressable: keyed || row.flag(7),
             selectable: row.flag(8),
             filenode: row.parse_as(9)?,
             schema,
@@ -176,7 +181,7 @@ impl Draft {
             identity: identity(row.text(3)?),
             types: vec![],
         };
-        Ok(Self { described: Described { table, outputs: vec![] }, key: vec![], used: vec![] })
+        Ok(Self { described: Described { table, printed: vec![] }, key: vec![], used: vec![] })
     }
 
     fn add(&mut self, row: &TextRow, types: &Types) -> Result<(), SourceError> {
@@ -188,7 +193,7 @@ impl Draft {
             self.key.push((row.parse_as(10)?, name.clone()));
         }
         self.used.push(declared);
-        self.described.outputs.push(types.output(declared));
+        self.described.printed.push((declared, types.output(declared)));
         let table = &mut self.described.table;
         table.columns.push(Column {
             name,
@@ -197,7 +202,7 @@ impl Draft {
             type_modifier,
             lake: lake_type(type_id, type_modifier),
             identity: match table.identity {
-                Identity::Default => in_key,
+                Identity::Default => in_key && row.flag(13),
                 Identity::Index => row.flag(11),
                 Identity::Full => true,
                 Identity::Nothing => false,
@@ -205,6 +210,8 @@ impl Draft {
             not_null: row.flag(8),
             default: row.optional(9).map(Into::into),
             generated: match row.optional(12) {
+                // A virtual one (PostgreSQL 18) is made again as stored: its values are the same.
+                Some("s" | "v") => Some("stored".into()),
                 Some("a") => Some("always".into()),
                 Some("d") => Some("by default".into()),
                 _ => None,
@@ -258,13 +265,14 @@ const LIST: &str = "SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersiste
     WHERE c.relkind IN ('r', 'f') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'";
 
 /// 0 table, 1 schema, 2 name, 3 identity, 4 column, 5 type, 6 modifier, 7 type as printed, 8 not null,
-/// 9 default, 10 place in the primary key, 11 in the identity index, 12 identity column.
+/// 9 default, 10 place in the primary key, 11 in the identity index, 12 how generated, 13 whether the
+/// primary key can name old rows.
 const COLUMNS: &str = "SELECT c.oid, n.nspname, c.relname, c.relreplident, a.attname, coalesce(a.atttypid, 25),
     a.atttypmod, format_type(a.atttypid, a.atttypmod), a.attnotnull, pg_get_expr(d.adbin, d.adrelid),
     CASE WHEN array_position(p.indkey::int2[], a.attnum) < p.indnkeyatts THEN array_position(p.indkey::int2[], a.attnum) END,
-    a.attnum = ANY (r.indkey::int2[]), a.attidentity
+    a.attnum = ANY ((r.indkey::int2[])[0:r.indnkeyatts - 1]), coalesce(nullif(a.attidentity, ''), a.attgenerated), p.indimmediate
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+    LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
     LEFT JOIN pg_index p ON p.indrelid = c.oid AND p.indisprimary
     LEFT JOIN pg_index r ON r.indrelid = c.oid AND r.indisreplident
@@ -300,8 +308,8 @@ mod tests {
             identity: Identity::Default,
             types: vec![],
         };
-        let described =
-            Described { table, outputs: vec!["int4out".into(), "public.odd_out".into()] };
+        let printed = vec![(23, "int4out".into()), (100_000, "public.odd_out".into())];
+        let described = Described { table, printed };
         assert!(!described.renders_binary());
         assert_eq!(
             described.select_list(),

@@ -137,14 +137,6 @@ impl SourceError {
     pub(crate) fn heals(&self) -> bool {
         matches!(self.cause().disposition(), Disposition::Retry(_))
     }
-
-    /// The SQLSTATE, if the server gave one.
-    pub(crate) fn code(&self) -> Option<&str> {
-        match self {
-            Self::Server { error, .. } => Some(&error.code),
-            _ => None,
-        }
-    }
 }
 
 impl Classified for SourceError {

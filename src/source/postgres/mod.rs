@@ -1,28 +1,268 @@
-//! PostgreSQL.
+//! PostgreSQL 12 to 18: logical replication by pgoutput, snapshots by binary COPY.
+//!
+//! | file | does |
+//! |---|---|
+//! | `url`, `tls`, `wire`, `message`, `login`, `connect` | a connection to the primary |
+//! | `pattern`, `catalog`, `definition`, `relation` | what tables there are and what they look like |
+//! | `name`, `publication`, `slot`, `origin`, `session` | what we make on the server, and whether it continues what we hold |
+//! | `stream`, `batch`, `confirm`, `gauge` | the change stream |
+//! | `tables`, `chunks`, `snapshot`, `gulp` | the rows that were there before |
+//! | `check` | all that can be looked at beforehand |
 
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::sleep,
+};
+
+mod batch;
 mod builtin;
 pub mod calendar;
 mod catalog;
+mod check;
+mod chunks;
+mod confirm;
 mod connect;
 pub mod copy;
 mod definition;
 pub mod error;
 mod fields;
 pub mod float;
+mod gauge;
 mod gulp;
 mod login;
 mod message;
+mod name;
 mod nested;
 mod network;
 mod numeric;
+mod origin;
 mod pattern;
 pub mod pgoutput;
+mod publication;
 mod relation;
 mod render;
+mod session;
+mod slot;
+mod snapshot;
+mod stream;
+mod tables;
 pub mod text;
 mod tls;
 pub mod types;
 pub mod url;
 mod wire;
 
+pub use check::check;
 pub use connect::client;
+pub use error::SourceError;
+
+use self::{
+    connect::Backoff,
+    name::Names,
+    pattern::Patterns,
+    session::{Fresh, Shared},
+    stream::{End, Stream},
+    tables::Tables,
+    url::Url,
+};
+use super::{Keep, SnapshotChunk};
+use crate::{
+    clock::Clock,
+    config,
+    error::Classified,
+    facts::Facts,
+    shutdown::Tasks,
+    telemetry::board::{SourceBoard, SourceState},
+    units::Point,
+};
+
+/// One PostgreSQL database, followed.
+pub struct Postgres {
+    shared: Arc<Shared>,
+    /// A column came whose binary form is not read: text from now on.
+    text_only: bool,
+}
+
+impl Postgres {
+    /// Reads the configuration. Nothing is connected yet.
+    ///
+    /// # Errors
+    ///
+    /// The URL or a pattern cannot be used.
+    pub fn new(
+        config: &config::Source,
+        appliance: &str,
+        facts: Arc<dyn Facts>,
+        keep: Arc<dyn Keep>,
+        board: SourceBoard,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, SourceError> {
+        let shared = Shared {
+            config: config.clone(),
+            url: own_url(config)?,
+            patterns: Patterns::new(&config.tables)?,
+            names: Names::new(appliance, config),
+            facts,
+            keep,
+            board,
+            clock,
+            log_end: AtomicU64::new(0),
+        };
+        Ok(Self { shared: Arc::new(shared), text_only: false })
+    }
+
+    /// Follows the database until `tasks` are told to stop: snapshot rows go to `chunks`, changes to
+    /// the journal, and the server is confirmed what the journal and `shipped` allow.
+    ///
+    /// What time or a person can mend is an alarm on the board, and tried again.
+    ///
+    /// # Errors
+    ///
+    /// What the process must end for: the journal stopped, or the next room did.
+    pub async fn run(
+        mut self,
+        chunks: mpsc::Sender<SnapshotChunk>,
+        shipped: watch::Receiver<Point>,
+        tasks: Tasks,
+    ) -> Result<(), SourceError> {
+        let token = tasks.token();
+        let mut road = Road { group: tasks.child(), chunks, shipped, tables: None };
+        let gauge = gauge::run(Arc::clone(&self.shared));
+        let stopped = road.group.token();
+        road.group.spawn(async move {
+            stopped.run_until_cancelled(gauge).await;
+        });
+        let mut backoff = Backoff::default();
+        let ended = loop {
+            // Boxed: the future is large, and there is one.
+            let turn = Box::pin(self.turn(&mut road, &mut backoff));
+            let wait = match turn.await {
+                Ok(None) => break Ok(()),
+                Ok(Some(End::NeedsText)) => {
+                    self.text_only = true;
+                    continue;
+                }
+                Err(error) if error.is_fatal() => break Err(error),
+                Err(error) => self.alarm(&error, &mut backoff),
+            };
+            if token.run_until_cancelled(sleep(wait)).await.is_none() {
+                break Ok(());
+            }
+        };
+        road.group.stop().await;
+        // A road that is being stopped ends its rooms in any order.
+        let ended = match ended {
+            Err(_) if token.is_cancelled() => Ok(()),
+            ended => ended,
+        };
+        self.shared.board.write(|status| status.state = SourceState::Stopped);
+        ended
+    }
+
+    /// One session. `None`: it was told to stop, and said good-bye.
+    async fn turn(
+        &self,
+        road: &mut Road,
+        backoff: &mut Backoff,
+    ) -> Result<Option<End>, SourceError> {
+        let shared = &self.shared;
+        shared.board.write(|status| {
+            if status.state != SourceState::Blocked {
+                status.state = SourceState::Connecting;
+            }
+        });
+        let stop = road.group.token();
+        let mut opened = tokio::select! {
+            () = stop.cancelled() => return Ok(None),
+            fatal = told(&mut road.tables) => return Err(fatal),
+            opened = session::open(shared) => opened?,
+        };
+        let fresh = opened.fresh.take();
+        if road.tables.is_none() {
+            road.tables = Some(self.spawn_tables(road, fresh));
+        }
+        let shipped = road.shipped.clone();
+        let start = Stream::start(opened, Arc::clone(shared), shipped, self.text_only);
+        let Some(stream) = stop.run_until_cancelled(start).await else {
+            return Ok(None);
+        };
+        let mut stream = stream?;
+        shared.board.calm(ALARM);
+        let state = tables::resting_state(shared);
+        shared.board.write(|status| status.state = state);
+        backoff.reset();
+        let end = tokio::select! {
+            () = stop.cancelled() => None,
+            fatal = told(&mut road.tables) => return Err(fatal),
+            end = stream.run() => Some(end?),
+        };
+        stream.leave().await;
+        Ok(end)
+    }
+
+    /// Begins to look after the tables.
+    fn spawn_tables(&self, road: &Road, fresh: Option<Fresh>) -> oneshot::Receiver<SourceError> {
+        let (tell, told) = oneshot::channel();
+        let group = road.group.clone();
+        let token = group.token();
+        let tables = Tables::new(Arc::clone(&self.shared), road.chunks.clone(), group, fresh);
+        road.group.spawn(async move {
+            if let Some(fatal) = token.run_until_cancelled(tables.run()).await {
+                // Nobody listens any more if the source was stopped.
+                drop(tell.send(fatal));
+            }
+        });
+        told
+    }
+
+    /// Raises the alarm, and says how long to wait.
+    fn alarm(&self, error: &SourceError, backoff: &mut Backoff) -> Duration {
+        let (shared, heals) = (&self.shared, error.heals());
+        shared.board.alarm(ALARM, error.cause(), error, shared.clock.wall());
+        let state = if heals { SourceState::Connecting } else { SourceState::Blocked };
+        shared.board.write(|status| status.state = state);
+        if heals {
+            tracing::warn!(%error, "the session with the database ended; trying again");
+            return backoff.next();
+        }
+        tracing::error!(%error, remedy = error.cause().disposition().remedy(), "blocked");
+        BLOCKED_WAIT.mul_f64(0.8 + 0.4 * fastrand::f64())
+    }
+}
+
+/// What the sessions of one run share.
+struct Road {
+    /// Owns all tasks beside the stream.
+    group: Tasks,
+    chunks: mpsc::Sender<SnapshotChunk>,
+    shipped: watch::Receiver<Point>,
+    /// Tells when the tables' task failed for good; none before the first session.
+    tables: Option<oneshot::Receiver<SourceError>>,
+}
+
+/// Waits for the tables' task to fail; for ever before it has begun.
+async fn told(tables: &mut Option<oneshot::Receiver<SourceError>>) -> SourceError {
+    match tables {
+        Some(told) => told.await.unwrap_or(SourceError::Ended),
+        None => std::future::pending().await,
+    }
+}
+
+/// The URL of a source, which holds no password.
+fn own_url(config: &config::Source) -> Result<Url, SourceError> {
+    let url = Url::parse(&config.url)?;
+    match url.password {
+        None => Ok(url),
+        Some(_) => Err(SourceError::Url("it holds a password: put it into `password_file`".into())),
+    }
+}
+
+/// The alarm of the session.
+const ALARM: &str = "source";
+/// Between two looks at what a person must mend.
+const BLOCKED_WAIT: Duration = Duration::from_secs(15);

@@ -200,6 +200,14 @@ impl Decode for PgDecoder {
         }
     }
 
+    fn commit(&self, kind: RecordKind, payload: &[u8]) -> Option<Commit> {
+        let (b'C', body) = payload.split_first()? else { return None };
+        match commit(&mut Reader::new(body)) {
+            Ok(Event::Commit(commit)) if kind == RecordKind::Message => Some(commit),
+            _ => None,
+        }
+    }
+
     fn rows(
         &self,
         table: &Table,

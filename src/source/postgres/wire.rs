@@ -366,9 +366,8 @@ mod tests {
         let refusal = [framed(b'E', b"C42501\0Mno\0\0"), framed(b'Z', b"I")].concat();
         server.write_all(&refusal).await.unwrap();
         let refused = wire.query("test", "SELECT 1").await.unwrap_err();
-        assert_eq!(refused.code(), Some("42501"));
-        let abandoned =
-            tokio::time::timeout(Duration::from_millis(20), wire.query("test", "SELECT 2")).await;
+        assert!(refused.to_string().contains("42501"));
+        let abandoned = timeout(Duration::from_millis(20), wire.query("test", "SELECT 2")).await;
         assert!(abandoned.is_err());
         let refused = wire.query("test", "SELECT 3").await.unwrap_err();
         assert!(refused.to_string().contains("abandoned"));

@@ -1,0 +1,67 @@
+# Lakehead. `make demo` shows it, `make test` checks it, `make` says what else there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+MINUTES ?= 2
+DIR ?= demo-data
+PY := target/py/bin/python
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+export SSL_CERT_FILE ?= /etc/ssl/certs/ca-certificates.crt
+export RUST_BACKTRACE ?= 1
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+demo: demo-tools ## The whole road on this machine: make demo MINUTES=2 DIR=demo-data
+	cargo build --release --locked --features demo
+	@target/release/lakehead demo --minutes $(MINUTES) --dir $(DIR)
+
+build: ## The firmware's binary: target/release/lakehead
+	cargo build --release --locked
+
+test: test-tools python check ## Everything that must hold before a commit
+	@if cargo nextest --version >/dev/null 2>&1; \
+	then cargo nextest run --locked --all-features --profile ci --config-file .nextest.toml; \
+	else cargo test --locked --all-features -- --test-threads=3; fi
+
+check: ## Formatting, lints, documentation, the unit file; no tests
+	cargo fmt --check
+	cargo clippy --locked --all-features --all-targets -- -D warnings
+	cargo clippy --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --all-features --no-deps --quiet
+	python3 -m py_compile tests/py/*.py
+	@if command -v systemd-analyze >/dev/null && [ -f systemd/lakehead.service ]; then \
+		systemd-analyze security --offline=true --threshold=15 systemd/lakehead.service >target/exposure.txt \
+			|| { cat target/exposure.txt; exit 1; }; tail -n 1 target/exposure.txt; fi
+
+deny: ## Licences, advisories and doubles among the dependencies
+	@cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny
+	cargo deny --all-features check --config .deny.toml
+
+python: $(PY) ## Readers that are not ours, for the tests: target/py
+$(PY): tests/py/requirements.txt
+	python3 -m venv target/py
+	target/py/bin/pip install --quiet uv==0.13.8
+	target/py/bin/uv pip install --quiet --python $(PY) -r tests/py/requirements.txt
+	@touch $(PY)
+
+# What Debian 12 lacks. Nothing is installed that is there already.
+demo-tools:
+	@$(call install,/usr/lib/postgresql/*/bin/initdb:postgresql /usr/bin/cc:gcc /usr/include/stdlib.h:libc6-dev)
+test-tools: demo-tools
+	@$(call install,/usr/bin/python3:python3 /usr/lib/python3*/ensurepip:python3-venv /usr/bin/pgbench:postgresql /usr/bin/unshare:util-linux)
+
+# $(1): pairs of a file and the package that brings it.
+define install
+missing=""; for pair in $(1); do compgen -G "$${pair%%:*}" >/dev/null || missing="$$missing $${pair##*:}"; done; \
+if [ -n "$$missing" ]; then echo "installing$$missing"; \
+	$(SUDO) apt-get update -qq; DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+endef
+
+clean: ## What was built, and the demo's folder
+	cargo clean
+	rm -rf demo-data
+
+.PHONY: help demo build test check deny python demo-tools test-tools clean

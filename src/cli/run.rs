@@ -1,0 +1,342 @@
+//! `lakehead run`: the gateway, between the signals and the watchdog.
+//!
+//! **Invariant:** from SIGTERM to the end are at most [`STOP_TIME_MAX`] and a moment, whatever hangs:
+//! an end at any moment is a normal one, and the next start recovers.
+
+use std::{future::Future, io, path::Path, pin::Pin, sync::Arc, time::Duration};
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+
+use super::{Failure, Global, journal, service::Service};
+use crate::{
+    clock::{Clock, SystemClock},
+    config::{self, Config},
+    disk,
+    error::{Classified, Exit},
+    pipeline,
+    shutdown::Tasks,
+    status::{admin, listen},
+    telemetry::{board::Board, heartbeat::Heartbeat, report::Reporter},
+};
+
+pub(super) async fn run(global: &Global) -> Result<Exit, Failure> {
+    let config = global.config()?;
+    let data_dir = config.appliance.data_dir.clone();
+    disk::create_dir(&data_dir)
+        .map_err(|why| Failure::system(&format!("make data_dir {}", data_dir.display()), &why))?;
+    // Held before the admin socket is replaced: it may be a running gateway's.
+    let _hold = journal::hold(&config)?;
+    let version = env!("CARGO_PKG_VERSION");
+    let sources = config.sources.len();
+    tracing::info!(appliance = config.appliance.name, version, sources, "lakehead starts");
+    let mut signals = Signals::new().map_err(|why| Failure::system("listen to signals", &why))?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let (board, heartbeat) = (Board::default(), Heartbeat::default());
+    let name = &config.appliance.name;
+    let reporter =
+        Arc::new(Reporter::new(name, board.clone(), heartbeat.clone(), Arc::clone(&clock)));
+    let side = Tasks::new();
+    admin::serve(&data_dir, Arc::clone(&reporter), &side)?;
+    if let Some(status) = &config.status {
+        side.spawn(page(status.clone(), data_dir, Arc::clone(&reporter), side.clone()));
+    }
+    let (tell_ready, ready) = oneshot::channel();
+    let tasks = Tasks::new();
+    let road = Road {
+        config: config.clone(),
+        board,
+        clock: Arc::clone(&clock),
+        heartbeat: heartbeat.clone(),
+        tasks: tasks.clone(),
+        ready: tell_ready,
+    };
+    let mut gateway = Gateway {
+        config,
+        site: &global.config,
+        clock,
+        reporter,
+        service: Service::new(heartbeat),
+        road: Box::pin(travel(road)),
+        tasks,
+    };
+    let outcome = gateway.go(&mut signals, ready).await;
+    timeout(SIDE_TIME_MAX, side.stop()).await.ok();
+    outcome.map(|()| Exit::Done)
+}
+
+/// What the road takes with it.
+struct Road {
+    config: Config,
+    board: Board,
+    clock: Arc<dyn Clock>,
+    heartbeat: Heartbeat,
+    tasks: Tasks,
+    ready: oneshot::Sender<()>,
+}
+
+async fn travel(road: Road) -> Result<(), Failure> {
+    let Road { config, board, clock, heartbeat, tasks, ready } = road;
+    Ok(pipeline::run(config, board, clock, heartbeat, tasks, ready).await?)
+}
+
+/// The page can wait for its address, which may come later than the gateway; the road cannot.
+async fn page(
+    status: config::Status,
+    data_dir: std::path::PathBuf,
+    reporter: Arc<Reporter>,
+    side: Tasks,
+) {
+    let token = side.token();
+    while let Err(error) = listen::serve(&status, &data_dir, Arc::clone(&reporter), &side).await {
+        tracing::error!(%error, remedy = error.remedy(), "no status page; trying again");
+        tokio::select! {
+            () = sleep(PAGE_RETRY) => {}
+            () = token.cancelled() => return,
+        }
+    }
+}
+
+/// The running process.
+struct Gateway<'a> {
+    config: Config,
+    site: &'a Path,
+    clock: Arc<dyn Clock>,
+    reporter: Arc<Reporter>,
+    service: Service,
+    road: Pin<Box<dyn Future<Output = Result<(), Failure>>>>,
+    tasks: Tasks,
+}
+
+impl Gateway<'_> {
+    /// Until the road ends, or a signal ends it.
+    async fn go(
+        &mut self,
+        signals: &mut Signals,
+        mut ready: oneshot::Receiver<()>,
+    ) -> Result<(), Failure> {
+        let mut every_second = interval(TICK);
+        every_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut waiting = true;
+        loop {
+            tokio::select! {
+                outcome = &mut self.road => return self.ended(outcome),
+                asked = signals.next() => match asked {
+                    Asked::Stop(name) => return self.stop(name).await,
+                    Asked::Reload => self.reload(),
+                },
+                told = &mut ready, if waiting => {
+                    waiting = false;
+                    if told.is_ok() {
+                        self.reporter.ready();
+                        self.service.ready();
+                        tracing::info!("recovered; the road is open");
+                    }
+                }
+                _ = every_second.tick() => {
+                    self.reporter.sample();
+                    self.service.tick(self.clock.now(), &self.reporter.report());
+                }
+            }
+        }
+    }
+
+    async fn stop(&mut self, signal: &'static str) -> Result<(), Failure> {
+        tracing::info!(signal, "stopping");
+        self.service.stopping();
+        let stopped = timeout(STOP_TIME_MAX, async {
+            let ((), outcome) = tokio::join!(self.tasks.stop(), &mut self.road);
+            outcome
+        });
+        match stopped.await {
+            Ok(outcome) => {
+                tracing::info!("stopped");
+                outcome
+            }
+            Err(_) => {
+                tracing::warn!("not all stopped in time; the next start recovers");
+                Ok(())
+            }
+        }
+    }
+
+    fn ended(&self, outcome: Result<(), Failure>) -> Result<(), Failure> {
+        self.service.stopping();
+        if let Err(failure) = &outcome {
+            tracing::error!(
+                cause = failure.cause,
+                "the road ended: {}",
+                failure.to_string().trim_end()
+            );
+        }
+        outcome
+    }
+
+    /// Secrets are read again by those who use them, whenever they connect. All else needs a restart.
+    fn reload(&self) {
+        let fresh = match Config::load(self.site) {
+            Ok(fresh) => fresh,
+            Err(wrong) => {
+                for (problem, remedy) in wrong.pairs() {
+                    tracing::error!(
+                        problem,
+                        remedy,
+                        "the new configuration is wrong: the old one stays"
+                    );
+                }
+                return;
+            }
+        };
+        match changes(&self.config, &fresh).as_slice() {
+            [] => tracing::info!(
+                "the configuration is unchanged; secrets are read at the next connection"
+            ),
+            tables => {
+                let tables = tables.join(" ");
+                tracing::warn!(tables, "the configuration has changed: restart lakehead to use it");
+            }
+        }
+    }
+}
+
+/// Which tables of the file differ.
+fn changes(old: &Config, new: &Config) -> Vec<&'static str> {
+    [
+        ("[appliance]", old.appliance != new.appliance),
+        ("[[source]]", old.sources != new.sources),
+        ("[lake]", old.lake != new.lake),
+        ("[encryption]", old.encryption != new.encryption),
+        ("[journal]", old.journal != new.journal),
+        ("[seal]", old.seal != new.seal),
+        ("[ship]", old.ship != new.ship),
+        ("[status]", old.status != new.status),
+    ]
+    .into_iter()
+    .filter_map(|(table, differs)| differs.then_some(table))
+    .collect()
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Asked {
+    Stop(&'static str),
+    Reload,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next one. Cancel-safe.
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Asked::Stop("SIGINT"),
+            _ = self.hangup.recv() => Asked::Reload,
+        }
+    }
+}
+
+const TICK: Duration = Duration::from_secs(1);
+/// With the side's and the runtime's: below 5 s, as promised.
+const STOP_TIME_MAX: Duration = Duration::from_millis(4000);
+const SIDE_TIME_MAX: Duration = Duration::from_millis(300);
+const PAGE_RETRY: Duration = Duration::from_secs(15);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Environment, error::Cause};
+
+    fn site(dir: &Path) -> String {
+        format!(
+            "[appliance]\nname = \"a\"\ndata_dir = {dir:?}\n[[source]]\nname = \"erp\"\nkind = \"postgres\"\n\
+             url = \"postgresql://u@localhost/d\"\ntables = [\"*\"]\n[lake]\nbucket = \"lake\"\nprefix = \"\"\n\
+             region = \"eu-central-1\"\n[encryption]\nmode = \"none\"\n"
+        )
+    }
+
+    fn config(text: &str) -> Config {
+        Config::parse(Path::new("x"), text, &Environment::default()).unwrap()
+    }
+
+    fn gateway<'a>(
+        site: &'a Path,
+        tasks: &Tasks,
+        road: impl Future<Output = Result<(), Failure>> + 'static,
+    ) -> Gateway<'a> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let heartbeat = Heartbeat::default();
+        let reporter = Reporter::new("a", Board::default(), heartbeat.clone(), Arc::clone(&clock));
+        Gateway {
+            config: config(&self::site(Path::new("/tmp"))),
+            site,
+            clock,
+            reporter: Arc::new(reporter),
+            service: Service::new(heartbeat),
+            road: Box::pin(road),
+            tasks: tasks.clone(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stop_waits_for_the_road_and_gives_its_outcome() {
+        let tasks = Tasks::new();
+        let token = tasks.token();
+        let road = async move {
+            token.cancelled().await;
+            Err(Failure::new(Cause::Fenced, "fenced", "stop one"))
+        };
+        let outcome = gateway(Path::new("x"), &tasks, road).stop("SIGTERM").await;
+        assert_eq!(outcome.unwrap_err().exit, Exit::Fenced);
+    }
+
+    #[tokio::test]
+    async fn a_road_that_hangs_does_not_hold_up_the_stop() {
+        let tasks = Tasks::new();
+        let begun = SystemClock.now();
+        let outcome = gateway(Path::new("x"), &tasks, std::future::pending()).stop("SIGTERM").await;
+        assert!(outcome.is_ok());
+        assert!(SystemClock.now() - begun < Duration::from_secs(5));
+    }
+
+    #[tokio::test]
+    async fn the_gateway_is_ready_when_the_road_is_and_ends_with_it() {
+        let tasks = Tasks::new();
+        let (tell_ready, ready) = oneshot::channel();
+        let road = async move {
+            tell_ready.send(()).ok();
+            sleep(Duration::from_millis(50)).await;
+            Err(Failure::new(Cause::DiskFailed, "fsync", "replace it"))
+        };
+        let mut gateway = gateway(Path::new("x"), &tasks, road);
+        let mut signals = Signals::new().unwrap();
+        assert!(!gateway.reporter.report().ready);
+        let outcome = gateway.go(&mut signals, ready).await;
+        assert!(gateway.reporter.report().ready);
+        assert_eq!(outcome.unwrap_err().exit, Exit::CouldNotRun);
+    }
+
+    #[test]
+    fn a_reload_names_the_tables_that_differ() {
+        let old = site(Path::new("/tmp"));
+        assert_eq!(changes(&config(&old), &config(&old)), [""; 0]);
+        let new =
+            format!("{old}[seal]\nobject_age = \"5 s\"\n[status]\nlisten = \"127.0.0.1:0\"\n");
+        assert_eq!(changes(&config(&old), &config(&new)), ["[seal]", "[status]"]);
+    }
+}

@@ -1,0 +1,145 @@
+//! `lakehead status`: what the running gateway does, asked over its admin socket.
+
+use std::fmt;
+
+use super::{Failure, Global};
+use crate::{
+    error::Exit,
+    status::admin,
+    telemetry::report::{Report, SourceReport},
+    units::ByteSize,
+};
+
+pub(super) async fn status(global: &Global) -> Result<Exit, Failure> {
+    let config = global.config()?;
+    let report = admin::ask(&config.appliance.data_dir).await?;
+    global.output().tell(&report, &Table(&report));
+    Ok(Exit::Done)
+}
+
+/// The report for people.
+struct Table<'a>(&'a Report);
+
+impl fmt::Display for Table<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = self.0;
+        let health = match (report.ready, report.healthy) {
+            (false, _) => "recovering",
+            (true, true) => "healthy",
+            (true, false) => "needs a person",
+        };
+        writeln!(
+            f,
+            "{}  {health}  (lakehead {}, process {}, since {})",
+            report.appliance,
+            report.version,
+            report.pid,
+            report.started_at.rfc3339()
+        )?;
+        for name in &report.hanging {
+            writeln!(f, "  HANGS      {name}")?;
+        }
+        report.sources.iter().try_for_each(|(name, source)| one(f, name, source))
+    }
+}
+
+fn one(f: &mut fmt::Formatter<'_>, name: &str, source: &SourceReport) -> fmt::Result {
+    let status = &source.status;
+    let state = format!("{:?}", status.state).to_lowercase();
+    writeln!(f, "\nsource {name}  {state}  PostgreSQL {}", status.server_version)?;
+    writeln!(f, "  server     {}", status.server)?;
+    writeln!(f, "  received   {}", status.received)?;
+    for (what, point) in
+        [("durable", status.durable), ("sealed", status.sealed), ("in lake", status.shipped)]
+    {
+        writeln!(f, "  {what:<9}  {}  change {}", point.position, point.sequence.0)?;
+    }
+    writeln!(f, "  confirmed  {}  release {}", status.confirmed, status.release)?;
+    writeln!(f, "  ledger     entry {}", status.entry)?;
+    writeln!(
+        f,
+        "  lag        {:.1} s, {}, {} transactions, {} changes",
+        source.lag_s,
+        ByteSize(source.lag_bytes),
+        source.lag_transactions,
+        source.lag_changes
+    )?;
+    write!(
+        f,
+        "  journal    {} of {}",
+        ByteSize(status.journal_bytes),
+        ByteSize(status.journal_bytes_max)
+    )?;
+    match source.journal_hours_left {
+        Some(hours) => writeln!(f, ", {hours:.1} h of outage left at the present rate")?,
+        None => writeln!(f)?,
+    }
+    writeln!(f, "  spool      {} waiting to be sent", ByteSize(status.spool_bytes))?;
+    snapshot(f, source)?;
+    for damage in &status.journal_damage {
+        writeln!(f, "  DAMAGED    {damage}")?;
+    }
+    for (room, alarm) in &status.alarms {
+        writeln!(
+            f,
+            "  ALARM      {room}: {} since {}: {}",
+            alarm.cause,
+            alarm.since.rfc3339(),
+            alarm.what
+        )?;
+        writeln!(f, "             {}", alarm.remedy)?;
+    }
+    Ok(())
+}
+
+fn snapshot(f: &mut fmt::Formatter<'_>, source: &SourceReport) -> fmt::Result {
+    let tables = source.status.snapshot.values();
+    let (mut done, mut all, mut rows) = (0, 0, 0);
+    for table in tables {
+        done += u64::from(table.chunks_done);
+        all += u64::from(table.chunks);
+        rows += table.rows;
+    }
+    if all == 0 || done == all {
+        return Ok(());
+    }
+    let count = source.status.snapshot.len();
+    writeln!(f, "  snapshot   {done} of {all} parts of {count} tables, {rows} rows")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        clock::SystemClock,
+        error::Cause,
+        telemetry::{board::Board, heartbeat::Heartbeat, report::Reporter},
+        units::{Point, Position, Sequence, Timestamp},
+    };
+
+    #[test]
+    fn the_table_shows_positions_lag_and_alarms_with_their_remedy() {
+        let board = Board::default();
+        let erp = board.source("erp");
+        erp.write(|status| {
+            status.durable = Point { sequence: Sequence(42), position: Position(0x16_0000_0100) };
+            status.journal_bytes_max = 50 << 30;
+        });
+        erp.alarm("ship", Cause::LakeUnavailable, &"503", Timestamp(0));
+        let reporter =
+            Reporter::new("plant7-a", board, Heartbeat::default(), Arc::new(SystemClock));
+        reporter.ready();
+        let shown = Table(&reporter.report()).to_string();
+        for line in [
+            "  durable    00000016/00000100  change 42",
+            "  journal    0 B of 50.0 GiB",
+            "  ALARM      ship: LakeUnavailable since 1970-01-01T00:00:00.000000Z: 503",
+            "             waiting for S3: changes are kept in the journal meanwhile",
+        ] {
+            assert!(shown.lines().any(|known| known == line), "{line}\n{shown}");
+        }
+        assert!(shown.starts_with("plant7-a  healthy"));
+    }
+}

@@ -1,0 +1,346 @@
+//! Opens and stops a journal.
+
+use std::{
+    path::Path,
+    sync::{Arc, Condvar, Mutex, PoisonError, RwLock, atomic::Ordering},
+};
+
+use tokio::sync::{Notify, Semaphore, watch};
+
+use super::{
+    Journal, JournalError, Options, ReadBatches,
+    catalogue::Catalogue,
+    cipher::KEY_BYTES,
+    device::{Device, FileSystem, is_full},
+    keep::{Phase, Published, Shared, lock},
+    pack::Packer,
+    queue::{QUEUE_BYTES, Queue},
+    quota::Quota,
+    reader::Reader,
+    recover::{Survey, mend, remove_young, survey},
+    reserve::Reserve,
+    segment::{Head, Segment, write_error},
+    store::{self, Changes, Image, Store},
+    tail::Verdict,
+    upkeep::{self, Mailbox},
+    writer::{self, Writer},
+};
+use crate::{clock::Clock, disk, shutdown::Tasks, telemetry::board::SourceBoard};
+
+impl Journal {
+    /// Opens the journal of one source: recovers, and begins a new segment. Blocks; a few seconds at
+    /// most. The threads end with `tasks`: they finish what is queued first, so whoever records
+    /// facts stops before.
+    ///
+    /// # Errors
+    ///
+    /// [`JournalError::Held`], [`JournalError::Key`], [`JournalError::Full`] (no room for a segment's
+    /// head even without the reserve), [`JournalError::Damaged`] (facts were lost), or the device's.
+    pub fn open(
+        options: Options,
+        board: SourceBoard,
+        clock: Arc<dyn Clock>,
+        tasks: &Tasks,
+    ) -> Result<Arc<Self>, JournalError> {
+        Self::open_on(Arc::new(FileSystem), options, board, clock, tasks)
+    }
+
+    pub(crate) fn open_on(
+        device: Arc<dyn Device>,
+        options: Options,
+        board: SourceBoard,
+        clock: Arc<dyn Clock>,
+        tasks: &Tasks,
+    ) -> Result<Arc<Self>, JournalError> {
+        let dir = options.dir.clone();
+        let hold = hold(&dir, &options)?;
+        remove_young(&*device, &dir)?;
+        let (store, image) = open_index(&dir);
+        let survey = survey(&dir, options.key.expose(), image.as_ref())?;
+        let (store, image) = judge_index(&dir, &survey.index, store, image);
+        let pending = difference(image.as_ref(), &survey);
+        if let Some(last) = &survey.last {
+            if last.file_bytes > last.end {
+                let cut_bytes = last.file_bytes - last.end;
+                tracing::info!(cut_bytes, "the journal's torn tail is cut");
+            }
+            mend(&*device, last)?;
+        }
+        let reserve = Reserve::new(&dir, options.max_bytes);
+        // Given back while the head is written: a full box must open.
+        reserve.release(&*device);
+        let parts = begin(&device, &options, survey)?;
+        let disk_full = !reserve.restore(&*device);
+        start(
+            device,
+            options,
+            board,
+            clock,
+            tasks,
+            Started { parts, reserve, disk_full, pending, store, hold },
+        )
+    }
+
+    /// Reads the batches after `after_batch`.
+    pub fn reader(&self, after_batch: u64) -> Box<dyn ReadBatches> {
+        Box::new(Reader::new(self.shared.clone(), after_batch))
+    }
+
+    /// Gives up all batches through `through_batch`: they are in the lake, and the ledger says so
+    /// (I8). Answers at once; the segments are unlinked soon after.
+    pub fn trim(&self, through_batch: u64) {
+        let durable = self.shared.durable.borrow().batch;
+        self.shared.trimmed.fetch_max(through_batch.min(durable), Ordering::AcqRel);
+        self.shared.mailbox.trim();
+        self.shared.queue.poke();
+    }
+
+    /// Writes what is queued, makes a last checkpoint, and waits until the folder is free. What comes
+    /// later is refused. cancel-safe: it goes on stopping.
+    pub async fn stop(&self) {
+        self.shared.close();
+        let mut phase = self.shared.phase.subscribe();
+        // The sender lives as long as the journal.
+        let _ended = phase.wait_for(|phase| *phase == Phase::Ended).await;
+    }
+
+    /// Waits until the journal fails, and says why: the process has to end. cancel-safe.
+    pub async fn failed(&self) -> JournalError {
+        let mut phase = self.shared.phase.subscribe();
+        loop {
+            if let Some(error) = lock(&self.shared.failure).take() {
+                return error;
+            }
+            let stopped = lock(&self.shared.published).failed.clone();
+            if let Some(why) = stopped {
+                return JournalError::Stopped(why);
+            }
+            if phase.changed().await.is_err() {
+                return JournalError::Stopped("its threads ended".into());
+            }
+        }
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+/// What the recovered log goes on with.
+struct Parts {
+    segment: Segment,
+    packer: Packer,
+    survey: Survey,
+}
+
+struct Started {
+    parts: Parts,
+    reserve: Reserve,
+    disk_full: bool,
+    pending: Changes,
+    store: Option<Store>,
+    hold: disk::Hold,
+}
+
+fn hold(dir: &Path, options: &Options) -> Result<disk::Hold, JournalError> {
+    let path = || dir.display().to_string();
+    if options.key.expose().len() != KEY_BYTES {
+        return Err(JournalError::Key { path: path() });
+    }
+    disk::create_dir(dir).map_err(|why| write_error(dir, why))?;
+    let hold = disk::Hold::take(dir).map_err(|why| write_error(dir, why))?;
+    hold.ok_or_else(|| JournalError::Held { path: path() })
+}
+
+/// Opens the index; what does not open is set aside, and a new one is begun.
+fn open_index(dir: &Path) -> (Option<Store>, Option<Image>) {
+    match Store::open(dir) {
+        Ok((store, image)) => (Some(store), image),
+        // sled does not open on a full disk: nothing is wrong with it.
+        Err(error) if is_full(&error) => (None, None),
+        Err(error) => (new_index(dir, &error), None),
+    }
+}
+
+fn new_index(dir: &Path, why: &dyn std::fmt::Display) -> Option<Store> {
+    tracing::warn!(%why, "the journal's index is set aside and made anew from the log");
+    let made = store::set_aside(dir).and_then(|()| Store::open(dir));
+    match made {
+        Ok((store, _)) => Some(store),
+        Err(error) => {
+            tracing::warn!(%error, "the journal runs without its index");
+            None
+        }
+    }
+}
+
+/// Keeps the index, or makes it anew.
+fn judge_index(
+    dir: &Path,
+    verdict: &Verdict,
+    store: Option<Store>,
+    image: Option<Image>,
+) -> (Option<Store>, Option<Image>) {
+    match verdict {
+        Verdict::Agrees | Verdict::Behind => (store, image),
+        Verdict::Wrong(why) => {
+            drop(store);
+            (new_index(dir, why), None)
+        }
+    }
+}
+
+/// What the index lacks.
+fn difference(image: Option<&Image>, survey: &Survey) -> Changes {
+    let mut changes = Changes::new();
+    let known = image.map(|image| &image.facts);
+    for (key, value) in &survey.facts {
+        if known.and_then(|known| known.get(key)) != Some(value) {
+            changes.insert(key.clone(), Some(value.clone()));
+        }
+    }
+    for key in known.into_iter().flat_map(|known| known.keys()) {
+        if !survey.facts.contains_key(key) {
+            changes.insert(key.clone(), None);
+        }
+    }
+    changes
+}
+
+/// Begins a new segment: a restart never writes into an old one (I22).
+fn begin(
+    device: &Arc<dyn Device>,
+    options: &Options,
+    mut survey: Survey,
+) -> Result<Parts, JournalError> {
+    let failed = |why| write_error(&options.dir, why);
+    let mut packer = Packer::new().map_err(failed)?;
+    // No session of the source has survived, so no open transaction will be completed.
+    survey.progress.tear();
+    let last = survey.last.as_ref();
+    let head = Head {
+        number: last.map_or(1, |last| last.number + 1),
+        previous_bytes: last.map_or(0, |last| last.end),
+        progress: &survey.progress,
+        facts: &survey.facts,
+    };
+    let segment = Segment::create(&**device, &options.dir, &options.key, &head, &mut packer)?;
+    survey.catalogue.push(writer::entry(&segment));
+    Ok(Parts { segment, packer, survey })
+}
+
+fn start(
+    device: Arc<dyn Device>,
+    options: Options,
+    board: SourceBoard,
+    clock: Arc<dyn Clock>,
+    tasks: &Tasks,
+    started: Started,
+) -> Result<Arc<Journal>, JournalError> {
+    let Started {
+        parts: Parts { segment, packer, survey },
+        reserve,
+        disk_full,
+        pending,
+        store,
+        hold,
+    } = started;
+    let shared = share(device.clone(), options, board, clock, survey.catalogue);
+    *lock(&shared.published) = Published {
+        durable: survey.progress.durable,
+        torn: survey.progress.torn.clone(),
+        segment: segment.header().number,
+        synced_bytes: segment.bytes(),
+        failed: None,
+    };
+    shared.durable.send_replace(survey.progress.durable);
+    *shared.facts.write().unwrap_or_else(PoisonError::into_inner) = survey.facts;
+    shared.board.write(|status| status.durable = survey.progress.durable.point);
+    survey.damage.iter().for_each(|damage| shared.show_damage(damage));
+    if disk_full {
+        shared.set_disk_full(true);
+    } else {
+        segment.reserve(shared.segment_bytes);
+    }
+    let now = shared.clock.now();
+    let mut writer = Writer {
+        shared: shared.clone(),
+        device,
+        segment,
+        progress: survey.progress,
+        packer,
+        reserve,
+        pending,
+        pending_bytes: 0,
+        token: tasks.token(),
+        disk_full,
+        kept_up_at: now,
+        checkpoint_at: now,
+        checkpoint_frame: 0,
+    };
+    writer.checkpoint(now);
+    shared.mailbox.trim();
+    let journal = Journal { shared };
+    if let Err(why) = spawn(&journal, writer, store, hold, tasks) {
+        // What was spawned ends, too.
+        journal.shared.mailbox.close();
+        return Err(write_error(&journal.shared.dir, why));
+    }
+    Ok(Arc::new(journal))
+}
+
+fn share(
+    device: Arc<dyn Device>,
+    options: Options,
+    board: SourceBoard,
+    clock: Arc<dyn Clock>,
+    catalogue: Catalogue,
+) -> Arc<Shared> {
+    let used_bytes = catalogue.bytes();
+    board.write(|status| {
+        status.journal_bytes = used_bytes;
+        status.journal_full = false;
+        status.journal_bytes_max = options.max_bytes;
+    });
+    Arc::new(Shared {
+        dir: options.dir,
+        key: options.key,
+        // A budget must hold several segments, or trimming gives nothing back.
+        segment_bytes: options.segment_bytes.min(options.max_bytes / 8).max(1),
+        max_bytes: options.max_bytes,
+        board,
+        clock,
+        device,
+        queue: Queue::default(),
+        mailbox: Mailbox::default(),
+        catalogue: Mutex::new(catalogue),
+        facts: RwLock::default(),
+        quota: Mutex::new(Quota::new(options.max_bytes, used_bytes)),
+        published: Mutex::default(),
+        moved: Condvar::new(),
+        durable: watch::Sender::default(),
+        permits: Arc::new(Semaphore::new(QUEUE_BYTES)),
+        room: Notify::new(),
+        trimmed: 0.into(),
+        full_shown: false.into(),
+        failure: Mutex::new(None),
+        phase: watch::Sender::default(),
+    })
+}
+
+fn spawn(
+    journal: &Journal,
+    writer: Writer,
+    store: Option<Store>,
+    hold: disk::Hold,
+    tasks: &Tasks,
+) -> std::io::Result<()> {
+    let packer = Packer::new()?;
+    let shared = journal.shared.clone();
+    tasks.thread("journal-upkeep", move || upkeep::run(&shared, store, hold))?;
+    let shared = journal.shared.clone();
+    tasks.thread("journal-pack", move || writer::pack(&shared, packer))?;
+    tasks.thread("journal-write", move || writer.run())
+}

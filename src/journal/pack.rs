@@ -1,0 +1,170 @@
+//! Compresses runs and facts into the plaintexts of frames, and reads them back. Pure.
+//!
+//! **Invariant:** a run is cut into parts of [`PART_BYTES`], so that neither writing nor reading one
+//! needs more than the run itself and a few MiB beside it, however large its values are.
+
+use std::io::{self, Cursor};
+
+use super::record::{self, BATCH_PREFIX_BYTES, BatchPrefix, Fields};
+use crate::{
+    facts::FactBatch,
+    source::{Commit, Piece, Run},
+};
+
+/// Bytes of a run in one frame, before compression.
+pub(crate) const PART_BYTES: usize = 4 << 20;
+
+/// Bytes of facts in one Dump frame, about.
+pub(crate) const DUMP_BYTES: usize = 1 << 20;
+
+/// The fastest level: the disk is slower than it, and the network behind is slower still.
+const ZSTD_LEVEL: i32 = 1;
+
+/// A run, compressed.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    pub(crate) piece: Piece,
+    pub(crate) changes: u64,
+    pub(crate) commit: Option<Commit>,
+    /// Plaintexts of its frames, at least one.
+    pub(crate) parts: Vec<Vec<u8>>,
+}
+
+/// Compresses; one for each thread, since its context is costly to make.
+pub(crate) struct Packer(zstd::bulk::Compressor<'static>);
+
+/// Decompresses.
+pub(crate) struct Unpacker(zstd::bulk::Decompressor<'static>);
+
+impl Packer {
+    pub(crate) fn new() -> io::Result<Self> {
+        zstd::bulk::Compressor::new(ZSTD_LEVEL).map(Self)
+    }
+
+    /// Compresses a run.
+    pub(crate) fn run(&mut self, run: Run) -> io::Result<Packed> {
+        let run_bytes = run.bytes.len() as u64;
+        let mut parts = vec![];
+        let mut rest = &run.bytes[..];
+        loop {
+            let (part, after) = rest.split_at(rest.len().min(PART_BYTES));
+            let part_bytes = u32::try_from(part.len()).expect("a part is 4 MiB at most");
+            let commit = run.commit.filter(|_| after.is_empty());
+            let prefix = BatchPrefix { commit, run_bytes, part_bytes };
+            parts.push(self.after(&prefix.encode(), part)?);
+            rest = after;
+            if rest.is_empty() {
+                return Ok(Packed {
+                    piece: run.piece,
+                    changes: run.changes,
+                    commit: run.commit,
+                    parts,
+                });
+            }
+        }
+    }
+
+    /// Compresses facts as they stand in a frame.
+    pub(crate) fn facts(&mut self, plain: &[u8]) -> io::Result<Vec<u8>> {
+        let length = u32::try_from(plain.len()).map_err(io::Error::other)?;
+        self.after(&length.to_le_bytes(), plain)
+    }
+
+    fn after(&mut self, prefix: &[u8], plain: &[u8]) -> io::Result<Vec<u8>> {
+        let mut packed = Vec::with_capacity(prefix.len() + bound(plain.len()));
+        packed.extend_from_slice(prefix);
+        let mut end = Cursor::new(packed);
+        end.set_position(prefix.len() as u64);
+        self.0.compress_to_buffer(plain, &mut end)?;
+        let mut packed = end.into_inner();
+        packed.shrink_to_fit();
+        Ok(packed)
+    }
+}
+
+impl Unpacker {
+    pub(crate) fn new() -> io::Result<Self> {
+        zstd::bulk::Decompressor::new().map(Self)
+    }
+
+    /// Appends a part of a run to `run`, the `last` or another. Gives its commit; `None`: the
+    /// plaintext is no such part.
+    pub(crate) fn part(
+        &mut self,
+        plain: &[u8],
+        last: bool,
+        run: &mut Vec<u8>,
+    ) -> Option<Option<Commit>> {
+        let (prefix, packed) = BatchPrefix::split(plain)?;
+        debug_assert_eq!(plain.len() - packed.len(), BATCH_PREFIX_BYTES);
+        let run_bytes = usize::try_from(prefix.run_bytes).ok()?;
+        run.reserve_exact(run_bytes.checked_sub(run.len())?);
+        self.append(packed, usize::try_from(prefix.part_bytes).ok()?, run)?;
+        (!last || run.len() == run_bytes).then_some(prefix.commit)
+    }
+
+    /// Reads the facts of a frame. `None`: the plaintext holds none.
+    pub(crate) fn facts(&mut self, plain: &[u8]) -> Option<FactBatch> {
+        let mut fields = Fields(plain);
+        let length = usize::try_from(fields.u32()?).ok()?;
+        let mut facts = Vec::new();
+        facts.try_reserve_exact(length).ok()?;
+        self.append(fields.0, length, &mut facts)?;
+        record::read_facts(&facts)
+    }
+
+    fn append(&mut self, packed: &[u8], bytes: usize, to: &mut Vec<u8>) -> Option<()> {
+        let before = to.len();
+        if to.capacity() - before < bytes {
+            return None;
+        }
+        let mut end = Cursor::new(to);
+        end.set_position(before as u64);
+        let written = self.0.decompress_to_buffer(packed, &mut end).ok()?;
+        (written == bytes).then_some(())
+    }
+}
+
+/// The most that compression can make of `bytes` (zstd's ZSTD_COMPRESSBOUND, rounded up).
+fn bound(bytes: usize) -> usize {
+    bytes + (bytes >> 8) + 128
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip(bytes: Vec<u8>) -> usize {
+        let run = Run { bytes, changes: 3, commit: Some(Commit::default()), piece: Piece::Last };
+        let packed = Packer::new().unwrap().run(run.clone()).unwrap();
+        let mut unpacker = Unpacker::new().unwrap();
+        let mut read = vec![];
+        let mut commit = None;
+        for (number, part) in packed.parts.iter().enumerate() {
+            assert_eq!(commit, None);
+            let last = number + 1 == packed.parts.len();
+            commit = unpacker.part(part, last, &mut read).unwrap();
+        }
+        assert_eq!((read, commit), (run.bytes, run.commit));
+        packed.parts.len()
+    }
+
+    #[test]
+    fn a_run_of_any_size_comes_back() {
+        assert_eq!(round_trip(vec![]), 1);
+        assert_eq!(round_trip(vec![1; PART_BYTES]), 1);
+        assert_eq!(round_trip((0..=255).cycle().take(2 * PART_BYTES + 1).collect()), 3);
+        assert_eq!(
+            round_trip(std::iter::repeat_with(|| fastrand::u8(..)).take(70_000).collect()),
+            1
+        );
+    }
+
+    #[test]
+    fn a_part_that_claims_another_length_is_refused() {
+        let run = Run { bytes: vec![1; 100], ..Run::new(Piece::First) };
+        let mut part = Packer::new().unwrap().run(run).unwrap().parts.remove(0);
+        part[37] = 99;
+        assert_eq!(Unpacker::new().unwrap().part(&part, true, &mut vec![]), None);
+    }
+}

@@ -1,0 +1,300 @@
+//! The index of facts beside the log: sled, checkpointed with the place in the log that it covers.
+//!
+//! **Invariant:** sled is never the only copy of a fact. It is written to after the log's fdatasync;
+//! whatever is wrong with it, it is set aside and made anew from the log.
+//!
+//! Keys: `=<key>` holds a fact, `!checkpoint` a [`Checkpoint`]:
+//! ```text
+//! magic "LHJIDX01", segment u64, its salt (32), frames covered u64, facts u64,
+//! Progress as in the log, CRC32C of all before u32
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{
+    record::{FactMap, Fields},
+    watermark::Progress,
+};
+use crate::disk;
+
+/// The open index.
+pub(crate) struct Store {
+    db: sled::Db<FANOUT>,
+    busy: PathBuf,
+}
+
+/// How far the index covers the log.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Checkpoint {
+    pub(crate) segment: u64,
+    pub(crate) salt: [u8; 32],
+    /// Number of the first frame not covered.
+    pub(crate) frame: u64,
+    /// Facts in all.
+    pub(crate) facts: u64,
+    pub(crate) progress: Progress,
+}
+
+/// What the index held when it was opened.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Image {
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) facts: FactMap,
+}
+
+/// Facts put (`Some`) or deleted since the last checkpoint.
+pub(crate) type Changes = BTreeMap<String, Option<Vec<u8>>>;
+
+/// Small leaves: facts are rewritten often (FACTS §1).
+const FANOUT: usize = 64;
+const CACHE_BYTES: usize = 16 << 20;
+/// Indexes kept after they were set aside, for support.
+const SET_ASIDE_MAX: usize = 2;
+const LOCK_TRIES: u32 = 200;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+const MAGIC: &[u8; 8] = b"LHJIDX01";
+const CHECKPOINT_KEY: &[u8] = b"!checkpoint";
+const FACT_PREFIX: u8 = b'=';
+
+impl Store {
+    /// Opens the index under the journal's folder, and reads it. `None`: it is new.
+    ///
+    /// # Errors
+    ///
+    /// It does not open, panics, or fails a check. It can be set aside.
+    pub(crate) fn open(dir: &Path) -> io::Result<(Self, Option<Image>)> {
+        let busy = dir.join("index.busy");
+        if busy.exists() {
+            // The release build aborts on a panic: a start that found sled panicking would find it
+            // again for ever. A kill in this moment looks the same, and costs only the making anew.
+            return Err(io::Error::other("the process ended while the index was written to"));
+        }
+        fs::write(&busy, b"")?;
+        let path = dir.join(FOLDER);
+        let opened = quietly(|| {
+            let config = sled::Config::new()
+                .path(&path)
+                .cache_capacity_bytes(CACHE_BYTES)
+                .flush_every_ms(None);
+            let db = open_db(&config)?;
+            let image = read(&db)?;
+            Ok((db, image))
+        });
+        if opened.is_ok() {
+            disk::remove(&busy)?;
+        }
+        opened.map(|(db, image)| (Self { db, busy }, image))
+    }
+
+    /// Makes `changes` and the checkpoint that they lead to durable together.
+    ///
+    /// # Errors
+    ///
+    /// The index is of no more use until the next start.
+    pub(crate) fn checkpoint(&self, checkpoint: &Checkpoint, changes: Changes) -> io::Result<()> {
+        fs::write(&self.busy, b"")?;
+        let written = quietly(|| {
+            let mut batch = sled::Batch::default();
+            for (key, value) in changes {
+                match value {
+                    Some(value) => batch.insert(fact_key(&key), value),
+                    None => batch.remove(fact_key(&key)),
+                }
+            }
+            batch.insert(CHECKPOINT_KEY, checkpoint.encode());
+            self.db.apply_batch(batch)?;
+            self.db.flush().map(drop)
+        });
+        if written.is_ok() {
+            disk::remove(&self.busy)?;
+        }
+        written
+    }
+}
+
+/// Moves the index out of the way. The oldest of those moved before are removed.
+///
+/// # Errors
+///
+/// The folder cannot be changed.
+pub(crate) fn set_aside(dir: &Path) -> io::Result<()> {
+    let index = dir.join(FOLDER);
+    let bad = |number: u64| dir.join(format!("{FOLDER}.bad-{number}"));
+    let mut numbers: Vec<u64> = vec![];
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix("index.bad-"));
+        numbers.extend(number.and_then(|number| number.parse::<u64>().ok()));
+    }
+    numbers.sort_unstable();
+    if index.exists() {
+        let number = numbers.last().map_or(1, |last| last + 1);
+        disk::rename(&index, &bad(number))?;
+        numbers.push(number);
+    }
+    for number in numbers.iter().rev().skip(SET_ASIDE_MAX) {
+        fs::remove_dir_all(bad(*number))?;
+    }
+    disk::remove(&dir.join("index.busy"))
+}
+
+/// The index's folder.
+pub(crate) const FOLDER: &str = "index";
+
+impl Checkpoint {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend_from_slice(&self.segment.to_le_bytes());
+        bytes.extend_from_slice(&self.salt);
+        bytes.extend_from_slice(&self.frame.to_le_bytes());
+        bytes.extend_from_slice(&self.facts.to_le_bytes());
+        bytes.extend_from_slice(&self.progress.encode());
+        let crc = crc32c::crc32c(&bytes);
+        bytes.extend_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (bytes, crc) = bytes.split_last_chunk::<4>()?;
+        if crc32c::crc32c(bytes) != u32::from_le_bytes(*crc) {
+            return None;
+        }
+        let mut fields = Fields(bytes.strip_prefix(MAGIC)?);
+        let (segment, salt) = (fields.u64()?, fields.take(32)?.try_into().ok()?);
+        let (frame, facts) = (fields.u64()?, fields.u64()?);
+        let progress = Progress::decode(fields.0)?;
+        Some(Self { segment, salt, frame, facts, progress })
+    }
+}
+
+/// sled lets go of its folder some time after it was dropped.
+fn open_db(config: &sled::Config) -> io::Result<sled::Db<FANOUT>> {
+    for _ in 0..LOCK_TRIES {
+        match config.open() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            opened => return opened,
+        }
+    }
+    config.open()
+}
+
+fn read(db: &sled::Db<FANOUT>) -> io::Result<Option<Image>> {
+    let mut checkpoint = None;
+    let mut facts = FactMap::new();
+    for item in db.iter() {
+        let (key, value) = item?;
+        if *key == *CHECKPOINT_KEY {
+            let read = Checkpoint::decode(&value);
+            checkpoint = Some(read.ok_or_else(|| damaged("its checkpoint does not read"))?);
+            continue;
+        }
+        let key = key.strip_prefix(&[FACT_PREFIX]).and_then(|key| str::from_utf8(key).ok());
+        let key = key.ok_or_else(|| damaged("it holds a foreign key"))?;
+        facts.insert(key.into(), value.to_vec());
+    }
+    match checkpoint {
+        Some(checkpoint) if checkpoint.facts == facts.len() as u64 => {
+            Ok(Some(Image { checkpoint, facts }))
+        }
+        None if facts.is_empty() => Ok(None),
+        _ => Err(damaged("it does not hold the facts that its checkpoint counts")),
+    }
+}
+
+/// Runs `work`, a panic in sled being an error like others.
+fn quietly<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(damaged("it panicked")))
+}
+
+fn fact_key(key: &str) -> Vec<u8> {
+    let mut bytes = vec![FACT_PREFIX];
+    bytes.extend_from_slice(key.as_bytes());
+    bytes
+}
+
+fn damaged(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checkpoint(facts: u64) -> Checkpoint {
+        let progress = Progress::default();
+        Checkpoint { segment: 7, salt: [3; 32], frame: 9, facts, progress }
+    }
+
+    #[test]
+    fn the_bytes_of_a_checkpoint_are_pinned() {
+        let bytes = checkpoint(2).encode();
+        let head = "4c484a494458303107000000000000000303030303030303030303030303030303030303030303030303030303030303\
+                    09000000000000000200000000000000";
+        assert!(hex::encode(&bytes).starts_with(head), "{}", hex::encode(&bytes));
+        assert_eq!(bytes.len(), 8 + 8 + 32 + 8 + 8 + 60 + 4);
+        assert_eq!(Checkpoint::decode(&bytes), Some(checkpoint(2)));
+        assert_eq!(Checkpoint::decode(&bytes[..bytes.len() - 1]), None);
+    }
+
+    #[test]
+    fn an_index_gives_back_its_last_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, image) = Store::open(dir.path()).unwrap();
+        assert_eq!(image, None);
+        let changes = [("a".to_owned(), Some(vec![1])), ("b".to_owned(), Some(vec![2]))];
+        store.checkpoint(&checkpoint(2), changes.into()).unwrap();
+        store.checkpoint(&checkpoint(1), [("a".to_owned(), None)].into()).unwrap();
+        drop(store);
+        let (_, image) = Store::open(dir.path()).unwrap();
+        let facts = [("b".to_owned(), vec![2])].into();
+        assert_eq!(image, Some(Image { checkpoint: checkpoint(1), facts }));
+    }
+
+    #[test]
+    fn an_index_that_lost_a_fact_or_was_being_written_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        store.checkpoint(&checkpoint(2), [("a".to_owned(), Some(vec![1]))].into()).unwrap();
+        drop(store);
+        assert!(Store::open(dir.path()).is_err());
+        for _ in 0..4 {
+            set_aside(dir.path()).unwrap();
+            drop(Store::open(dir.path()).unwrap());
+            fs::write(dir.path().join("index.busy"), b"").unwrap();
+            assert!(Store::open(dir.path()).is_err());
+        }
+        let kept = fs::read_dir(dir.path()).unwrap();
+        let kept = kept.filter(|entry| {
+            entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("index.bad")
+        });
+        assert_eq!(kept.count(), SET_ASIDE_MAX);
+    }
+
+    #[test]
+    fn garbage_in_its_files_is_an_error_and_no_panic() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        store.checkpoint(&checkpoint(1), [("a".to_owned(), Some(vec![1]))].into()).unwrap();
+        drop(store);
+        let mut folders = vec![dir.path().join(FOLDER)];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    fs::write(path, [0xA5; 4096]).unwrap();
+                }
+            }
+        }
+        assert!(Store::open(dir.path()).is_err());
+    }
+}

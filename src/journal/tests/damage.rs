@@ -1,0 +1,302 @@
+//! Torn tails and damage.
+
+use super::*;
+
+/// Offsets and headers of the last segment's frames, its end last.
+fn frames_of(path: &Path) -> Vec<(u64, record::FrameHeader)> {
+    let mut scan = Scan::new(Window::open(path).unwrap()).unwrap();
+    let mut found = vec![];
+    while let Some(item) = scan.next().unwrap() {
+        let Item::Frame(header, offset) = item else { panic!("{item:?}") };
+        found.push((offset, header));
+    }
+    found
+}
+
+/// Two batches and a fact between them, each in a group of its own; killed.
+async fn three_groups(site: &Site) -> (PathBuf, Vec<(u64, record::FrameHeader)>) {
+    let journal = site.open();
+    journal.append(whole(10, 2)).await.unwrap();
+    durable_at(&*journal, 1).await;
+    journal.record(fact("a", 1)).await.unwrap();
+    journal.append(whole(20, 2)).await.unwrap();
+    durable_at(&*journal, 2).await;
+    kill(journal).await;
+    let path = site.segments().pop().unwrap();
+    let frames = frames_of(&path);
+    let control = frames.len() - 3;
+    (path, frames.into_iter().skip(control).collect())
+}
+
+#[tokio::test]
+async fn a_tail_torn_at_any_byte_is_cut_to_the_last_whole_frame() {
+    let site = Site::new();
+    let (path, frames) = three_groups(&site).await;
+    let whole_file = fs::read(&path).unwrap();
+    let first = usize::try_from(frames[0].0).unwrap();
+    for length in first..whole_file.len() {
+        for zeros in [false, true] {
+            let mut torn = whole_file[..length].to_vec();
+            if zeros {
+                torn.resize(whole_file.len(), 0);
+            }
+            fs::write(&path, &torn).unwrap();
+            let found = survey(&site.path(), &KEY, None).unwrap();
+            let kept = frames
+                .iter()
+                .filter(|(offset, header)| offset + header.frame_bytes() <= length as u64);
+            let kept: Vec<_> = kept.map(|(offset, header)| offset + header.frame_bytes()).collect();
+            let last = found.last.unwrap();
+            assert_eq!(last.end, kept.last().copied().unwrap_or(frames[0].0), "at {length}");
+            assert_eq!(found.progress.durable.batch, [0, 1, 1][kept.len()], "at {length}");
+            assert_eq!(found.facts.len(), [0, 0, 1][kept.len()], "at {length}");
+            assert!(found.damage.is_empty());
+            mend(&FileSystem, &last).unwrap();
+            let again = survey(&site.path(), &KEY, None).unwrap();
+            assert_eq!((again.progress, again.facts), (found.progress, found.facts));
+            assert_eq!(again.last.unwrap().file_bytes, last.end);
+        }
+    }
+}
+
+#[tokio::test]
+async fn recovering_twice_finds_what_recovering_once_found() {
+    let site = Site::new();
+    let journal = site.open();
+    journal.append(whole(10, 2)).await.unwrap();
+    journal.append(piece(Piece::First, 2, None)).await.unwrap();
+    journal.record(fact("a", 1)).await.unwrap();
+    while journal.shared.board.read().journal_bytes < 600 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    kill(journal).await;
+    let mut before = None;
+    for _ in 0..3 {
+        let journal = site.open();
+        let batches = read_all(journal.reader(0));
+        let state = (journal.session().await.unwrap(), facts_of(&journal), batches);
+        assert_eq!(*before.get_or_insert(state.clone()), state);
+        kill(journal).await;
+    }
+    assert_eq!(site.check().damage, [""; 0]);
+}
+
+fn flip(path: &Path, offset: u64) {
+    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    FileExt::write_at(&file, &[byte[0] ^ 0x10], offset).unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_batch_is_named_by_everyone_and_skipped_by_no_one() {
+    for inside in [0, 30, 70, 90] {
+        let site = Site::new();
+        let (path, frames) = three_groups(&site).await;
+        let (offset, header) = frames[0];
+        flip(&path, offset + inside);
+        let checked = site.check();
+        assert_eq!(checked.damage.len(), 1, "{checked}");
+        let range = format!("from byte {offset} to {}", offset + header.frame_bytes());
+        assert!(checked.damage[0].contains(&range), "{checked}");
+        assert!(checked.damage[0].contains("(batches 1)"), "{checked}");
+        let journal = match site.try_open() {
+            Ok(journal) => journal,
+            Err(JournalError::Damaged { from, .. }) => {
+                // What kind of frame it was is not known: it may have held facts.
+                assert!(inside < 68 && from == offset);
+                continue;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        assert!(inside >= 68);
+        assert_eq!(journal.session().await.unwrap().batch, 2);
+        assert_eq!(journal.get("a"), Some(b"1".to_vec()));
+        let mut reader = journal.reader(0);
+        for _ in 0..2 {
+            let error = reader.next(SOON).unwrap_err().to_string();
+            assert!(error.contains(&range) && error.contains("(batches 1)"), "{error}");
+        }
+        assert_eq!(reader_numbers(&journal, 1), [2]);
+        assert!(site.board.read().journal_damage[0].contains(&range));
+        journal.stop().await;
+    }
+}
+
+fn reader_numbers(journal: &Journal, after: u64) -> Vec<u64> {
+    read_all(journal.reader(after)).iter().map(|batch| batch.number).collect()
+}
+
+#[tokio::test]
+async fn a_damaged_fact_stops_the_start_unless_the_index_has_it() {
+    let site = Site::new();
+    let (path, frames) = three_groups(&site).await;
+    let (offset, header) = frames[1];
+    flip(&path, offset + 80);
+    let error = site.try_open().unwrap_err();
+    assert!(
+        matches!(error, JournalError::Damaged { from, to, .. }
+        if from == offset && to == offset + header.frame_bytes()),
+        "{error}"
+    );
+    flip(&path, offset + 80);
+
+    // The same with an index that was checkpointed after it: the clean stop does that.
+    let site = Site::new();
+    let journal = site.open();
+    journal.record(fact("a", 1)).await.unwrap();
+    journal.append(whole(10, 2)).await.unwrap();
+    durable_at(&*journal, 1).await;
+    journal.stop().await;
+    drop(journal);
+    let path = site.segments().pop().unwrap();
+    let place = frames_of(&path).into_iter().find(|(_, header)| header.kind == record::Kind::Facts);
+    flip(&path, place.unwrap().0 + 80);
+    let journal = site.open();
+    assert_eq!(journal.get("a"), Some(b"1".to_vec()));
+    assert_eq!(journal.session().await.unwrap().batch, 1);
+    assert_eq!(site.board.read().journal_damage.len(), 1);
+    journal.stop().await;
+}
+
+#[tokio::test]
+async fn a_bad_frame_before_good_ones_of_its_own_group_is_a_torn_tail() {
+    let site = Site::new();
+    let journal = site.open();
+    site.device.plan().hold_syncs = true;
+    // The first goes into a group of its own; the others wait for its sync and share the next.
+    journal.append(whole(10, 1)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    for number in 2..=4 {
+        journal.append(whole(10 * number, 1)).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    site.device.plan().hold_syncs = false;
+    durable_at(&*journal, 4).await;
+    kill(journal).await;
+    let path = site.segments().pop().unwrap();
+    let frames = frames_of(&path);
+    let group = &frames[frames.len() - 3..];
+    assert!(group.iter().all(|(_, header)| header.group == group[0].1.frame), "{group:?}");
+    flip(&path, group[1].0 + 80);
+    let found = survey(&site.path(), &KEY, None).unwrap();
+    assert!(found.damage.is_empty());
+    assert_eq!((found.progress.durable.batch, found.last.unwrap().end), (2, group[1].0));
+    assert_eq!(site.check().damage, [""; 0]);
+    assert!(site.check().torn_bytes > 0);
+}
+
+#[tokio::test]
+async fn damage_to_a_closed_segment_is_named_and_the_rest_is_read() {
+    let site = Site::with(1 << 30, 5000);
+    let journal = site.open();
+    for number in 1..=30 {
+        let run = Run { bytes: noise(1000), ..whole(10 * number, 1) };
+        journal.append(run).await.unwrap();
+        durable_at(&*journal, number).await;
+    }
+    journal.stop().await;
+    drop(journal);
+    let segments = site.segments();
+    assert!(segments.len() > 4);
+    let whole_file = fs::read(&segments[1]).unwrap();
+
+    // A header that does not read.
+    flip(&segments[1], 20);
+    let journal = site.open();
+    let mut reader = journal.reader(0);
+    let good = std::iter::from_fn(|| reader.next(NOW).ok().flatten()).last().unwrap().number;
+    let error = reader.next(NOW).unwrap_err();
+    assert!(error.to_string().contains("checksum of its header"), "{error}");
+    assert_eq!(site.board.read().journal_damage.len(), 1);
+    journal.stop().await;
+    drop(journal);
+
+    // A closed segment that lost its end.
+    fs::write(&segments[1], &whole_file[..whole_file.len() - 10]).unwrap();
+    let journal = site.open();
+    assert!(
+        site.board.read().journal_damage.iter().any(|damage| damage.contains("it was closed at"))
+    );
+    let mut reader = journal.reader(good);
+    let error = std::iter::from_fn(|| Some(reader.next(NOW))).find_map(Result::err).unwrap();
+    assert!(error.to_string().contains("damage from byte"), "{error}");
+    journal.stop().await;
+    drop(journal);
+
+    // One that is gone.
+    fs::remove_file(&segments[1]).unwrap();
+    let journal = site.open();
+    let mut reader = journal.reader(good);
+    let error = reader.next(NOW).unwrap_err();
+    assert!(error.to_string().contains("batches are missing"), "{error}");
+    journal.stop().await;
+}
+
+#[tokio::test]
+async fn show_and_check_speak_to_people() {
+    let site = Site::new();
+    let journal = site.open();
+    journal.append(whole(10, 2)).await.unwrap();
+    journal.append(piece(Piece::First, 2, None)).await.unwrap();
+    journal.session().await.unwrap();
+    journal.record(fact("ship/upload/1", 1)).await.unwrap();
+    journal.stop().await;
+    let report = inspect::show(&site.path(), &Secret::new(KEY.to_vec())).unwrap();
+    assert_eq!((report.sequence, report.batch, &report.torn[..]), (2, 1, &[(2, 2)][..]));
+    let text = report.to_string();
+    assert!(text.contains("through change 2 at 00000000/0000000A, batch 1"), "{text}");
+    assert!(text.contains("ship/upload/1"), "{text}");
+    let text = site.check().to_string();
+    assert!(text.contains("batches 1–2") && text.ends_with("the journal is whole"), "{text}");
+}
+
+async fn some_history(site: &Site) -> Vec<Batch> {
+    let journal = site.open();
+    for number in 1..=6 {
+        journal.append(whole(10 * number, 2)).await.unwrap();
+        durable_at(&*journal, number).await;
+        journal.record(fact("a", number)).await.unwrap();
+    }
+    let batches = read_all(journal.reader(0));
+    kill(journal).await;
+    batches
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_damage_makes_it_panic_or_tell_untruths(
+        places in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 1..200_usize), 1..4),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let site = Site::new();
+            let batches = some_history(&site).await;
+            let path = site.segments().pop().unwrap();
+            let mut bytes = fs::read(&path).unwrap();
+            for (place, byte, length) in places {
+                let from = place.index(bytes.len());
+                let to = (from + length).min(bytes.len());
+                bytes[from..to].fill(byte);
+            }
+            let changed = fs::read(&path).unwrap() != bytes;
+            fs::write(&path, &bytes).unwrap();
+            let checked = inspect::check(&site.path(), &Secret::new(KEY.to_vec()));
+            let silent = checked.is_ok_and(|report| report.damage.is_empty() && report.torn_bytes == 0);
+            assert!(!(silent && changed));
+            let Ok(journal) = site.try_open() else { return };
+            let mut reader = journal.reader(0);
+            let durable = journal.durable().borrow().batch;
+            let mut read = 0;
+            while let Ok(Some(batch)) = reader.next(NOW) {
+                read = batch.number;
+                let place = usize::try_from(batch.number - 1).unwrap();
+                assert_eq!(batch, batches[place]);
+            }
+            assert!(read == durable || reader.next(NOW).is_err(), "nothing is skipped");
+            journal.stop().await;
+        });
+    }
+}

@@ -1,0 +1,562 @@
+//! Seals the stream of changes: journal batches become epochs.
+//!
+//! Each row gets its `_sequence` (the batch's first number plus its ordinal), its `_position` (the *end* of
+//! its transaction's commit record, found by looking ahead) and its commit time. At a cut all open objects
+//! are ended, and one batch of facts makes the group, the place to resume and the decoder's tables durable.
+//!
+//! **Invariants:** after a restart exactly the batches after the last recorded epoch are sealed (I11);
+//! batches join without gap; each holds as many changes as the journal counted; a record that does not
+//! decode stops the source and is never skipped (I13, I16).
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    mem,
+    sync::Arc,
+};
+
+use super::{
+    GroupKind, Op, SealError, Table,
+    columns::RowMeta,
+    encode::{LARGE_ROW_BYTES, RowIn},
+    epoch::{Epoch, OPEN_MAX},
+    sealer::{Desk, EPOCH_FACT, EpochEnd, Outlet, PAUSE, RELATION_FACTS},
+};
+use crate::{
+    facts::{self, FactBatch},
+    journal::{
+        Batch, Change, Commit, Decode, DecodeError, Event, ORIGIN_FACT, OldRow, Origin, Piece,
+        ReadBatches, Row, split_record,
+    },
+    units::{Point, Position, Sequence, Timestamp},
+};
+
+/// The state of the one thread that seals changes.
+pub(super) struct Changes<'a> {
+    desk: &'a Desk,
+    outlet: &'a Outlet,
+    decode: Box<dyn Decode>,
+    /// As the stream has them now, and at the version that seals them, once a row came.
+    tables: BTreeMap<u32, (Arc<Table>, Option<Arc<Table>>)>,
+    /// As the facts have them.
+    remembered: BTreeMap<u32, Arc<Table>>,
+    /// Where the open epoch begins; `None` until the first batch of all.
+    from: Option<Point>,
+    /// Where it would end now.
+    to: Point,
+    batch: u64,
+    transaction: Option<Transaction>,
+    epoch: Epoch,
+}
+
+/// The transaction whose records are being read.
+#[derive(Clone, Copy, Debug)]
+struct Transaction {
+    position: Position,
+    at: Timestamp,
+    xid: u32,
+}
+
+impl<'a> Changes<'a> {
+    /// Takes up where the facts say.
+    pub(super) fn resume(
+        desk: &'a Desk,
+        outlet: &'a Outlet,
+        decode: &dyn Fn(Vec<Arc<Table>>) -> Box<dyn Decode>,
+    ) -> Result<Self, SealError> {
+        let sealed: Option<EpochEnd> = facts::read(&*desk.facts, EPOCH_FACT)?;
+        let remembered: BTreeMap<_, _> = facts::read_all::<Table>(&*desk.facts, RELATION_FACTS)?
+            .into_iter()
+            .map(|(_, table)| (table.id, Arc::new(table)))
+            .collect();
+        Ok(Self {
+            desk,
+            outlet,
+            decode: decode(remembered.values().cloned().collect()),
+            tables: remembered.iter().map(|(id, table)| (*id, (table.clone(), None))).collect(),
+            remembered,
+            from: sealed.map(|sealed| sealed.end),
+            to: sealed.map(|sealed| sealed.end).unwrap_or_default(),
+            batch: sealed.map_or(0, |sealed| sealed.batch),
+            transaction: None,
+            epoch: Epoch::new(OPEN_MAX, desk.cut.bytes),
+        })
+    }
+
+    /// Seals until it is stopped.
+    pub(super) fn run(mut self, reader: &mut dyn ReadBatches) -> Result<(), SealError> {
+        while !self.outlet.is_stopped() {
+            if !self.desk.has_room() {
+                continue;
+            }
+            let batch = reader.next(PAUSE)?.filter(|batch| batch.number > self.batch);
+            let now = self.desk.clock.now();
+            if let Some(batch) = batch {
+                self.epoch.begin(now);
+                self.take(batch)?;
+            }
+            let due =
+                self.epoch.progress().is_some_and(|so_far| self.desk.cut.is_due(&so_far, now));
+            if due && self.transaction.is_none() && !self.seal()? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one batch into the epoch.
+    fn take(&mut self, batch: Batch) -> Result<(), SealError> {
+        self.admit(&batch)?;
+        let mut commits = self.look_ahead(&batch)?;
+        let unreadable = |why| SealError::Decode { what: format!("batch {}", batch.number), why };
+        let mut bytes = batch.bytes;
+        let mut read = 0;
+        while read < bytes.len() {
+            let broken = || unreadable(DecodeError::Length { what: "a record" });
+            let (kind, payload, rest) = split_record(&bytes[read..]).ok_or_else(broken)?;
+            let event = self.decode.decode(kind, payload).map_err(unreadable)?;
+            let table = match &event {
+                Event::Change(change) if payload.len() >= LARGE_ROW_BYTES => Some(change.table),
+                _ => None,
+            };
+            self.follow(event, payload, &mut commits)?;
+            read = bytes.len() - rest.len();
+            if let Some(table) = table {
+                // The record goes before its copy in the row builder is copied on.
+                bytes = bytes.split_off(read);
+                read = 0;
+                self.epoch.write_out(&self.desk.maker, table)?;
+            }
+            self.epoch.relieve(&self.desk.maker)?;
+        }
+        let found = self.to.sequence.0 + 1 - batch.first.0;
+        self.expect("changes in a batch", batch.changes, found)?;
+        let open = u64::from(matches!(batch.piece, Piece::First | Piece::Middle));
+        self.expect("transactions open after a batch", open, self.transaction.is_some().into())?;
+        self.batch = batch.number;
+        Ok(())
+    }
+
+    /// Checks that a batch follows the one before.
+    fn admit(&mut self, batch: &Batch) -> Result<(), SealError> {
+        if self.from.is_none() {
+            let origin: Option<Origin> = facts::read(&*self.desk.facts, ORIGIN_FACT)?;
+            let position = origin.ok_or(SealError::Origin)?.consistent_point;
+            self.to = Point { sequence: Sequence(0), position };
+            self.from = Some(self.to);
+        }
+        self.expect("number of a batch's first change", self.to.sequence.0 + 1, batch.first.0)?;
+        let within = u64::from(matches!(batch.piece, Piece::Middle | Piece::Last));
+        self.expect("transactions open before a batch", within, self.transaction.is_some().into())?;
+        Ok(())
+    }
+
+    /// The commits that end the transactions which begin in the batch.
+    fn look_ahead(&self, batch: &Batch) -> Result<VecDeque<Commit>, SealError> {
+        match batch.piece {
+            Piece::First => Ok(batch.ends.into_iter().collect()),
+            Piece::Middle | Piece::Last => Ok(VecDeque::new()),
+            Piece::Whole => {
+                let mut commits = VecDeque::new();
+                let mut rest = &batch.bytes[..];
+                while let Some((kind, payload, after)) = split_record(rest) {
+                    commits.extend(self.decode.commit(kind, payload));
+                    rest = after;
+                }
+                Ok(commits)
+            }
+        }
+    }
+
+    fn follow(
+        &mut self,
+        event: Event,
+        payload: &[u8],
+        commits: &mut VecDeque<Commit>,
+    ) -> Result<(), SealError> {
+        match event {
+            Event::Begin { begins, at, xid } => {
+                self.expect("open transactions at a BEGIN", 0, self.transaction.is_some().into())?;
+                let commit = commits.pop_front().unwrap_or_default();
+                self.expect("position of a commit record", begins.0, commit.begins.0)?;
+                self.transaction = Some(Transaction { position: commit.position, at, xid });
+            }
+            Event::Commit(commit) => {
+                let transaction = self.transaction.take();
+                let position = transaction.map_or(Position(0), |open| open.position);
+                self.expect("position of a commit", position.0, commit.position.0)?;
+                self.to.position = commit.position;
+                self.epoch.commit(commit.at);
+            }
+            Event::Table(table) => drop(self.tables.insert(table.id, (table, None))),
+            Event::Change(Change { op, table, new, old }) => {
+                let old = old.as_ref().map(|(kind, row)| (*kind, row));
+                self.append(op, table, new.as_ref(), old, payload)?;
+            }
+            Event::Truncate { tables, .. } => {
+                for table in tables {
+                    self.append(Op::Truncate, table, None, None, payload)?;
+                }
+            }
+            Event::Nothing => {}
+        }
+        Ok(())
+    }
+
+    fn append(
+        &mut self,
+        op: Op,
+        table_id: u32,
+        row: Option<&Row>,
+        old: Option<(OldRow, &Row)>,
+        payload: &[u8],
+    ) -> Result<(), SealError> {
+        self.expect("open transactions at a change", 1, self.transaction.is_some().into())?;
+        let Some(Transaction { position, at, xid }) = self.transaction else { return Ok(()) };
+        let table = self.table(table_id)?;
+        let sequence = self.to.sequence.0 + 1;
+        let meta = RowMeta { op, sequence, position, committed_at: at, xid: Some(xid) };
+        let row = RowIn::new(meta, row, old, payload, &*self.decode);
+        self.epoch.append(&self.desk.maker, &table, at, &row)?;
+        self.to.sequence = Sequence(sequence);
+        Ok(())
+    }
+
+    /// The table at the version in force.
+    fn table(&mut self, id: u32) -> Result<Arc<Table>, SealError> {
+        let (table, versioned) = self.tables.get_mut(&id).ok_or_else(|| SealError::Decode {
+            what: format!("change {}", self.to.sequence.0 + 1),
+            why: DecodeError::Table(id),
+        })?;
+        if let Some(versioned) = versioned {
+            return Ok(Arc::clone(versioned));
+        }
+        let numbered = self.desk.versioned(self.outlet, table)?;
+        *versioned = Some(Arc::clone(&numbered));
+        Ok(numbered)
+    }
+
+    /// Cuts the epoch here. False: stopped, and nothing was recorded.
+    fn seal(&mut self) -> Result<bool, SealError> {
+        let epoch = mem::replace(&mut self.epoch, Epoch::new(OPEN_MAX, self.desk.cut.bytes));
+        let committed_at = epoch.committed_at();
+        let drafts = epoch.end(&self.desk.maker)?;
+        let (from, to, batch) = (self.from.unwrap_or(self.to), self.to, self.batch);
+        let mut facts = FactBatch::default();
+        facts.put(EPOCH_FACT, &EpochEnd { end: to, batch });
+        for table in self.decode.tables() {
+            if self.remembered.get(&table.id) != Some(&table) {
+                facts.put(format!("{RELATION_FACTS}{:010}", table.id), &*table);
+                self.remembered.insert(table.id, table);
+            }
+        }
+        let objects = drafts.len();
+        let kind = || GroupKind::Changes { from, to, batch, committed_at };
+        let recorded = self.desk.record(self.outlet, drafts, kind, facts)?;
+        if recorded {
+            self.from = Some(to);
+            tracing::debug!(to = to.sequence.0, position = %to.position, objects, "epoch sealed");
+        }
+        Ok(recorded)
+    }
+
+    fn expect(&self, what: &'static str, expected: u64, found: u64) -> Result<(), SealError> {
+        if expected == found {
+            return Ok(());
+        }
+        Err(SealError::Order { what, after: self.to.sequence, expected, found })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::seal::{
+        Group,
+        key::{Keys, Stem},
+        memory::{Bench, Hand, Log, NOON, change, epochs, forget, relation, table, truncate},
+    };
+
+    const DAY: i64 = 86_400_000_000;
+
+    fn insert(table: u32, id: u64) -> Vec<u8> {
+        change(b'I', table, &[&id.to_string(), "n"])
+    }
+
+    /// Changes of many transactions and tables, in `count` batches.
+    fn story(count: u64) -> Log {
+        let mut log = Log::default();
+        log.whole(NOON, &[&[relation(&table(1, "a")), relation(&table(2, "b")), insert(1, 1)]]);
+        for n in 2..=count {
+            if n % 5 == 0 {
+                log.pieces(NOON, &[&[insert(1, n), insert(2, n)], &[], &[insert(1, n)]]);
+            } else {
+                log.whole(NOON, &[&[insert(1, n)], &[], &[insert(2, n), insert(1, n)]]);
+            }
+        }
+        log
+    }
+
+    fn sequences(bench: &Bench, groups: &[Group]) -> Vec<i64> {
+        let objects = groups.iter().flat_map(|group| &group.objects);
+        let data = objects.filter(|object| object.key.ends_with(".parquet"));
+        let mut found: Vec<_> =
+            data.flat_map(|object| bench.rows(object)).map(|row| row.sequence).collect();
+        found.sort_unstable();
+        found
+    }
+
+    fn bounds(group: &Group) -> (Point, Point, u64) {
+        match group.kind {
+            GroupKind::Changes { from, to, batch, .. } => (from, to, batch),
+            _ => panic!("{group:?} is no epoch"),
+        }
+    }
+
+    #[test]
+    fn a_row_stands_where_its_commit_ends() {
+        let bench = Bench::new();
+        let mut log = Log::default();
+        log.whole(NOON, &[&[relation(&table(1, "a")), insert(1, 7)], &[insert(1, 8)]]);
+        log.pieces(NOON, &[&[insert(1, 9)], &[change(b'D', 1, &["7", ""])]]);
+        log.whole(NOON, &[&[]]);
+        let groups = bench.run(log.batches).unwrap();
+        assert_eq!(groups[0].kind, GroupKind::Schema);
+        let epoch = &groups[1];
+        let from = Point { sequence: Sequence(0), position: Position(3) };
+        let to = Point { sequence: Sequence(4), position: Position(45) };
+        assert_eq!(bounds(epoch), (from, to, 4));
+        let rows = bench.rows(&epoch.objects[0]);
+        let seen: Vec<_> =
+            rows.iter().map(|row| (&*row.op, row.sequence, &*row.position, row.id)).collect();
+        assert_eq!(
+            seen,
+            [
+                ("I", 1, "00000000/0000000F", Some(7)),
+                ("I", 2, "00000000/00000019", Some(8)),
+                ("I", 3, "00000000/00000023", Some(9)),
+                ("D", 4, "00000000/00000023", Some(7)),
+            ]
+        );
+        assert_eq!(epoch.objects[0].rows, BTreeMap::from([(Op::Insert, 3), (Op::Delete, 1)]));
+        let stem = Keys::new("raw").parse_data(&epoch.objects[0].key).unwrap().stem;
+        assert_eq!(stem, Stem::Changes { from: Sequence(1), to: Sequence(4), part: None });
+        assert_eq!(bench.board.read().sealed, to);
+    }
+
+    #[test]
+    fn epochs_tile_the_log_and_end_with_transactions() {
+        let bench = Bench::new();
+        let groups = bench.run(story(40).batches).unwrap();
+        let epochs = epochs(&groups);
+        assert!(epochs.len() > 5);
+        let mut reached = Point { sequence: Sequence(0), position: Position(3) };
+        for epoch in &epochs {
+            let (from, to, _) = bounds(epoch);
+            assert_eq!(from, reached);
+            assert_eq!(to.position.0 % 10, 5);
+            reached = to;
+        }
+        let ids: Vec<_> = groups.iter().map(|group| group.id).collect();
+        assert_eq!(ids, (1..=groups.len() as u64).collect::<Vec<_>>());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        /// I11: whatever is sealed when the box dies, every change stands in one object afterwards.
+        #[test]
+        fn a_box_that_dies_anywhere_seals_each_change_once(
+            deaths in prop::collection::vec(0_usize..40, 0..4), step in 1_u64..90,
+        ) {
+            let mut bench = Bench::new();
+            bench.clock = Hand::stepping(std::time::Duration::from_secs(step));
+            let log = story(25);
+            let mut passed = vec![];
+            for read in deaths {
+                let sealed = bench.open().sealed().unwrap().map_or(0, |sealed| sealed.batch);
+                let left = log.batches.iter().filter(|batch| batch.number > sealed);
+                let groups = bench.run(left.take(read).cloned().collect()).unwrap();
+                passed.extend(groups);
+            }
+            bench.clock = Hand::stepping(std::time::Duration::from_secs(3600));
+            passed.extend(bench.run(log.batches.clone()).unwrap());
+            let ids: Vec<_> = passed.iter().map(|group| group.id).collect();
+            prop_assert_eq!(ids, (1..=passed.len() as u64).collect::<Vec<_>>());
+            prop_assert_eq!(&bench.open().recovered().unwrap(), &passed);
+            let last = log.batches.last().unwrap();
+            let changes = last.first.0 + last.changes - 1;
+            let expected: Vec<_> = (1..=changes.cast_signed()).collect();
+            prop_assert_eq!(sequences(&bench, &passed), expected);
+            let mut reached = Point { sequence: Sequence(0), position: Position(3) };
+            for epoch in epochs(&passed) {
+                prop_assert_eq!(bounds(epoch).0, reached);
+                reached = bounds(epoch).1;
+            }
+            prop_assert_eq!(bench.spooled(), passed.iter().map(|group| group.objects.len()).sum::<usize>());
+        }
+    }
+
+    #[test]
+    fn ids_go_on_when_the_ledger_has_taken_all_groups() {
+        let bench = Bench::new();
+        let log = story(10);
+        let first = bench.run(log.batches[..5].to_vec()).unwrap();
+        forget(&*bench.facts(), &first);
+        let second = bench.run(log.batches).unwrap();
+        assert_eq!(second[0].id, first.last().unwrap().id + 1);
+        assert_eq!(bench.spooled(), second.iter().map(|group| group.objects.len()).sum::<usize>());
+    }
+
+    #[test]
+    fn what_does_not_add_up_stops_the_source_and_records_nothing() {
+        let plain = story(6).batches;
+        type Break<'a> = &'a dyn Fn(&mut Vec<Batch>);
+        let broken: [(&str, Break<'_>); 7] = [
+            ("changes in a batch", &|log| log[0].changes += 1),
+            ("number of a batch's first change", &|log| drop(log.remove(0))),
+            ("a record is cut short", &|log| log[0].bytes.truncate(9)),
+            ("of unknown kind", &|log| log[0].bytes[5] = b'?'),
+            ("whose columns were never sent", &|log| {
+                let mut other = Log::default();
+                other.whole(NOON, &[&[insert(3, 1)]]);
+                *log = other.batches;
+            }),
+            ("position of a commit record", &|log| {
+                let first = log.iter_mut().find(|batch| batch.piece == Piece::First);
+                first.unwrap().ends = None;
+            }),
+            ("transactions open after a batch", &|log| {
+                let first = log.iter().position(|batch| batch.piece == Piece::First).unwrap();
+                log[first].piece = Piece::Whole;
+            }),
+        ];
+        for (what, breaks) in broken {
+            let mut bench = Bench::new();
+            bench.clock = Hand::stepping(std::time::Duration::ZERO);
+            let mut log = plain.clone();
+            breaks(&mut log);
+            let error = bench.run(log).unwrap_err().to_string();
+            assert!(error.contains(what) || what.starts_with("transactions"), "{what}: {error}");
+            assert_eq!(bench.open().sealed().unwrap(), None, "{what}");
+            let groups = bench.open().recovered().unwrap();
+            assert!(epochs(&groups).is_empty(), "{what}");
+            assert_eq!(bench.spooled(), groups.len(), "{what}: only schemas stay");
+        }
+    }
+
+    #[test]
+    fn an_epoch_without_rows_still_moves_the_point() {
+        let bench = Bench::new();
+        let mut log = Log::default();
+        log.whole(NOON, &[&[b"N".to_vec()]]);
+        log.whole(NOON, &[&[]]).whole(NOON, &[&[]]).whole(NOON, &[&[]]);
+        let groups = bench.run(log.batches).unwrap();
+        assert_eq!(groups.len(), 1);
+        assert_eq!((groups[0].objects.len(), bounds(&groups[0]).1.position), (0, Position(45)));
+    }
+
+    #[test]
+    fn a_date_has_its_own_objects_and_ends_an_epoch() {
+        let mut bench = Bench::new();
+        bench.clock = Hand::stepping(std::time::Duration::ZERO);
+        let mut log = Log::default();
+        log.whole(NOON, &[&[relation(&table(1, "a")), insert(1, 1)]]);
+        log.whole(NOON + DAY, &[&[insert(1, 2), insert(1, 3)]]);
+        let groups = bench.run(log.batches).unwrap();
+        let keys: Vec<_> = groups[1].objects.iter().map(|object| &object.key[17..58]).collect();
+        assert_eq!(
+            keys,
+            [
+                "dt=2026-11-21/changes-0000000000000000000",
+                "dt=2026-11-22/changes-0000000000000000000",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_shape_has_its_version_before_the_rows_that_use_it() {
+        let mut bench = Bench::new();
+        bench.clock = Hand::stepping(std::time::Duration::from_secs(10));
+        let mut wider = table(1, "a");
+        wider.columns.push(crate::journal::Column { name: "c".into(), ..wider.columns[1].clone() });
+        let mut log = Log::default();
+        log.whole(
+            NOON,
+            &[&[relation(&table(1, "a")), insert(1, 1), relation(&table(1, "a")), insert(1, 2)]],
+        );
+        log.whole(NOON, &[&[relation(&wider), change(b'I', 1, &["3", "n", "c"])]]);
+        for _ in 0..5 {
+            log.whole(NOON, &[&[]]);
+        }
+        let groups = bench.run(log.batches).unwrap();
+        let kinds: Vec<_> = groups.iter().map(|group| group.kind == GroupKind::Schema).collect();
+        assert_eq!(kinds, [true, true, false]);
+        assert_eq!(groups[1].objects[0].key, "raw/_schema/erp/public.a/2.json");
+        let json: Table = serde_json::from_slice(&bench.file(&groups[1].objects[0])).unwrap();
+        assert!(json.same_shape(&wider) && json.version == 2);
+        let versions: Vec<_> = groups[2]
+            .objects
+            .iter()
+            .map(|object| (object.version, bench.rows(object).len()))
+            .collect();
+        assert_eq!(versions, [(1, 2), (2, 1)]);
+    }
+
+    #[test]
+    fn a_truncate_is_a_row_in_each_of_its_tables() {
+        let bench = Bench::new();
+        let mut log = Log::default();
+        let relations = [relation(&table(1, "a")), relation(&table(2, "b"))];
+        log.whole(NOON, &[&[relations[0].clone(), relations[1].clone(), truncate(&[1, 2])]]);
+        log.whole(NOON, &[&[]]).whole(NOON, &[&[]]).whole(NOON, &[&[]]);
+        let groups = bench.run(log.batches).unwrap();
+        let objects = &groups.last().unwrap().objects;
+        let rows: Vec<_> = objects.iter().flat_map(|object| bench.rows(object)).collect();
+        assert_eq!(rows.iter().map(|row| row.sequence).collect::<Vec<_>>(), [1, 2]);
+        assert!(rows.iter().all(|row| row.op == "T" && row.id.is_none() && row.note.is_none()));
+    }
+
+    #[test]
+    fn a_transaction_larger_than_an_object_stands_in_parts() {
+        let mut bench = Bench::new();
+        bench.options.object_bytes = 200_000;
+        let mut log = Log::default();
+        let noise = || -> String { (0..3000).map(|_| fastrand::alphanumeric()).collect() };
+        let big = |id: u64| change(b'I', 1, &[&id.to_string(), &noise()]);
+        let pieces: Vec<Vec<Vec<u8>>> =
+            (0..8).map(|piece| (0..200).map(|n| big(piece * 200 + n)).collect()).collect();
+        log.whole(NOON, &[&[relation(&table(1, "a"))]]);
+        log.pieces(NOON, &pieces.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        log.whole(NOON, &[&[]]);
+        let groups = bench.run(log.batches).unwrap();
+        let epoch = groups.iter().find(|group| !group.objects.is_empty() && group.id > 1).unwrap();
+        assert!(epoch.objects.len() >= 3, "{}", epoch.objects.len());
+        let mut next = 1;
+        for (index, object) in epoch.objects.iter().enumerate() {
+            let stem = Keys::new("raw").parse_data(&object.key).unwrap().stem;
+            let Stem::Changes { from, to, part } = stem else { panic!("{stem:?}") };
+            assert_eq!((from.0, part), (next, u32::try_from(index + 1).ok()));
+            next = to.0 + 1;
+            assert!(object.bytes < 4_000_000);
+        }
+        assert_eq!(next, 1601);
+        assert_eq!(sequences(&bench, &groups).len(), 1600);
+    }
+
+    #[test]
+    fn a_large_value_goes_through_and_small_rows_beside_it() {
+        let bench = Bench::new();
+        let large = "x".repeat(9 << 20);
+        let mut log = Log::default();
+        let rows = [relation(&table(1, "a")), insert(1, 1), change(b'I', 1, &["2", &large])];
+        log.whole(NOON, &[&rows, &[insert(1, 3)]]);
+        log.whole(NOON, &[&[]]).whole(NOON, &[&[]]).whole(NOON, &[&[]]);
+        let groups = bench.run(log.batches).unwrap();
+        let objects = &groups[1].objects;
+        let rows: Vec<_> = objects.iter().flat_map(|object| bench.rows(object)).collect();
+        assert_eq!(rows.iter().map(|row| row.id).collect::<Vec<_>>(), [Some(1), Some(2), Some(3)]);
+        assert_eq!(rows[1].note.as_deref(), Some(&*large));
+        assert_eq!(objects.len(), 2);
+    }
+}

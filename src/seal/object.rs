@@ -1,0 +1,206 @@
+//! Makes one object: bytes go in once, and come out encrypted, summed and in the spool.
+//!
+//! ```text
+//! Parquet or JSON ──▶ AES-256-GCM (mode client) ──▶ SHA-256, CRC64NVME ──▶ spool file
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    mem,
+};
+
+use super::{
+    Encryption, LakeKey, Object, Op, SealError, Table,
+    envelope::{self, Metadata},
+    gcm::{Encryptor, PLAINTEXT_BYTES_MAX},
+    key::Keys,
+    spool::{Spool, SpoolFile},
+    sums::Sums,
+};
+
+/// How objects are to be encrypted.
+#[derive(Clone, Debug)]
+pub enum SealEncryption {
+    /// Not at all.
+    None,
+    /// By S3, under the customer's key.
+    SseKms {
+        /// The key's ARN or alias.
+        key_id: String,
+    },
+    /// By us, as the envelope module says.
+    Client(LakeKey),
+}
+
+/// What all objects of a source have in common.
+#[derive(Debug)]
+pub(super) struct Maker {
+    pub(super) keys: Keys,
+    pub(super) source: String,
+    pub(super) encryption: SealEncryption,
+    pub(super) spool: Spool,
+}
+
+/// An object that is in the spool but in no group yet. Dropping it removes its file.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub(super) object: Object,
+    pub(super) file: SpoolFile,
+}
+
+/// Where the bytes of an object go.
+pub(super) struct Sink {
+    encryption: Encryption,
+    encryptor: Option<Encryptor>,
+    metadata: Metadata,
+    sums: Sums,
+    file: SpoolFile,
+    scratch: Vec<u8>,
+    plain_bytes: u64,
+}
+
+impl Maker {
+    /// Begins an object of `table`.
+    pub(super) fn sink(&self, table: &str) -> Result<Sink, SealError> {
+        let (encryption, encryptor, metadata) = match &self.encryption {
+            SealEncryption::None => (Encryption::None, None, Metadata::new()),
+            SealEncryption::SseKms { key_id } => {
+                (Encryption::SseKms { key_id: key_id.clone() }, None, Metadata::new())
+            }
+            SealEncryption::Client(key) => {
+                let (encryptor, metadata) = envelope::begin(key, &self.source, table)?;
+                (Encryption::Client, Some(encryptor), metadata)
+            }
+        };
+        Ok(Sink {
+            encryption,
+            encryptor,
+            metadata,
+            sums: Sums::new(),
+            file: self.spool.create()?,
+            scratch: vec![],
+            plain_bytes: 0,
+        })
+    }
+}
+
+impl Sink {
+    /// Ends the object. `key` makes its key from its SHA-256.
+    pub(super) fn finish(
+        mut self,
+        table: &Table,
+        rows: BTreeMap<Op, u64>,
+        key: impl FnOnce(&str) -> String,
+    ) -> Result<Draft, SealError> {
+        if let Some(encryptor) = self.encryptor.take() {
+            let tag = encryptor.finish()?;
+            self.put(&tag).map_err(|why| self.file.failed(why))?;
+            envelope::end(&mut self.metadata, self.plain_bytes);
+        }
+        self.file.finish()?;
+        let summed = self.sums.finish();
+        let object = Object {
+            key: key(&summed.sha256),
+            bytes: summed.bytes,
+            sha256: summed.sha256,
+            crc64nvme: summed.crc64nvme,
+            rows,
+            table: table.qualified(),
+            version: table.version,
+            encryption: self.encryption,
+            metadata: self.metadata,
+            spool: self.file.name().into(),
+        };
+        Ok(Draft { object, file: self.file })
+    }
+
+    /// The error of a write that its file refused.
+    pub(super) fn failed(&self, why: io::Error) -> SealError {
+        self.file.failed(why)
+    }
+
+    /// Bytes held in memory.
+    pub(super) fn memory(&self) -> usize {
+        self.scratch.capacity() + self.file.memory()
+    }
+
+    /// Whether it has a file on disk.
+    pub(super) fn has_file(&self) -> bool {
+        self.file.is_made()
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.sums.update(bytes);
+        self.file.write_all(bytes)
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let piece = &bytes[..bytes.len().min(PIECE_BYTES)];
+        self.plain_bytes += piece.len() as u64;
+        if self.plain_bytes > PLAINTEXT_BYTES_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let Some(encryptor) = &mut self.encryptor else {
+            self.put(piece)?;
+            return Ok(piece.len());
+        };
+        let mut scratch = mem::take(&mut self.scratch);
+        scratch.clear();
+        scratch.extend_from_slice(piece);
+        encryptor.apply(&mut scratch).map_err(io::Error::other)?;
+        self.put(&scratch)?;
+        self.scratch = scratch;
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Encrypted and summed at once: fits the processor's cache.
+const PIECE_BYTES: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use crate::seal::{
+        Encryption, SealEncryption, crc64nvme, crc64nvme_text,
+        memory::{Bench, Log, NOON, change, relation, table},
+    };
+
+    #[test]
+    fn the_sums_and_the_key_are_of_the_bytes_sent() {
+        let kms = || SealEncryption::SseKms { key_id: "alias/lake".into() };
+        for bench in [Bench::new(), Bench::client(1), {
+            let mut bench = Bench::new();
+            bench.options.encryption = kms();
+            bench
+        }] {
+            let mut log = Log::default();
+            log.whole(NOON, &[&[relation(&table(1, "a")), change(b'I', 1, &["1", "n"])]]);
+            log.whole(NOON, &[&[]]).whole(NOON, &[&[]]).whole(NOON, &[&[]]);
+            let groups = bench.run(log.batches).unwrap();
+            for object in groups.iter().flat_map(|group| &group.objects) {
+                let sent = bench.sent(object);
+                let sha256 = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &sent);
+                assert_eq!(object.sha256, hex::encode(sha256));
+                assert_eq!(object.crc64nvme, crc64nvme_text(crc64nvme(&sent)));
+                assert_eq!(object.bytes, sent.len() as u64);
+                let expected = match &bench.options.encryption {
+                    SealEncryption::None => Encryption::None,
+                    SealEncryption::SseKms { key_id } => {
+                        Encryption::SseKms { key_id: key_id.clone() }
+                    }
+                    SealEncryption::Client(_) => Encryption::Client,
+                };
+                assert_eq!(object.encryption, expected);
+                if object.key.ends_with(".parquet") {
+                    assert!(object.key.ends_with(&format!("-{}.parquet", &object.sha256[..16])));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Versions of tables' schemas: each distinct shape of a table has a number, for good.
+//!
+//! Facts: `seal/table/<table id, 10 digits>/<version, 10 digits>`, each a [`Table`] with its version. A
+//! version's fact is recorded together with the group of its object `_schema/…/<version>.json` (the
+//! [`Table`] as JSON), before any group that uses it.
+//!
+//! **Invariant:** no two shapes have one version under one name, also when a table is dropped and made
+//! again under its name: the number stands in an object's key, and what stands under a key never changes.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    io::Write,
+    sync::Arc,
+};
+
+use super::{
+    SealError, Table,
+    object::{Draft, Maker},
+};
+use crate::facts::{self, FactBatch, Facts};
+
+/// All versions that were ever given.
+#[derive(Debug, Default)]
+pub(super) struct Versions {
+    known: BTreeMap<u32, Vec<Arc<Table>>>,
+}
+
+impl Versions {
+    /// Reads the facts.
+    pub(super) fn load(facts: &dyn Facts) -> Result<Self, SealError> {
+        let mut versions = Self::default();
+        for (_, table) in facts::read_all::<Table>(facts, TABLE_FACTS)? {
+            versions.learn(Arc::new(table));
+        }
+        Ok(versions)
+    }
+
+    /// The version that has `table`'s shape.
+    pub(super) fn find(&self, table: &Table) -> Option<&Arc<Table>> {
+        let known = self.known.get(&table.id)?;
+        known.iter().find(|version| version.same_shape(table))
+    }
+
+    /// `table` with the next free number. It counts only when [`Versions::learn`]ed.
+    pub(super) fn number(&self, table: &Table) -> Arc<Table> {
+        let same = |known: &&Arc<Table>| {
+            known.id == table.id || (known.schema == table.schema && known.name == table.name)
+        };
+        let last = self.known.values().flatten().filter(same).map(|known| known.version).max();
+        Arc::new(Table { version: last.unwrap_or(0) + 1, ..table.clone() })
+    }
+
+    /// Remembers a version whose fact is durable.
+    pub(super) fn learn(&mut self, table: Arc<Table>) {
+        match self.known.entry(table.id) {
+            Entry::Vacant(vacant) => drop(vacant.insert(vec![table])),
+            Entry::Occupied(mut known) => known.get_mut().push(table),
+        }
+    }
+}
+
+/// Adds the fact of a version.
+pub fn put_version(batch: &mut FactBatch, table: &Table) {
+    batch.put(format!("{TABLE_FACTS}{:010}/{:010}", table.id, table.version), table);
+}
+
+/// Makes the object of a version.
+pub(super) fn draft(maker: &Maker, table: &Table) -> Result<Draft, SealError> {
+    let mut json = serde_json::to_vec_pretty(table).expect("a table is plain data");
+    json.push(b'\n');
+    let mut sink = maker.sink(&table.qualified())?;
+    sink.write_all(&json).map_err(|why| sink.failed(why))?;
+    sink.finish(table, BTreeMap::new(), |_| maker.keys.schema(&maker.source, table))
+}
+
+const TABLE_FACTS: &str = "seal/table/";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{facts::MemoryFacts, seal::memory::table};
+
+    fn give(versions: &mut Versions, facts: &MemoryFacts, table: &Table) -> u32 {
+        if let Some(known) = versions.find(table) {
+            return known.version;
+        }
+        let numbered = versions.number(table);
+        let mut batch = FactBatch::default();
+        put_version(&mut batch, &numbered);
+        facts.record_blocking(batch).unwrap();
+        versions.learn(Arc::clone(&numbered));
+        numbered.version
+    }
+
+    #[test]
+    fn a_shape_keeps_its_number_across_restarts_and_returns() {
+        let facts = MemoryFacts::default();
+        let mut versions = Versions::load(&facts).unwrap();
+        let (plain, mut changed) = (table(7, "t"), table(7, "t"));
+        changed.columns[0].not_null = !changed.columns[0].not_null;
+        assert_eq!(give(&mut versions, &facts, &plain), 1);
+        assert_eq!(give(&mut versions, &facts, &changed), 2);
+        assert_eq!(give(&mut versions, &facts, &plain), 1);
+        let mut again = Versions::load(&facts).unwrap();
+        assert_eq!(give(&mut again, &facts, &changed), 2);
+        assert_eq!(give(&mut again, &facts, &plain), 1);
+    }
+
+    #[test]
+    fn a_table_made_again_under_its_name_takes_no_old_number() {
+        let facts = MemoryFacts::default();
+        let mut versions = Versions::default();
+        assert_eq!(give(&mut versions, &facts, &table(7, "t")), 1);
+        assert_eq!(give(&mut versions, &facts, &table(8, "t")), 2);
+        assert_eq!(give(&mut versions, &facts, &table(9, "u")), 1);
+        assert_eq!(give(&mut versions, &facts, &table(9, "t")), 3);
+    }
+}

@@ -1,0 +1,288 @@
+//! Seals chunks of snapshots: each becomes one group, with the fact that it is done.
+//!
+//! **Invariant:** a chunk is recorded only when all its rows came, as many as were announced; otherwise
+//! nothing of it stays, and it is read again.
+
+use std::{sync::Arc, thread};
+
+use bytes::Bytes;
+use tokio::sync::mpsc::error::TryRecvError;
+
+use super::{
+    GroupKind, Op, SealError, Table,
+    columns::RowMeta,
+    encode::{LARGE_ROW_BYTES, RowIn},
+    sealer::{Desk, Outlet, PAUSE, SnapshotChunks, lock},
+    series::{Covers, Series},
+};
+use crate::{
+    facts::{FactBatch, Facts},
+    journal::{CHUNK_FACTS, ChunkDone, Decode, DecodeError, RowBatch, SnapshotChunk, chunk_fact},
+    units::Sequence,
+};
+
+/// Seals chunks until their channel closes, or it is stopped.
+pub(super) fn run(
+    desk: &Desk,
+    outlet: &Outlet,
+    chunks: &SnapshotChunks,
+    decode: &dyn Decode,
+) -> Result<(), SealError> {
+    while !outlet.is_stopped() {
+        if !desk.has_room() {
+            continue;
+        }
+        let next = lock(chunks).try_recv();
+        match next {
+            Ok(chunk) => seal(desk, outlet, chunk, decode)?,
+            Err(TryRecvError::Empty) => thread::sleep(PAUSE),
+            Err(TryRecvError::Disconnected) => return Ok(()),
+        }
+    }
+    Ok(())
+}
+
+fn seal(
+    desk: &Desk,
+    outlet: &Outlet,
+    mut chunk: SnapshotChunk,
+    decode: &dyn Decode,
+) -> Result<(), SealError> {
+    let qualified = chunk.table.qualified();
+    let fact = chunk_fact(chunk.table.id, chunk.number);
+    if desk.facts.get(&fact).is_some() {
+        tracing::warn!(table = qualified, chunk = chunk.number, "a chunk came that is done");
+        return Ok(());
+    }
+    let table = desk.versioned(outlet, &chunk.table)?;
+    let covers = Covers::Chunk { position: chunk.position, chunk: chunk.number };
+    let mut series = Series::new(covers, desk.cut.bytes);
+    let mut rows = 0;
+    let announced = loop {
+        match chunk.rows.blocking_recv() {
+            Some(RowBatch::Rows(batch)) => {
+                rows += append(desk, &mut series, &chunk, &table, batch, decode)?;
+            }
+            Some(RowBatch::End(announced)) => break announced,
+            None => {
+                tracing::info!(table = qualified, chunk = chunk.number, "a chunk was cut short");
+                return Ok(());
+            }
+        }
+    };
+    if rows != announced {
+        let what = "rows in a snapshot chunk";
+        return Err(SealError::Order {
+            what,
+            after: Sequence(0),
+            expected: announced,
+            found: rows,
+        });
+    }
+    if rows == 0 && chunk.number == 0 {
+        series.declare(&table, chunk.at, Op::Snapshot);
+    }
+    let drafts = series.end(&desk.maker)?;
+    let mut done = FactBatch::default();
+    done.put(&fact, &ChunkDone { position: chunk.position, rows });
+    let kind = || {
+        let done = done_chunks(&*desk.facts, chunk.table.id) + 1;
+        show(desk, &qualified, &chunk, done);
+        GroupKind::Snapshot {
+            table: qualified.clone(),
+            table_id: chunk.table.id,
+            chunk: chunk.number,
+            position: chunk.position,
+            completes: done == u64::from(chunk.chunks),
+        }
+    };
+    desk.record(outlet, drafts, kind, done).map(drop)
+}
+
+/// Adds a batch of rows, and says how many.
+fn append(
+    desk: &Desk,
+    series: &mut Series,
+    chunk: &SnapshotChunk,
+    table: &Arc<Table>,
+    batch: Bytes,
+    decode: &dyn Decode,
+) -> Result<u64, SealError> {
+    let meta = RowMeta {
+        op: Op::Snapshot,
+        sequence: 0,
+        position: chunk.position,
+        committed_at: chunk.at,
+        xid: None,
+    };
+    let (mut rows, mut failed) = (0, None);
+    let read = decode.rows(table, &batch, &mut |row| {
+        rows += 1;
+        let row = RowIn::new(meta, Some(row), None, &batch, decode);
+        series.append(&desk.maker, table, chunk.at, &row).map_err(|error| {
+            failed = Some(error);
+            DecodeError::Length { what: "a batch that could not be written" }
+        })
+    });
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    read.map_err(|why| SealError::Decode { what: table.qualified(), why })?;
+    if batch.len() >= LARGE_ROW_BYTES {
+        // The batch goes before its copy in the row builder is copied on.
+        drop(batch);
+        series.write_all(&desk.maker)?;
+    }
+    Ok(rows)
+}
+
+/// Chunks of the table that are recorded.
+fn done_chunks(facts: &dyn Facts, table_id: u32) -> u64 {
+    let first = chunk_fact(table_id, 0);
+    let prefix = &first[..=first.rfind('/').unwrap_or(CHUNK_FACTS.len())];
+    facts.scan(prefix).len() as u64
+}
+
+fn show(desk: &Desk, table: &str, chunk: &SnapshotChunk, done: u64) {
+    desk.board.write(|status| {
+        let progress = status.snapshot.entry(table.to_owned()).or_default();
+        progress.chunks_done = u32::try_from(done).unwrap_or(u32::MAX);
+        progress.chunks = chunk.chunks;
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tokio::sync::mpsc;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{
+        seal::{
+            Group,
+            key::{Keys, Stem},
+            memory::{Bench, NOON, Plain, row, shared, table},
+        },
+        units::{Position, Timestamp},
+    };
+
+    fn chunk(number: u32, chunks: u32, batches: Vec<RowBatch>) -> SnapshotChunk {
+        let (send, rows) = mpsc::channel(100);
+        batches.into_iter().for_each(|batch| send.try_send(batch).unwrap());
+        SnapshotChunk {
+            table: Arc::new(table(7, "t")),
+            number,
+            chunks,
+            position: Position(0xAB),
+            at: Timestamp(NOON),
+            rows,
+        }
+    }
+
+    fn rows(ids: std::ops::Range<u32>) -> RowBatch {
+        let rows = ids.map(|id| row(&[&id.to_string(), &format!("note {id}")]));
+        RowBatch::Rows(rows.collect::<Vec<_>>().concat().into())
+    }
+
+    fn seal_all(bench: &Bench, chunks: Vec<SnapshotChunk>) -> Result<Vec<Group>, SealError> {
+        let (send, receive) = mpsc::channel(100);
+        chunks.into_iter().for_each(|chunk| send.try_send(chunk).unwrap());
+        drop(send);
+        let (groups, mut passed) = mpsc::channel(100);
+        let token = CancellationToken::new();
+        bench.open().run_snapshots(&shared(receive), &Plain::DECODER, groups, token)?;
+        Ok(std::iter::from_fn(|| passed.try_recv().ok()).collect())
+    }
+
+    fn completes(group: &Group) -> bool {
+        matches!(group.kind, GroupKind::Snapshot { completes: true, .. })
+    }
+
+    #[test]
+    fn a_chunk_becomes_a_group_and_the_last_one_completes_the_table() {
+        let bench = Bench::new();
+        let first = chunk(1, 2, vec![rows(0..3), rows(3..5), RowBatch::End(5)]);
+        let second = chunk(0, 2, vec![rows(5..6), RowBatch::End(1)]);
+        let groups = seal_all(&bench, vec![first, second]).unwrap();
+        assert_eq!(groups.iter().map(|group| group.id).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(groups[0].kind, GroupKind::Schema);
+        assert_eq!(groups.iter().map(completes).collect::<Vec<_>>(), [false, false, true]);
+        let object = &groups[1].objects[0];
+        assert!(
+            object
+                .key
+                .starts_with("raw/erp/public.t/dt=2026-11-21/snapshot-00000000000000AB-00000001-")
+        );
+        assert_eq!((object.rows[&Op::Snapshot], object.version), (5, 1));
+        let sealed = bench.rows(object);
+        assert!(sealed.iter().all(|row| row.op == "S" && row.sequence == 0));
+        assert_eq!(sealed[4].note.as_deref(), Some("note 4"));
+        let done: ChunkDone =
+            crate::facts::read(&*bench.facts(), &chunk_fact(7, 1)).unwrap().unwrap();
+        assert_eq!(done, ChunkDone { position: Position(0xAB), rows: 5 });
+        assert_eq!(bench.board.read().snapshot["public.t"].chunks_done, 2);
+    }
+
+    #[test]
+    fn a_chunk_cut_short_leaves_nothing_and_can_come_again() {
+        let bench = Bench::new();
+        let groups = seal_all(&bench, vec![chunk(0, 1, vec![rows(0..3)])]).unwrap();
+        assert_eq!(groups.len(), 1, "the schema alone");
+        assert_eq!(bench.spooled(), 1);
+        let again = chunk(0, 1, vec![rows(0..3), RowBatch::End(3)]);
+        let groups = seal_all(&bench, vec![again]).unwrap();
+        assert!(completes(&groups[0]));
+        let twice = chunk(0, 1, vec![rows(0..3), RowBatch::End(3)]);
+        assert!(seal_all(&bench, vec![twice]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_chunk_with_another_number_of_rows_is_an_error() {
+        let bench = Bench::new();
+        let error = seal_all(&bench, vec![chunk(0, 1, vec![rows(0..3), RowBatch::End(4)])]);
+        let expected = "rows in a snapshot chunk after change 0: expected 4, found 3";
+        assert_eq!(error.unwrap_err().to_string(), expected);
+        assert_eq!(bench.spooled(), 1);
+        let torn = RowBatch::Rows(row(&["1"]).into());
+        let error = seal_all(&bench, vec![chunk(0, 1, vec![torn, RowBatch::End(1)])]);
+        assert!(matches!(error, Err(SealError::Decode { .. })));
+    }
+
+    #[test]
+    fn an_empty_table_has_an_object_without_rows() {
+        let bench = Bench::new();
+        let groups = seal_all(&bench, vec![chunk(0, 1, vec![RowBatch::End(0)])]).unwrap();
+        assert!(completes(&groups[1]));
+        assert_eq!(groups[1].objects[0].rows, BTreeMap::from([(Op::Snapshot, 0)]));
+        assert!(bench.rows(&groups[1].objects[0]).is_empty());
+        let other = chunk(1, 2, vec![RowBatch::End(0)]);
+        assert!(seal_all(&bench, vec![other]).unwrap()[0].objects.is_empty());
+    }
+
+    #[test]
+    fn a_large_chunk_stands_in_parts() {
+        let mut bench = Bench::new();
+        bench.options.object_bytes = 100_000;
+        let noise = || -> String { (0..3000).map(|_| fastrand::alphanumeric()).collect() };
+        let batch =
+            || RowBatch::Rows((0..400).flat_map(|id| row(&[&id.to_string(), &noise()])).collect());
+        let groups = seal_all(
+            &bench,
+            vec![chunk(0, 1, vec![batch(), batch(), batch(), RowBatch::End(1200)])],
+        )
+        .unwrap();
+        let objects = &groups[1].objects;
+        assert!(objects.len() > 1);
+        let parts: Vec<_> = objects
+            .iter()
+            .map(|object| match Keys::new("raw").parse_data(&object.key).unwrap().stem {
+                Stem::Snapshot { part, chunk: 0, .. } => part.unwrap(),
+                stem => panic!("{stem:?}"),
+            })
+            .collect();
+        assert_eq!(parts, (1..=u32::try_from(objects.len()).unwrap()).collect::<Vec<_>>());
+        assert_eq!(objects.iter().map(|object| bench.rows(object).len()).sum::<usize>(), 1200);
+    }
+}

@@ -1,0 +1,522 @@
+//! Cuts the messages of pgoutput into [`Run`]s: whole transactions together, a large one in pieces. Pure.
+//!
+//! Layouts of the messages: <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>.
+//!
+//! **Invariants:** what goes in comes out once and in order, but for: transactions that the journal
+//! holds already (by where their commit record begins), transactions in which nothing happened to
+//! our tables, and rows of tables that are not ours. A Relation or Type message is never left out:
+//! the server sends it once per session. A message that is not known is an error (I16).
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Instant,
+};
+
+use super::{error::SourceError, message::unknown, relation::Relation};
+use crate::{
+    source::{Commit, Piece, RecordKind, Run, Table},
+    units::{Position, Timestamp},
+};
+
+/// Messages on their way into runs.
+#[derive(Debug)]
+pub(crate) struct Batcher {
+    /// Transactions whose commit record begins here or before are in the journal already.
+    held: Position,
+    /// Where the last transaction's commit record began: they only go up (I17).
+    last_begins: Position,
+    /// Whole transactions, then the beginning of the open one.
+    run: Run,
+    /// Bytes of `run` that are whole transactions; 0 while only messages between them are there.
+    whole_bytes: usize,
+    /// Changes in these bytes.
+    whole_changes: u64,
+    /// When the first of these transactions was whole.
+    whole_since: Option<Instant>,
+    open: Option<Open>,
+    ready: VecDeque<Run>,
+    /// Tables whose rows are not ours.
+    foreign: BTreeSet<u32>,
+    /// What was seen, for the board and for confirming.
+    pub(crate) seen: Seen,
+}
+
+/// The transaction that has begun and not ended.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    begins: Position,
+    skipped: bool,
+    /// Where in `run` it begins; 0 once a piece of it was given.
+    start: usize,
+    /// Whether something other than its BEGIN was recorded.
+    eventful: bool,
+    /// Whether pieces of it have been given.
+    in_pieces: bool,
+}
+
+/// What a batcher has seen.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Seen {
+    /// End of the last transaction that was recorded.
+    pub(crate) recorded: Position,
+    /// End of the last whole transaction, recorded or not.
+    pub(crate) received: Position,
+    /// Its commit time.
+    pub(crate) received_at: Option<Timestamp>,
+    /// Transactions recorded.
+    pub(crate) transactions: u64,
+    /// Transactions left out because the journal holds them.
+    pub(crate) skipped: u64,
+    /// Changes recorded.
+    pub(crate) changes: u64,
+    /// Bytes of messages received.
+    pub(crate) bytes: u64,
+}
+
+/// What the caller has to do next.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) enum Then {
+    /// Nothing.
+    Nothing,
+    /// Decide on a table, by [`Batcher::relation`] or [`Batcher::exclude`], before the next message.
+    Decide(Relation, Vec<u8>),
+}
+
+impl Batcher {
+    /// A batcher for a new session. `held` is what the journal says: [`crate::source::Durable::begins`].
+    pub(crate) fn new(held: Position, durable: Position) -> Self {
+        Self {
+            held,
+            last_begins: Position::default(),
+            run: Run::new(Piece::Whole),
+            whole_bytes: 0,
+            whole_changes: 0,
+            whole_since: None,
+            open: None,
+            ready: VecDeque::new(),
+            foreign: BTreeSet::new(),
+            seen: Seen { recorded: durable, received: durable, ..Seen::default() },
+        }
+    }
+
+    /// Whether a transaction has begun and not ended.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Whether whole transactions, or pieces, wait to be taken.
+    pub(crate) fn holds(&self) -> bool {
+        self.whole_bytes > 0 || !self.ready.is_empty()
+    }
+
+    /// When the oldest transaction that waits was whole.
+    pub(crate) fn since(&self) -> Option<Instant> {
+        self.whole_since
+    }
+
+    /// Takes one message.
+    pub(crate) fn push(&mut self, message: &[u8], now: Instant) -> Result<Then, SourceError> {
+        self.seen.bytes += u64::try_from(message.len()).unwrap_or(u64::MAX);
+        let Some((&kind, body)) = message.split_first() else {
+            return Err(unknown("a change message", "empty"));
+        };
+        match kind {
+            b'B' => self.begin(message, body)?,
+            b'C' => self.commit(message, body, now)?,
+            b'I' | b'U' | b'D' => self.change(message, body)?,
+            b'T' => self.truncate(body)?,
+            b'R' => {
+                self.within(kind)?;
+                return Ok(Then::Decide(Relation::parse(message)?, message.to_vec()));
+            }
+            b'Y' => {
+                self.within(kind)?;
+                self.record(RecordKind::Message, message);
+            }
+            b'O' => {
+                if !self.within(kind)?.skipped {
+                    self.run.push(RecordKind::Message, message);
+                }
+            }
+            b'M' => self.logical(message, body)?,
+            _ => {
+                return Err(unknown("a change message", &format!("`{}`", kind.escape_ascii())));
+            }
+        }
+        self.cut();
+        Ok(Then::Nothing)
+    }
+
+    /// Records a table's description, with its definition where the catalog still has it so.
+    pub(crate) fn relation(&mut self, message: &[u8], id: u32, definition: Option<&Table>) {
+        self.foreign.remove(&id);
+        self.record(RecordKind::Message, message);
+        if let Some(table) = definition {
+            let json = serde_json::to_vec(table).expect("a table is plain data");
+            self.record(RecordKind::Definition, &json);
+        }
+        self.cut();
+    }
+
+    /// Leaves out the rows of a table from here on.
+    pub(crate) fn exclude(&mut self, id: u32) {
+        self.foreign.insert(id);
+    }
+
+    /// The next run: one that is full, or, if the server is `idle`, whatever is whole.
+    pub(crate) fn take(&mut self, idle: bool) -> Option<Run> {
+        if self.ready.is_empty() && idle && self.whole_bytes > 0 {
+            self.give_whole();
+        }
+        self.ready.pop_front()
+    }
+
+    fn begin(&mut self, message: &[u8], body: &[u8]) -> Result<(), SourceError> {
+        let begins = position(body, 0).filter(|_| body.len() == 20);
+        let begins = begins.ok_or_else(|| unknown("BEGIN", "cut short or too long"))?;
+        if self.open.is_some() || begins <= self.last_begins {
+            return Err(unknown("BEGIN", "out of order"));
+        }
+        let skipped = begins <= self.held;
+        let start = self.run.bytes.len();
+        self.open = Some(Open { begins, skipped, start, eventful: false, in_pieces: false });
+        self.last_begins = begins;
+        if !skipped {
+            self.run.push(RecordKind::Message, message);
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, message: &[u8], body: &[u8], now: Instant) -> Result<(), SourceError> {
+        let read = || Some((position(body, 1)?, position(body, 9)?, position(body, 17)?));
+        let read = read().filter(|_| body.len() == 25);
+        let (begins, end, at) = read.ok_or_else(|| unknown("COMMIT", "cut short or too long"))?;
+        let open = self.within(b'C')?;
+        if open.begins != begins || end <= begins {
+            return Err(unknown("COMMIT", "of another transaction"));
+        }
+        self.open = None;
+        let at = Timestamp(at.0.cast_signed().saturating_add(POSTGRES_EPOCH_US));
+        self.seen.received = end;
+        self.seen.received_at = Some(at);
+        if open.skipped {
+            self.seen.skipped += 1;
+            return Ok(());
+        }
+        if !open.eventful {
+            self.run.bytes.truncate(open.start);
+            return Ok(());
+        }
+        self.run.push(RecordKind::Message, message);
+        self.seen.transactions += 1;
+        self.seen.recorded = end;
+        let before = self.run.commit.map_or(0, |commit| commit.transactions);
+        self.run.commit = Some(Commit { position: end, begins, at, transactions: before + 1 });
+        if open.in_pieces {
+            self.give(Piece::Last);
+        } else {
+            self.whole_bytes = self.run.bytes.len();
+            self.whole_changes = self.run.changes;
+            self.whole_since.get_or_insert(now);
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, message: &[u8], body: &[u8]) -> Result<(), SourceError> {
+        let skipped = self.within(message[0])?.skipped;
+        let id = body.first_chunk::<4>().map(|id| u32::from_be_bytes(*id));
+        let id = id.ok_or_else(|| unknown("a row", "cut short"))?;
+        if !skipped && !(self.foreign.contains(&id)) {
+            self.count(1);
+            self.record(RecordKind::Message, message);
+        }
+        Ok(())
+    }
+
+    /// `'T' | tables u32 | options u8 | id u32 *`: recorded with our tables only.
+    fn truncate(&mut self, body: &[u8]) -> Result<(), SourceError> {
+        let skipped = self.within(b'T')?.skipped;
+        let wrong = || unknown("TRUNCATE", "cut short or too long");
+        let (head, ids) = body.split_at_checked(5).ok_or_else(wrong)?;
+        let ids: Vec<u32> = ids
+            .chunks(4)
+            .map(|id| id.try_into().map(u32::from_be_bytes).map_err(|_| wrong()))
+            .collect::<Result<_, _>>()?;
+        let count = |ids: &[u32]| u32::try_from(ids.len()).unwrap_or(u32::MAX);
+        if head[..4] != count(&ids).to_be_bytes() {
+            return Err(wrong());
+        }
+        let ours: Vec<u32> = ids.into_iter().filter(|id| !self.foreign.contains(id)).collect();
+        if skipped || ours.is_empty() {
+            return Ok(());
+        }
+        let mut message = vec![b'T'];
+        message.extend(count(&ours).to_be_bytes());
+        message.push(head[4]);
+        message.extend(ours.iter().flat_map(|id| id.to_be_bytes()));
+        self.count(u64::from(count(&ours)));
+        self.record(RecordKind::Message, &message);
+        Ok(())
+    }
+
+    /// `'M' | flags u8 | …`: one outside of transactions concerns no row and stands nowhere in their order.
+    fn logical(&mut self, message: &[u8], body: &[u8]) -> Result<(), SourceError> {
+        match (body.first(), self.open) {
+            (Some(0), _) => {}
+            (Some(1), Some(open)) if open.skipped => {}
+            (Some(1), Some(_)) => self.record(RecordKind::Message, message),
+            _ => return Err(unknown("a logical message", "out of place")),
+        }
+        Ok(())
+    }
+
+    /// The open transaction, which `kind` needs.
+    fn within(&self, kind: u8) -> Result<Open, SourceError> {
+        let found = || format!("`{}` outside of a transaction", kind.escape_ascii());
+        self.open.ok_or_else(|| unknown("a change message", &found()))
+    }
+
+    fn record(&mut self, kind: RecordKind, payload: &[u8]) {
+        if let Some(open) = &mut self.open {
+            open.eventful |= !open.skipped;
+        }
+        self.run.push(kind, payload);
+    }
+
+    fn count(&mut self, changes: u64) {
+        self.run.changes += changes;
+        self.seen.changes += changes;
+    }
+
+    /// Moves what is large enough to `ready`.
+    fn cut(&mut self) {
+        let length = self.run.bytes.len();
+        if self.whole_bytes > 0 && length >= RUN_BYTES {
+            self.give_whole();
+        }
+        let Some(open) = self.open.filter(|open| !open.skipped && open.eventful) else {
+            return;
+        };
+        if self.run.bytes.len() >= PIECE_BYTES {
+            self.give(if open.in_pieces { Piece::Middle } else { Piece::First });
+            self.open = Some(Open { start: 0, in_pieces: true, ..open });
+        }
+    }
+
+    /// Moves the whole transactions to `ready`; the open one's beginning stays.
+    fn give_whole(&mut self) {
+        let rest = self.run.bytes.split_off(self.whole_bytes);
+        let open_changes = self.run.changes - self.whole_changes;
+        self.run.changes = self.whole_changes;
+        if let Some(open) = &mut self.open {
+            open.start = open.start.saturating_sub(self.whole_bytes);
+        }
+        self.give(Piece::Whole);
+        self.run.bytes = rest;
+        self.run.changes = open_changes;
+    }
+
+    /// Moves all of `run` to `ready`.
+    fn give(&mut self, piece: Piece) {
+        let mut run = std::mem::replace(&mut self.run, Run::new(Piece::Whole));
+        run.piece = piece;
+        if matches!(piece, Piece::First | Piece::Middle) {
+            run.commit = None;
+        }
+        (self.whole_bytes, self.whole_changes, self.whole_since) = (0, 0, None);
+        self.ready.push_back(run);
+    }
+}
+
+/// The eight bytes at `at`.
+fn position(body: &[u8], at: usize) -> Option<Position> {
+    let bytes = body.get(at..)?.first_chunk::<8>()?;
+    Some(Position(u64::from_be_bytes(*bytes)))
+}
+
+/// Whole transactions are given from this size, without waiting for the server to pause.
+pub(crate) const RUN_BYTES: usize = 256 << 10;
+/// A transaction larger than this is given in pieces of about this size.
+pub(crate) const PIECE_BYTES: usize = 1 << 20;
+/// 2000-01-01 in microseconds since 1970-01-01.
+pub(crate) const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{clock::Clock, source::records};
+
+    fn begin(begins: u64) -> Vec<u8> {
+        [&b"B"[..], &begins.to_be_bytes(), &0u64.to_be_bytes(), &7u32.to_be_bytes()].concat()
+    }
+
+    fn commit(begins: u64) -> Vec<u8> {
+        let numbers = [begins, begins + 1, 0].map(u64::to_be_bytes).concat();
+        [&b"C\0"[..], &numbers].concat()
+    }
+
+    fn insert(id: u32, bytes: usize) -> Vec<u8> {
+        [&b"I"[..], &id.to_be_bytes(), b"N\0\x01t", &vec![b'x'; bytes]].concat()
+    }
+
+    fn relation(id: u32) -> Vec<u8> {
+        [&b"R"[..], &id.to_be_bytes(), b"public\0t\0d\0\0"].concat()
+    }
+
+    fn now() -> Instant {
+        crate::clock::SystemClock.now()
+    }
+
+    /// Pushes messages, accepts every table, and takes what is full.
+    fn feed(batcher: &mut Batcher, messages: &[Vec<u8>]) -> Vec<Run> {
+        let mut runs = vec![];
+        for message in messages {
+            if let Then::Decide(relation, bytes) = batcher.push(message, now()).unwrap() {
+                batcher.relation(&bytes, relation.id, None);
+            }
+            runs.extend(std::iter::from_fn(|| batcher.take(false)));
+        }
+        runs
+    }
+
+    fn messages(runs: &[Run]) -> Vec<Vec<u8>> {
+        let records = runs.iter().flat_map(|run| records(&run.bytes));
+        records.map(|record| record.unwrap().1.to_vec()).collect()
+    }
+
+    #[test]
+    fn a_transaction_waits_until_the_server_pauses() {
+        let mut batcher = Batcher::new(Position(0), Position(0));
+        let sent = [begin(10), relation(1), insert(1, 3), insert(1, 4), commit(10)];
+        assert_eq!(feed(&mut batcher, &sent), []);
+        let run = batcher.take(true).unwrap();
+        assert_eq!((run.piece, run.changes), (Piece::Whole, 2));
+        let commit = run.commit.unwrap();
+        assert_eq!((commit.position, commit.begins), (Position(11), Position(10)));
+        assert_eq!(messages(&[run]), sent);
+        assert_eq!(batcher.take(true), None);
+    }
+
+    #[test]
+    fn a_large_transaction_comes_in_pieces_and_what_was_whole_before_it_apart() {
+        let mut batcher = Batcher::new(Position(0), Position(0));
+        let mut sent = vec![begin(10), insert(1, 3), commit(10), begin(20)];
+        sent.extend((0..5).map(|_| insert(1, 700 << 10)));
+        sent.push(commit(20));
+        let runs = feed(&mut batcher, &sent);
+        let pieces: Vec<_> = runs.iter().map(|run| (run.piece, run.changes)).collect();
+        assert_eq!(
+            pieces,
+            [(Piece::Whole, 1), (Piece::First, 2), (Piece::Middle, 2), (Piece::Last, 1)]
+        );
+        assert_eq!(messages(&runs), sent);
+        let commits: Vec<_> =
+            runs.iter().map(|run| run.commit.map(|commit| commit.transactions)).collect();
+        assert_eq!(commits, [Some(1), None, None, Some(1)]);
+        assert!(!batcher.holds() && !batcher.is_open());
+    }
+
+    #[test]
+    fn what_the_journal_holds_is_skipped_but_not_its_tables() {
+        let mut batcher = Batcher::new(Position(20), Position(21));
+        let sent = [begin(20), relation(1), insert(1, 3), commit(20)];
+        assert_eq!(feed(&mut batcher, &sent), []);
+        assert_eq!((batcher.take(true), batcher.seen.skipped), (None, 1));
+        let next = [begin(30), insert(1, 1), commit(30)];
+        feed(&mut batcher, &next);
+        let run = batcher.take(true).unwrap();
+        assert_eq!(run.changes, 1);
+        assert_eq!(messages(&[run])[0], relation(1));
+        assert_eq!(batcher.seen.recorded, Position(31));
+    }
+
+    #[test]
+    fn transactions_without_our_rows_leave_no_trace_but_their_position() {
+        let mut batcher = Batcher::new(Position(0), Position(0));
+        batcher.exclude(9);
+        let truncate = [&b"T\0\0\0\x02\x01"[..], &[0, 0, 0, 9, 0, 0, 0, 1]].concat();
+        feed(&mut batcher, &[begin(10), insert(9, 3), commit(10), begin(20), commit(20)]);
+        assert!(!batcher.holds());
+        assert_eq!((batcher.seen.received, batcher.seen.recorded), (Position(21), Position(0)));
+        feed(&mut batcher, &[begin(30), truncate, commit(30)]);
+        let run = batcher.take(true).unwrap();
+        assert_eq!(run.changes, 1);
+        assert_eq!(messages(&[run])[1], b"T\0\0\0\x01\x01\0\0\0\x01");
+    }
+
+    #[test]
+    fn a_definition_follows_its_table() {
+        let mut batcher = Batcher::new(Position(0), Position(0));
+        batcher.push(&begin(10), now()).unwrap();
+        let Then::Decide(described, bytes) = batcher.push(&relation(1), now()).unwrap() else {
+            panic!("a table is to be decided on");
+        };
+        let table: Table = serde_json::from_value(serde_json::json!({
+            "id": 1, "schema": "public", "name": "t", "columns": [], "identity": "default",
+        }))
+        .unwrap();
+        batcher.relation(&bytes, described.id, Some(&table));
+        batcher.push(&insert(1, 1), now()).unwrap();
+        batcher.push(&commit(10), now()).unwrap();
+        let run = batcher.take(true).unwrap();
+        let kinds: Vec<_> = records(&run.bytes).map(|record| record.unwrap().0 as u8).collect();
+        assert_eq!(kinds, *b"mmdmm");
+    }
+
+    #[test]
+    fn messages_that_are_not_known_or_out_of_place_stop_the_stream() {
+        for wrong in [&b"S\0\0\0\x01\x01"[..], b"E", b"b", b"", b"I\0\0\0\x01N", b"C\0", b"Z"] {
+            assert!(Batcher::new(Position(0), Position(0)).push(wrong, now()).is_err());
+        }
+        let mut batcher = Batcher::new(Position(0), Position(0));
+        feed(&mut batcher, &[begin(10)]);
+        assert!(batcher.push(&begin(20), now()).is_err());
+        assert!(batcher.push(&commit(11), now()).is_err());
+        feed(&mut batcher, &[commit(10)]);
+        assert!(batcher.push(&begin(10), now()).is_err(), "the log goes only up");
+    }
+
+    proptest! {
+        /// I11: whatever the sizes and pauses, what was sent comes out once, in order, in well-formed
+        /// pieces, with its counts.
+        #[test]
+        fn what_goes_in_comes_out_once_and_in_order(
+            transactions in prop::collection::vec(
+                prop::collection::vec((0usize..400_000, any::<bool>()), 1..8), 1..8),
+            pauses in prop::collection::vec(any::<bool>(), 64),
+        ) {
+            let mut batcher = Batcher::new(Position(0), Position(0));
+            let (mut sent, mut runs, mut changes) = (vec![], vec![], 0);
+            let mut pauses = pauses.into_iter().cycle();
+            for (number, rows) in transactions.iter().enumerate() {
+                let begins = u64::try_from(number).unwrap() * 10 + 10;
+                let mut messages = vec![begin(begins)];
+                messages.extend(rows.iter().map(|(bytes, _)| insert(1, *bytes)));
+                changes += rows.len() as u64;
+                messages.push(commit(begins));
+                for message in messages {
+                    runs.extend(feed(&mut batcher, std::slice::from_ref(&message)));
+                    if pauses.next().unwrap() {
+                        runs.extend(batcher.take(true));
+                    }
+                    prop_assert!(batcher.run.bytes.len() < PIECE_BYTES + 500_000);
+                    sent.push(message);
+                }
+            }
+            runs.extend(std::iter::from_fn(|| batcher.take(true)));
+            prop_assert_eq!(messages(&runs), sent);
+            prop_assert_eq!(runs.iter().map(|run| run.changes).sum::<u64>(), changes);
+            let mut inside = false;
+            for run in &runs {
+                let expected = !matches!(run.piece, Piece::Whole | Piece::First);
+                prop_assert_eq!(inside, expected);
+                inside = matches!(run.piece, Piece::First | Piece::Middle);
+                prop_assert_eq!(run.commit.is_none(), inside);
+            }
+            let counted: u32 = runs.iter().filter_map(|run| run.commit).map(|c| c.transactions).sum();
+            prop_assert_eq!(counted as usize, transactions.len());
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Plans which parts of a table are read, one by one, for its snapshot. Pure.
+//!
+//! A part is a range of the table's blocks. Fact `source/snapshot/<table id>`: a [`Plan`], recorded
+//! before its first part is read; the numbers of its parts never change their number, so that parts
+//! which are sealed stay sealed over restarts.
+//!
+//! **Invariant (I12):** at any time the parts that are done and those that are not cover, together,
+//! every row of the table as it was when the part was read: the last part is open-ended, and when the
+//! table was rewritten (its rows stand in other blocks), the parts not done cover the whole table anew.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+/// The parts of a table.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct Plan {
+    /// Qualified name, for people.
+    pub(crate) table: String,
+    /// The table's file when it was planned.
+    pub(crate) filenode: u32,
+    /// The parts, by number.
+    pub(crate) chunks: Vec<Blocks>,
+    /// Whether all parts are sealed.
+    pub(crate) done: bool,
+}
+
+/// A range of blocks.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct Blocks {
+    /// The first block.
+    pub(crate) from: u32,
+    /// The block after the last; the table's end, wherever that is by then, if absent.
+    pub(crate) to: Option<u32>,
+}
+
+/// How large a table is, and whether it may be read in parts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Extent {
+    pub(crate) blocks: u32,
+    pub(crate) block_bytes: u32,
+    /// Parts may stand under different snapshots only if rows can be told apart, and are read by
+    /// block only since PostgreSQL 14.
+    pub(crate) divisible: bool,
+}
+
+impl Plan {
+    /// A plan for a table that has none.
+    pub(crate) fn new(table: String, filenode: u32, extent: Extent) -> Self {
+        let count = match extent.divisible {
+            true => extent.blocks.div_ceil(chunk_blocks(extent)).clamp(1, CHUNKS_MAX),
+            false => 1,
+        };
+        Self { table, filenode, chunks: divided(extent.blocks, count), done: false }
+    }
+
+    /// The table was rewritten: the parts not done cover it anew.
+    pub(crate) fn renew(&mut self, done: &BTreeSet<u32>, filenode: u32, extent: Extent) {
+        self.filenode = filenode;
+        let open: Vec<u32> = self.missing(done).collect();
+        let count = u32::try_from(open.len()).unwrap_or(u32::MAX);
+        for (number, blocks) in open.into_iter().zip(divided(extent.blocks, count.max(1))) {
+            if let Some(chunk) = usize::try_from(number).ok().and_then(|at| self.chunks.get_mut(at))
+            {
+                *chunk = blocks;
+            }
+        }
+    }
+
+    /// How many parts there are.
+    pub(crate) fn count(&self) -> u32 {
+        u32::try_from(self.chunks.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Numbers of the parts that are not done.
+    pub(crate) fn missing(&self, done: &BTreeSet<u32>) -> impl Iterator<Item = u32> {
+        (0..self.count()).filter(move |number| !done.contains(number))
+    }
+
+    /// A part.
+    pub(crate) fn blocks(&self, number: u32) -> Option<Blocks> {
+        self.chunks.get(usize::try_from(number).ok()?).copied()
+    }
+}
+
+impl Blocks {
+    /// The condition on the rows of the part, with its WHERE; empty for the whole table.
+    pub(crate) fn condition(self) -> String {
+        let from = (self.from > 0).then(|| format!("ctid >= '({},0)'", self.from));
+        let to = self.to.map(|to| format!("ctid < '({to},0)'"));
+        match (from, to) {
+            (None, None) => String::new(),
+            (Some(one), None) | (None, Some(one)) => format!(" WHERE {one}"),
+            (Some(from), Some(to)) => format!(" WHERE {from} AND {to}"),
+        }
+    }
+}
+
+/// `count` ranges of about the same size, the last one open.
+fn divided(blocks: u32, count: u32) -> Vec<Blocks> {
+    let bound = |number: u32| {
+        let bound = u64::from(blocks) * u64::from(number) / u64::from(count.max(1));
+        u32::try_from(bound).unwrap_or(u32::MAX)
+    };
+    let ranges = (0..count).map(|number| Blocks {
+        from: bound(number),
+        to: (number + 1 < count).then(|| bound(number + 1)),
+    });
+    ranges.collect()
+}
+
+fn chunk_blocks(extent: Extent) -> u32 {
+    (CHUNK_BYTES / extent.block_bytes.max(1)).max(1)
+}
+
+/// Of a table's main file, per part: seconds of reading, which is what a crash costs.
+const CHUNK_BYTES: u32 = 128 << 20;
+/// Keeps the plan's fact small: beyond 2 TiB the parts grow.
+const CHUNKS_MAX: u32 = 16_384;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn extent(blocks: u32, divisible: bool) -> Extent {
+        Extent { blocks, block_bytes: 8192, divisible }
+    }
+
+    /// Which of `parts` read the row in `block`.
+    fn readers<'a>(plan: &'a Plan, parts: &'a [u32], block: u32) -> impl Iterator<Item = u32> + 'a {
+        parts.iter().copied().filter(move |number| {
+            let blocks = plan.blocks(*number).unwrap();
+            blocks.from <= block && blocks.to.is_none_or(|to| block < to)
+        })
+    }
+
+    #[test]
+    fn a_plans_fact_keeps_its_bytes() {
+        let plan = Plan::new("public.t".into(), 9, extent(16_385, true));
+        assert_eq!(
+            serde_json::to_string(&plan).unwrap(),
+            r#"{"table":"public.t","filenode":9,"chunks":[{"from":0,"to":8192},{"from":8192,"to":null}],"done":false}"#
+        );
+        assert_eq!(plan.blocks(0).unwrap().condition(), " WHERE ctid < '(8192,0)'");
+        assert_eq!(plan.blocks(1).unwrap().condition(), " WHERE ctid >= '(8192,0)'");
+    }
+
+    #[test]
+    fn a_table_whose_rows_cannot_be_told_apart_is_one_part() {
+        let plan = Plan::new("public.t".into(), 9, extent(1 << 20, false));
+        assert_eq!(plan.chunks, [Blocks { from: 0, to: None }]);
+        assert_eq!(plan.chunks[0].condition(), "");
+    }
+
+    proptest! {
+        #[test]
+        fn every_block_is_read_by_exactly_one_part(
+            blocks in 0u32..3_000_000, probe in 0u32..4_000_000,
+        ) {
+            let plan = Plan::new("public.t".into(), 9, extent(blocks, true));
+            let all: Vec<u32> = plan.missing(&BTreeSet::new()).collect();
+            prop_assert_eq!(readers(&plan, &all, probe).count(), 1);
+        }
+
+        #[test]
+        fn after_a_rewrite_the_parts_not_done_read_every_block_once(
+            blocks in 100_000u32..900_000, after in 0u32..900_000,
+            done in prop::collection::btree_set(0u32..6, 0..6), probe in 0u32..1_000_000,
+        ) {
+            let mut plan = Plan::new("public.t".into(), 9, extent(blocks, true));
+            let before = plan.clone();
+            plan.renew(&done, 10, extent(after, true));
+            let open: Vec<u32> = plan.missing(&done).collect();
+            prop_assert_eq!(plan.count(), before.count());
+            prop_assert_eq!(readers(&plan, &open, probe).count(), 1);
+            for number in done.into_iter().filter(|number| *number < before.count()) {
+                prop_assert_eq!(plan.blocks(number), before.blocks(number));
+            }
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Whether what the server has continues what this box has. Pure.
+//!
+//! **Invariant (DESIGN §4):** a slot that is lost, was made anew, was moved by others, or whose system,
+//! database, timeline or log does not continue ours, is a gap: said in a whole sentence, never passed over.
+
+use super::error::SourceError;
+use crate::{source::Origin, units::Position};
+
+/// The server, as IDENTIFY_SYSTEM says it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Server {
+    pub(crate) system_identifier: String,
+    pub(crate) timeline: u32,
+    pub(crate) database: String,
+    /// The end of its log.
+    pub(crate) log_end: Position,
+    /// Where earlier timelines ended: timeline and its last position, oldest first. Empty on the first.
+    pub(crate) history: Vec<(u32, Position)>,
+}
+
+/// The slot, as `pg_replication_slots` says it.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Slot {
+    pub(crate) plugin: String,
+    pub(crate) database: String,
+    pub(crate) active: bool,
+    /// What the server keeps.
+    pub(crate) restart: Option<Position>,
+    /// What it may forget.
+    pub(crate) confirmed: Option<Position>,
+    /// `reserved`, `extended`, `unreserved` or `lost`; empty before version 13.
+    pub(crate) wal_status: String,
+}
+
+/// What this box holds.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Held {
+    /// The last transaction that is durable here.
+    pub(crate) durable: Position,
+    /// The greatest position beyond it that was allowed to be confirmed.
+    pub(crate) allowed: Position,
+}
+
+/// How the server continues what is held.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Continues {
+    /// As it was.
+    Same,
+    /// On a timeline that branched off behind all that is held: a standby was promoted.
+    NewTimeline(u32),
+}
+
+/// Compares.
+///
+/// # Errors
+///
+/// [`SourceError::Gap`].
+pub(crate) fn check(
+    origin: &Origin,
+    server: &Server,
+    slot: Option<&Slot>,
+    held: Held,
+) -> Result<Continues, SourceError> {
+    let gap = |what: String| Err(SourceError::Gap(what));
+    if server.system_identifier != origin.system_identifier {
+        return gap(format!(
+            "the server is another one: its system identifier is {}, this box follows {}",
+            server.system_identifier, origin.system_identifier
+        ));
+    }
+    if server.database != origin.database {
+        return gap(format!(
+            "the database is `{}`, this box follows `{}`",
+            server.database, origin.database
+        ));
+    }
+    let continues = timeline(origin, server, held)?;
+    if server.log_end < held.durable {
+        return gap(format!(
+            "the server's log ends at {}, this box holds changes up to {}: the database was restored to an earlier state",
+            server.log_end, held.durable
+        ));
+    }
+    let name = &origin.slot;
+    let Some(slot) = slot else {
+        return gap(format!(
+            "the replication slot `{name}` is gone: changes after {} may be lost",
+            held.durable.max(held.allowed)
+        ));
+    };
+    if slot.plugin != "pgoutput" || slot.database != origin.database {
+        return gap(format!(
+            "the replication slot `{name}` was made anew: for the plugin `{}` in the database `{}`",
+            slot.plugin, slot.database
+        ));
+    }
+    let (Some(restart), Some(confirmed), false) =
+        (slot.restart, slot.confirmed, slot.wal_status == "lost")
+    else {
+        return gap(format!(
+            "the server gave up the replication slot `{name}` and removed the log that it needs: changes after {} are lost",
+            held.durable.max(held.allowed)
+        ));
+    };
+    // Nothing after these was ever confirmed by us; the slot begins at its consistent point.
+    let ours = held.durable.max(held.allowed).max(origin.consistent_point);
+    if confirmed > ours {
+        return gap(format!(
+            "the replication slot `{name}` stands at {confirmed}, this box holds changes up to {ours}: the slot was made anew, or another reader moved it",
+        ));
+    }
+    if restart > confirmed {
+        return gap(format!(
+            "the replication slot `{name}` keeps the log from {restart} only, and is confirmed at {confirmed}",
+        ));
+    }
+    Ok(continues)
+}
+
+fn timeline(origin: &Origin, server: &Server, held: Held) -> Result<Continues, SourceError> {
+    if server.timeline == origin.timeline {
+        return Ok(Continues::Same);
+    }
+    let (now, before) = (server.timeline, origin.timeline);
+    let left = server.history.iter().find(|(timeline, _)| *timeline == before);
+    match left {
+        Some((_, end)) if held.durable <= *end => Ok(Continues::NewTimeline(now)),
+        Some((_, end)) => Err(SourceError::Gap(format!(
+            "the server is on timeline {now}, which left timeline {before} at {end}; this box holds changes of timeline {before} up to {}, which the server has lost",
+            held.durable
+        ))),
+        None => Err(SourceError::Gap(format!(
+            "the server is on timeline {now}, which does not come from timeline {before}, the one that this box follows"
+        ))),
+    }
+}
+
+/// Reads a timeline history file: `parent timeline <tab> last position <tab> reason` per line.
+pub(crate) fn parse_history(text: &str) -> Vec<(u32, Position)> {
+    let lines = text.lines().map(|line| line.split_once('#').map_or(line, |(before, _)| before));
+    lines
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace();
+            Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin() -> Origin {
+        Origin {
+            system_identifier: "7".into(),
+            timeline: 1,
+            database: "erp".into(),
+            slot: "s".into(),
+            publication: "p".into(),
+            consistent_point: Position(100),
+        }
+    }
+
+    fn server() -> Server {
+        Server {
+            system_identifier: "7".into(),
+            timeline: 1,
+            database: "erp".into(),
+            log_end: Position(1000),
+            history: vec![],
+        }
+    }
+
+    fn slot() -> Slot {
+        Slot {
+            plugin: "pgoutput".into(),
+            database: "erp".into(),
+            active: false,
+            restart: Some(Position(90)),
+            confirmed: Some(Position(200)),
+            wal_status: "reserved".into(),
+        }
+    }
+
+    const HELD: Held = Held { durable: Position(500), allowed: Position(0) };
+
+    fn sentence(server: &Server, slot: Option<&Slot>, held: Held) -> String {
+        match check(&origin(), server, slot, held) {
+            Err(SourceError::Gap(what)) => what,
+            other => panic!("{other:?} is no gap"),
+        }
+    }
+
+    #[test]
+    fn a_slot_behind_what_is_held_continues_it() {
+        let found = check(&origin(), &server(), Some(&slot()), HELD);
+        assert_eq!(found.unwrap(), Continues::Same);
+        let fresh = Slot { confirmed: Some(Position(100)), ..slot() };
+        let nothing = check(&origin(), &server(), Some(&fresh), Held::default());
+        assert_eq!(nothing.unwrap(), Continues::Same);
+    }
+
+    #[test]
+    fn every_discontinuity_is_a_gap_with_its_own_sentence() {
+        let other = Server { system_identifier: "8".into(), ..server() };
+        assert!(sentence(&other, Some(&slot()), HELD).contains("another one"));
+        let moved = Server { database: "crm".into(), ..server() };
+        assert!(sentence(&moved, Some(&slot()), HELD).contains("`crm`"));
+        let restored = Server { log_end: Position(499), ..server() };
+        assert!(sentence(&restored, Some(&slot()), HELD).contains("restored"));
+        assert!(sentence(&server(), None, HELD).contains("gone"));
+        let lost = Slot { wal_status: "lost".into(), ..slot() };
+        assert!(sentence(&server(), Some(&lost), HELD).contains("gave up"));
+        let invalid = Slot { restart: None, ..slot() };
+        assert!(sentence(&server(), Some(&invalid), HELD).contains("gave up"));
+        let anew = Slot { confirmed: Some(Position(501)), ..slot() };
+        assert!(sentence(&server(), Some(&anew), HELD).contains("another reader"));
+        let plugin = Slot { plugin: "test_decoding".into(), ..slot() };
+        assert!(sentence(&server(), Some(&plugin), HELD).contains("test_decoding"));
+    }
+
+    #[test]
+    fn a_position_that_was_allowed_beyond_the_journal_is_no_gap() {
+        let idle = Slot { confirmed: Some(Position(800)), ..slot() };
+        let held = Held { durable: Position(500), allowed: Position(800) };
+        assert!(check(&origin(), &server(), Some(&idle), held).is_ok());
+    }
+
+    #[test]
+    fn a_promoted_standby_continues_if_it_has_all_that_is_held() {
+        let history = parse_history("1\t0/1F4\tno recovery target specified\n\n# a comment\n");
+        assert_eq!(history, [(1, Position(500))]);
+        let promoted = Server { timeline: 2, history, ..server() };
+        let found = check(&origin(), &promoted, Some(&slot()), HELD).unwrap();
+        assert_eq!(found, Continues::NewTimeline(2));
+        let behind = Held { durable: Position(501), ..HELD };
+        assert!(sentence(&promoted, Some(&slot()), behind).contains("has lost"));
+        let stranger = Server { timeline: 2, ..server() };
+        assert!(sentence(&stranger, Some(&slot()), HELD).contains("does not come from"));
+    }
+}

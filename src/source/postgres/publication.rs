@@ -1,0 +1,166 @@
+//! The publications on the server, and which tables are in them.
+//!
+//! **Invariant (P5):** a table whose old rows cannot be named is never in a publication that carries
+//! UPDATE and DELETE: the server would refuse these statements to the customer. It goes into a second
+//! publication, of inserts and truncates only.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    catalog::{Listing, identifier, literal},
+    error::SourceError,
+    name::Names,
+    wire::Wire,
+};
+
+/// Members of the publications, by their ids.
+#[derive(Debug, Default)]
+struct Members {
+    main: Option<BTreeSet<u32>>,
+    append: Option<BTreeSet<u32>>,
+}
+
+/// Brings the publications to the tables of `listing`. An operator's publication is only looked at:
+/// tables that it lacks are taken out of the listing and put among the refused.
+pub(crate) async fn sync(
+    wire: &mut Wire,
+    names: &Names,
+    listing: &mut Listing,
+) -> Result<(), SourceError> {
+    refuse_unreadable(listing);
+    let members = members(wire, names).await?;
+    let Some(append) = &names.append else {
+        return taken_over(wire, names, members.main, listing).await;
+    };
+    let (with, without): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        listing.tables.iter().partition(|(_, table)| table.identified);
+    let ids = |tables: &BTreeMap<&u32, _>| tables.keys().map(|id| **id).collect::<BTreeSet<u32>>();
+    let mut statements = vec![];
+    let kinds = [
+        (&names.publication, members.main, ids(&with), "insert, update, delete, truncate"),
+        (append, members.append, ids(&without), "insert, truncate"),
+    ];
+    let mut adds = vec![];
+    for (name, present, wanted, operations) in kinds {
+        let name = identifier(name);
+        if present.is_none() {
+            statements.push(format!("CREATE PUBLICATION {name} WITH (publish = '{operations}')"));
+        }
+        let present = present.unwrap_or_default();
+        let quoted = |ids: Vec<&u32>| {
+            let names = ids.iter().filter_map(|id| listing.tables.get(id));
+            names.map(|table| format!("ONLY {}", table.quoted())).collect::<Vec<_>>()
+        };
+        let surplus: Vec<_> = present.difference(&wanted).collect();
+        if !surplus.is_empty() {
+            let tables = qualified(wire, &surplus).await?;
+            if !tables.is_empty() {
+                statements
+                    .push(format!("ALTER PUBLICATION {name} DROP TABLE {}", tables.join(", ")));
+            }
+        }
+        let lacking = quoted(wanted.difference(&present).collect());
+        if !lacking.is_empty() {
+            adds.push(format!("ALTER PUBLICATION {name} ADD TABLE {}", lacking.join(", ")));
+        }
+    }
+    statements.extend(adds);
+    if statements.is_empty() {
+        return Ok(());
+    }
+    // One query is one transaction.
+    wire.query("bring the publication up to date", &statements.join("; ")).await?;
+    tracing::info!(publication = names.publication, "brought the publication up to date");
+    Ok(())
+}
+
+/// Tables that this role cannot read.
+fn refuse_unreadable(listing: &mut Listing) {
+    let (readable, unreadable): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        std::mem::take(&mut listing.tables).into_iter().partition(|(_, table)| table.selectable);
+    listing.tables = readable;
+    let why = "this role may not read it: GRANT SELECT";
+    listing.refused.extend(unreadable.into_values().map(|table| (table.qualified(), why)));
+}
+
+async fn members(wire: &mut Wire, names: &Names) -> Result<Members, SourceError> {
+    let append = names.append.as_deref().unwrap_or(&names.publication);
+    let sql = format!(
+        "SELECT p.pubname, t.oid FROM pg_publication p \
+         LEFT JOIN (SELECT DISTINCT x.pubname, c.oid FROM pg_publication_tables x \
+         JOIN pg_namespace n ON n.nspname = x.schemaname \
+         JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = x.tablename) t USING (pubname) \
+         WHERE p.pubname IN ({}, {})",
+        literal(&names.publication),
+        literal(append)
+    );
+    let mut members = Members::default();
+    for row in wire.query("read the publication", &sql).await? {
+        let main = row.text(0)? == names.publication;
+        let known = if main { &mut members.main } else { &mut members.append };
+        let known = known.get_or_insert_default();
+        if row.optional(1).is_some() {
+            known.insert(row.parse_as(1)?);
+        }
+    }
+    Ok(members)
+}
+
+/// An operator's publication must carry whole tables and every operation.
+async fn taken_over(
+    wire: &mut Wire,
+    names: &Names,
+    present: Option<BTreeSet<u32>>,
+    listing: &mut Listing,
+) -> Result<(), SourceError> {
+    let name = &names.publication;
+    let wrong = |why: &str| SourceError::Publication { name: name.clone(), why: why.into() };
+    let present =
+        present.ok_or_else(|| wrong("it does not exist; make it, or leave it to lakehead"))?;
+    let version = wire.version();
+    let via_root = if version >= 130_000 { "p.pubviaroot" } else { "false" };
+    let partial = match version >= 150_000 {
+        true => {
+            "EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid AND (r.prattrs IS NOT NULL OR r.prqual IS NOT NULL))"
+        }
+        false => "false",
+    };
+    let sql = format!(
+        "SELECT p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate, {via_root}, {partial} \
+         FROM pg_publication p WHERE p.pubname = {}",
+        literal(name)
+    );
+    let rows = wire.query("read the publication", &sql).await?;
+    let row = rows.first().ok_or_else(|| wrong("it does not exist"))?;
+    if !row.flag(0) {
+        return Err(wrong("it does not publish insert, update, delete and truncate"));
+    }
+    if row.flag(1) {
+        return Err(wrong(
+            "it has publish_via_partition_root; the partitions themselves are copied",
+        ));
+    }
+    if row.flag(2) {
+        return Err(wrong("it has row filters or column lists; whole tables are copied"));
+    }
+    let (published, absent): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        std::mem::take(&mut listing.tables).into_iter().partition(|(id, _)| present.contains(id));
+    listing.tables = published;
+    let why = "it is not in the publication that the configuration names";
+    listing.refused.extend(absent.into_values().map(|table| (table.qualified(), why)));
+    Ok(())
+}
+
+/// Names of tables that may not be in the listing.
+async fn qualified(wire: &mut Wire, ids: &[&u32]) -> Result<Vec<String>, SourceError> {
+    let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+    let sql = format!(
+        "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE c.oid IN ({})",
+        ids.join(",")
+    );
+    let rows = wire.query("name tables", &sql).await?;
+    rows.iter()
+        .map(|row| Ok(format!("ONLY {}", super::catalog::quoted(row.text(0)?, row.text(1)?))))
+        .collect()
+}

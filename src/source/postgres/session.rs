@@ -1,0 +1,226 @@
+//! Opens a session: connects, sees to the publication and the slot, verifies that the server
+//! continues what this box holds.
+//!
+//! Facts: [`ORIGIN_FACT`] when the slot is made; `source/intent` (the slot's name) from before that
+//! until then, so that a slot made by a start that was cut short is known as ours; `source/allowed`
+//! (a position), see `confirm.rs`.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::AtomicU64},
+};
+
+use super::{
+    catalog::{self, Listing},
+    connect::Target,
+    error::SourceError,
+    login::Purpose,
+    name::Names,
+    origin::{self, Continues},
+    pattern::Patterns,
+    publication, slot,
+    url::Url,
+    wire::Wire,
+};
+use crate::{
+    clock::Clock,
+    config,
+    error::Cause,
+    facts::{self, FactBatch, Facts},
+    source::{Durable, Keep, ORIGIN_FACT, Origin},
+    telemetry::board::SourceBoard,
+    units::Position,
+};
+
+/// What all tasks of one source share.
+pub(crate) struct Shared {
+    pub(crate) config: config::Source,
+    pub(crate) url: Url,
+    pub(crate) patterns: Patterns,
+    pub(crate) names: Names,
+    pub(crate) facts: Arc<dyn Facts>,
+    pub(crate) keep: Arc<dyn Keep>,
+    pub(crate) board: SourceBoard,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// The end of the server's log, as last asked.
+    pub(crate) log_end: AtomicU64,
+}
+
+/// A session that can begin to stream.
+pub(crate) struct Session {
+    /// For START_REPLICATION.
+    pub(crate) wire: Wire,
+    /// For questions to the catalog.
+    pub(crate) sql: Wire,
+    pub(crate) durable: Durable,
+    /// What the slot holds confirmed.
+    pub(crate) confirmed: Position,
+    /// Whether all columns of all tables are read in binary form.
+    pub(crate) binary: bool,
+    /// The snapshot, if the slot was made just now.
+    pub(crate) fresh: Option<Fresh>,
+}
+
+/// A snapshot, and the tables whose changes after it are all in the stream.
+pub(crate) struct Fresh {
+    pub(crate) held: slot::Held,
+    pub(crate) tables: BTreeSet<u32>,
+}
+
+/// Opens a session.
+pub(crate) async fn open(shared: &Shared) -> Result<Session, SourceError> {
+    let target = Target::load(&shared.config, &shared.url)?;
+    let mut sql = target.open(Purpose::Sql).await?;
+    let version = sql.parameters.get("server_version").cloned().unwrap_or_default();
+    shared.board.write(|status| status.server_version = version);
+    let rows = sql.query("read wal_level", "SHOW wal_level").await?;
+    match rows.first().and_then(|row| row.optional(0)).unwrap_or_default() {
+        "logical" => {}
+        other => return Err(SourceError::WalLevel(other.into())),
+    }
+    let mut wire = target.open(Purpose::Replication).await?;
+    let server = slot::identify(&mut wire).await?;
+    let found = slot::look(&mut sql, &shared.names.slot).await?;
+    let durable = shared.keep.session().await?;
+    // Nothing is changed on a server, or for a slot, that is not ours.
+    let standing = judge(shared, &server, found, durable).await?;
+    let listing = tables(shared, &mut sql).await?;
+    let tables: BTreeSet<u32> = listing.tables.keys().copied().collect();
+    let (confirmed, fresh) = match standing {
+        Standing::Continues(confirmed) => (confirmed, None),
+        Standing::New { .. } if tables.is_empty() => {
+            return Err(SourceError::NoTables(shared.patterns.to_string()));
+        }
+        Standing::New { leftover } => {
+            if leftover {
+                slot::drop_slot(&mut sql, &shared.names.slot).await?;
+            }
+            let held = make(shared, &target, &server).await?;
+            (held.position, Some(Fresh { held, tables }))
+        }
+    };
+    let described = catalog::describe(&mut sql, listing.tables.keys().copied()).await?;
+    let binary = described.values().all(catalog::Described::renders_binary);
+    Ok(Session { wire, sql, durable, confirmed, binary, fresh })
+}
+
+/// Lists the tables and brings the publications to them; raises or takes down the alarm `tables`.
+pub(crate) async fn tables(shared: &Shared, sql: &mut Wire) -> Result<Listing, SourceError> {
+    let mut listing = catalog::list(sql, &shared.patterns).await?;
+    publication::sync(sql, &shared.names, &mut listing).await?;
+    let refused = listing.refused.iter().map(|(table, why)| format!("{table}: {why}"));
+    let append = listing.tables.values().filter(|table| !table.identified).map(|table| {
+        format!(
+            "{}: only inserts and truncates are captured, as nothing names its old rows: \
+             ALTER TABLE {} REPLICA IDENTITY FULL",
+            table.qualified(),
+            table.quoted()
+        )
+    });
+    let told: Vec<String> = refused.chain(append).collect();
+    match told.is_empty() {
+        true => shared.board.calm(TABLES_ALARM),
+        false => {
+            let (what, now) = (told.join("; "), shared.clock.wall());
+            shared.board.alarm(TABLES_ALARM, Cause::TableRefused, &what, now);
+        }
+    }
+    Ok(listing)
+}
+
+/// How a session stands to what was before it.
+enum Standing {
+    /// The slot is ours, and confirmed up to here.
+    Continues(Position),
+    /// There is no slot yet, but for one that an earlier start of ours made and left.
+    New { leftover: bool },
+}
+
+/// Judges whether the server continues what this box holds.
+async fn judge(
+    shared: &Shared,
+    server: &origin::Server,
+    found: Option<origin::Slot>,
+    durable: Durable,
+) -> Result<Standing, SourceError> {
+    let names = &shared.names;
+    let confirmed = found.as_ref().and_then(|slot| slot.confirmed).unwrap_or_default();
+    if let Some(origin) = facts::read::<Origin>(&*shared.facts, ORIGIN_FACT)? {
+        let held = origin::Held { durable: durable.point.position, allowed: allowed(shared)? };
+        let continues = origin::check(&origin, server, found.as_ref(), held)?;
+        if let Continues::NewTimeline(timeline) = continues {
+            tracing::warn!(timeline, "a standby was promoted; the slot continues");
+            record(shared, &Origin { timeline, ..origin }).await?;
+        }
+        return Ok(Standing::Continues(confirmed));
+    }
+    if durable != Durable::default() {
+        return Err(SourceError::Gap(format!(
+            "the journal holds changes up to {}, but not which slot they came from",
+            durable.point.position
+        )));
+    }
+    let Some(slot) = found else {
+        return Ok(Standing::New { leftover: false });
+    };
+    if names.slot_given {
+        // The first snapshot is taken later, and stands at a position of its own.
+        let origin = first_origin(shared, server, confirmed);
+        origin::check(&origin, server, Some(&slot), origin::Held::default())?;
+        record(shared, &origin).await?;
+        return Ok(Standing::Continues(confirmed));
+    }
+    let intent: Option<String> = facts::read(&*shared.facts, INTENT_FACT)?;
+    match intent.as_ref() == Some(&names.slot) && !slot.active {
+        true => Ok(Standing::New { leftover: true }),
+        false => Err(SourceError::Gap(format!(
+            "the replication slot `{0}` exists, and this box did not make it: continue the chain of the box that did with `lakehead adopt`, or, if nobody needs it, SELECT pg_drop_replication_slot('{0}')",
+            names.slot
+        ))),
+    }
+}
+
+/// Makes the slot and records the origin.
+async fn make(
+    shared: &Shared,
+    target: &Target,
+    server: &origin::Server,
+) -> Result<slot::Held, SourceError> {
+    let mut intent = FactBatch::default();
+    intent.put(INTENT_FACT, &shared.names.slot);
+    shared.facts.record(intent).await?;
+    let maker = target.open(Purpose::Replication).await?;
+    tracing::info!("making the replication slot; transactions that are open now are waited for");
+    let held = slot::create(maker, &shared.names.slot, false, shared.clock.wall()).await?;
+    record(shared, &first_origin(shared, server, held.position)).await?;
+    Ok(held)
+}
+
+fn first_origin(shared: &Shared, server: &origin::Server, consistent_point: Position) -> Origin {
+    Origin {
+        system_identifier: server.system_identifier.clone(),
+        timeline: server.timeline,
+        database: server.database.clone(),
+        slot: shared.names.slot.clone(),
+        publication: shared.names.publication.clone(),
+        consistent_point,
+    }
+}
+
+async fn record(shared: &Shared, origin: &Origin) -> Result<(), SourceError> {
+    let mut batch = FactBatch::default();
+    batch.put(ORIGIN_FACT, origin).delete(INTENT_FACT);
+    Ok(shared.facts.record(batch).await?)
+}
+
+/// The greatest position beyond the journal's that was ever allowed to be confirmed.
+fn allowed(shared: &Shared) -> Result<Position, SourceError> {
+    Ok(facts::read(&*shared.facts, ALLOWED_FACT)?.unwrap_or_default())
+}
+
+/// Key of the position that may be confirmed beyond the journal's; see `confirm.rs`.
+pub(crate) const ALLOWED_FACT: &str = "source/allowed";
+/// Key of the name of a slot that is about to be made.
+const INTENT_FACT: &str = "source/intent";
+/// The alarm that names tables which cannot be copied, or not wholly.
+const TABLES_ALARM: &str = "tables";

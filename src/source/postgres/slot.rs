@@ -1,0 +1,99 @@
+//! The replication slot on the server: looks at it, makes it, drops it.
+
+use std::time::Duration;
+
+use super::{
+    catalog::{identifier, literal},
+    error::SourceError,
+    message::unknown,
+    origin::{Server, Slot, parse_history},
+    wire::Wire,
+};
+use crate::units::{Position, Timestamp};
+
+/// A snapshot of the database that other connections can read under while this one stays idle.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// The connection that exports it. Its next command, or its end, ends the snapshot.
+    _wire: Wire,
+    /// Its name for SET TRANSACTION SNAPSHOT.
+    pub(crate) snapshot: String,
+    /// Where it stands in the log.
+    pub(crate) position: Position,
+    /// When it was taken.
+    pub(crate) at: Timestamp,
+}
+
+/// Asks a replication connection for the server's identity.
+pub(crate) async fn identify(wire: &mut Wire) -> Result<Server, SourceError> {
+    let rows = wire.query("identify the system", "IDENTIFY_SYSTEM").await?;
+    let row = rows.first().ok_or_else(|| unknown("no identity", "no row"))?;
+    let timeline: u32 = row.parse_as(1)?;
+    let mut server = Server {
+        system_identifier: row.text(0)?.into(),
+        timeline,
+        log_end: row.parse_as(2)?,
+        database: row.text(3)?.into(),
+        history: vec![],
+    };
+    if timeline > 1 {
+        let sql = format!("TIMELINE_HISTORY {timeline}");
+        let rows = wire.query("read the timeline's history", &sql).await?;
+        let text = rows.first().and_then(|row| row.optional(1)).unwrap_or_default();
+        server.history = parse_history(text);
+    }
+    Ok(server)
+}
+
+/// The slot of that name, if there is one.
+pub(crate) async fn look(wire: &mut Wire, name: &str) -> Result<Option<Slot>, SourceError> {
+    let status = if wire.version() >= 130_000 { "wal_status" } else { "''" };
+    let sql = format!(
+        "SELECT plugin, database, active, restart_lsn, confirmed_flush_lsn, {status} \
+         FROM pg_replication_slots WHERE slot_name = {}",
+        literal(name)
+    );
+    let rows = wire.query("look at the replication slot", &sql).await?;
+    let Some(row) = rows.first() else {
+        return Ok(None);
+    };
+    let position = |column| row.optional(column).map(|_| row.parse_as(column)).transpose();
+    Ok(Some(Slot {
+        plugin: row.optional(0).unwrap_or_default().into(),
+        database: row.optional(1).unwrap_or_default().into(),
+        active: row.flag(2),
+        restart: position(3)?,
+        confirmed: position(4)?,
+        wal_status: row.optional(5).unwrap_or_default().into(),
+    }))
+}
+
+/// Makes a slot, and takes over the connection to hold its snapshot. Waits until every transaction
+/// that is open on the server has ended.
+pub(crate) async fn create(
+    mut wire: Wire,
+    name: &str,
+    temporary: bool,
+    at: Timestamp,
+) -> Result<Held, SourceError> {
+    let sql = format!(
+        "CREATE_REPLICATION_SLOT {}{} LOGICAL pgoutput {}",
+        identifier(name),
+        if temporary { " TEMPORARY" } else { "" },
+        if wire.version() >= 150_000 { "(SNAPSHOT 'export')" } else { "EXPORT_SNAPSHOT" },
+    );
+    let rows = wire.query_within(CREATE_LIMIT, "make the replication slot", &sql).await?;
+    let row = rows.first().ok_or_else(|| unknown("no slot", "no row"))?;
+    let (position, snapshot) = (row.parse_as(1)?, row.text(2)?.to_owned());
+    tracing::info!(slot = name, %position, temporary, "made a replication slot");
+    Ok(Held { _wire: wire, snapshot, position, at })
+}
+
+/// Drops a slot.
+pub(crate) async fn drop_slot(wire: &mut Wire, name: &str) -> Result<(), SourceError> {
+    let sql = format!("SELECT pg_drop_replication_slot({})", literal(name));
+    wire.query("drop the replication slot", &sql).await.map(drop)
+}
+
+/// Long transactions on the server are waited for.
+const CREATE_LIMIT: Duration = Duration::from_secs(2 * 3600);

@@ -1,0 +1,377 @@
+//! Reads the parts of tables that are not sealed yet, several at once, under one exported snapshot.
+//!
+//! Each part is read in a transaction of its own, so that a table is locked (ACCESS SHARE) for
+//! seconds only. What could make a part differ from the snapshot is looked at under that lock: a
+//! table that was rewritten or emptied since looks empty to an older snapshot, so its file must
+//! still be the one that the snapshot knows; else the table waits for the next pass.
+//!
+//! A part counts as done when seal has recorded its fact ([`chunk_fact`]).
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
+
+use super::{
+    catalog::{self, Described, Listed, literal, quoted},
+    chunks::{Blocks, Extent, Plan},
+    connect::Target,
+    error::SourceError,
+    gulp::Rows,
+    login::Purpose,
+    session::{Fresh, Shared},
+    wire::Wire,
+};
+use crate::{
+    facts::{self, FactBatch},
+    shutdown::Tasks,
+    source::{RowBatch, SnapshotChunk, chunk_fact},
+    units::{Position, Timestamp},
+};
+
+/// Where the plans stand.
+pub(crate) const PLAN_FACTS: &str = "source/snapshot/";
+
+/// One pass over what is missing.
+pub(crate) struct Pass {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) chunks: mpsc::Sender<SnapshotChunk>,
+    pub(crate) fresh: Fresh,
+    /// The tables, by id; those that `fresh` does not cover are left to the next pass.
+    pub(crate) tables: BTreeMap<u32, Listed>,
+}
+
+/// A part to be read.
+struct Job {
+    described: Arc<Described>,
+    filenode: u32,
+    number: u32,
+    chunks: u32,
+    blocks: Blocks,
+}
+
+/// What the workers share.
+struct Work {
+    shared: Arc<Shared>,
+    sender: mpsc::Sender<SnapshotChunk>,
+    snapshot: String,
+    position: Position,
+    at: Timestamp,
+    jobs: Mutex<VecDeque<Job>>,
+    /// Tables that changed under our hands: the next pass reads them.
+    aside: Mutex<BTreeSet<u32>>,
+    /// Parts handed to seal as a whole.
+    handed: Mutex<Vec<(u32, u32)>>,
+}
+
+/// Key of a table's [`Plan`].
+pub(crate) fn plan_fact(table_id: u32) -> String {
+    format!("{PLAN_FACTS}{table_id:010}")
+}
+
+impl Pass {
+    /// Reads what is missing, and waits until it is sealed.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that kept a part from being read. All others were read.
+    pub(crate) async fn run(self, tasks: &Tasks) -> Result<(), SourceError> {
+        let Self { shared, chunks, fresh, tables } = self;
+        let target = Target::load(&shared.config, &shared.url)?;
+        let covered = tables.into_iter().filter(|(id, _)| fresh.tables.contains(id)).collect();
+        let jobs = plan(&shared, &target, &fresh, &covered).await?;
+        let workers = usize::try_from(shared.config.snapshot_workers).unwrap_or(1).clamp(1, 16);
+        let workers = workers.min(jobs.len());
+        tracing::info!(parts = jobs.len(), position = %fresh.held.position, "reading a snapshot");
+        let work = Arc::new(Work {
+            shared: Arc::clone(&shared),
+            sender: chunks,
+            snapshot: fresh.held.snapshot.clone(),
+            position: fresh.held.position,
+            at: fresh.held.at,
+            jobs: Mutex::new(jobs),
+            aside: Mutex::default(),
+            handed: Mutex::default(),
+        });
+        let mut ends = vec![];
+        for _ in 0..workers {
+            let (tell, told) = oneshot::channel();
+            let (work, target, token) = (Arc::clone(&work), target.clone(), tasks.token());
+            tasks.spawn(async move {
+                let end = token.run_until_cancelled(worker(&work, &target)).await;
+                // Nobody listens any more if the pass itself was stopped.
+                drop(tell.send(end.unwrap_or(Err(SourceError::Ended))));
+            });
+            ends.push(told);
+        }
+        let mut first = Ok(());
+        for end in ends {
+            let end = end.await.unwrap_or(Err(SourceError::Ended));
+            first = first.and(end);
+        }
+        // The server may clean up from here on; sealing needs it no more.
+        drop(fresh);
+        let handed = lock(&work.handed).clone();
+        wait_sealed(&shared, &handed).await?;
+        first
+    }
+}
+
+/// Makes or completes the plans, records them, and lists the parts to be read.
+async fn plan(
+    shared: &Shared,
+    target: &Target,
+    fresh: &Fresh,
+    tables: &BTreeMap<u32, Listed>,
+) -> Result<VecDeque<Job>, SourceError> {
+    let mut wire = target.open(Purpose::Sql).await?;
+    begin(&mut wire, &fresh.held.snapshot).await?;
+    let visible = catalog::describe(&mut wire, tables.keys().copied()).await?;
+    let (mut jobs, mut batch) = (VecDeque::new(), FactBatch::default());
+    for (id, described) in visible {
+        let Some(listed) = tables.get(&id) else {
+            continue;
+        };
+        let Some((filenode, size)) = size(&mut wire, id, listed).await? else {
+            continue;
+        };
+        let done = sealed(shared, id);
+        let known: Option<Plan> = facts::read(&*shared.facts, &plan_fact(id))?;
+        let plan = match known {
+            Some(plan) if plan.filenode == filenode => plan,
+            Some(mut plan) => {
+                plan.renew(&done, filenode, size.extent);
+                plan
+            }
+            None => Plan::new(listed.qualified(), filenode, size.extent),
+        };
+        batch.put(plan_fact(id), &plan);
+        size.tell(shared, &plan, &done);
+        let described = Arc::new(described);
+        let parts = plan.missing(&done).filter_map(|number| {
+            let (described, chunks) = (Arc::clone(&described), plan.count());
+            plan.blocks(number).map(|blocks| Job { described, filenode, number, chunks, blocks })
+        });
+        jobs.extend(parts);
+    }
+    shared.facts.record(batch).await?;
+    Ok(jobs)
+}
+
+/// What a table measures.
+struct Size {
+    extent: Extent,
+    rows: u64,
+    bytes: u64,
+}
+
+impl Size {
+    fn tell(&self, shared: &Shared, plan: &Plan, done: &BTreeSet<u32>) {
+        shared.board.write(|status| {
+            let progress = status.snapshot.entry(plan.table.clone()).or_default();
+            progress.chunks = plan.count();
+            progress.chunks_done = u32::try_from(done.len()).unwrap_or(u32::MAX);
+            progress.rows_estimated = self.rows.max(progress.rows);
+            progress.bytes_estimated = self.bytes;
+        });
+    }
+}
+
+/// The table's file and size; `None` if it was rewritten since the snapshot or is gone.
+async fn size(
+    wire: &mut Wire,
+    id: u32,
+    listed: &Listed,
+) -> Result<Option<(u32, Size)>, SourceError> {
+    let sql = format!(
+        "SELECT c.relfilenode, pg_relation_filenode(c.oid), \
+         pg_relation_size(c.oid) / current_setting('block_size')::int8, current_setting('block_size'), \
+         greatest(c.reltuples, 0)::int8, pg_table_size(c.oid) FROM pg_class c WHERE c.oid = {id}"
+    );
+    let rows = wire.query("measure a table", &sql).await?;
+    let Some(row) = rows.first().filter(|row| row.optional(2).is_some()) else {
+        return Ok(None);
+    };
+    let filenode: u32 = row.parse_as(0)?;
+    if row.optional(1) != row.optional(0) {
+        return Ok(None);
+    }
+    let divisible = listed.addressable && wire.version() >= 140_000;
+    let extent = Extent { blocks: row.parse_as(2)?, block_bytes: row.parse_as(3)?, divisible };
+    Ok(Some((filenode, Size { extent, rows: row.parse_as(4)?, bytes: row.parse_as(5)? })))
+}
+
+/// Reads parts until there are none. A connection that breaks ends it.
+async fn worker(work: &Work, target: &Target) -> Result<(), SourceError> {
+    let mut wire = target.open(Purpose::Sql).await?;
+    let mut first = Ok(());
+    loop {
+        let Some(job) = lock(&work.jobs).pop_front() else {
+            return first;
+        };
+        let id = job.described.table.id;
+        if lock(&work.aside).contains(&id) {
+            continue;
+        }
+        match read(work, &mut wire, &job).await {
+            Ok(()) => lock(&work.handed).push((id, job.number)),
+            // The server refused: this table waits, the others go on.
+            Err(error @ (SourceError::Server { .. } | SourceError::Gap(_))) => {
+                let table = job.described.table.qualified();
+                tracing::warn!(table, %error, "a table's snapshot waits for the next pass");
+                lock(&work.aside).insert(id);
+                first = first.and(Err(error));
+                wire = target.open(Purpose::Sql).await?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Reads one part into seal.
+async fn read(work: &Work, wire: &mut Wire, job: &Job) -> Result<(), SourceError> {
+    let table = &job.described.table;
+    let from = quoted(&table.schema, &table.name);
+    begin(wire, &work.snapshot).await?;
+    wire.query("lock a table for reading", &format!("LOCK TABLE ONLY {from} IN ACCESS SHARE MODE"))
+        .await?;
+    let sql = format!(
+        "SELECT relfilenode, pg_relation_filenode(oid), {0}::regclass::oid = oid FROM pg_class WHERE oid = {1}",
+        literal(&from),
+        table.id
+    );
+    let rows = wire.query("look at a table's file", &sql).await?;
+    let file = job.filenode.to_string();
+    let same = |row: &super::message::TextRow| {
+        row.optional(0) == Some(&file) && row.optional(1) == Some(&file) && row.flag(2)
+    };
+    if !rows.first().is_some_and(same) {
+        return Err(changed(&table.qualified()));
+    }
+    let (tell, rows) = mpsc::channel(BATCHES);
+    let chunk = SnapshotChunk {
+        table: Arc::new(table.clone()),
+        number: job.number,
+        chunks: job.chunks,
+        position: work.position,
+        at: work.at,
+        rows,
+    };
+    work.sender.send(chunk).await.map_err(|_| SourceError::Ended)?;
+    let (list, condition) = (job.described.select_list(), job.blocks.condition());
+    let sql = format!("COPY (SELECT {list} FROM ONLY {from}{condition}) TO STDOUT (FORMAT binary)");
+    let mut gulp = wire.copy_out(COPYING, &sql).await?;
+    let mut total = 0;
+    while let Some(rows) = wire.rows(COPYING, &mut gulp).await? {
+        total += rows.rows;
+        hand(work, &table.qualified(), &tell, rows).await?;
+    }
+    tell.send(RowBatch::End(total)).await.map_err(|_| SourceError::Ended)?;
+    wire.query("end a part", "COMMIT").await.map(drop)
+}
+
+/// Hands a batch to seal. Of large values there is one at a time between the server and seal.
+async fn hand(
+    work: &Work,
+    table: &str,
+    tell: &mpsc::Sender<RowBatch>,
+    rows: Rows,
+) -> Result<(), SourceError> {
+    let Rows { bytes, rows } = rows;
+    let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    let ended = |_| SourceError::Ended;
+    if bytes.len() > LARGE_BYTES {
+        drop(tell.reserve_many(BATCHES).await.map_err(|_| SourceError::Ended)?);
+        tell.send(RowBatch::Rows(bytes)).await.map_err(ended)?;
+        drop(tell.reserve_many(BATCHES).await.map_err(|_| SourceError::Ended)?);
+    } else {
+        tell.send(RowBatch::Rows(bytes)).await.map_err(ended)?;
+    }
+    work.shared.board.write(|status| {
+        if let Some(progress) = status.snapshot.get_mut(table) {
+            progress.rows += rows;
+            progress.bytes += length;
+            progress.rows_estimated = progress.rows_estimated.max(progress.rows);
+        }
+    });
+    Ok(())
+}
+
+/// A transaction under the snapshot.
+async fn begin(wire: &mut Wire, snapshot: &str) -> Result<(), SourceError> {
+    let sql = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
+        literal(snapshot)
+    );
+    wire.query("read under the snapshot", &sql).await.map(drop)
+}
+
+/// Waits until seal has recorded every part it was handed.
+async fn wait_sealed(shared: &Shared, handed: &[(u32, u32)]) -> Result<(), SourceError> {
+    loop {
+        let mut open = 0;
+        for (id, number) in handed {
+            open += usize::from(shared.facts.get(&chunk_fact(*id, *number)).is_none());
+        }
+        let tables: BTreeSet<u32> = handed.iter().map(|(id, _)| *id).collect();
+        for id in tables {
+            progress(shared, id)?;
+        }
+        if open == 0 {
+            return Ok(());
+        }
+        sleep(SEALED_POLL).await;
+    }
+}
+
+/// Brings a table's progress up to date, and marks its plan when all its parts are sealed. Whether they are.
+pub(crate) fn progress(shared: &Shared, id: u32) -> Result<Option<Plan>, SourceError> {
+    let Some(mut plan) = facts::read::<Plan>(&*shared.facts, &plan_fact(id))? else {
+        return Ok(None);
+    };
+    let done = sealed(shared, id);
+    let open = plan.missing(&done).count();
+    plan.done = open == 0;
+    shared.board.write(|status| {
+        let progress = status.snapshot.entry(plan.table.clone()).or_default();
+        progress.chunks = plan.count();
+        progress.chunks_done = u32::try_from(done.len()).unwrap_or(u32::MAX);
+    });
+    Ok(Some(plan))
+}
+
+/// Numbers of a table's parts that are sealed.
+fn sealed(shared: &Shared, id: u32) -> BTreeSet<u32> {
+    let first = chunk_fact(id, 0);
+    let (prefix, _) = first.rsplit_once('/').expect("a chunk's key ends in its number");
+    let keys = shared.facts.scan(&format!("{prefix}/"));
+    keys.iter().filter_map(|(key, _)| key.rsplit('/').next()?.parse().ok()).collect()
+}
+
+fn changed(table: &str) -> SourceError {
+    SourceError::Server {
+        doing: "look at a table's file",
+        error: super::error::ServerError {
+            code: "55000".into(),
+            message: format!("{table} was rewritten, emptied or renamed since the snapshot"),
+            detail: String::new(),
+        },
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const COPYING: &str = "copy a table";
+/// Batches of 256 KiB between the server and seal, per worker: 1 MiB.
+const BATCHES: usize = 4;
+/// A larger batch is one row, and waits until the ones before it are taken.
+const LARGE_BYTES: usize = 1 << 20;
+const SEALED_POLL: Duration = Duration::from_millis(200);

@@ -1,0 +1,439 @@
+//! Follows the change stream: reads the server's messages, hands runs to the journal, confirms.
+//!
+//! **Invariants:** the server hears of us at least every few seconds, also while the journal is full and
+//! nothing is read; nothing is read while the journal has not taken what was read before.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use bytes::{BufMut, BytesMut};
+use postgres_protocol::message::frontend;
+use tokio::{
+    sync::watch,
+    time::{Interval, MissedTickBehavior, interval, sleep},
+};
+
+use super::{
+    batch::{Batcher, POSTGRES_EPOCH_US, Seen, Then},
+    catalog,
+    confirm::{Confirm, Now},
+    error::SourceError,
+    message::unknown,
+    relation::Relation,
+    session::{ALLOWED_FACT, Session, Shared},
+    wire::Wire,
+};
+use crate::{
+    facts::FactBatch,
+    source::{Durable, Run, Table},
+    units::{Point, Position},
+};
+
+/// A session under way.
+pub(crate) struct Stream {
+    line: Line,
+    sql: Wire,
+    batcher: Batcher,
+    binary: bool,
+    /// What was recorded of each table in this session.
+    described: BTreeMap<u32, Table>,
+    /// Tables that are not ours, and were spoken of.
+    told: BTreeSet<String>,
+}
+
+/// Why a stream ended without an error.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum End {
+    /// A column came whose binary form is not read: again, in text.
+    NeedsText,
+}
+
+/// The connection, and all that a status update is made of.
+struct Line {
+    wire: Wire,
+    shared: Arc<Shared>,
+    confirm: Confirm,
+    durable: watch::Receiver<Durable>,
+    shipped: watch::Receiver<Point>,
+    tick: Interval,
+    now: Now,
+    seen: Seen,
+    /// What of `seen` the board has been told.
+    told: Seen,
+    /// The position in the last status update, and when that was.
+    sent: Position,
+    sent_at: Instant,
+    /// When a position beyond the journal's was last recorded.
+    recorded_at: Option<Instant>,
+    /// When the server was last heard.
+    heard_at: Instant,
+}
+
+impl Stream {
+    /// Starts replication.
+    pub(crate) async fn start(
+        session: Session,
+        shared: Arc<Shared>,
+        shipped: watch::Receiver<Point>,
+        text_only: bool,
+    ) -> Result<Self, SourceError> {
+        let Session { mut wire, sql, durable, confirmed, binary, .. } = session;
+        let binary = binary && !text_only && wire.version() >= 140_000;
+        let sql_start = start_statement(&shared, wire.version(), durable.point.position, binary);
+        wire.copy_both("start replication", &sql_start).await?;
+        tracing::info!(from = %durable.point.position.max(confirmed), binary, host = wire.host(), "streaming");
+        let config = &shared.config;
+        let confirm = Confirm::new(config.release, config.release_wal_max, confirmed);
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let now = shared.clock.now();
+        let batcher = Batcher::new(durable.begins, durable.point.position);
+        let line = Line {
+            wire,
+            durable: shared.keep.durable(),
+            confirm,
+            shipped,
+            tick,
+            now: Now { recorded: durable.point.position, ..Now::default() },
+            seen: batcher.seen,
+            told: batcher.seen,
+            sent: Position::default(),
+            sent_at: now,
+            recorded_at: None,
+            heard_at: now,
+            shared,
+        };
+        let (described, told) = (BTreeMap::new(), BTreeSet::new());
+        Ok(Self { line, sql, batcher, binary, described, told })
+    }
+
+    /// Streams until something ends it. Dropped to stop; then [`Stream::leave`].
+    pub(crate) async fn run(&mut self) -> Result<End, SourceError> {
+        self.line.report(true).await?;
+        loop {
+            if let Some(end) = self.messages().await? {
+                return Ok(end);
+            }
+            if self.batcher.holds() {
+                self.pause().await?;
+                continue;
+            }
+            let read = tokio::select! {
+                biased;
+                _ = self.line.tick.tick() => {
+                    self.line.report(false).await?;
+                    continue;
+                }
+                read = self.line.wire.fill() => read?,
+            };
+            self.line.heard_at = self.line.shared.clock.now();
+            if read < SMALL_READ_BYTES {
+                // The server writes message by message: a moment's patience saves both sides most
+                // of their wake-ups.
+                sleep(NAP).await;
+            }
+        }
+    }
+
+    /// Says good-bye, with the last position that may be confirmed.
+    pub(crate) async fn leave(mut self) {
+        // Nobody waits for the answer; the server has the last status update otherwise.
+        drop(tokio::time::timeout(LEAVE_LIMIT, self.line.report(true)).await);
+        self.line.wire.leave().await;
+    }
+
+    /// Takes all messages that are there as a whole.
+    async fn messages(&mut self) -> Result<Option<End>, SourceError> {
+        let now = self.line.shared.clock.now();
+        while let Some(head) = self.line.wire.head()? {
+            let body = self.line.wire.body(head);
+            let mut then = Then::Nothing;
+            let mut asked = false;
+            match (head.tag, body.first()) {
+                (b'd', Some(b'w')) if body.len() >= XLOG_DATA_HEADER_BYTES => {
+                    then = self.batcher.push(&body[XLOG_DATA_HEADER_BYTES..], now)?;
+                }
+                (b'd', Some(b'k')) if body.len() == KEEPALIVE_BYTES => {
+                    let named = body[1..].first_chunk::<8>().copied().unwrap_or_default();
+                    asked = body[KEEPALIVE_BYTES - 1] == 1;
+                    self.line.watch(&self.batcher);
+                    self.line.keepalive(Position(u64::from_be_bytes(named)));
+                }
+                (b'E', _) => {
+                    let error = super::message::server_error(body);
+                    return Err(SourceError::Server { doing: "stream changes", error });
+                }
+                (b'c', _) => {
+                    let why = "the server ended the stream";
+                    return Err(self.line.wire.broken("stream changes", why));
+                }
+                (b'N' | b'S' | b'A', _) => {}
+                (tag, _) => return Err(unknown("in the stream", &tag.escape_ascii().to_string())),
+            }
+            self.line.wire.consume(head);
+            if let Then::Decide(relation, message) = then
+                && let Some(end) = self.decide(&relation, &message).await?
+            {
+                return Ok(Some(end));
+            }
+            while let Some(run) = self.batcher.take(false) {
+                self.append(run).await?;
+            }
+            if asked {
+                self.line.report(true).await?;
+            }
+        }
+        self.line.watch(&self.batcher);
+        Ok(None)
+    }
+
+    /// Whole transactions wait: gives the server a moment to send more, then hands them on.
+    async fn pause(&mut self) -> Result<(), SourceError> {
+        let age =
+            |now: Instant| self.batcher.since().map(|since| now.saturating_duration_since(since));
+        let old = age(self.line.shared.clock.now()).is_some_and(|age| age >= HOLD_MAX);
+        if !old {
+            sleep(NAP).await;
+            if self.line.wire.fill_now()? > 0 {
+                self.line.heard_at = self.line.shared.clock.now();
+                return Ok(());
+            }
+        }
+        while let Some(run) = self.batcher.take(true) {
+            self.append(run).await?;
+        }
+        Ok(())
+    }
+
+    async fn append(&mut self, run: Run) -> Result<(), SourceError> {
+        self.line.watch(&self.batcher);
+        let keep = Arc::clone(&self.line.shared.keep);
+        self.line.meanwhile(keep.append(run)).await??;
+        self.line.tell();
+        Ok(())
+    }
+
+    /// A table is described: is it ours, can its rows be read, what does the catalog know of it?
+    async fn decide(
+        &mut self,
+        relation: &Relation,
+        message: &[u8],
+    ) -> Result<Option<End>, SourceError> {
+        if !self.line.shared.patterns.include(&relation.schema, &relation.name) {
+            let name = format!("{}.{}", relation.schema, relation.name);
+            if self.told.insert(name.clone()) {
+                tracing::warn!(
+                    table = name,
+                    "rows of a published table are left out: `tables` excludes it"
+                );
+            }
+            self.batcher.exclude(relation.id);
+            return Ok(None);
+        }
+        self.line.watch(&self.batcher);
+        let described = catalog::describe(&mut self.sql, [relation.id]);
+        let mut described = self.line.meanwhile(described).await??;
+        // The catalog is that of now: only if its columns are those of then does it tell more.
+        let described =
+            described.remove(&relation.id).filter(|known| known.has_columns(&relation.columns));
+        let readable = match &described {
+            Some(known) => known.renders_binary(),
+            None => relation.renders_binary(),
+        };
+        if self.binary && !readable {
+            tracing::info!(
+                table = relation.name,
+                "a column is not read in binary form: going on in text"
+            );
+            return Ok(Some(End::NeedsText));
+        }
+        let table = described.map(|known| known.table);
+        let news = table.as_ref().filter(|table| self.described.get(&relation.id) != Some(table));
+        self.batcher.relation(message, relation.id, news);
+        if let Some(table) = table {
+            self.described.insert(relation.id, table);
+        }
+        Ok(None)
+    }
+}
+
+impl Line {
+    /// Waits for `work` while status updates go on and nothing is read.
+    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Result<T, SourceError> {
+        let mut work = pin!(work);
+        let mut failed = None;
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => {
+                    self.heard_at = self.shared.clock.now();
+                    return failed.map_or(Ok(done), Err);
+                }
+                _ = self.tick.tick(), if failed.is_none() => failed = self.report(false).await.err(),
+            }
+        }
+    }
+
+    /// The server named a position.
+    fn keepalive(&mut self, position: Position) {
+        self.now.server = self.now.server.max(position);
+        if !self.now.open {
+            self.now.quiet = self.now.quiet.max(position);
+        }
+    }
+
+    /// Remembers how the batcher stands.
+    fn watch(&mut self, batcher: &Batcher) {
+        self.seen = batcher.seen;
+        self.now.open = batcher.is_open();
+        self.now.buffered = batcher.holds();
+        self.now.recorded = batcher.seen.recorded;
+        if !self.now.open {
+            self.now.quiet = self.now.quiet.max(batcher.seen.received);
+        }
+    }
+
+    /// Sends a status update if it is `due` for another reason, if there is news, or if the last is old.
+    async fn report(&mut self, due: bool) -> Result<(), SourceError> {
+        let clock = Arc::clone(&self.shared.clock);
+        self.now.durable = self.durable.borrow().point.position;
+        self.now.shipped = self.shipped.borrow().position;
+        let asked = Position(self.shared.log_end.load(Ordering::Relaxed));
+        self.now.server = self.now.server.max(asked);
+        let mut decision = self.confirm.decide(&self.now);
+        let rested = |last: Option<Instant>| {
+            last.is_none_or(|last| clock.now().saturating_duration_since(last) >= RECORD_EVERY)
+        };
+        if let Some(position) = decision.record
+            && rested(self.recorded_at)
+        {
+            let mut batch = FactBatch::default();
+            batch.put(ALLOWED_FACT, &position);
+            self.shared.facts.record(batch).await?;
+            self.confirm.allow(position);
+            self.recorded_at = Some(clock.now());
+            decision = self.confirm.decide(&self.now);
+        }
+        let now = clock.now();
+        let silent = now.saturating_duration_since(self.heard_at);
+        if silent >= SILENCE_MAX {
+            return Err(self.wire.broken("stream changes", "the server is silent"));
+        }
+        let old = now.saturating_duration_since(self.sent_at) >= STATUS_EVERY;
+        if due || old || decision.confirm > self.sent {
+            let received = self.seen.received.max(self.now.quiet).max(decision.confirm);
+            let wall = clock.wall().0 - POSTGRES_EPOCH_US;
+            let ask = silent >= ASK_AFTER;
+            let update = status_update(received, decision.confirm, wall, ask);
+            let write = |out: &mut BytesMut| {
+                frontend::CopyData::new(&update[..])?.write(out);
+                Ok(())
+            };
+            self.wire.send(write).await?;
+            (self.sent, self.sent_at) = (decision.confirm, now);
+        }
+        self.tell();
+        Ok(())
+    }
+
+    /// Writes what was seen to the board.
+    fn tell(&mut self) {
+        let (seen, told) = (self.seen, std::mem::replace(&mut self.told, self.seen));
+        let durable = self.durable.borrow().point;
+        let release = if self.confirm.waits_for_lake() { "lake" } else { "journal" };
+        self.shared.board.write(|status| {
+            if status.release != release {
+                status.release = release.into();
+            }
+            status.server = status.server.max(self.now.server).max(seen.received);
+            status.received = status.received.max(seen.received).max(self.now.quiet);
+            status.received_at = seen.received_at.or(status.received_at);
+            status.durable = durable;
+            status.confirmed = self.confirm.confirmed();
+            status.transactions += seen.transactions - told.transactions;
+            status.transactions_skipped += seen.skipped - told.skipped;
+            status.changes += seen.changes - told.changes;
+            status.stream_bytes += seen.bytes - told.bytes;
+        });
+    }
+}
+
+/// `'r' | written u64 | fsynced u64 | applied u64 | clock i64 | answer wanted u8`
+/// (<https://www.postgresql.org/docs/current/protocol-replication.html>, "Standby status update").
+/// Of a logical slot the server forgets what is before "fsynced".
+fn status_update(received: Position, confirmed: Position, clock_us: i64, ask: bool) -> BytesMut {
+    let mut update = BytesMut::with_capacity(34);
+    update.put_u8(b'r');
+    update.put_u64(received.0);
+    update.put_u64(confirmed.0);
+    update.put_u64(confirmed.0);
+    update.put_i64(clock_us);
+    update.put_u8(u8::from(ask));
+    update
+}
+
+/// START_REPLICATION with what the server's version knows.
+fn start_statement(shared: &Shared, version: u32, from: Position, binary: bool) -> String {
+    let protocol = match version / 10_000 {
+        ..=13 => 1,
+        14 => 2,
+        15 => 3,
+        _ => 4,
+    };
+    let publications = shared.names.publications();
+    let mut options = format!("proto_version '{protocol}', publication_names '{publications}'");
+    if version >= 140_000 {
+        options += ", streaming 'off', messages 'true'";
+    }
+    if binary {
+        options += ", binary 'true'";
+    }
+    let slot = catalog::identifier(&shared.names.slot);
+    format!("START_REPLICATION SLOT {slot} LOGICAL {from} ({options})")
+}
+
+/// Kind, start, end and clock before the payload.
+const XLOG_DATA_HEADER_BYTES: usize = 25;
+/// Kind, position, clock, answer wanted.
+const KEEPALIVE_BYTES: usize = 18;
+/// A read below it is followed by a nap.
+const SMALL_READ_BYTES: usize = 32 << 10;
+const NAP: Duration = Duration::from_millis(1);
+/// Whole transactions are handed on after this, however busy the server.
+const HOLD_MAX: Duration = Duration::from_millis(10);
+/// News of the confirmed position go out at most this often.
+const TICK: Duration = Duration::from_secs(1);
+/// `wal_sender_timeout` is 60 s unless someone changed it; some set 10 s.
+const STATUS_EVERY: Duration = Duration::from_secs(4);
+/// Positions beyond the journal's are recorded, an fsync each, at most this often.
+const RECORD_EVERY: Duration = Duration::from_secs(10);
+/// A silent server is asked to answer.
+const ASK_AFTER: Duration = Duration::from_secs(30);
+/// Then it is given up.
+const SILENCE_MAX: Duration = Duration::from_secs(180);
+const LEAVE_LIMIT: Duration = Duration::from_millis(300);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_update_has_its_34_bytes() {
+        let update = status_update(Position(3), Position(2), 1, true);
+        let expected: Vec<u8> = [
+            &b"r"[..],
+            &3u64.to_be_bytes(),
+            &2u64.to_be_bytes(),
+            &2u64.to_be_bytes(),
+            &1i64.to_be_bytes(),
+            &[1],
+        ]
+        .concat();
+        assert_eq!(update, expected);
+    }
+}

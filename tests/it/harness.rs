@@ -1,0 +1,358 @@
+//! A world for each story: its own database cluster, bucket, configuration and gateway.
+//!
+//! Everything lies under `target/it/<story>`, which stays when the story fails.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use lakehead::{
+    demo::{
+        bucket::Bucket,
+        cluster::{Cluster, ClusterOptions, SUPERUSER, connect},
+        compare::{Compared, compare},
+        gateway::{Ended, Gateway, run},
+        ground::{clear, random_hex, random_key},
+        site::{self, Site},
+        workload::{Rows, Workload, schema},
+    },
+    shutdown::Tasks,
+    telemetry::board::SourceStatus,
+    units::Position,
+};
+use serde_json::{Value, json};
+use tokio_postgres::Client;
+
+/// What a story needs otherwise than others.
+pub(crate) struct Setup {
+    pub(crate) settings: Vec<(String, String)>,
+    pub(crate) encryption: String,
+    pub(crate) release: String,
+    pub(crate) tables: Vec<String>,
+    pub(crate) object_bytes: String,
+    pub(crate) object_age: String,
+    pub(crate) journal_max: String,
+    pub(crate) tls: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            settings: vec![],
+            encryption: site::CLIENT.into(),
+            release: "auto".into(),
+            tables: ["*.*", "!public.scratch_*"].map(String::from).to_vec(),
+            object_bytes: "8 MiB".into(),
+            object_age: "1 s".into(),
+            journal_max: "4 GiB".into(),
+            tls: false,
+        }
+    }
+}
+
+/// The world of one story.
+pub(crate) struct World {
+    // Dropped in this order: the gateway before what it talks to.
+    pub(crate) gateway: Gateway,
+    pub(crate) cluster: Cluster,
+    pub(crate) bucket: Bucket,
+    pub(crate) site: Site,
+    pub(crate) dir: PathBuf,
+    pub(crate) audit: PathBuf,
+    pub(crate) tasks: Tasks,
+    pub(crate) shop_password: String,
+}
+
+impl World {
+    /// A cluster with the database [`SOURCE`] and roles, an empty bucket, a configured gateway that
+    /// does not run yet.
+    pub(crate) async fn new(story: &str, setup: Setup) -> Self {
+        let dir = fresh_dir(story);
+        let tasks = Tasks::new();
+        let options = ClusterOptions {
+            dir: dir.join("postgres"),
+            settings: setup.settings,
+            ..ClusterOptions::default()
+        };
+        let cluster = Cluster::create(&options).unwrap();
+        let (shop_password, lakehead) = (random_hex().unwrap(), random_hex().unwrap());
+        let admin = cluster.connect("postgres", &tasks).await.unwrap();
+        admin.batch_execute(&schema::roles(&shop_password, &lakehead)).await.unwrap();
+        admin.batch_execute(&format!("CREATE DATABASE {SOURCE}")).await.unwrap();
+        let admin = cluster.connect(SOURCE, &tasks).await.unwrap();
+        admin.batch_execute(&schema::grants(SOURCE)).await.unwrap();
+        admin.batch_execute(MARK).await.unwrap();
+        let bucket = Bucket::open(&dir.join("lake"), setup.tls).await.unwrap();
+        let site = Site {
+            dir: dir.join("site"),
+            source: SOURCE.into(),
+            url: cluster.url("lakehead", SOURCE),
+            password: lakehead,
+            tables: setup.tables,
+            release: setup.release,
+            lake: bucket.lake("raw"),
+            encryption: setup.encryption,
+            journal_max: setup.journal_max,
+            object_bytes: setup.object_bytes,
+            object_age: setup.object_age,
+            listen: None,
+        };
+        let (path, audit) = site.write(&random_key().unwrap()).unwrap();
+        let gateway = Gateway::new(BINARY.as_ref(), &path, &dir.join("gateway.log"), SOURCE);
+        Self { gateway, cluster, bucket, site, dir, audit, tasks, shop_password }
+    }
+
+    /// A session as superuser in the source's database.
+    pub(crate) async fn admin(&self) -> Client {
+        self.cluster.connect(SOURCE, &self.tasks).await.unwrap()
+    }
+
+    /// A session as the tables' owner.
+    pub(crate) async fn shop(&self) -> Client {
+        let url = self.cluster.url("shop", SOURCE);
+        connect(&url, &self.shop_password, &self.tasks).await.unwrap()
+    }
+
+    /// The shop's workload on tables of about `bytes`, made and filled.
+    pub(crate) async fn workload(
+        &self,
+        seed: u64,
+        bytes: u64,
+        transactions_per_s: f64,
+    ) -> Workload {
+        let workload = Workload {
+            url: self.cluster.url("shop", SOURCE),
+            password: self.shop_password.clone(),
+            seed,
+            sessions: 3,
+            transactions_per_s,
+            rows: Rows::of(bytes),
+        };
+        workload.prepare(&self.tasks).await.unwrap();
+        workload
+    }
+
+    /// Runs statements, each ended by `;` and a new line, one by one as the tables' owner.
+    pub(crate) async fn execute_each(&self, sql: &str) {
+        let shop = self.shop().await;
+        for statement in sql.split(";\n") {
+            shop.batch_execute(statement).await.unwrap();
+        }
+    }
+
+    /// Runs SQL as one transaction of the tables' owner.
+    pub(crate) async fn execute(&self, sql: &str) {
+        self.shop().await.batch_execute(sql).await.unwrap();
+    }
+
+    /// Starts the gateway.
+    pub(crate) fn start(&mut self) {
+        self.gateway.start().unwrap();
+    }
+
+    /// What the gateway says of the source, waiting until it answers.
+    pub(crate) async fn status(&mut self) -> SourceStatus {
+        for _ in 0..600 {
+            if let Some(status) = self.gateway.status().await {
+                return status;
+            }
+            self.must_run();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("the gateway does not answer:\n{}", self.gateway.log_end());
+    }
+
+    /// Waits until `ready` says so of the status.
+    pub(crate) async fn until(
+        &mut self,
+        what: &str,
+        ready: impl Fn(&SourceStatus) -> bool,
+    ) -> SourceStatus {
+        for _ in 0..PATIENCE_TICKS {
+            let status = self.status().await;
+            if ready(&status) {
+                return status;
+            }
+            self.must_run();
+            tokio::time::sleep(TICK).await;
+        }
+        let status = self.status().await;
+        panic!("not in time: {what}; {status:#?}\n{}", self.gateway.log_end());
+    }
+
+    /// Commits a mark and waits until the ledger covers everything before it.
+    pub(crate) async fn caught_up(&mut self) -> Position {
+        let admin = self.admin().await;
+        let wanted = self.cluster.position(&admin).await.unwrap();
+        admin.batch_execute("INSERT INTO mark VALUES (clock_timestamp())").await.unwrap();
+        self.until("the ledger reaches the mark", |status| status.shipped.position >= wanted).await;
+        wanted
+    }
+
+    /// `lakehead verify` says PROVEN.
+    pub(crate) async fn assert_proven(&self) {
+        let ended = self.audit(&["verify"]).await;
+        assert!(ended.code == 0 && ended.stdout.contains("PROVEN"), "{ended:?}");
+    }
+
+    /// Restores into a fresh database and compares every table with the source.
+    pub(crate) async fn assert_restored_equal(&self) {
+        let restored = self.restored("restored", &[]).await;
+        let admin = self.admin().await;
+        let tables = compare(&admin, &restored, copied).await.unwrap();
+        assert_all_equal(&tables);
+    }
+
+    /// Restores into a fresh database, with more words for the command.
+    pub(crate) async fn restored(&self, database: &str, words: &[&str]) -> Client {
+        let admin = self.cluster.connect("postgres", &self.tasks).await.unwrap();
+        admin.batch_execute(&format!("CREATE DATABASE {database}")).await.unwrap();
+        let into = self.cluster.connect(database, &self.tasks).await.unwrap();
+        into.batch_execute(EXTENSIONS).await.unwrap();
+        let ended = self.restore(database, words).await;
+        assert_eq!(ended.code, 0, "{ended:?}");
+        into
+    }
+
+    /// `lakehead restore` into a database that is there.
+    pub(crate) async fn restore(&self, database: &str, words: &[&str]) -> Ended {
+        let password = self.dir.join("restore.password");
+        lakehead::disk::write_durably(&password, self.cluster.password().as_bytes()).unwrap();
+        let url = self.cluster.url(SUPERUSER, database);
+        let password = password.to_str().unwrap();
+        let all = ["restore", "--source", SOURCE, "--to", &url, "--password-file", password];
+        self.audit(&[&all, words].concat()).await
+    }
+
+    /// A command with the auditor's credentials.
+    pub(crate) async fn audit(&self, words: &[&str]) -> Ended {
+        self.gateway.ask(words, Some(&self.audit)).await.unwrap()
+    }
+
+    /// DuckDB and pyarrow open every object, and find each change once. Gives what they counted.
+    pub(crate) async fn assert_readable(&self) -> Value {
+        let lake = &self.site.lake;
+        let ca = lake.ca_pem.as_ref().map(|_| self.site.dir.join("lake-ca.pem"));
+        let key = (self.site.encryption == site::CLIENT).then(|| self.site.key_file());
+        let site = json!({
+            "endpoint": lake.endpoint, "bucket": lake.bucket, "prefix": lake.prefix, "source": SOURCE,
+            "key": lake.reader.id, "secret": lake.reader.secret, "ca": ca, "key_file": key,
+            "dir": self.dir.join("read"), "box": { "key": lake.writer.id, "secret": lake.writer.secret },
+        });
+        let ended = python("readers.py", &site, &self.dir).await;
+        assert_eq!(ended.code, 0, "{}\n{}", ended.stdout, ended.stderr);
+        serde_json::from_str(&ended.stdout).unwrap()
+    }
+
+    /// No key was stored twice, and of each part at most what a kill can have cut was sent again.
+    pub(crate) fn assert_sent_once(&self, kills: usize) {
+        let sent = self.bucket.sent();
+        let twice: Vec<_> = sent.stored.iter().filter(|(_, times)| **times > 1).collect();
+        assert!(twice.is_empty(), "stored twice: {twice:?}");
+        let again: usize = sent.parts.values().map(|times| times - 1).sum();
+        assert!(again <= kills * REQUESTS, "{again} parts sent again after {kills} kills");
+    }
+
+    /// The most memory that any life of the gateway had resident.
+    pub(crate) fn peak_bytes(&mut self) -> u64 {
+        self.gateway.usage().peak_bytes
+    }
+
+    /// Fails the story if the gateway ended by itself.
+    pub(crate) fn must_run(&mut self) {
+        if let Some(code) = self.gateway.ended() {
+            panic!("the gateway ended with {code}:\n{}", self.gateway.log_end());
+        }
+    }
+
+    /// Ends everything, and removes the story's folder: it went well.
+    pub(crate) async fn end(mut self) {
+        let code = self.gateway.stop().await;
+        assert!(code.is_none_or(|code| code == 0), "{code:?}:\n{}", self.gateway.log_end());
+        self.cluster.remove().unwrap();
+        self.bucket.close().await;
+        self.tasks.stop().await;
+        fs::remove_dir_all(&self.dir).unwrap();
+    }
+}
+
+/// Every table is there on both sides and equal.
+pub(crate) fn assert_all_equal(tables: &[Compared]) {
+    let said: Vec<String> = tables.iter().filter_map(Compared::difference).collect();
+    assert!(!tables.is_empty() && said.is_empty(), "differ:\n{}", said.join("\n"));
+}
+
+/// Whether the lake has it.
+pub(crate) fn copied(table: &str) -> bool {
+    !table.starts_with("public.scratch_") && !table.starts_with("lakehead")
+}
+
+/// Runs one of the scripts in tests/py with the libraries that `make` has put into target/py.
+pub(crate) async fn python(script: &str, input: &Value, dir: &Path) -> Ended {
+    let file = dir.join("input.json");
+    fs::write(&file, input.to_string()).unwrap();
+    let mut command = Command::new("sh");
+    command.arg("-c").arg("exec \"$0\" \"$1\" < \"$2\"");
+    command.arg(interpreter()).arg(Path::new("tests/py").join(script)).arg(&file);
+    run(command, &dir.join("python")).await.unwrap()
+}
+
+/// The readers' own client, in Python, sees what the store holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_readers_list_and_get_what_the_store_holds() {
+    let dir = fresh_dir("readers");
+    let bucket = Bucket::open(&dir.join("lake"), true).await.unwrap();
+    let key = "raw/shop/B%C3%BCro.a b+c/dt=2026-11-21/ü.parquet";
+    bucket.double.tamper(lakehead::demo::bucket::BUCKET, key, Some(b"bytes")).unwrap();
+    let lake = bucket.lake("raw");
+    let ca = dir.join("ca.pem");
+    fs::write(&ca, lake.ca_pem.as_ref().unwrap()).unwrap();
+    let script = "import sys; sys.path.insert(0, 'tests/py'); from lake import Lake; a = sys.argv; \
+        reads = Lake(a[1], a[2], a[3], a[4], ca=a[7]); writes = Lake(a[1], a[2], a[5], a[6], ca=a[7]); \
+        keys = reads.keys('raw/'); print(keys, reads.get(keys[0])[0], writes.uploads())";
+    let mut command = Command::new(interpreter());
+    command.args([
+        "-c",
+        script,
+        &lake.endpoint,
+        &lake.bucket,
+        &lake.reader.id,
+        &lake.reader.secret,
+    ]);
+    command.args([&lake.writer.id, &lake.writer.secret, ca.to_str().unwrap()]);
+    let ended = run(command, &dir.join("python")).await.unwrap();
+    assert_eq!(ended.stdout.trim(), format!("['{key}'] b'bytes' []"), "{}", ended.stderr);
+    assert_eq!(bucket.holds().unwrap(), (1, 5));
+    bucket.close().await;
+}
+
+fn interpreter() -> PathBuf {
+    let interpreter = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/py/bin/python");
+    assert!(interpreter.is_file(), "run `make python` first");
+    interpreter
+}
+
+fn fresh_dir(story: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/it").join(story);
+    clear(&dir.join("postgres")).unwrap();
+    fs::remove_dir_all(&dir).ok();
+    fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+/// The binary that cargo built for this test.
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_lakehead");
+/// The database, and the name of the source.
+pub(crate) const SOURCE: &str = "shop";
+/// A table that stories move the position with; the shop has one already.
+const MARK: &str = "CREATE TABLE IF NOT EXISTS mark (at timestamptz NOT NULL PRIMARY KEY); ALTER TABLE mark OWNER TO shop";
+/// What the restored database must have before: types of extensions are not ours to create.
+const EXTENSIONS: &str = "CREATE EXTENSION IF NOT EXISTS hstore";
+/// `[ship] requests` as it is by default: parts in flight at once.
+const REQUESTS: usize = 4;
+const TICK: Duration = Duration::from_millis(250);
+/// 10 minutes.
+const PATIENCE_TICKS: u32 = 2_400;

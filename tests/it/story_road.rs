@@ -1,0 +1,120 @@
+//! A million rows and every type go to the lake under load, and come back equal.
+
+use std::process::Command;
+
+use lakehead::demo::{
+    gateway::run,
+    site::{CLIENT, NONE},
+    workload::Tally,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{SOURCE, Setup, World, assert_all_equal};
+
+const TYPES: &str = include_str!("../fixtures/types.sql");
+const TYPES_CHANGES: &str = include_str!("../fixtures/types_changes.sql");
+/// DESIGN P4.
+const RESIDENT_BYTES_MAX: u64 = 256 << 20;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_million_rows_and_every_type_come_back_equal() {
+    let setup = Setup { encryption: NONE.into(), ..Setup::default() };
+    let mut world = World::new("road", setup).await;
+    world.execute(TYPES).await;
+    let admin = world.admin().await;
+    admin.batch_execute(HSTORE).await.unwrap();
+    pgbench(&world, &["-i", "-q", "-s", "10"]).await;
+    world.start();
+    // Changes under load, from the first moment of the snapshot on.
+    let load = pgbench(&world, &["-c", "4", "-T", "20", "-R", "400", "-n"]);
+    let changes = world.execute_each(TYPES_CHANGES);
+    tokio::join!(load, changes);
+    world.execute_each("UPDATE types SET id = id + 50;\nUPDATE hstores SET h = 'c=>3, d=>NULL' WHERE id = 2;\n").await;
+    world.caught_up().await;
+    world.assert_proven().await;
+    world.assert_restored_equal().await;
+    let read = world.assert_readable().await;
+    assert!(read["rows"]["S"].as_u64().unwrap() >= 1_000_000, "{read}");
+    world.assert_sent_once(0);
+    let peak = world.peak_bytes();
+    assert!(peak <= RESIDENT_BYTES_MAX, "{} MiB resident", peak >> 20);
+    eprintln!("a million rows: {} MiB resident at most; {read}", peak >> 20);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn encrypted_objects_open_with_the_key_file_alone() {
+    let setup = Setup { encryption: CLIENT.into(), tls: true, ..Setup::default() };
+    let mut world = World::new("client", setup).await;
+    let workload = world.workload(7, 8_000_000, 200.0).await;
+    world.start();
+    let (tally, stop) = (Tally::default(), CancellationToken::new());
+    let work = workload.run(&tally, &world.tasks, &stop);
+    let end = async {
+        tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+        workload.large(20_000, &tally, &world.tasks).await.unwrap();
+        stop.cancel();
+    };
+    let (worked, ()) = tokio::join!(work, end);
+    worked.unwrap();
+    world.caught_up().await;
+    world.assert_proven().await;
+    let read = world.assert_readable().await;
+    let rows = |op: &str| read["rows"][op].as_u64().unwrap_or(0);
+    let done = tally.read();
+    assert!(rows("I") > 20_000 && rows("I") <= done.inserted + 100, "{read} {done:?}");
+    assert!(rows("T") >= 1 && rows("D") <= done.deleted, "{read} {done:?}");
+    world.assert_restored_equal().await;
+    world.end().await;
+}
+
+/// What stands at a position is what stood there: a restore up to it does not see what came later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_up_to_a_position_sees_nothing_later() {
+    let mut world = World::new("until", Setup::default()).await;
+    let workload = world.workload(8, 1_000_000, 300.0).await;
+    world.start();
+    let (tally, stop) = (Tally::default(), CancellationToken::new());
+    let work = workload.run(&tally, &world.tasks, &stop);
+    let end = async {
+        tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+        stop.cancel();
+    };
+    let (worked, ()) = tokio::join!(work, end);
+    worked.unwrap();
+    let until = world.caught_up().await;
+    // The mark that `caught_up` commits lies behind `until`; keep what stood before it.
+    let admin = world.admin().await;
+    admin.batch_execute("DELETE FROM mark").await.unwrap();
+    let then = lakehead::demo::compare::digests(&admin, crate::harness::copied).await.unwrap();
+    admin
+        .batch_execute("DELETE FROM customers; TRUNCATE events; UPDATE orders SET total = 0")
+        .await
+        .unwrap();
+    world.caught_up().await;
+    let restored = world.restored("until", &["--until", &until.to_string()]).await;
+    let found = lakehead::demo::compare::digests(&restored, crate::harness::copied).await.unwrap();
+    assert_all_equal(&lakehead::demo::compare::pair(then, found));
+    // Again into the same database: nothing changes.
+    let again = world.restore("until", &["--until", &until.to_string()]).await;
+    assert_eq!(again.code, 0, "{again:?}");
+    let admin = world.cluster.connect("until", &world.tasks).await.unwrap();
+    let twice = lakehead::demo::compare::digests(&admin, crate::harness::copied).await.unwrap();
+    let found = lakehead::demo::compare::digests(&restored, crate::harness::copied).await.unwrap();
+    assert_all_equal(&lakehead::demo::compare::pair(found, twice));
+    world.end().await;
+}
+
+async fn pgbench(world: &World, words: &[&str]) {
+    let mut command = Command::new(world.cluster.binaries().join("pgbench"));
+    command.args(["-h", "127.0.0.1", "-p", &world.cluster.port().to_string(), "-U", "shop"]);
+    command.args(words).arg(SOURCE).env("PGPASSWORD", &world.shop_password);
+    let ended = run(command, &world.dir.join("pgbench")).await.unwrap();
+    assert_eq!(ended.code, 0, "{ended:?}");
+}
+
+/// A type of an extension, if the server has it.
+const HSTORE: &str = "DO $$ BEGIN CREATE EXTENSION IF NOT EXISTS hstore; EXCEPTION WHEN OTHERS THEN CREATE DOMAIN hstore AS text; END $$;
+    CREATE TABLE hstores (id integer PRIMARY KEY, h hstore);
+    ALTER TABLE hstores OWNER TO shop;
+    INSERT INTO hstores VALUES (1, 'a=>1, b=>NULL'), (2, ''), (3, NULL);";
