@@ -191,6 +191,7 @@ impl<'a> Restore<'a> {
                 let loaded = self.target.loaded(loading, &live.shape, &columns, beside, object);
                 self.report.snapshot_rows += loaded.await?;
             }
+            // No rows: the snapshot of an empty table.
             None => self.target.record_object(&rows.object, 0).await?,
         }
         self.target.commit().await

@@ -165,8 +165,9 @@ impl<'a> Target<'a> {
             );
             self.run(&doing, &make).await?;
         }
-        let list = if list.is_empty() { list } else { format!("({list})") };
-        let sql = format!("COPY {into} {list} FROM STDIN");
+        // A table without columns has rows all the same, and no list.
+        let list = if list.is_empty() { list } else { format!(" ({list})") };
+        let sql = format!("COPY {into}{list} FROM STDIN");
         let sink = self.client.copy_in(&sql).await.map_err(|why| refused(&doing, &why))?;
         Ok(Loading { sink: Box::pin(sink), buffer: Vec::new(), doing })
     }
