@@ -24,7 +24,7 @@ async fn a_wrong_configuration_names_file_line_key_and_remedy() {
         ("max_bytes = \"4 GiB\"", "max_byte = \"4 GiB\"", "max_byte", "max_bytes"),
         ("kind = \"postgres\"", "kind = \"postgres", "", ""),
         ("kind = \"postgres\"", "kind = \"oracle\"", "kind", "postgres"),
-        ("release = \"auto\"", "release = 1", "release", "journal"),
+        ("release = \"auto\"", "release = 1", "release", "quotes"),
         ("mode = \"client\"", "mode = \"rot13\"", "mode", "client"),
         ("endpoint = \"http", "endpoint = \"http://s3.example.com\"#", "endpoint", "loopback"),
     ] {
@@ -178,7 +178,10 @@ async fn a_secret_that_others_can_read_is_refused() {
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     let ended = world.gateway.ask(&["run"], None).await.unwrap();
     let said = format!("{}{}", ended.stdout, ended.stderr);
-    assert!(ended.code == 2 && said.contains("lake.key") && said.contains("0600"), "{ended:?}");
+    assert!(
+        ended.code == 2 && said.contains("lake.key") && said.contains("chmod 600"),
+        "{ended:?}"
+    );
     world.end().await;
 }
 
