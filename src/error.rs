@@ -136,6 +136,8 @@ causes! {
     Fenced => Fenced("another appliance owns this source: stop one of them, or give this one another name and prefix"),
     /// The lake holds a ledger for this source that this box does not continue.
     ChainForeign => Fenced("the lake already holds a ledger for this source: continue it with `lakehead adopt`, or choose another prefix"),
+    /// The identity key is not the one that signed the chain so far.
+    IdentityKey => Halt("the identity key is not the one that signed the ledger so far: put `identity.key` back from its copy, or continue the chain with `lakehead adopt`"),
     /// The lake key does not open an object.
     LakeKey => Halt("the key in `key_file` does not open the object: give the key that it was sealed with"),
     /// The lake holds no consistent point where a restore was asked for.

@@ -25,11 +25,7 @@ use crate::{
     error::{Cause, Classified, Disposition, Exit},
     facts::{self, Facts},
     journal::{self, Decode, Journal, JournalError, Keep, ORIGIN_FACT, Origin, Table},
-    ledger::{
-        LedgerError, Proven, SourceIdentity,
-        key::IdentityKey,
-        write::{Ledger, LedgerOptions, OriginReader},
-    },
+    ledger::{IdentityKey, Ledger, LedgerError, LedgerOptions, Proven, SourceIdentity},
     seal::{Group, LakeKey, SealEncryption, SealError, SealOptions, Sealer, SpoolReader},
     ship::{
         self, Encryption, ObjectStore, ShipError, Shipped,
@@ -127,7 +123,7 @@ pub async fn run(
 ) -> Result<(), RunError> {
     let shared = Shared {
         s3: Arc::new(lake(&config, &clock)?),
-        identity: IdentityKey::open_or_make(&config.appliance.data_dir)?,
+        identity: IdentityKey::open(&config.appliance.data_dir)?,
         journal_key: journal_key(&config)?,
         encryption: encryption(&config)?,
         config: Arc::new(config),
@@ -411,16 +407,17 @@ impl Road {
             source: self.name.clone(),
             prefix: shared.config.lake.prefix.clone(),
             data_dir: shared.config.appliance.data_dir.clone(),
-            origin: origin_reader(self.name.clone(), Arc::clone(&facts)),
+            identity: identity_reader(self.name.clone(), Arc::clone(&facts)),
             encryption: match object_encryption(&shared.config) {
                 Encryption::Client => Encryption::None,
                 other => other,
             },
-            release: Arc::new(move || board.read().release),
         };
+        let release = Arc::new(move || board.read().release);
         let identity = shared.identity.clone();
         let clock = Arc::clone(&shared.clock);
-        Ok(Ledger::open(options, identity, store, facts, self.board.clone(), clock)?)
+        let own = self.board.clone();
+        Ok(Ledger::open(options, identity, store, facts, own, clock, release)?)
     }
 
     /// Starts the threads that seal. They go on after what stopped them, at a slow pace, where a person
@@ -564,15 +561,17 @@ impl ship::ReadSpool for Spool {
 }
 
 /// Which database the ledger speaks of: what the source recorded when it made the slot.
-fn origin_reader(name: String, facts: Arc<dyn Facts>) -> OriginReader {
+fn identity_reader(
+    name: String,
+    facts: Arc<dyn Facts>,
+) -> Arc<dyn Fn() -> Option<SourceIdentity> + Send + Sync> {
     Arc::new(move || {
         let origin: Origin = facts::read(facts.as_ref(), ORIGIN_FACT).ok().flatten()?;
-        let identity = SourceIdentity {
+        Some(SourceIdentity {
             name: name.clone(),
             system_identifier: origin.system_identifier,
             timeline: origin.timeline,
-        };
-        Some((identity, origin.consistent_point))
+        })
     })
 }
 

@@ -13,8 +13,8 @@ use super::{
 use crate::{
     clock::{Clock, SystemClock},
     config::{self, Config, Secret},
-    error::{Cause, Exit},
-    ledger::{Entry, audit::Audit, verify::KnownHead},
+    error::Exit,
+    ledger::{Entry, LedgerError, audit},
     pipeline,
     replay::{self, Progress, RestoreOptions, RestoreReport},
     shutdown::Tasks,
@@ -86,7 +86,7 @@ pub(super) async fn restore(global: &Global, args: RestoreArgs) -> Result<Exit, 
     let source = reading::source(&config, Some(&args.source))?;
     let to = Config::database_url("--to", &args.to)?;
     let password = args.password_file.as_deref().map(config::load_secret).transpose()?;
-    let public_keys = verify::public_keys(&config, args.public_key);
+    let public_keys = verify::public_keys(&config, &source, args.public_key);
     rebuild(global, Asked { config, source, to, password, until: args.until, public_keys }).await
 }
 
@@ -136,26 +136,12 @@ async fn rebuild(global: &Global, asked: Asked) -> Result<Exit, Failure> {
 /// The ledger's entries, proven: nothing is restored from a chain that is broken.
 async fn chain(asked: &Asked, clock: &Arc<dyn Clock>) -> Result<Vec<Entry>, Failure> {
     let config = &asked.config;
+    let report = verify::prove(config, &asked.source, &asked.public_keys, None, None).await?;
+    if let Some(damage) = report.damage {
+        return Err(LedgerError::Broken(Box::new(damage)).into());
+    }
     let s3 = pipeline::lake(config, clock)?;
-    let mut keys = vec![];
-    for path in &asked.public_keys {
-        keys.push(verify::public_key(path)?);
-    }
-    let audit = Audit { reader: &s3, prefix: &config.lake.prefix, keys: &keys, deep: None };
-    let mut entries = vec![];
-    let known = KnownHead::kept(&config.appliance.data_dir, &asked.source);
-    let report = audit.source(&asked.source, known, &mut |entry, _| entries.push(entry)).await?;
-    match report.broken {
-        None => Ok(entries),
-        Some(broken) => {
-            let what = format!("entry {}: {}: {}", broken.entry, broken.damage.name(), broken.what);
-            Err(Failure::new(
-                Cause::LakeAltered,
-                what,
-                "run `lakehead verify`, which says what is proven",
-            ))
-        }
-    }
+    Ok(audit::entries(&s3, &config.lake.prefix, &report).await?)
 }
 
 fn json(report: &RestoreReport) -> serde_json::Value {

@@ -16,13 +16,8 @@ use super::{
 use crate::{
     clock::{Clock, SystemClock},
     config::Config,
-    disk,
     error::{Cause, Exit},
-    ledger::{
-        audit::{Audit, Progress},
-        key::PublicKey,
-        verify::{KnownHead, Report},
-    },
+    ledger::{self, Audit, Head, Progress, PublicKey, SourceReport},
     pipeline,
     units::ByteSize,
 };
@@ -39,21 +34,10 @@ pub(super) struct VerifyArgs {
     #[arg(long, value_name = "FILE")]
     public_key: Vec<PathBuf>,
     /// An entry that is known to be there, by its number and hash: a chain that is shorter is truncated.
-    #[arg(long, value_name = "N:HASH", value_parser = known_head)]
-    head: Option<KnownHead>,
+    #[arg(long, value_name = "N:HASH")]
+    head: Option<Head>,
     #[command(flatten)]
     reading: Reading,
-}
-
-/// `<number>:<SHA-256 of its first line, hex>`
-fn known_head(text: &str) -> Result<KnownHead, String> {
-    let parse = || {
-        let (entry, hash) = text.split_once(':')?;
-        let entry = entry.parse().ok().filter(|entry| *entry > 0)?;
-        let bytes = hex::decode(hash).ok().filter(|bytes| bytes.len() == 32)?;
-        Some(KnownHead { entry, hash: hex::encode(bytes) })
-    };
-    parse().ok_or_else(|| "write the entry's number, a colon and its 64 hex digits".into())
 }
 
 pub(super) async fn verify(global: &Global, args: VerifyArgs) -> Result<Exit, Failure> {
@@ -62,8 +46,8 @@ pub(super) async fn verify(global: &Global, args: VerifyArgs) -> Result<Exit, Fa
         Some(name) => vec![reading::source(&config, Some(name))?],
         None => config.sources.iter().map(|source| source.name.clone()).collect(),
     };
-    let public_keys = public_keys(&config, args.public_key);
-    let asked = Asked { config, sources, public_keys, deep: args.deep, head: args.head };
+    let asked =
+        Asked { config, sources, public_keys: args.public_key, deep: args.deep, head: args.head };
     audit(global, asked).await
 }
 
@@ -73,66 +57,55 @@ struct Asked {
     sources: Vec<String>,
     public_keys: Vec<PathBuf>,
     deep: bool,
-    head: Option<KnownHead>,
+    head: Option<Head>,
 }
 
 async fn audit(global: &Global, asked: Asked) -> Result<Exit, Failure> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let s3 = pipeline::lake(&asked.config, &clock)?;
-    let keys =
-        asked.public_keys.iter().map(|path| public_key(path)).collect::<Result<Vec<_>, _>>()?;
-    let data_dir = &asked.config.appliance.data_dir;
-    let scratch =
-        asked.deep.then(|| std::env::temp_dir().join(format!("lakehead-{}", std::process::id())));
-    if let Some(folder) = &scratch {
-        disk::create_dir(folder)
-            .map_err(|why| Failure::system("make a folder for objects", &why))?;
-    }
-    let audit = Audit {
-        reader: &s3,
-        prefix: &asked.config.lake.prefix,
-        keys: &keys,
-        deep: scratch.as_deref(),
-    };
+    let work = reading::work_dir(&asked.config)?;
+    let deep = asked.deep.then(|| work.path());
+    let head = asked.head.clone();
     let mut reports = vec![];
     for source in &asked.sources {
-        let known = asked.head.clone().or_else(|| KnownHead::kept(data_dir, source));
-        let mut meter = Meter::new("verify", &clock);
-        let mut each = |_, progress: Progress| {
-            meter.show(
-                progress.entries,
-                progress.entries_all,
-                &format!("{} objects", progress.objects),
-            );
-        };
-        reports.push(audit.source(source, known, &mut each).await?);
+        let keys = public_keys(&asked.config, source, asked.public_keys.clone());
+        reports.push(prove(&asked.config, source, &keys, deep, head.clone()).await?);
     }
-    if let Some(folder) = &scratch {
-        // The system clears its temporary folder too.
-        std::fs::remove_dir_all(folder).ok();
-    }
-    let proven = reports.iter().all(|report| report.proven && report.entries > 0);
-    global
-        .output()
-        .tell(&serde_json::json!({ "proven": proven, "sources": reports }), &Lines(&reports));
+    let proven = reports.iter().all(|report| report.whole() && report.entries > 0);
+    let json = serde_json::json!({ "proven": proven, "sources": reports });
+    global.output().tell(&json, &Lines(&reports));
     Ok(if proven { Exit::Done } else { Exit::Wanting })
 }
 
-/// The keys named, or the box's own.
-pub(super) fn public_keys(config: &Config, named: Vec<PathBuf>) -> Vec<PathBuf> {
-    if named.is_empty() { vec![config.appliance.data_dir.join("identity.pub")] } else { named }
+/// Audits one source.
+pub(super) async fn prove(
+    config: &Config,
+    source: &str,
+    public_keys: &[PathBuf],
+    deep: Option<&Path>,
+    head: Option<Head>,
+) -> Result<SourceReport, Failure> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let s3 = pipeline::lake(config, &clock)?;
+    let mut keys = vec![];
+    for path in public_keys {
+        keys.extend(read_public_keys(path)?);
+    }
+    let what =
+        Audit { prefix: &config.lake.prefix, source: Some(source), public_keys: &keys, deep };
+    let known =
+        |source: &str| head.clone().or_else(|| Head::kept(&config.appliance.data_dir, source));
+    let mut meter = Meter::new("verify", &clock);
+    let mut show = |progress| match progress {
+        Progress::Entries { done, all, .. } => meter.show(done, all, "entries"),
+        Progress::Listed { done, .. } => meter.show(done, done, "keys listed"),
+        Progress::Read { done, all, bytes, .. } => {
+            meter.show(done, all, &format!("objects, {}", ByteSize(bytes)));
+        }
+    };
+    let reports = ledger::audit(&s3, &what, &known, &mut show).await?;
+    Ok(reports.into_iter().next().expect("the one source asked for has its report"))
 }
 
-pub(super) fn public_key(path: &Path) -> Result<PublicKey, Failure> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|why| Failure::system(&format!("read public key {}", path.display()), &why))?;
-    PublicKey::from_pem(&text).ok_or_else(|| {
-        let what = format!("public key {}: it is no Ed25519 key in PEM", path.display());
-        Failure::new(Cause::Config, what, "give the identity.pub of the box that wrote the ledger")
-    })
-}
-
-struct Lines<'a>(&'a [Report]);
+struct Lines<'a>(&'a [SourceReport]);
 
 impl fmt::Display for Lines<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -140,74 +113,39 @@ impl fmt::Display for Lines<'_> {
             if number > 0 {
                 writeln!(f)?;
             }
-            told(report, f)?;
+            write!(f, "{report}")?;
+            write!(f, "\n{}: head {}", report.source, report.head)?;
+            for signer in &report.signers {
+                let (key, from) = (&signer.public_key, signer.from_entry);
+                write!(f, "\n{}: signed by {key} from entry {from}", report.source)?;
+            }
+            if report.strangers > 0 {
+                let strangers = report.strangers;
+                write!(f, "\n{}: {strangers} objects are not in the ledger (yet)", report.source)?;
+            }
         }
         Ok(())
     }
 }
 
-fn told(report: &Report, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let at = report.committed_at.as_deref().unwrap_or("no transaction yet");
-    let (source, position, sequence) =
-        (&report.source, report.point.position, report.point.sequence.0);
-    match &report.broken {
-        None if report.entries == 0 => write!(f, "NOT PROVEN {source}: there is no ledger")?,
-        None => write!(f, "PROVEN {source} up to {position} (change {sequence}, {at})")?,
-        Some(broken) => {
-            writeln!(
-                f,
-                "BROKEN {source} at entry {}: {}: {}",
-                broken.entry,
-                broken.damage.name(),
-                broken.what
-            )?;
-            if !broken.object.is_empty() {
-                writeln!(f, "  object   {}", broken.object)?;
-            }
-            let to = broken.to.map_or("the end".into(), |to| {
-                format!("{} (change {})", to.position, to.sequence.0)
-            });
-            writeln!(
-                f,
-                "  interval after {} (change {}) up to {to}",
-                broken.from.position, broken.from.sequence.0
-            )?;
-            write!(f, "  proven   up to {position} (change {sequence}, {at})")?;
-        }
+/// The keys named, or the box's own.
+pub(super) fn public_keys(config: &Config, source: &str, named: Vec<PathBuf>) -> Vec<PathBuf> {
+    if !named.is_empty() {
+        return named;
     }
-    write!(
-        f,
-        "\n  entries  {}, objects {}, {}",
-        report.entries,
-        report.objects,
-        ByteSize(report.bytes)
-    )?;
-    let rows: Vec<String> =
-        report.rows.iter().map(|(op, rows)| format!("{} {rows}", op.letter())).collect();
-    write!(f, "\n  rows     {}", rows.join(", "))?;
-    write!(f, "\n  head     {}:{}", report.entries, report.head)?;
-    let signers: Vec<String> =
-        report.signers.iter().map(|(key, from)| format!("{key} from entry {from}")).collect();
-    write!(f, "\n  signed   {}", signers.join(", "))?;
-    if report.unlisted > 0 {
-        write!(f, "\n  {} objects are not in the ledger (yet)", report.unlisted)?;
-    }
-    Ok(())
+    let data_dir = &config.appliance.data_dir;
+    let trusted = data_dir.join(ledger::adopt::trusted_file_name(source));
+    let own = data_dir.join("identity.pub");
+    // After an adoption it holds this box's own key too.
+    if trusted.exists() { vec![trusted] } else { vec![own] }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_known_head_has_a_number_and_a_hash() {
-        let hash = "AB".repeat(32);
-        let head = known_head(&format!("7:{hash}")).unwrap();
-        assert_eq!(head, KnownHead { entry: 7, hash: hash.to_lowercase() });
-        for wrong in
-            ["", "7", "0:ab", "x:ab", &format!("7:{}", "ab".repeat(31)), &format!("0:{hash}")]
-        {
-            assert!(known_head(wrong).is_err(), "{wrong}");
-        }
-    }
+/// The keys in a PEM file: a box's own, or those that a box trusts after it adopted a chain.
+fn read_public_keys(path: &Path) -> Result<Vec<PublicKey>, Failure> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|why| Failure::system(&format!("read public key {}", path.display()), &why))?;
+    PublicKey::all_from_pem(&text).filter(|keys| !keys.is_empty()).ok_or_else(|| {
+        let what = format!("public key {}: it is no Ed25519 key in PEM", path.display());
+        Failure::new(Cause::Config, what, "give the identity.pub of the box that wrote the ledger")
+    })
 }

@@ -1,336 +1,772 @@
-//! Reads chains and objects from the lake for [`verify`](super::verify). The audit's awaits.
+//! Reads a lake and has [`verify`](super::verify) judge it. Needs reading credentials and public keys, nothing else.
+//!
+//! Entries are listed before objects, so that what a running box writes meanwhile is at most not yet in
+//! the ledger. Objects are looked up by listing their folders in pages, not one by one. A deep audit
+//! reads every object again through a file in a scratch folder.
+//!
+//! Memory: about 300 bytes for each object named by the chain.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use aws_lc_rs::digest;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use futures_util::{StreamExt, future::BoxFuture, stream};
 
 use super::{
-    Entry, LedgerError, entry,
-    key::PublicKey,
-    verify::{Found, KnownHead, Report, Walk},
+    Entry, Head, LedgerError, PublicKey, SourceReport, entry, on_thread,
+    verify::{Expected, Verifier},
 };
-use crate::ship::{Listed, ObjectReader};
+use crate::{
+    disk,
+    error::{Classified, Disposition},
+    ship::{Fetched, Listed, ObjectReader, ShipError},
+};
 
-/// What is to be audited.
+/// What to look at.
+#[derive(Clone, Copy, Debug)]
 pub struct Audit<'a> {
-    /// The lake, with credentials that can read.
-    pub reader: &'a dyn ObjectReader,
-    /// First part of every key.
+    /// The lake's prefix.
     pub prefix: &'a str,
-    /// Keys whose signatures count.
-    pub keys: &'a [PublicKey],
-    /// A folder for objects while their bytes are read, if they are to be.
+    /// One source, or all that have a ledger.
+    pub source: Option<&'a str>,
+    /// The keys that may have signed: of the box, and of those whose chains it adopted.
+    pub public_keys: &'a [PublicKey],
+    /// Whether every object is read again, and the folder through which it goes.
     pub deep: Option<&'a Path>,
 }
 
 /// How far an audit is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Progress {
-    /// Entries read.
-    pub entries: u64,
-    /// Entries there are.
-    pub entries_all: u64,
-    /// Objects checked.
-    pub objects: u64,
-    /// Bytes of objects read.
-    pub bytes: u64,
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Progress {
+    /// Entries of a source read.
+    Entries {
+        /// The source.
+        source: String,
+        /// So far.
+        done: u64,
+        /// In all.
+        all: u64,
+    },
+    /// Keys listed in the source's folders.
+    Listed {
+        /// The source.
+        source: String,
+        /// So far.
+        done: u64,
+    },
+    /// Objects read again.
+    Read {
+        /// The source.
+        source: String,
+        /// So far.
+        done: u64,
+        /// In all.
+        all: u64,
+        /// Bytes so far.
+        bytes: u64,
+    },
 }
 
-impl Audit<'_> {
-    /// Names of the sources that have a chain.
-    ///
-    /// # Errors
-    ///
-    /// The lake cannot be read.
-    pub async fn sources(&self) -> Result<Vec<String>, LedgerError> {
-        let mut sources: Vec<String> = vec![];
-        let root = entry::root(self.prefix);
-        let mut after: Option<String> = None;
-        loop {
-            let page = self.reader.list(&root, after.as_deref()).await?;
-            let Some(last) = page.last().map(|listed| listed.key.clone()) else { break };
-            for listed in &page {
-                if let Some((source, _)) = entry::parse_key(self.prefix, &listed.key)
-                    && sources.last().is_none_or(|known| known != source)
-                {
-                    sources.push(source.to_owned());
-                }
-            }
-            // Past all entries of the source that the page ended in: its digits sort below `~`.
-            let past =
-                entry::parse_key(self.prefix, &last).map(|(source, _)| format!("{root}{source}/~"));
-            after = Some(past.unwrap_or(last));
-        }
-        sources.dedup();
-        Ok(sources)
-    }
+/// Requests for entries at once.
+const ENTRIES_AT_ONCE: usize = 16;
+/// Objects read at once; each has one file in the scratch folder.
+const OBJECTS_AT_ONCE: usize = 4;
+/// Tries of a request.
+const TRIES: u32 = 6;
+/// Wait before the second try, doubled each time.
+const PAUSE: Duration = Duration::from_millis(200);
 
-    /// Audits one source. `each` is given every entry that holds, in order.
-    ///
-    /// # Errors
-    ///
-    /// The lake cannot be read: nothing is said about the chain.
-    pub async fn source(
-        &self,
-        source: &str,
-        known: Option<KnownHead>,
-        each: &mut (dyn FnMut(Entry, Progress) + Send),
-    ) -> Result<Report, LedgerError> {
-        let stored = self.stored(source).await?;
-        let entries = self.listed(&entry::folder(self.prefix, source)).await?;
-        let mut walk = Walk::new(source, self.keys, known, self.deep.is_some());
-        let all = u64::try_from(entries.len()).unwrap_or(u64::MAX);
-        let mut progress = Progress { entries: 0, entries_all: all, objects: 0, bytes: 0 };
-        let mut outcome = Ok(());
-        for listed in entries {
-            let Some((_, number)) = entry::parse_key(self.prefix, &listed.key) else { continue };
-            let bytes =
-                self.reader.get(&listed.key).await?.map(|found| found.bytes).unwrap_or_default();
-            let held = match walk.entry(&listed.key, number, &bytes) {
-                Ok(entry) => {
-                    self.objects(&mut walk, &entry, &stored, &mut progress).await?.map(|()| entry)
-                }
-                Err(broken) => Err(broken),
-            };
-            progress.entries += 1;
-            match held {
-                Ok(entry) => each(entry, progress),
-                Err(broken) => {
-                    outcome = Err(broken);
-                    break;
-                }
-            }
+/// Verifies the chains and what they name. `known_head`: an entry that somebody remembers, by source.
+///
+/// Damage is in the reports, not an error.
+///
+/// # Errors
+///
+/// The lake could not be read, or the scratch folder not be written.
+pub async fn audit(
+    reader: &dyn ObjectReader,
+    what: &Audit<'_>,
+    known_head: &(dyn Fn(&str) -> Option<Head> + Send + Sync),
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<Vec<SourceReport>, LedgerError> {
+    let mut reports = vec![];
+    for (source, entries) in chains(reader, what).await? {
+        let known = known_head(&source);
+        let mut verifier = Verifier::new(what.prefix, &source, what.public_keys, known);
+        read_chain(reader, &mut verifier, &source, entries, progress).await?;
+        list_objects(reader, &mut verifier, what.prefix, &source, progress).await?;
+        if let Some(scratch) = what.deep {
+            read_objects(reader, &mut verifier, scratch, &source, progress).await?;
         }
-        Ok(walk.finish(outcome, stored.keys().map(String::as_str)))
+        reports.push(verifier.report(what.deep.is_some()));
     }
+    Ok(reports)
+}
 
-    async fn objects(
-        &self,
-        walk: &mut Walk<'_>,
-        entry: &Entry,
-        stored: &BTreeMap<String, u64>,
-        progress: &mut Progress,
-    ) -> Result<Result<(), Box<super::verify::Break>>, LedgerError> {
-        for object in &entry.objects {
-            let found =
-                stored.get(&object.key).map_or(Found::Nothing, |bytes| Found::Bytes(*bytes));
-            if let Err(broken) = walk.object(entry, object, found) {
-                return Ok(Err(broken));
+/// The entries that `report` proves, in order, for those who read the lake back.
+///
+/// # Errors
+///
+/// The lake could not be read, or the chain is no longer the one that was judged.
+pub async fn entries(
+    reader: &dyn ObjectReader,
+    prefix: &str,
+    report: &SourceReport,
+) -> Result<Vec<Entry>, LedgerError> {
+    let fetches = (1..=report.entries).map(|number| -> BoxFuture<'_, _> {
+        let key = entry::key(prefix, &report.source, number);
+        Box::pin(async move { get(reader, &key).await })
+    });
+    let mut fetched = stream::iter(fetches).buffered(ENTRIES_AT_ONCE);
+    let (mut entries, mut hash) = (vec![], entry::NO_PREVIOUS.to_owned());
+    while let Some(object) = fetched.next().await {
+        let object = object?.map(|object| object.bytes).unwrap_or_default();
+        let lines = entry::Lines::split(&object);
+        let read = lines.and_then(|lines| Some((lines.entry().ok()?, lines.hash())));
+        match read {
+            Some((entry, next)) if entry.previous == hash => {
+                hash = next;
+                entries.push(entry);
             }
-            progress.objects += 1;
-            if let Some(folder) = self.deep {
-                let sha256 = self.content(&object.key, folder).await?;
-                let found = sha256.as_deref().map_or(Found::Nothing, Found::Content);
-                if let Err(broken) = walk.object(entry, object, found) {
-                    return Ok(Err(broken));
-                }
-                progress.bytes += object.bytes;
+            _ => return Err(LedgerError::Changed),
+        }
+    }
+    if report.entries == report.head.entry && hash != report.head.hash {
+        return Err(LedgerError::Changed);
+    }
+    Ok(entries)
+}
+
+/// The entries' keys and numbers by source, in order.
+async fn chains(
+    reader: &dyn ObjectReader,
+    what: &Audit<'_>,
+) -> Result<BTreeMap<String, Vec<(u64, String)>>, LedgerError> {
+    let mut chains = BTreeMap::<String, Vec<_>>::new();
+    if let Some(source) = what.source {
+        chains.insert(source.into(), vec![]);
+    }
+    let mut pages = Pages::new(reader, entry::folder(what.prefix, what.source));
+    while let Some(page) = pages.next().await? {
+        for listed in page {
+            // What is no entry's key proves nothing and is not asked for.
+            if let Some((source, number)) = entry::parse_key(what.prefix, &listed.key) {
+                let of = source.to_owned();
+                chains.entry(of).or_default().push((number, listed.key));
             }
         }
-        Ok(Ok(()))
     }
+    Ok(chains)
+}
 
-    /// SHA-256 of an object's bytes, read again.
-    async fn content(&self, key: &str, folder: &Path) -> Result<Option<String>, LedgerError> {
-        let path = folder.join("audit.object");
-        if self.reader.fetch(key, &path).await?.is_none() {
-            return Ok(None);
+async fn read_chain(
+    reader: &dyn ObjectReader,
+    verifier: &mut Verifier,
+    source: &str,
+    entries: Vec<(u64, String)>,
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<(), LedgerError> {
+    let all = u64::try_from(entries.len()).unwrap_or(u64::MAX);
+    let fetches = entries.into_iter().map(|(number, key)| -> BoxFuture<'_, _> {
+        Box::pin(async move { (number, get(reader, &key).await) })
+    });
+    let mut fetched = stream::iter(fetches).buffered(ENTRIES_AT_ONCE);
+    let mut done = 0;
+    while let Some((number, object)) = fetched.next().await {
+        // Listed and gone: the hole shows with the next one, or at the end.
+        if let Some(object) = object?
+            && !verifier.accept(number, &object.bytes)
+        {
+            return Ok(());
         }
-        let at = path.clone();
-        let hashed = tokio::task::spawn_blocking(move || hash_file(&at)).await;
-        let hash = hashed.unwrap_or_else(|why| Err(std::io::Error::other(why)));
-        let failed = |why| LedgerError::File { path: path.display().to_string(), why };
-        let hash = hash.map_err(failed)?;
-        crate::disk::remove(&path).map_err(failed)?;
-        Ok(Some(hash))
+        done += 1;
+        progress(Progress::Entries { source: source.into(), done, all });
     }
+    verifier.close();
+    Ok(())
+}
 
-    /// Keys and lengths of the source's data and schema objects.
-    async fn stored(&self, source: &str) -> Result<BTreeMap<String, u64>, LedgerError> {
-        let slash = if self.prefix.is_empty() { "" } else { "/" };
-        let mut stored = BTreeMap::new();
-        for folder in [
-            format!("{}{slash}{source}/", self.prefix),
-            format!("{}{slash}_schema/{source}/", self.prefix),
-        ] {
-            let listed = self.listed(&folder).await?;
-            stored.extend(listed.into_iter().map(|listed| (listed.key, listed.bytes)));
+async fn list_objects(
+    reader: &dyn ObjectReader,
+    verifier: &mut Verifier,
+    prefix: &str,
+    source: &str,
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<(), LedgerError> {
+    let folders = [format!("{source}/"), format!("_schema/{source}/")];
+    let folders = folders.map(|folder| entry::under(prefix, &folder));
+    let mut done = 0;
+    for folder in &folders {
+        let mut pages = Pages::new(reader, folder.clone());
+        while let Some(page) = pages.next().await? {
+            page.iter().for_each(|listed| verifier.see(&listed.key, listed.bytes));
+            done += u64::try_from(page.len()).unwrap_or(u64::MAX);
+            progress(Progress::Listed { source: source.into(), done });
         }
-        Ok(stored)
     }
+    let elsewhere = verifier.objects().map(|(key, _)| key.to_owned());
+    let elsewhere: Vec<String> = elsewhere
+        .filter(|key| !folders.iter().any(|folder| key.starts_with(folder.as_str())))
+        .collect();
+    for key in elsewhere {
+        let page = again(|| reader.list(&key, None)).await?;
+        for listed in page.iter().filter(|listed| listed.key == key) {
+            verifier.see(&key, listed.bytes);
+        }
+    }
+    verifier.listed();
+    Ok(())
+}
 
-    async fn listed(&self, folder: &str) -> Result<Vec<Listed>, LedgerError> {
-        let mut all: Vec<Listed> = vec![];
-        loop {
-            let after = all.last().map(|listed| listed.key.clone());
-            let page = self.reader.list(folder, after.as_deref()).await?;
-            if page.is_empty() {
-                return Ok(all);
-            }
-            all.extend(page);
+async fn read_objects(
+    reader: &dyn ObjectReader,
+    verifier: &mut Verifier,
+    scratch: &Path,
+    source: &str,
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<(), LedgerError> {
+    let expected: Vec<_> =
+        verifier.objects().map(|(key, expected)| (key.to_owned(), expected.clone())).collect();
+    let all = u64::try_from(expected.len()).unwrap_or(u64::MAX);
+    let reads = expected.into_iter().enumerate().map(|(slot, (key, expected))| {
+        let path = scratch.join(format!("verify-{}-{slot}", std::process::id()));
+        let read: BoxFuture<'_, _> = Box::pin(async move {
+            let found = read_object(reader, &key, &expected, &path).await;
+            (key, expected.bytes, found)
+        });
+        read
+    });
+    let mut read = stream::iter(reads).buffer_unordered(OBJECTS_AT_ONCE);
+    let (mut done, mut bytes) = (0, 0);
+    while let Some((key, length, found)) = read.next().await {
+        match found? {
+            Found::Whole => {}
+            Found::Altered(what) => verifier.altered(&key, what),
+            Found::Missing => verifier.vanished(&key),
+        }
+        done += 1;
+        bytes += length;
+        progress(Progress::Read { source: source.into(), done, all, bytes });
+    }
+    Ok(())
+}
+
+/// What a deep look found.
+enum Found {
+    Whole,
+    Altered(String),
+    Missing,
+}
+
+async fn read_object(
+    reader: &dyn ObjectReader,
+    key: &str,
+    expected: &Expected,
+    path: &Path,
+) -> Result<Found, LedgerError> {
+    let failed = |why| LedgerError::Disk { path: path.display().to_string(), why };
+    if again(|| reader.fetch(key, path)).await?.is_none() {
+        return Ok(Found::Missing);
+    }
+    let file = path.to_owned();
+    let sums = on_thread("digest", move || sums(&file)).await.map_err(failed)?;
+    Ok(sums.compare(expected).map_or(Found::Whole, Found::Altered))
+}
+
+/// Length and checksums of a file that was read back.
+struct Sums {
+    bytes: u64,
+    sha256: String,
+    crc64nvme: String,
+}
+
+impl Sums {
+    /// What differs.
+    fn compare(&self, expected: &Expected) -> Option<String> {
+        if self.bytes != expected.bytes {
+            Some(format!("has {} bytes, the ledger says {}", self.bytes, expected.bytes))
+        } else if self.sha256 != expected.sha256 {
+            Some(format!("has SHA-256 {}, the ledger says {}", self.sha256, expected.sha256))
+        } else if self.crc64nvme != expected.crc64nvme {
+            Some(format!(
+                "has CRC64NVME {}, the ledger says {}",
+                self.crc64nvme, expected.crc64nvme
+            ))
+        } else {
+            None
         }
     }
 }
 
-fn hash_file(path: &Path) -> std::io::Result<String> {
-    use std::io::Read;
-    let mut file = std::fs::File::open(path)?;
-    let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
-    let mut buffer = vec![0; HASH_BUFFER_BYTES];
+/// Reads the file once and removes it.
+fn sums(path: &PathBuf) -> io::Result<Sums> {
+    let mut file = File::open(path)?;
+    let mut sha256 = digest::Context::new(&digest::SHA256);
+    let mut crc = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
+    let mut chunk = vec![0; 1 << 18];
+    let mut bytes = 0;
     loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hex::encode(context.finish())),
-            read => context.update(&buffer[..read]),
+        let length = file.read(&mut chunk)?;
+        if length == 0 {
+            break;
         }
+        sha256.update(&chunk[..length]);
+        crc.update(&chunk[..length]);
+        bytes += u64::try_from(length).unwrap_or(u64::MAX);
+    }
+    disk::remove(path)?;
+    let sha256 = hex::encode(sha256.finish());
+    Ok(Sums { bytes, sha256, crc64nvme: STANDARD.encode(crc.finalize().to_be_bytes()) })
+}
+
+/// A listing, page by page.
+struct Pages<'a> {
+    reader: &'a dyn ObjectReader,
+    prefix: String,
+    after: Option<String>,
+}
+
+impl<'a> Pages<'a> {
+    fn new(reader: &'a dyn ObjectReader, prefix: String) -> Self {
+        Self { reader, prefix, after: None }
+    }
+
+    /// The next page; `None` after the last.
+    async fn next(&mut self) -> Result<Option<Vec<Listed>>, LedgerError> {
+        let page = again(|| self.reader.list(&self.prefix, self.after.as_deref())).await?;
+        let Some(last) = page.last() else { return Ok(None) };
+        self.after = Some(last.key.clone());
+        Ok(Some(page))
     }
 }
 
-const HASH_BUFFER_BYTES: usize = 256 << 10;
+async fn get(reader: &dyn ObjectReader, key: &str) -> Result<Option<Fetched>, LedgerError> {
+    again(|| reader.get(key)).await
+}
+
+/// Repeats a request while its cause can heal, a bounded number of times.
+async fn again<'a, T>(
+    request: impl Fn() -> BoxFuture<'a, Result<T, ShipError>>,
+) -> Result<T, LedgerError> {
+    let mut tries = 1;
+    loop {
+        let error = match request().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let heals = matches!(error.cause().disposition(), Disposition::Retry(_));
+        if !heals || tries == TRIES {
+            return Err(error.into());
+        }
+        tokio::time::sleep((PAUSE * (1 << tries)).mul_f64(fastrand::f64())).await;
+        tries += 1;
+    }
+}
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, process::Command};
+
     use bytes::Bytes;
 
-    use super::{
-        super::{
-            chain::{self, Head, tests::*},
-            entry::{self as entries, tests::key},
-            key::IdentityKey,
-            verify::Damage,
-        },
-        *,
+    use super::*;
+    use crate::ledger::{
+        DamageKind, Entry, IdentityKey,
+        chain::ChainHead,
+        testing::{Bucket, Fate, Lake, built, changes, fates, groups, point, scratch, stamp},
     };
-    use crate::ship::memory::Memory;
 
-    /// A chain of one snapshot and three epochs.
-    fn lake(key: &IdentityKey) -> Memory {
-        let store = Memory::new(1);
-        let mut head = Head::default();
-        let at = [point(0, 100), point(5, 200), point(9, 300), point(9, 350)];
-        let groups = [
-            chunk(1, true),
-            changes(2, at[0], at[1]),
-            changes(3, at[1], at[2]),
-            changes(4, at[2], at[3]),
-        ];
-        for group in groups {
-            let (entry, mut next) =
-                chain::next(&head, std::slice::from_ref(&group), &stamp()).unwrap();
-            let signed = entries::sign(&entry, key);
-            next.hash = signed.hash;
-            store.tamper(
-                &entries::object_key("raw", "erp", entry.entry),
-                Some(signed.object.into()),
-            );
-            for object in &group.objects {
-                store.tamper(&object.key, Some(Bytes::from_static(b"abc")));
-            }
-            head = next;
-        }
-        store
-    }
-
-    async fn audit(store: &Memory, key: &IdentityKey, known: Option<KnownHead>) -> Report {
-        let dir = tempfile::tempdir().unwrap();
-        let keys = [key.public()];
-        let audit = Audit { reader: store, prefix: "raw", keys: &keys, deep: Some(dir.path()) };
-        audit.source("erp", known, &mut |_, _| ()).await.unwrap()
+    fn key(seed: u8) -> IdentityKey {
+        IdentityKey::from_seed(&[seed; 32])
     }
 
     fn entry_key(number: u64) -> String {
-        entries::object_key("raw", "erp", number)
+        entry::key("raw", "erp", number)
     }
 
-    async fn damage(store: &Memory, key: &IdentityKey, known: Option<KnownHead>) -> (Damage, u64) {
-        let report = audit(store, key, known).await;
-        let broken = report.broken.unwrap();
-        (broken.damage, broken.entry)
+    async fn look(
+        bucket: &Bucket,
+        keys: &[PublicKey],
+        deep: bool,
+        known: Option<Head>,
+    ) -> SourceReport {
+        let (lake, dir) = (Lake::new(bucket.clone()), scratch());
+        let deep = deep.then_some(dir.path());
+        let what = Audit { prefix: "raw", source: Some("erp"), public_keys: keys, deep };
+        let reports = audit(&*lake, &what, &|_| known.clone(), &mut |_| {}).await.unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        reports.into_iter().next().unwrap()
     }
 
+    /// The independent verifier's verdict: its output and exit code; `None` where it cannot run.
+    fn python(
+        bucket: &Bucket,
+        keys: &[PublicKey],
+        deep: bool,
+        known: Option<&Head>,
+    ) -> Option<(String, i32)> {
+        let dir = scratch();
+        for (key, bytes) in bucket {
+            let path = dir.path().join("bucket").join(key);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/verify.py");
+        let mut command = Command::new("python3");
+        let ready = Command::new("python3").args(["-c", "import cryptography"]).output();
+        if !ready.is_ok_and(|ready| ready.status.success()) {
+            return None;
+        }
+        command.arg(script).arg(dir.path().join("bucket")).arg("erp");
+        for (number, key) in keys.iter().enumerate() {
+            let path = dir.path().join(format!("{number}.pub"));
+            fs::write(&path, key.to_pem()).unwrap();
+            command.arg(path);
+        }
+        command.args(["--prefix", "raw"]);
+        if deep {
+            command.arg("--deep");
+        }
+        if let Some(known) = known {
+            command.args(["--head", &known.to_string()]);
+        }
+        let output = command.output().unwrap();
+        let text =
+            String::from_utf8(output.stdout).unwrap() + &String::from_utf8_lossy(&output.stderr);
+        Some((text, output.status.code().unwrap()))
+    }
+
+    /// Both verifiers say the same of the bucket. Gives ours.
+    async fn both(
+        bucket: &Bucket,
+        keys: &[PublicKey],
+        deep: bool,
+        known: Option<Head>,
+    ) -> SourceReport {
+        let report = look(bucket, keys, deep, known.clone()).await;
+        if let Some((text, code)) = python(bucket, keys, deep, known.as_ref()) {
+            let mut lines = text.lines();
+            let first = match report.proven {
+                Some(point) => format!(
+                    "erp: PROVEN up to {} (change {}): {} entries, {} objects",
+                    point.position, point.sequence.0, report.entries, report.objects
+                ),
+                None => "erp: nothing is proven: 0 entries, 0 objects".into(),
+            };
+            assert_eq!(lines.next(), Some(first.as_str()), "{text}");
+            let second = report.damage.as_ref().map(|damage| {
+                format!("erp: {} entry {} {}", damage.kind.name(), damage.entry, damage.key)
+            });
+            assert_eq!(lines.next(), second.as_deref(), "{text}");
+            assert_eq!(code, i32::from(second.is_some()));
+        }
+        report
+    }
+
+    /// Signs an entry anew after a change to it, as only the holder of the key can.
+    fn forge(bucket: &mut Bucket, number: u64, key: &IdentityKey, change: impl FnOnce(&mut Entry)) {
+        let object = &bucket[&entry_key(number)];
+        let mut entry = entry::Lines::split(object).unwrap().entry().unwrap();
+        change(&mut entry);
+        bucket.insert(entry_key(number), entry::sign(&entry, key).object.into());
+    }
+
+    #[expect(clippy::too_many_lines, reason = "a table of deeds")]
     #[tokio::test]
-    async fn a_whole_chain_is_proven() {
-        let (_dir, key) = key();
-        let report = audit(&lake(&key), &key, None).await;
-        assert!(report.proven, "{:?}", report.broken);
-        assert_eq!((report.entries, report.objects, report.point), (4, 4, point(9, 350)));
-        assert_eq!(report.snapshots.len(), 1);
-    }
-
-    #[tokio::test]
-    async fn objects_missing_and_altered_are_told_apart() {
-        let (_dir, key) = key();
-        let object = "raw/erp/public.t/dt=1970-01-01/changes-3.parquet";
-        for (bytes, expected) in [
-            (None, Damage::ObjectMissing),
-            (Some(&b"ab"[..]), Damage::ObjectAltered),
-            (Some(b"abd"), Damage::ObjectAltered),
-        ] {
-            let store = lake(&key);
-            store.tamper(object, bytes.map(Bytes::from_static));
-            let broken = audit(&store, &key, None).await.broken.unwrap();
-            assert_eq!(
-                (broken.damage, broken.entry, broken.object.as_str()),
-                (expected, 3, object)
-            );
-            assert_eq!((broken.from, broken.to), (point(5, 200), Some(point(9, 300))));
+    async fn every_kind_of_damage_is_told_apart_by_both_verifiers() {
+        type Deed = Box<dyn FnOnce(&mut Bucket)>;
+        let data = |bucket: &Bucket, number: u64| {
+            let entry = entry::Lines::split(&bucket[&entry_key(number)]).unwrap().entry().unwrap();
+            entry.objects[0].key.clone()
+        };
+        let swap = |bucket: &mut Bucket, a: String, b: String| {
+            let (one, two) = (bucket[&a].clone(), bucket[&b].clone());
+            bucket.extend([(a, two), (b, one)]);
+        };
+        let deeds: Vec<(DamageKind, u64, bool, Deed)> = vec![
+            (
+                DamageKind::ObjectMissing,
+                5,
+                false,
+                Box::new(move |bucket| {
+                    bucket.remove(&data(bucket, 5));
+                }),
+            ),
+            (
+                DamageKind::ObjectAltered,
+                2,
+                false,
+                Box::new(move |bucket| {
+                    bucket.insert(data(bucket, 2), Bytes::from("short"));
+                }),
+            ),
+            (
+                DamageKind::ObjectAltered,
+                5,
+                true,
+                Box::new(move |bucket| {
+                    let mut bytes = bucket[&data(bucket, 5)].to_vec();
+                    bytes[3] ^= 1;
+                    bucket.insert(data(bucket, 5), bytes.into());
+                }),
+            ),
+            (
+                DamageKind::ObjectAltered,
+                4,
+                true,
+                Box::new(move |bucket| {
+                    swap(bucket, data(bucket, 4), data(bucket, 5));
+                }),
+            ),
+            (
+                DamageKind::EntryMissing,
+                4,
+                false,
+                Box::new(|bucket| {
+                    bucket.remove(&entry_key(4));
+                }),
+            ),
+            (
+                DamageKind::EntryMissing,
+                1,
+                false,
+                Box::new(|bucket| {
+                    bucket.remove(&entry_key(1));
+                }),
+            ),
+            (
+                DamageKind::EntriesSwapped,
+                5,
+                false,
+                Box::new(move |bucket| {
+                    swap(bucket, entry_key(5), entry_key(6));
+                }),
+            ),
+            (
+                DamageKind::EntryAltered,
+                6,
+                false,
+                Box::new(|bucket| {
+                    let text = String::from_utf8(bucket[&entry_key(6)].to_vec()).unwrap();
+                    bucket.insert(
+                        entry_key(6),
+                        text.replacen("\"sequence\":", "\"sequence\":1", 1).into(),
+                    );
+                }),
+            ),
+            (
+                DamageKind::EntryAltered,
+                3,
+                false,
+                Box::new(|bucket| {
+                    bucket.insert(entry_key(3), Bytes::from("{}\n"));
+                }),
+            ),
+            (
+                DamageKind::EntryAltered,
+                7,
+                false,
+                Box::new(|bucket| {
+                    forge(bucket, 7, &key(9), |_| {});
+                }),
+            ),
+            (
+                DamageKind::TailTruncated,
+                8,
+                false,
+                Box::new(|bucket| {
+                    bucket.remove(&entry_key(9));
+                    bucket.remove(&entry_key(8));
+                }),
+            ),
+            (
+                DamageKind::ForeignEntry,
+                4,
+                false,
+                Box::new(|bucket| {
+                    forge(bucket, 4, &key(1), |entry| entry.source.name = "crm".into());
+                }),
+            ),
+            (
+                DamageKind::ForeignEntry,
+                4,
+                false,
+                Box::new(|bucket| {
+                    forge(bucket, 4, &key(9), |entry| entry.source.system_identifier = "9".into());
+                }),
+            ),
+            (
+                DamageKind::ChainBroken,
+                6,
+                false,
+                Box::new(|bucket| {
+                    forge(bucket, 5, &key(1), |entry| entry.at = "later".into());
+                }),
+            ),
+            (
+                DamageKind::ChainBroken,
+                9,
+                false,
+                Box::new(|bucket| {
+                    forge(bucket, 9, &key(1), |entry| entry.at = "later".into());
+                }),
+            ),
+            (
+                DamageKind::NotTiling,
+                7,
+                false,
+                Box::new(|bucket| {
+                    forge(bucket, 7, &key(1), |entry| entry.from = point(61, 161));
+                }),
+            ),
+            (
+                DamageKind::NotTiling,
+                2,
+                false,
+                Box::new(|bucket| {
+                    forge(bucket, 2, &key(1), |entry| entry.to = point(1, 1));
+                }),
+            ),
+            (
+                DamageKind::ObjectTwice,
+                5,
+                false,
+                Box::new(|bucket| {
+                    let of = entry::Lines::split(&bucket[&entry_key(4)]).unwrap().entry().unwrap();
+                    forge(bucket, 5, &key(1), |entry| entry.objects = of.objects);
+                    // The chain is broken after it too: the first damage is what counts.
+                }),
+            ),
+        ];
+        let whole = built(&groups(9), &key(1));
+        let keys = [key(1).public()];
+        let report = both(&whole, &keys, true, None).await;
+        assert!(report.whole());
+        let known = report.head;
+        for (kind, entry, deep, deed) in deeds {
+            let mut bucket = whole.clone();
+            deed(&mut bucket);
+            if deep {
+                assert!(look(&bucket, &keys, false, Some(known.clone())).await.whole(), "{kind:?}");
+            }
+            let report = both(&bucket, &keys, deep, Some(known.clone())).await;
+            let damage = report.damage.unwrap_or_else(|| panic!("{kind:?} {entry} was not found"));
+            assert_eq!((damage.kind, damage.entry), (kind, entry), "{damage}");
+            assert_eq!(report.entries, entry - 1);
         }
     }
 
     #[tokio::test]
-    async fn entries_missing_swapped_altered_and_foreign_are_told_apart() {
-        let (_other_dir, other) = key();
-        let (_dir, key) = key();
-        let store = lake(&key);
-        store.tamper(&entry_key(2), None);
-        assert_eq!(damage(&store, &key, None).await, (Damage::EntryMissing, 2));
+    async fn a_lake_without_a_ledger_proves_nothing() {
+        let keys = [key(1).public()];
+        let report = both(&Bucket::new(), &keys, false, None).await;
+        assert_eq!(report.damage.unwrap().kind, DamageKind::EntryMissing);
+        let known = Head { entry: 3, hash: "ab".repeat(32) };
+        let report = both(&Bucket::new(), &keys, false, Some(known)).await;
+        assert_eq!(report.damage.unwrap().kind, DamageKind::TailTruncated);
+    }
 
-        let store = lake(&key);
-        let objects = store.objects();
-        store.tamper(&entry_key(2), Some(objects[&entry_key(3)].clone()));
-        store.tamper(&entry_key(3), Some(objects[&entry_key(2)].clone()));
-        assert_eq!(damage(&store, &key, None).await, (Damage::EntriesSwapped, 2));
-
-        let store = lake(&key);
-        let text = String::from_utf8(store.objects()[&entry_key(3)].to_vec()).unwrap();
-        store.tamper(&entry_key(3), Some(text.replace("\"bytes\":3", "\"bytes\":4").into()));
-        assert_eq!(damage(&store, &key, None).await, (Damage::EntryAltered, 3));
-        assert_eq!(damage(&lake(&other), &key, None).await, (Damage::EntryAltered, 1));
-
-        let store = lake(&key);
-        let mut foreign = entries::read(&store.objects()[&entry_key(3)]).unwrap().entry;
-        foreign.source.name = "crm".into();
-        store.tamper(&entry_key(3), Some(entries::sign(&foreign, &key).object.into()));
-        assert_eq!(damage(&store, &key, None).await, (Damage::ForeignEntry, 3));
+    /// A chain that the box with key 1 began, and the one with key 2 took over with entry 6.
+    fn adopted() -> Bucket {
+        let (old, new) = (key(1), key(2));
+        let mut bucket = Bucket::new();
+        let start = ChainHead::start(old.public().to_string());
+        let head = crate::ledger::testing::extend(&mut bucket, start, &groups(5), &old);
+        let (fence, next) = head.fence(new.public().to_string(), stamp());
+        let signed = entry::sign(&fence, &new);
+        bucket.insert(entry_key(6), signed.object.into());
+        let head = ChainHead { hash: signed.hash, ..next };
+        let more = [changes(1, point(50, 150), point(60, 160), 1)];
+        crate::ledger::testing::extend(&mut bucket, head, &more, &new);
+        bucket
     }
 
     #[tokio::test]
-    async fn a_tail_is_missed_by_who_knows_the_head() {
-        let (_dir, key) = key();
-        let store = lake(&key);
-        let whole = audit(&store, &key, None).await;
-        let known = KnownHead { entry: whole.entries, hash: whole.head };
-        store.tamper(&entry_key(4), None);
-        assert!(audit(&store, &key, None).await.proven);
-        assert_eq!(damage(&store, &key, Some(known)).await, (Damage::TailTruncated, 4));
+    async fn a_fence_hands_the_chain_to_a_key_that_was_given() {
+        let (old, new) = (key(1).public(), key(2).public());
+        let report = both(&adopted(), &[old, new], false, None).await;
+        assert!(report.whole(), "{report}");
+        let signers: Vec<_> = report.signers.iter().map(|signer| signer.from_entry).collect();
+        assert_eq!((report.entries, signers), (7, vec![1, 6]));
+        assert_eq!(report.signers[1].public_key, new.to_string());
+        // With the old key alone the chain ends at a stranger's fence; with the new one it never began.
+        let report = both(&adopted(), &[old], false, None).await;
+        assert_eq!(report.damage.map(|d| (d.kind, d.entry)), Some((DamageKind::ForeignEntry, 6)));
+        let report = both(&adopted(), &[new], false, None).await;
+        assert_eq!(report.damage.map(|d| (d.kind, d.entry)), Some((DamageKind::EntryAltered, 1)));
     }
 
     #[tokio::test]
-    async fn a_chain_signed_anew_without_an_entry_does_not_tile() {
-        let (_dir, key) = key();
-        let store = lake(&key);
-        let objects = store.objects();
-        let mut last = entries::read(&objects[&entry_key(4)]).unwrap().entry;
-        let second = entries::read(&objects[&entry_key(2)]).unwrap();
-        (last.entry, last.previous) = (3, second.hash);
-        store.tamper(&entry_key(3), Some(entries::sign(&last, &key).object.into()));
-        store.tamper(&entry_key(4), None);
-        assert_eq!(damage(&store, &key, None).await, (Damage::NotTiling, 3));
+    async fn a_given_key_does_not_sign_without_a_fence() {
+        let keys = [key(1).public(), key(2).public()];
+        for (number, signer) in [(7, 1), (3, 2)] {
+            let mut bucket = adopted();
+            forge(&mut bucket, number, &key(signer), |_| {});
+            let report = both(&bucket, &keys, false, None).await;
+            let found = report.damage.map(|damage| (damage.kind, damage.entry));
+            assert_eq!(found, Some((DamageKind::ForeignEntry, number)));
+        }
+        // A fence of the right signer for somebody else, or that continues something else.
+        for change in [
+            (|entry| entry.adopts.as_mut().unwrap().public_key = key(1).public().to_string())
+                as fn(&mut Entry),
+            |entry| entry.adopts.as_mut().unwrap().head = "00".repeat(32),
+            |entry| entry.adopts = None,
+        ] {
+            let mut bucket = adopted();
+            forge(&mut bucket, 6, &key(2), change);
+            let report = both(&bucket, &keys, false, None).await;
+            let found = report.damage.map(|damage| (damage.kind, damage.entry));
+            assert_eq!(found, Some((DamageKind::ForeignEntry, 6)));
+        }
     }
 
     #[tokio::test]
-    async fn sources_are_found_by_their_chains() {
-        let (_dir, key) = key();
-        let store = lake(&key);
-        store.tamper(&entries::object_key("raw", "crm", 1), Some(Bytes::new()));
-        let audit = Audit { reader: &store, prefix: "raw", keys: &[], deep: None };
-        assert_eq!(audit.sources().await.unwrap(), ["crm", "erp"]);
+    async fn all_sources_are_found_and_each_is_judged_alone() {
+        let mut bucket = built(&groups(4), &key(1));
+        bucket.insert("raw/_ledger/crm/00000000000000000001.json".into(), Bytes::from("rubbish"));
+        let lake = Lake::new(bucket);
+        let keys = [key(1).public()];
+        let what = Audit { prefix: "raw", source: None, public_keys: &keys, deep: None };
+        let mut seen = vec![];
+        let reports = audit(&*lake, &what, &|_| None, &mut |step| seen.push(step)).await.unwrap();
+        let whole: Vec<_> = reports.iter().map(|r| (r.source.as_str(), r.whole())).collect();
+        assert_eq!(whole, [("crm", false), ("erp", true)]);
+        assert!(seen.contains(&Progress::Entries { source: "erp".into(), done: 4, all: 4 }));
+    }
+
+    #[tokio::test]
+    async fn objects_are_listed_in_pages_and_not_asked_for_one_by_one() {
+        let many: Vec<_> =
+            (1..=50).map(|id| changes(id, point(id - 1, id - 1), point(id, id), 50)).collect();
+        let lake = Lake::new(built(&many, &key(1)));
+        let keys = [key(1).public()];
+        let what = Audit { prefix: "raw", source: Some("erp"), public_keys: &keys, deep: None };
+        let reports = audit(&*lake, &what, &|_| None, &mut |_| {}).await.unwrap();
+        assert_eq!((reports[0].whole(), reports[0].objects), (true, 2500));
+        let requests = lake.log();
+        assert_eq!(requests.iter().filter(|(name, _)| *name == "get").count(), 50);
+        assert!(requests.iter().filter(|(name, _)| *name == "list").count() < 10);
+    }
+
+    #[tokio::test]
+    async fn a_lake_that_cannot_be_read_is_an_error_and_no_verdict() {
+        let lake = Lake::new(built(&groups(4), &key(1)));
+        lake.decide(fates(|name| if name == "get" { Fate::Denied } else { Fate::Good }));
+        let keys = [key(1).public()];
+        let what = Audit { prefix: "raw", source: Some("erp"), public_keys: &keys, deep: None };
+        assert!(audit(&*lake, &what, &|_| None, &mut |_| {}).await.is_err());
+        let mut first = true;
+        lake.decide(fates(move |name| match name == "get" && std::mem::take(&mut first) {
+            true => Fate::Busy,
+            false => Fate::Good,
+        }));
+        assert!(audit(&*lake, &what, &|_| None, &mut |_| {}).await.unwrap()[0].whole());
     }
 }

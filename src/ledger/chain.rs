@@ -1,250 +1,295 @@
-//! The next entry of a chain, made of shipped groups. Pure.
+//! The chain: which entry comes next. Pure.
 //!
 //! **Invariant (I23):** entries are numbered from 1 without gaps, each carries the hash of the one
-//! before; those of kind `changes` tile the source's log.
+//! before; those of kind `changes` and `gap` tile the log: each begins where the last one ended. The
+//! others stand at the point reached, which before the first epoch is `{0, 00000000/00000000}`.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Encryption, Entry, EntryKind, EntryObject, Group, GroupKind, LedgerError, Object,
-    SourceIdentity, entry::NO_PREVIOUS,
+    Adoption, Entry, EntryKind, Group, GroupKind, LedgerError, Proven, SourceIdentity,
+    entry::{self, NO_PREVIOUS},
 };
-use crate::units::{Point, Position, Timestamp};
+use crate::units::{Point, Position};
 
-/// Where a chain stands. Fact: `ledger/head`.
+/// Objects in one entry of merged groups, at most: an entry stays below about 256 KiB.
+pub const MERGED_OBJECTS_MAX: usize = 500;
+
+/// Where the chain stands. Fact `ledger/head`.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Head {
+pub struct ChainHead {
     /// Number of the last entry; 0 before the first.
     pub entry: u64,
     /// Its hash.
     pub hash: String,
-    /// What the chain has reached. `None` before its first entry.
-    pub point: Option<Point>,
-    /// The last journal batch it covers.
+    /// Where the last epoch (or gap) ended; before the first one nothing.
+    pub reached: Option<Point>,
+    /// The last journal batch covered; 0 before the first.
     pub batch: u64,
-    /// The last group in it.
+    /// The last group covered; 0 before the first.
     pub group: u64,
+    /// Who signed it: base64 as in [`PublicKey`](super::PublicKey).
+    pub signed_by: String,
 }
 
-/// What an entry says besides its groups.
+/// What an entry says beside what its groups say.
 #[derive(Clone, Debug)]
 pub struct Stamp {
     /// Whose log.
     pub source: SourceIdentity,
-    /// Where the source's log begins for us: the slot's consistent point.
-    pub start: Position,
     /// The release rule in force.
     pub release: String,
-    /// The appliance's name.
+    /// The appliance.
     pub appliance: String,
-    /// Now.
-    pub at: Timestamp,
+    /// Now, RFC 3339.
+    pub at: String,
 }
 
-impl Default for Head {
-    fn default() -> Self {
-        Self { entry: 0, hash: NO_PREVIOUS.into(), point: None, batch: 0, group: 0 }
+impl ChainHead {
+    /// Before the first entry.
+    pub fn start(signed_by: String) -> Self {
+        Self { entry: 0, hash: NO_PREVIOUS.into(), reached: None, batch: 0, group: 0, signed_by }
+    }
+
+    /// What the other rooms need to know of it.
+    pub fn proven(&self) -> Proven {
+        let point = self.reached.unwrap_or_default();
+        Proven { point, batch: self.batch, entry: self.entry }
+    }
+
+    /// The next entry, and what the head is with it; its `hash` is still to be set.
+    ///
+    /// # Errors
+    ///
+    /// The groups are not those that are due: [`LedgerError::Disorder`], [`LedgerError::NotTiling`].
+    pub fn next(&self, groups: &[Group], stamp: Stamp) -> Result<(Entry, Self), LedgerError> {
+        let mut head = Self { entry: self.entry + 1, ..self.clone() };
+        let at = head.reached.unwrap_or_default();
+        let mut next = self.blank(EntryKind::Schema, at, stamp);
+        for group in groups {
+            if group.id != head.group + 1 {
+                return Err(LedgerError::Disorder { expected: head.group + 1, found: group.id });
+            }
+            head.group = group.id;
+            match &group.kind {
+                GroupKind::Changes { from, to, batch, committed_at } => {
+                    tiles(head.reached, *from, *to, group.id)?;
+                    (head.reached, head.batch) = (Some(*to), *batch);
+                    (next.kind, next.from, next.to) = (EntryKind::Changes, *from, *to);
+                    next.committed_at = Some(committed_at.rfc3339());
+                }
+                GroupKind::Snapshot { table, position, completes, .. } => {
+                    next.kind = EntryKind::Snapshot;
+                    if *completes {
+                        next.completes.insert(table.clone(), *position);
+                    }
+                }
+                GroupKind::Schema => next.kind = EntryKind::Schema,
+            }
+            for object in &group.objects {
+                let version = next.tables.entry(object.table.clone()).or_default();
+                *version = object.version.max(*version);
+                next.objects.push(entry::proof(object));
+            }
+        }
+        next.objects.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok((next, head))
+    }
+
+    /// The entry by which another box takes the chain over, and what the head is with it.
+    pub fn fence(&self, public_key: String, stamp: Stamp) -> (Entry, Self) {
+        let mut next = self.blank(EntryKind::Fence, self.reached.unwrap_or_default(), stamp);
+        let head = self.hash.clone();
+        next.adopts = Some(Adoption { public_key: public_key.clone(), head });
+        // The journal and the groups of the box that was lost are lost with it.
+        let head = Self {
+            entry: self.entry + 1,
+            batch: 0,
+            group: 0,
+            signed_by: public_key,
+            ..self.clone()
+        };
+        (next, head)
+    }
+
+    fn blank(&self, kind: EntryKind, at: Point, stamp: Stamp) -> Entry {
+        Entry {
+            previous: self.hash.clone(),
+            entry: self.entry + 1,
+            source: stamp.source,
+            kind,
+            from: at,
+            to: at,
+            tables: BTreeMap::new(),
+            objects: vec![],
+            completes: BTreeMap::<String, Position>::new(),
+            adopts: None,
+            release: stamp.release,
+            committed_at: None,
+            appliance: stamp.appliance,
+            at: stamp.at,
+        }
     }
 }
 
-/// Whether `next` can stand in one entry with `groups`.
-pub fn joins(groups: &[Group], next: &Group) -> bool {
-    let objects: usize = groups.iter().map(|group| group.objects.len()).sum();
+/// Whether `next` may share an entry with the groups before it, of which `last` is the last and which
+/// hold `objects` in all. Epochs stand alone: an entry is where the whole source is consistent.
+pub fn merges(last: &Group, objects: usize, next: &Group) -> bool {
     let same = matches!(
-        (groups.first().map(|group| &group.kind), &next.kind),
-        (Some(GroupKind::Snapshot { .. }), GroupKind::Snapshot { .. })
-            | (Some(GroupKind::Schema), GroupKind::Schema)
+        (&last.kind, &next.kind),
+        (GroupKind::Snapshot { .. }, GroupKind::Snapshot { .. })
+            | (GroupKind::Schema, GroupKind::Schema)
     );
-    same && objects + next.objects.len() <= OBJECTS_MAX
+    same && objects + next.objects.len() <= MERGED_OBJECTS_MAX
 }
 
-/// The entry that follows `head` and covers `groups`, and the head without its hash.
-///
-/// # Errors
-///
-/// [`LedgerError::NotTiling`]: an epoch does not begin where the last one ended.
-pub fn next(head: &Head, groups: &[Group], stamp: &Stamp) -> Result<(Entry, Head), LedgerError> {
-    let reached = head.point.unwrap_or(Point { position: stamp.start, ..Point::default() });
-    let mut after = Head {
-        entry: head.entry + 1,
-        hash: String::new(),
-        point: Some(reached),
-        batch: head.batch,
-        group: groups.last().map_or(head.group, |group| group.id),
-    };
-    let mut committed = None;
-    let mut completes = BTreeMap::new();
-    let mut kind = EntryKind::Schema;
-    for group in groups {
-        match &group.kind {
-            GroupKind::Schema => {}
-            GroupKind::Snapshot { table, position, completes: complete, .. } => {
-                kind = EntryKind::Snapshot;
-                if *complete {
-                    completes.insert(table.clone(), *position);
-                }
-            }
-            GroupKind::Changes { from, to, batch, committed_at } => {
-                if *from != reached || to.sequence < from.sequence || to.position < from.position {
-                    return Err(not_tiling(reached, *from));
-                }
-                kind = EntryKind::Changes;
-                committed = Some(committed_at.rfc3339());
-                after.point = Some(*to);
-                after.batch = *batch;
-            }
-        }
-    }
-    let mut objects: Vec<_> = groups.iter().flat_map(|group| &group.objects).collect();
-    objects.sort_by(|one, other| one.key.cmp(&other.key));
-    let entry = Entry {
-        previous: head.hash.clone(),
-        entry: after.entry,
-        source: stamp.source.clone(),
-        kind,
-        from: reached,
-        to: after.point.unwrap_or(reached),
-        tables: objects.iter().map(|object| (object.table.clone(), object.version)).collect(),
-        objects: objects.into_iter().map(proven).collect(),
-        completes,
-        adopts: None,
-        release: stamp.release.clone(),
-        committed_at: committed,
-        appliance: stamp.appliance.clone(),
-        at: stamp.at.rfc3339(),
-    };
-    Ok((entry, after))
-}
-
-fn not_tiling(stands: Point, begins: Point) -> LedgerError {
-    let text = |point: Point| format!("{} (sequence {})", point.position, point.sequence.0);
-    LedgerError::NotTiling { stands: text(stands), begins: text(begins) }
-}
-
-fn proven(object: &Object) -> EntryObject {
-    EntryObject {
-        key: object.key.clone(),
-        bytes: object.bytes,
-        sha256: object.sha256.clone(),
-        crc64nvme: object.crc64nvme.clone(),
-        rows: object.rows.clone(),
-        encryption: match object.encryption {
-            Encryption::None => "none",
-            Encryption::SseKms { .. } => "sse-kms",
-            Encryption::Client => "client",
-        }
-        .into(),
+fn tiles(reached: Option<Point>, from: Point, to: Point, group: u64) -> Result<(), LedgerError> {
+    let joins = reached.is_none_or(|point| point == from);
+    if joins && from.sequence <= to.sequence && from.position <= to.position {
+        Ok(())
+    } else {
+        Err(LedgerError::NotTiling { group, from, to, reached })
     }
 }
-
-/// Objects in one entry: keeps it below some 200 KiB.
-const OBJECTS_MAX: usize = 500;
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::units::Sequence;
+    use crate::ledger::testing::{changes, point, schema, snapshot, stamp};
 
-    pub(crate) fn stamp() -> Stamp {
-        Stamp {
-            source: SourceIdentity {
-                name: "erp".into(),
-                system_identifier: "7".into(),
-                timeline: 1,
-            },
-            start: Position(100),
-            release: "lake".into(),
-            appliance: "plant7-a".into(),
-            at: Timestamp(0),
+    fn start() -> ChainHead {
+        ChainHead::start("key".into())
+    }
+
+    #[test]
+    fn an_entry_says_what_its_groups_said() {
+        let (entry, head) = start().next(&[snapshot(1, 2), snapshot(2, 3)], stamp()).unwrap();
+        assert_eq!((entry.entry, entry.kind), (1, EntryKind::Snapshot));
+        assert_eq!((entry.from, entry.to), (Point::default(), Point::default()));
+        assert_eq!(entry.objects.len(), 5);
+        assert!(entry.objects.is_sorted_by(|a, b| a.key < b.key));
+        assert_eq!(head.reached, None);
+        let epoch = changes(3, point(0, 100), point(5, 200), 1);
+        let (entry, head) = head.next(&[epoch], stamp()).unwrap();
+        assert_eq!((entry.entry, entry.from, entry.to), (2, point(0, 100), point(5, 200)));
+        assert_eq!(head.proven(), Proven { point: point(5, 200), batch: 3, entry: 2 });
+        let (entry, _) = head.next(&[schema(4)], stamp()).unwrap();
+        assert_eq!(
+            (entry.kind, entry.from, entry.to),
+            (EntryKind::Schema, point(5, 200), point(5, 200))
+        );
+    }
+
+    #[test]
+    fn a_snapshot_is_complete_with_its_last_chunk_even_without_rows() {
+        let mut last = snapshot(1, 0);
+        let GroupKind::Snapshot { completes, .. } = &mut last.kind else { panic!() };
+        *completes = true;
+        let (entry, _) = start().next(&[last], stamp()).unwrap();
+        assert_eq!(entry.completes, BTreeMap::from([("public.t".into(), Position(50))]));
+    }
+
+    #[test]
+    fn a_missing_group_is_not_passed_over() {
+        let wrong = start().next(&[snapshot(2, 1)], stamp());
+        assert!(matches!(wrong, Err(LedgerError::Disorder { expected: 1, found: 2 })));
+        let twice = start().next(&[snapshot(1, 1), snapshot(1, 1)], stamp());
+        assert!(matches!(twice, Err(LedgerError::Disorder { expected: 2, found: 1 })));
+    }
+
+    #[test]
+    fn an_epoch_must_begin_where_the_last_one_ended() {
+        let (_, head) =
+            start().next(&[changes(1, point(0, 9), point(5, 200), 0)], stamp()).unwrap();
+        for (from, to) in [
+            (point(5, 201), point(6, 300)),
+            (point(4, 200), point(6, 300)),
+            (point(6, 200), point(7, 300)),
+            (point(5, 200), point(4, 300)),
+            (point(5, 200), point(5, 199)),
+        ] {
+            let wrong = head.next(&[changes(2, from, to, 0)], stamp());
+            assert!(
+                matches!(wrong, Err(LedgerError::NotTiling { group: 2, .. })),
+                "{from:?} {to:?}"
+            );
         }
     }
 
-    pub(crate) fn object(key: &str) -> Object {
-        Object {
-            key: key.into(),
-            bytes: 3,
-            sha256: hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, b"abc")),
-            crc64nvme: crate::ship::checksum::of(b"abc"),
-            rows: BTreeMap::new(),
-            table: "public.t".into(),
-            version: 1,
-            encryption: Encryption::None,
-            metadata: BTreeMap::new(),
-            spool: String::new(),
-        }
+    #[test]
+    fn a_fence_stands_where_the_lost_box_ended() {
+        let (_, head) =
+            start().next(&[changes(1, point(0, 9), point(5, 200), 0)], stamp()).unwrap();
+        let head = ChainHead { hash: "12".repeat(32), ..head };
+        let (entry, after) = head.fence("new".into(), stamp());
+        assert_eq!((entry.from, entry.to, entry.entry), (point(5, 200), point(5, 200), 2));
+        assert_eq!(
+            entry.adopts,
+            Some(Adoption { public_key: "new".into(), head: "12".repeat(32) })
+        );
+        assert_eq!((after.group, after.batch, after.reached), (0, 0, Some(point(5, 200))));
     }
 
-    pub(crate) fn point(sequence: u64, position: u64) -> Point {
-        Point { sequence: Sequence(sequence), position: Position(position) }
-    }
-
-    pub(crate) fn changes(id: u64, from: Point, to: Point) -> Group {
-        Group {
-            id,
-            kind: GroupKind::Changes { from, to, batch: id, committed_at: Timestamp(0) },
-            objects: vec![object(&format!("raw/erp/public.t/dt=1970-01-01/changes-{id}.parquet"))],
-            at: Timestamp(0),
-        }
-    }
-
-    pub(crate) fn chunk(id: u64, completes: bool) -> Group {
-        let kind = GroupKind::Snapshot {
-            table: "public.t".into(),
-            table_id: 9,
-            chunk: 0,
-            position: Position(100),
-            completes,
-        };
-        let key = format!("raw/erp/public.t/dt=1970-01-01/snapshot-{id}.parquet");
-        Group { id, kind, objects: vec![object(&key)], at: Timestamp(0) }
+    #[test]
+    fn only_groups_of_one_kind_merge_and_epochs_never() {
+        let (a, b) = (snapshot(1, 1), snapshot(2, 1));
+        assert!(merges(&a, 1, &b));
+        assert!(merges(&a, MERGED_OBJECTS_MAX - 1, &b));
+        assert!(!merges(&a, MERGED_OBJECTS_MAX, &b));
+        assert!(merges(&schema(1), 1, &schema(2)));
+        assert!(!merges(&schema(1), 1, &b));
+        let epoch = changes(2, point(0, 1), point(1, 2), 0);
+        assert!(!merges(&a, 1, &epoch) && !merges(&epoch, 0, &a) && !merges(&epoch, 0, &epoch));
     }
 
     proptest! {
         #[test]
-        fn entries_number_densely_link_and_tile(steps in proptest::collection::vec((0u64..3, 1u64..50), 1..40)) {
-            let mut head = Head::default();
-            let mut at = point(0, 100);
-            for (number, (kind, size)) in (1u64..).zip(steps) {
-                let group = if kind == 0 {
-                    chunk(number, false)
-                } else {
-                    let to = point(at.sequence.0 + size, at.position.0 + size);
-                    changes(number, at, to)
-                };
-                let (entry, mut after) = next(&head, std::slice::from_ref(&group), &stamp()).unwrap();
-                prop_assert_eq!(entry.entry, number);
+        fn whatever_comes_is_covered_once_in_order_and_tiles(kinds in prop::collection::vec((0..3_u8, 0..4_usize, 0..5_u64), 1..40)) {
+            let (mut head, mut id, mut at) = (start(), 0, point(0, 7));
+            let (mut objects, mut entries) = (0, vec![]);
+            let mut queue: Vec<Group> = vec![];
+            for (kind, count, step) in kinds {
+                id += 1;
+                objects += count;
+                queue.push(match kind {
+                    0 => snapshot(id, count),
+                    1 => { let mut group = schema(id); group.objects = snapshot(id, count).objects; group }
+                    _ => {
+                        let from = at;
+                        at = point(from.sequence.0 + step, from.position.0 + step);
+                        changes(id, from, at, count)
+                    }
+                });
+            }
+            let mut rest = queue.into_iter().peekable();
+            while let Some(first) = rest.next() {
+                let mut groups = vec![first];
+                while let Some(next) = rest.next_if(|next| {
+                    merges(&groups[groups.len() - 1], groups.iter().map(|group| group.objects.len()).sum(), next)
+                }) { groups.push(next); }
+                let (entry, mut next) = head.next(&groups, stamp()).unwrap();
+                next.hash = format!("{:064}", entry.entry);
                 prop_assert_eq!(&entry.previous, &head.hash);
-                prop_assert_eq!(entry.from, at);
-                if let GroupKind::Changes { to, .. } = group.kind {
-                    at = to;
+                prop_assert_eq!(entry.entry, head.entry + 1);
+                head = next;
+                entries.push(entry);
+            }
+            prop_assert_eq!(head.group, id);
+            prop_assert_eq!(entries.iter().map(|entry| entry.objects.len()).sum::<usize>(), objects);
+            let mut reached = None;
+            for entry in &entries {
+                if entry.kind == EntryKind::Changes {
+                    prop_assert!(reached.is_none_or(|point| point == entry.from));
+                    reached = Some(entry.to);
+                } else {
+                    prop_assert_eq!(entry.from, reached.unwrap_or_default());
+                    prop_assert_eq!(entry.to, entry.from);
                 }
-                prop_assert_eq!(entry.to, at);
-                after.hash = format!("hash {number}");
-                head = after;
             }
         }
-    }
-
-    #[test]
-    fn an_epoch_that_leaves_a_gap_is_refused() {
-        let head = Head { point: Some(point(5, 200)), ..Head::default() };
-        for from in [point(4, 200), point(5, 199), point(6, 200), point(5, 201)] {
-            let group = changes(1, from, point(9, 300));
-            assert!(matches!(next(&head, &[group], &stamp()), Err(LedgerError::NotTiling { .. })));
-        }
-    }
-
-    #[test]
-    fn chunks_join_and_say_what_they_complete() {
-        let groups = [chunk(1, false), chunk(2, true)];
-        assert!(joins(&groups[..1], &groups[1]));
-        assert!(!joins(&groups, &changes(3, point(0, 100), point(1, 101))));
-        let (entry, head) = next(&Head::default(), &groups, &stamp()).unwrap();
-        assert_eq!(entry.completes, BTreeMap::from([("public.t".into(), Position(100))]));
-        assert_eq!((entry.objects.len(), head.group), (2, 2));
     }
 }

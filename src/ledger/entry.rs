@@ -1,183 +1,249 @@
-//! An entry's object: how it is written, signed and read. Pure.
+//! An entry as an object: its key, its two lines, its hash. Pure.
 //!
 //! ```text
-//! line 1   the [`Entry`] as JSON, in the order of its fields, without line breaks
-//! line 2   base64 of the Ed25519 signature of line 1 (without its line break)
+//! <prefix>/_ledger/<source>/<entry, 20 digits>.json
+//!
+//! line 1   the Entry as JSON, without newlines inside            \n
+//! line 2   Ed25519 signature of line 1 (without its \n), base64  \n
 //! ```
 //!
-//! Its key is `<prefix>/_ledger/<source>/<entry number, 20 digits>.json`. The hash that the next entry
-//! carries in `previous` is SHA-256 of line 1, without its line break.
-//!
-//! **Invariant:** what was signed is what is stored: a reader hashes and verifies line 1 as it came,
-//! never a JSON written again.
+//! The hash of an entry, which the next one carries as `previous`, is the lowercase hex SHA-256 of
+//! line 1 without its newline. **Invariant:** the signature covers the bytes as they stand: a reader
+//! verifies line 1 before it parses it and never writes it anew, so that fields it does not know are
+//! proven too. Nothing may follow line 2.
 
-use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine, engine::general_purpose::STANDARD};
 
 use super::{
-    Entry,
-    key::{IdentityKey, PublicKey},
+    Entry, EntryObject, IdentityKey, Object, PublicKey,
+    key::{SIGNATURE_BYTES, sha256},
 };
-
-/// An entry's object, ready to be sent.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Signed {
-    /// Both lines.
-    pub object: Vec<u8>,
-    /// What the next entry's `previous` will be.
-    pub hash: String,
-}
-
-/// An entry's object as it was read: not yet believed.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Read {
-    /// Line 1 parsed.
-    pub entry: Entry,
-    /// SHA-256 of line 1, hex.
-    pub hash: String,
-    line: String,
-    signature: Vec<u8>,
-}
+use crate::ship::Encryption;
 
 /// `previous` of entry 1.
 pub const NO_PREVIOUS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// Signs an entry.
+/// An entry, signed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Signed {
+    /// The bytes of its object.
+    pub object: String,
+    /// Its hash.
+    pub hash: String,
+}
+
+/// An entry's object, taken apart.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Lines<'a> {
+    /// Line 1 without its newline: what is signed and hashed.
+    pub body: &'a [u8],
+    /// Line 2, decoded.
+    pub signature: [u8; SIGNATURE_BYTES],
+}
+
+/// `<prefix>/_ledger/<source>/`, or of all sources.
+pub fn folder(prefix: &str, source: Option<&str>) -> String {
+    let source = source.map(|name| format!("{name}/")).unwrap_or_default();
+    under(prefix, &format!("_ledger/{source}"))
+}
+
+/// The key of an entry.
+pub fn key(prefix: &str, source: &str, entry: u64) -> String {
+    format!("{}{entry:020}.json", folder(prefix, Some(source)))
+}
+
+/// Source and number of the entry under `key`; `None` if the key is no entry's.
+pub fn parse_key<'a>(prefix: &str, key: &'a str) -> Option<(&'a str, u64)> {
+    let (source, name) = key.strip_prefix(&folder(prefix, None))?.split_once('/')?;
+    let digits = name.strip_suffix(".json")?;
+    let plain = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    if plain { Some((source, digits.parse().ok()?)) } else { None }
+}
+
+/// `rest` under the lake's prefix, which may be empty.
+pub fn under(prefix: &str, rest: &str) -> String {
+    if prefix.is_empty() { rest.into() } else { format!("{prefix}/{rest}") }
+}
+
+/// Makes the entry's object. The same entry and key always give the same bytes.
 pub fn sign(entry: &Entry, key: &IdentityKey) -> Signed {
-    let line = serde_json::to_string(entry).expect("an entry is plain data with string keys");
-    let signature = STANDARD.encode(key.sign(line.as_bytes()));
-    Signed { hash: hash(&line), object: format!("{line}\n{signature}\n").into_bytes() }
+    let body = serde_json::to_string(entry).expect("entries are plain data with string keys");
+    let signature = STANDARD.encode(key.sign(body.as_bytes()));
+    Signed { hash: sha256(body.as_bytes()), object: format!("{body}\n{signature}\n") }
 }
 
-/// Reads an entry's object.
-///
-/// # Errors
-///
-/// What is wrong with it, in words.
-pub fn read(object: &[u8]) -> Result<Read, String> {
-    let text = std::str::from_utf8(object).map_err(|_| "it is not UTF-8".to_owned())?;
-    let mut lines = text.lines();
-    let (Some(line), Some(signature), None) = (lines.next(), lines.next(), lines.next()) else {
-        return Err("it does not have two lines".into());
-    };
-    let entry = serde_json::from_str(line).map_err(|why| format!("line 1 is no entry: {why}"))?;
-    let signature = STANDARD.decode(signature).map_err(|_| "line 2 is not base64".to_owned())?;
-    Ok(Read { entry, hash: hash(line), line: line.into(), signature })
-}
-
-impl Read {
-    /// The first of `keys` that signed it.
-    pub fn signer(&self, keys: &[PublicKey]) -> Option<PublicKey> {
-        keys.iter().copied().find(|key| key.verifies(self.line.as_bytes(), &self.signature))
+/// An object of the lake as an entry proves it.
+pub fn proof(object: &Object) -> EntryObject {
+    EntryObject {
+        key: object.key.clone(),
+        bytes: object.bytes,
+        sha256: object.sha256.clone(),
+        crc64nvme: object.crc64nvme.clone(),
+        rows: object.rows.clone(),
+        encryption: match &object.encryption {
+            Encryption::None => "none",
+            Encryption::SseKms { .. } => "sse-kms",
+            Encryption::Client => "client",
+        }
+        .into(),
     }
 }
 
-/// Folder of a source's chain: `<prefix>/_ledger/<source>/`.
-pub fn folder(prefix: &str, source: &str) -> String {
-    format!("{}{source}/", root(prefix))
-}
+impl<'a> Lines<'a> {
+    /// Takes an object apart; `None` if it has not the form of an entry.
+    pub fn split(object: &'a [u8]) -> Option<Self> {
+        let rest = object.strip_suffix(b"\n")?;
+        let end = rest.iter().position(|byte| *byte == b'\n')?;
+        let (body, line2) = (&rest[..end], &rest[end + 1..]);
+        Some(Self { body, signature: STANDARD.decode(line2).ok()?.try_into().ok()? })
+    }
 
-/// Folder of all chains: `<prefix>/_ledger/`.
-pub fn root(prefix: &str) -> String {
-    if prefix.is_empty() { "_ledger/".into() } else { format!("{prefix}/_ledger/") }
-}
+    /// The hash that the next entry must carry.
+    pub fn hash(&self) -> String {
+        sha256(self.body)
+    }
 
-/// Key of an entry.
-pub fn object_key(prefix: &str, source: &str, entry: u64) -> String {
-    format!("{}{entry:020}.json", folder(prefix, source))
-}
+    /// Which of `keys` signed it.
+    pub fn signer(&self, keys: &[PublicKey]) -> Option<PublicKey> {
+        keys.iter().copied().find(|key| key.verifies(self.body, &self.signature))
+    }
 
-/// Source and number that a key names.
-pub fn parse_key<'a>(prefix: &str, key: &'a str) -> Option<(&'a str, u64)> {
-    let (source, file) = key.strip_prefix(&root(prefix))?.split_once('/')?;
-    let digits = file.strip_suffix(".json")?;
-    (digits.len() == 20).then(|| digits.parse().ok().map(|number| (source, number))).flatten()
-}
-
-fn hash(line: &str) -> String {
-    hex::encode(digest(&SHA256, line.as_bytes()))
+    /// What it says, signed or not.
+    ///
+    /// # Errors
+    ///
+    /// It is no entry that this firmware knows.
+    pub fn entry(&self) -> Result<Entry, serde_json::Error> {
+        serde_json::from_slice(self.body)
+    }
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use std::collections::BTreeMap;
 
-    use super::{
-        super::{EntryKind, SourceIdentity},
-        *,
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        ledger::{EntryKind, SourceIdentity},
+        ship::Op,
+        units::{Point, Position, Sequence},
     };
-    use crate::units::{Point, Position, Sequence};
 
-    pub(crate) fn key() -> (tempfile::TempDir, IdentityKey) {
-        let dir = tempfile::tempdir().unwrap();
-        let key = IdentityKey::open_or_make(dir.path()).unwrap();
-        (dir, key)
-    }
-
-    fn entry() -> Entry {
-        let point = |sequence, position| Point {
-            sequence: Sequence(sequence),
-            position: Position(position),
+    fn sample() -> Entry {
+        let object = EntryObject {
+            key: "raw/erp/public.t/dt=2026-11-21/changes-1.parquet".into(),
+            bytes: 4711,
+            sha256: "ab".repeat(32),
+            crc64nvme: "AAAAAAAAAAA=".into(),
+            rows: BTreeMap::from([(Op::Insert, 3), (Op::Delete, 1)]),
+            encryption: "client".into(),
         };
         Entry {
             previous: NO_PREVIOUS.into(),
             entry: 1,
             source: SourceIdentity {
                 name: "erp".into(),
-                system_identifier: "7".into(),
+                system_identifier: "7301234567890123456".into(),
                 timeline: 1,
             },
             kind: EntryKind::Changes,
-            from: point(0, 0x16_B374_D800),
-            to: point(41, 0x16_B374_D848),
-            tables: BTreeMap::from([("public.orders".into(), 1)]),
-            objects: vec![],
+            from: Point::default(),
+            to: Point { sequence: Sequence(41), position: Position(0x16_B374_D848) },
+            tables: BTreeMap::from([("public.t".into(), 2)]),
+            objects: vec![object],
             completes: BTreeMap::new(),
             adopts: None,
             release: "lake".into(),
-            committed_at: None,
+            committed_at: Some("2026-11-21T08:30:00.000000Z".into()),
             appliance: "plant7-a".into(),
-            at: "2026-11-21T08:30:00.000000Z".into(),
+            at: "2026-11-21T08:30:01.000000Z".into(),
         }
     }
 
     #[test]
-    fn line_1_is_pinned() {
-        let (_dir, key) = key();
-        let signed = sign(&entry(), &key);
-        let text = String::from_utf8(signed.object).unwrap();
-        let expected = concat!(
-            r#"{"previous":"0000000000000000000000000000000000000000000000000000000000000000","entry":1,"#,
-            r#""source":{"name":"erp","system_identifier":"7","timeline":1},"kind":"changes","#,
-            r#""from":{"sequence":0,"position":"00000016/B374D800"},"to":{"sequence":41,"position":"00000016/B374D848"},"#,
-            r#""tables":{"public.orders":1},"objects":[],"release":"lake","appliance":"plant7-a","#,
-            r#""at":"2026-11-21T08:30:00.000000Z"}"#,
-        );
-        assert_eq!(text.lines().next(), Some(expected));
-        assert_eq!(object_key("raw", "erp", 7), "raw/_ledger/erp/00000000000000000007.json");
-        assert_eq!(parse_key("raw", "raw/_ledger/erp/00000000000000000007.json"), Some(("erp", 7)));
-        assert_eq!(parse_key("", "_ledger/erp/7.json"), None);
+    fn the_format_is_pinned() {
+        let signed = sign(&sample(), &IdentityKey::from_seed(&[1; 32]));
+        assert_eq!(signed.object, PINNED);
+        assert_eq!(signed.hash, "c8960b634743d82518e387edcfaeefb7564407e2350c3f307e8b2eb349e4386b");
+    }
+
+    /// Computed with python3-cryptography, not with this code.
+    const PINNED: &str = concat!(
+        r#"{"previous":"0000000000000000000000000000000000000000000000000000000000000000","entry":1,"#,
+        r#""source":{"name":"erp","system_identifier":"7301234567890123456","timeline":1},"kind":"changes","#,
+        r#""from":{"sequence":0,"position":"00000000/00000000"},"to":{"sequence":41,"position":"00000016/B374D848"},"#,
+        r#""tables":{"public.t":2},"#,
+        r#""objects":[{"key":"raw/erp/public.t/dt=2026-11-21/changes-1.parquet","bytes":4711,"#,
+        r#""sha256":"abababababababababababababababababababababababababababababababab","crc64nvme":"AAAAAAAAAAA=","rows":{"I":3,"D":1},"encryption":"client"}],"#,
+        r#""release":"lake","#,
+        r#""committed_at":"2026-11-21T08:30:00.000000Z","appliance":"plant7-a","at":"2026-11-21T08:30:01.000000Z"}"#,
+        "\nrc86LD4vSuAY6VNSYeat9xd13+2grkoITDVxGENnzAmOuGtEMd3O9VwrtUgi3Q3SBi7BqU5vrqOTqRu5JGw/BQ==\n",
+    );
+
+    #[test]
+    fn keys_sort_as_entries_do_and_are_read_again() {
+        assert_eq!(key("raw", "erp", 12), "raw/_ledger/erp/00000000000000000012.json");
+        assert_eq!(key("", "erp", 12), "_ledger/erp/00000000000000000012.json");
+        assert!(key("raw", "erp", 9) < key("raw", "erp", 10));
+        let last = key("raw", "erp", u64::MAX);
+        assert_eq!(parse_key("raw", &last), Some(("erp", u64::MAX)));
+        for wrong in
+            ["raw/_ledger/erp/12.json", "raw/erp/x", "raw/_ledger/erp/+0000000000000000012.json"]
+        {
+            assert_eq!(parse_key("raw", wrong), None);
+        }
     }
 
     #[test]
-    fn only_the_signer_verifies_and_only_what_was_signed() {
-        let (_one, signer) = key();
-        let (_two, other) = key();
-        let key = signer;
-        let signed = sign(&entry(), &key);
-        let read_back = read(&signed.object).unwrap();
-        assert_eq!((&read_back.entry, &read_back.hash), (&entry(), &signed.hash));
-        assert_eq!(read_back.signer(&[other.public(), key.public()]), Some(key.public()));
-        assert_eq!(read_back.signer(&[other.public()]), None);
-        let text =
-            String::from_utf8(signed.object).unwrap().replace(r#""entry":1"#, r#""entry":2"#);
-        assert_eq!(read(text.as_bytes()).unwrap().signer(&[key.public()]), None);
+    fn only_two_lines_are_an_entry() {
+        let signed = sign(&sample(), &IdentityKey::from_seed(&[1; 32]));
+        let lines = Lines::split(signed.object.as_bytes()).unwrap();
+        assert_eq!(lines.hash(), signed.hash);
+        assert_eq!(lines.entry().unwrap(), sample());
+        let (body, line2) = signed.object.split_once('\n').unwrap();
+        for wrong in [
+            String::new(),
+            "\n".into(),
+            body.into(),
+            format!("{body}\n{}", line2.trim()),
+            format!("{body}\n{line2}x\n"),
+            format!("{body}\n{line2}\n"),
+            format!("{body}\r\n{}\r\n", line2.trim()),
+        ] {
+            assert_eq!(Lines::split(wrong.as_bytes()), None, "{wrong:?}");
+        }
     }
 
     #[test]
-    fn bytes_that_are_no_entry_are_said_to_be_none() {
-        for bytes in [&b""[..], b"{}\n", b"{}\nAA==\n", b"\xff\n\n", b"{}\n{}\n{}\n"] {
-            assert!(read(bytes).is_err());
+    fn a_field_that_is_not_known_yet_is_proven_all_the_same() {
+        let key = IdentityKey::from_seed(&[1; 32]);
+        let body = serde_json::to_string(&sample()).unwrap();
+        let newer = format!("{},\"weather\":\"fine\"}}", &body[..body.len() - 1]);
+        let signature = STANDARD.encode(key.sign(newer.as_bytes()));
+        let object = format!("{newer}\n{signature}\n");
+        let lines = Lines::split(object.as_bytes()).unwrap();
+        assert_eq!(lines.signer(&[key.public()]), Some(key.public()));
+        assert_eq!(lines.entry().unwrap(), sample());
+    }
+
+    proptest! {
+        #[test]
+        fn any_changed_byte_breaks_the_signature_or_the_form(at in any::<prop::sample::Index>(), flip in 1..=255_u8) {
+            let key = IdentityKey::from_seed(&[1; 32]);
+            let mut bytes = sign(&sample(), &key).object.into_bytes();
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            let signer = Lines::split(&bytes).and_then(|lines| lines.signer(&[key.public()]));
+            prop_assert_eq!(signer, None);
+        }
+
+        #[test]
+        fn any_bytes_are_split_without_a_panic(bytes: Vec<u8>) {
+            if let Some(lines) = Lines::split(&bytes) {
+                prop_assert!(lines.entry().is_err());
+            }
         }
     }
 }

@@ -3,24 +3,40 @@
 //! Takes [`Shipped`](crate::ship::Shipped) groups. Gives signed [`Entry`]s in S3, numbered from 1
 //! without gaps, each with the hash of the one before. Keeps the head of the chain in the facts
 //! under `ledger/`.
+//!
+//! Writing: [`Ledger`] takes groups, [`chain`] makes the next entry of them, [`entry`] signs it, and
+//! `settle` brings it into S3 exactly once. Reading: [`audit()`] fetches what [`verify`] judges;
+//! [`adopt()`] continues the chain of a lost box.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt, fs, io, path::Path, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
+pub mod adopt;
 pub mod audit;
 pub mod chain;
 pub mod entry;
 pub mod key;
-pub mod store;
+mod settle;
+mod store;
+mod sweep;
+#[cfg(test)]
+mod testing;
 pub mod verify;
 pub mod write;
 
-use serde::{Deserialize, Serialize};
+pub use adopt::{Adopted, adopt};
+pub use audit::{Audit, Progress, audit};
+pub use key::{IdentityKey, PublicKey};
+pub use verify::{Damage, DamageKind, SourceReport};
+pub use write::{Ledger, LedgerOptions};
 
-pub use crate::ship::{Encryption, Group, GroupKind, Object, Shipped};
+pub use crate::ship::{Encryption, Group, GroupKind, Object, Op, Shipped};
 use crate::{
     error::{Cause, Classified},
     facts::{FactDamaged, FactsError},
     ship::ShipError,
+    shutdown::Tasks,
     units::{Point, Position},
 };
 
@@ -46,9 +62,9 @@ pub struct Entry {
     /// Tables whose snapshot is whole with this entry: qualified name → the position of its last chunk.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub completes: BTreeMap<String, Position>,
-    /// Of a `fence`: whose chain it takes over.
+    /// Of a `fence`: who takes the chain over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub adopts: Option<Adopts>,
+    pub adopts: Option<Adoption>,
     /// The release rule in force: `journal` or `lake`.
     pub release: String,
     /// Commit time of the last transaction covered.
@@ -113,80 +129,149 @@ pub struct EntryObject {
     /// Base64, as S3 writes it.
     pub crc64nvme: String,
     /// Rows by `_op`.
-    pub rows: BTreeMap<crate::ship::Op, u64>,
+    pub rows: BTreeMap<Op, u64>,
     /// `none`, `sse-kms` or `client`.
     pub encryption: String,
 }
 
-/// What a `fence` entry says of the change of owner.
+/// In a `fence`: the box that signs this entry and those after it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Adopts {
-    /// The new owner's public key: base64 of its 32 bytes.
+pub struct Adoption {
+    /// Its Ed25519 public key: base64 of the 32 bytes.
     pub public_key: String,
-    /// The appliance that wrote the chain so far.
-    pub appliance: String,
+    /// Hash of the entry that it continues, as in `previous`.
+    pub head: String,
 }
 
-/// Why the ledger cannot go on.
+/// An entry of a chain that somebody remembers: what a chain is measured by whose tail was cut off.
+/// File: `data_dir/head-<source>.json`; text: `<entry>:<hash>`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Head {
+    /// Its number.
+    pub entry: u64,
+    /// Lowercase hex SHA-256 of its line 1.
+    pub hash: String,
+}
+
+impl Head {
+    /// The last entry that the box of `data_dir` has written, if it was this one.
+    pub fn kept(data_dir: &Path, source: &str) -> Option<Self> {
+        let text = fs::read_to_string(data_dir.join(write::head_file_name(source))).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+}
+
+impl fmt::Display for Head {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.entry, self.hash)
+    }
+}
+
+impl FromStr for Head {
+    type Err = crate::units::UnitError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (entry, hash) = text.split_once(':')?;
+            let digest = hex::decode(hash).ok().filter(|bytes| bytes.len() == 32)?;
+            Some(Self { entry: entry.parse().ok()?, hash: hex::encode(digest) })
+        };
+        parse().ok_or_else(|| crate::units::UnitError {
+            text: text.into(),
+            what: "a head",
+            example: "12:<64 hex digits>",
+        })
+    }
+}
+
+/// Why the chain cannot be written, read or taken over.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// Another appliance wrote the entry that was ours to write.
-    #[error("entry {entry} of source `{source_name}` was written by another appliance")]
+    #[error("{key} was written by another appliance")]
     Fenced {
-        /// The source.
-        source_name: String,
-        /// The entry's number.
-        entry: u64,
+        /// The entry's key.
+        key: String,
     },
-    /// The lake holds a chain for this source, and this box has none.
-    #[error(
-        "the lake holds a ledger for source `{source_name}` already, which this box did not write"
-    )]
+    /// A fresh box found a chain in its place.
+    #[error("{key} was there before this box's first entry")]
     ChainForeign {
-        /// The source.
-        source_name: String,
+        /// The entry's key.
+        key: String,
     },
-    /// The identity key cannot be used.
-    #[error("identity key {path}: {what}")]
-    Key {
+    /// A group came out of its order: one before it is missing.
+    #[error("group {found} came where group {expected} was due")]
+    Disorder {
+        /// The number that was due.
+        expected: u64,
+        /// The number that came.
+        found: u64,
+    },
+    /// An epoch does not begin where the last one ended, or ends before it begins.
+    #[error(
+        "group {group} begins at {from:?} and ends at {to:?}; the ledger stands at {reached:?}"
+    )]
+    NotTiling {
+        /// The group.
+        group: u64,
+        /// Where it begins.
+        from: Point,
+        /// Where it ends.
+        to: Point,
+        /// Where the chain stands.
+        reached: Option<Point>,
+    },
+    /// Rows were shipped before it was recorded which database they come from.
+    #[error("the source's identity is not recorded")]
+    Unidentified,
+    /// The identity key is not the one that signed the chain's head.
+    #[error("the chain was signed by {signed}, the key in `identity.key` is {found}")]
+    KeyChanged {
+        /// The key that signed.
+        signed: String,
+        /// The key that is there.
+        found: String,
+    },
+    /// A key file is unusable.
+    #[error("key {path}: {why}")]
+    KeyFile {
         /// The file.
         path: String,
-        /// What is wrong.
-        what: String,
+        /// What is wrong with it.
+        why: &'static str,
     },
-    /// A file beside the journal cannot be written.
+    /// The disk refused.
     #[error("write {path}: {why}")]
-    File {
+    Disk {
         /// The file.
         path: String,
         /// What the system said.
-        why: std::io::Error,
+        why: io::Error,
     },
-    /// A group does not continue the chain: a defect.
-    #[error("the ledger stands at {stands}, but an epoch begins at {begins}")]
-    NotTiling {
-        /// Where the chain stands.
-        stands: String,
-        /// Where the epoch begins.
-        begins: String,
-    },
-    /// The chain that is to be adopted is not whole.
-    #[error("the chain of source `{source_name}` cannot be adopted: {what}")]
-    NotAdoptable {
-        /// The source.
-        source_name: String,
-        /// What is wrong.
-        what: String,
-    },
-    /// A request failed.
-    #[error(transparent)]
-    Ship(#[from] ShipError),
-    /// Facts cannot be recorded.
+    /// The facts cannot be recorded.
     #[error(transparent)]
     Facts(#[from] FactsError),
-    /// A fact does not read.
+    /// A fact cannot be read.
     #[error(transparent)]
-    Damaged(#[from] FactDamaged),
+    FactDamaged(#[from] FactDamaged),
+    /// S3 refused, or did not answer.
+    #[error(transparent)]
+    Ship(#[from] ShipError),
+    /// The chain to be adopted is broken.
+    #[error("the chain cannot be continued: {0}")]
+    Broken(Box<Damage>),
+    /// The chain is not the one that was just verified.
+    #[error("the chain changed while it was read")]
+    Changed,
+    /// There is no chain to be adopted.
+    #[error("the lake holds no ledger under {0}")]
+    NoChain(String),
+    /// The box has work of its own that an adopted chain would not continue.
+    #[error("this box already has a ledger or sealed rows for `{0}`: adopt with an empty data_dir")]
+    NotEmpty(String),
+    /// Shutdown was asked for.
+    #[error("stopped")]
+    Stopped,
 }
 
 impl Classified for LedgerError {
@@ -194,12 +279,41 @@ impl Classified for LedgerError {
         match self {
             Self::Fenced { .. } => Cause::Fenced,
             Self::ChainForeign { .. } => Cause::ChainForeign,
-            Self::Key { .. } => Cause::SecretFile,
-            Self::File { .. } | Self::Facts(_) => Cause::DiskFailed,
-            Self::NotTiling { .. } => Cause::Defect,
-            Self::NotAdoptable { .. } => Cause::LakeAltered,
+            Self::Disorder { .. } | Self::NotTiling { .. } | Self::Unidentified => Cause::Defect,
+            Self::KeyChanged { .. } => Cause::IdentityKey,
+            Self::KeyFile { .. } => Cause::SecretFile,
+            Self::Disk { why, .. } if why.kind() == io::ErrorKind::StorageFull => Cause::DiskFull,
+            Self::Disk { .. } | Self::Facts(_) => Cause::DiskFailed,
+            Self::FactDamaged(_) => Cause::JournalDamaged,
             Self::Ship(error) => error.cause(),
-            Self::Damaged(_) => Cause::JournalDamaged,
+            Self::Broken(_) | Self::Changed => Cause::LakeAltered,
+            Self::NoChain(_) | Self::NotEmpty(_) => Cause::Config,
+            Self::Stopped => Cause::LakeUnavailable,
+        }
+    }
+}
+
+/// Runs blocking `work` on a thread of its own and awaits it.
+async fn on_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    // Told nobody: the one who asked was dropped, and with it the question.
+    Tasks::new().thread(name, move || drop(tell.send(work())))?;
+    told.await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_is_read_as_it_is_written() {
+        let head = Head { entry: 12, hash: "ab".repeat(32) };
+        assert_eq!(head.to_string().parse(), Ok(head));
+        for wrong in ["", "12", "12:ab", "x:abab", &format!("1:{}", "zz".repeat(32))] {
+            assert!(wrong.parse::<Head>().is_err(), "{wrong}");
         }
     }
 }

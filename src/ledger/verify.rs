@@ -1,357 +1,567 @@
-//! Decides whether a chain proves what the lake holds: told what was found, key by key.
+//! Judges a chain and what it names, from fetched lines and listed keys. Pure.
 //!
-//! **Invariant:** a chain is proven only if every entry from 1 to its last is there, in its place, signed by
-//! a given key, linked to the one before, of this source, tiling the log, and every object it names is there
-//! with its length (deep: with its SHA-256). `tests/verify.py` says the same without our code.
+//! [`Verifier::accept`] takes the entries in order of their keys, [`Verifier::close`] the end of the
+//! listing; [`Verifier::see`] takes the objects that are there, [`Verifier::altered`] what a deep look
+//! found. [`Verifier::report`] says up to where all of it holds.
+//!
+//! Checked of an entry, in this order, the first that fails being its damage: it has the form of an
+//! entry; it speaks of this chain's source; it is signed by a given key; its number is that of its key;
+//! its `previous` is the hash of the one before; its signer is the one before it, or took over by a
+//! `fence`; it joins the point that the chain has reached; it is the one that somebody remembers as head.
+//!
+//! **Invariant:** PROVEN covers only entries of which every one before, and every object that they
+//! name, was found whole.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
-};
-
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 use super::{
-    Entry, EntryKind, EntryObject, SourceIdentity,
-    entry::{self, NO_PREVIOUS},
-    key::PublicKey,
+    Entry, EntryKind, EntryObject, Head, Op, PublicKey, SourceIdentity,
+    entry::{self, Lines, NO_PREVIOUS},
 };
-use crate::{
-    ship::Op,
-    units::{Point, Position},
-};
+use crate::units::{Point, Position};
 
-/// The audit of one source.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    /// The source.
-    pub source: String,
-    /// Whether all that was checked holds.
-    pub proven: bool,
-    /// The first thing that does not hold.
-    pub broken: Option<Break>,
-    /// Entries that hold.
-    pub entries: u64,
-    /// Hash of the last of them.
-    pub head: String,
-    /// Objects that they prove.
-    pub objects: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Their rows by `_op`.
-    pub rows: BTreeMap<Op, u64>,
-    /// Up to where the source's log is proven.
-    pub point: Point,
-    /// Commit time of the last transaction in it.
-    pub committed_at: Option<String>,
-    /// When the last entry was written.
-    pub written_at: Option<String>,
-    /// Tables whose snapshot is whole, and its position.
-    pub snapshots: BTreeMap<String, Position>,
-    /// Short names of the keys that signed, and the first entry of each.
-    pub signers: BTreeMap<String, u64>,
-    /// Objects in the source's folders that no entry names: on their way, or another's.
-    pub unlisted: u64,
-    /// Whether the objects' bytes were read.
-    pub deep: bool,
-}
+mod report;
 
-/// The first thing that does not hold.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
-pub struct Break {
-    /// Its kind.
-    pub damage: Damage,
-    /// Number of the entry.
-    pub entry: u64,
-    /// Key of the object, or of the entry.
-    pub object: String,
-    /// The interval of the source's log that is no longer proven.
-    pub from: Point,
-    /// As above; `None` if unknown.
-    pub to: Option<Point>,
-    /// What was found, in words.
-    pub what: String,
-}
+pub use report::{Damage, DamageKind, Signer, SourceReport};
 
-/// Kinds of damage.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Damage {
-    /// An object that an entry names is not there.
-    ObjectMissing,
-    /// An object has another length or other bytes.
-    ObjectAltered,
-    /// An entry is not there, and later ones are.
-    EntryMissing,
-    /// An entry's bytes or signature are not what a given key signed.
-    EntryAltered,
-    /// A good entry stands under another's number.
-    EntriesSwapped,
-    /// The last entries are gone: the known head is further.
-    TailTruncated,
-    /// An entry of another source or database.
-    ForeignEntry,
-    /// An entry does not carry the hash of the one before.
-    ChainBroken,
-    /// An epoch does not begin where the one before ended.
-    NotTiling,
-}
-
-/// How far a chain is known to reach.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct KnownHead {
-    /// Number of its last entry.
-    pub entry: u64,
-    /// Hash of that entry.
-    pub hash: String,
-}
-
-impl KnownHead {
-    /// The file beside the journal that keeps the last entry written by this box.
-    pub fn file(data_dir: &Path, source: &str) -> PathBuf {
-        data_dir.join(format!("head-{source}.json"))
-    }
-
-    /// What that file says, if it is there.
-    pub fn kept(data_dir: &Path, source: &str) -> Option<Self> {
-        let text = std::fs::read_to_string(Self::file(data_dir, source)).ok()?;
-        serde_json::from_str(&text).ok()
-    }
-}
-
-/// Walks one chain from its beginning.
+/// Follows one chain.
 #[derive(Debug)]
-pub struct Walk<'a> {
-    keys: &'a [PublicKey],
-    known: Option<KnownHead>,
+pub struct Verifier {
+    prefix: String,
+    source: String,
+    keys: Vec<PublicKey>,
+    known: Option<Head>,
+    head: Head,
     identity: Option<SourceIdentity>,
-    started: bool,
-    named: BTreeSet<String>,
-    report: Report,
+    reached: Option<Point>,
+    signer: Option<PublicKey>,
+    /// Of entry `n` at index `n - 1`.
+    entries: Vec<Accepted>,
+    objects: BTreeMap<String, Expected>,
+    tables: BTreeMap<String, u32>,
+    completes: BTreeMap<String, Position>,
+    signers: Vec<Signer>,
+    gaps: Vec<(u64, Point, Point)>,
+    chain_damage: Option<Damage>,
+    /// By entry and key, so that the first is the first broken.
+    object_damage: BTreeMap<(u64, String), Damage>,
+    strangers: u64,
+    stranger: Option<String>,
 }
 
-impl Damage {
-    /// As `--json` and `tests/verify.py` call it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::ObjectMissing => "object-missing",
-            Self::ObjectAltered => "object-altered",
-            Self::EntryMissing => "entry-missing",
-            Self::EntryAltered => "entry-altered",
-            Self::EntriesSwapped => "entries-swapped",
-            Self::TailTruncated => "tail-truncated",
-            Self::ForeignEntry => "foreign-entry",
-            Self::ChainBroken => "chain-broken",
-            Self::NotTiling => "not-tiling",
+/// An object that the chain names.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    /// The entry that names it.
+    pub entry: u64,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// Lowercase hex SHA-256.
+    pub sha256: String,
+    /// Base64 CRC64NVME.
+    pub crc64nvme: String,
+    seen: bool,
+}
+
+/// What is kept of an entry that was accepted.
+#[derive(Clone, Debug)]
+struct Accepted {
+    from: Point,
+    to: Point,
+    at: String,
+    committed_at: Option<String>,
+    release: String,
+    objects: u64,
+    bytes: u64,
+    rows: BTreeMap<Op, u64>,
+}
+
+impl Verifier {
+    /// Before the first entry of `source`'s chain. `known`: a head that somebody remembers.
+    pub fn new(prefix: &str, source: &str, keys: &[PublicKey], known: Option<Head>) -> Self {
+        Self {
+            prefix: prefix.into(),
+            source: source.into(),
+            keys: keys.to_vec(),
+            known,
+            head: Head { entry: 0, hash: NO_PREVIOUS.into() },
+            identity: None,
+            reached: None,
+            signer: None,
+            entries: vec![],
+            objects: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            completes: BTreeMap::new(),
+            signers: vec![],
+            gaps: vec![],
+            chain_damage: None,
+            object_damage: BTreeMap::new(),
+            strangers: 0,
+            stranger: None,
         }
     }
-}
 
-impl<'a> Walk<'a> {
-    /// Before entry 1.
-    pub fn new(source: &str, keys: &'a [PublicKey], known: Option<KnownHead>, deep: bool) -> Self {
-        let report = Report {
-            source: source.into(),
-            proven: false,
-            broken: None,
-            entries: 0,
-            head: NO_PREVIOUS.into(),
+    /// Takes the object under entry `number`'s key; numbers must rise. `false`: the chain is broken
+    /// here, and nothing after it can be judged.
+    pub fn accept(&mut self, number: u64, object: &[u8]) -> bool {
+        if self.chain_damage.is_some() {
+            return false;
+        }
+        let due = self.head.entry + 1;
+        if number != due {
+            let last = number.saturating_sub(1);
+            let what = match last == due {
+                true => format!("entry {due} is not in the lake, entry {number} is"),
+                false => format!("entries {due} to {last} are not in the lake, entry {number} is"),
+            };
+            // Where the hole ends stands in the entry after it, if that one can be believed.
+            let lines = Lines::split(object).filter(|lines| lines.signer(&self.keys).is_some());
+            let after = lines.and_then(|lines| lines.entry().ok()).map(|entry| entry.from);
+            self.break_chain(DamageKind::EntryMissing, due, after, what);
+            return false;
+        }
+        match self.judge(number, object) {
+            Ok((entry, hash, signer)) => self.take(entry, hash, signer),
+            Err((kind, to, what)) => self.break_chain(kind, number, to, what),
+        }
+        self.chain_damage.is_none()
+    }
+
+    /// The listing ended: whether something is missing at its end.
+    pub fn close(&mut self) {
+        if self.chain_damage.is_some() {
+            return;
+        }
+        let after = self.head.entry + 1;
+        match &self.known {
+            Some(known) if known.entry > self.head.entry => {
+                let what = format!(
+                    "the chain ends with entry {}, but entry {} was written",
+                    self.head.entry, known.entry
+                );
+                self.break_chain(DamageKind::TailTruncated, after, None, what);
+            }
+            _ if self.entries.is_empty() => {
+                let what = "the lake holds no ledger for this source".into();
+                self.break_chain(DamageKind::EntryMissing, 1, None, what);
+            }
+            _ => {}
+        }
+    }
+
+    /// An object is in the lake, with this length.
+    pub fn see(&mut self, key: &str, bytes: u64) {
+        let Some(expected) = self.objects.get_mut(key) else {
+            self.strangers += 1;
+            self.stranger.get_or_insert_with(|| key.into());
+            return;
+        };
+        expected.seen = true;
+        if expected.bytes != bytes {
+            let what = format!("has {bytes} bytes, the ledger says {}", expected.bytes);
+            self.altered(key, what);
+        }
+    }
+
+    /// All objects were listed: those not seen are missing.
+    pub fn listed(&mut self) {
+        let unseen = self.objects.iter().filter(|(_, expected)| !expected.seen);
+        let missing: Vec<_> = unseen.map(|(key, expected)| (key.clone(), expected.entry)).collect();
+        for (key, entry) in missing {
+            self.break_object(DamageKind::ObjectMissing, entry, &key, "is not in the lake".into());
+        }
+    }
+
+    /// An object is not what the ledger says.
+    pub fn altered(&mut self, key: &str, what: String) {
+        if let Some(entry) = self.objects.get(key).map(|expected| expected.entry) {
+            self.break_object(DamageKind::ObjectAltered, entry, key, what);
+        }
+    }
+
+    /// A deep look did not find it.
+    pub fn vanished(&mut self, key: &str) {
+        if let Some(entry) = self.objects.get(key).map(|expected| expected.entry) {
+            let what = "is not in the lake".into();
+            self.break_object(DamageKind::ObjectMissing, entry, key, what);
+        }
+    }
+
+    /// The objects that the chain names, in key order.
+    pub fn objects(&self) -> impl Iterator<Item = (&str, &Expected)> {
+        self.objects.iter().map(|(key, expected)| (key.as_str(), expected))
+    }
+
+    /// What holds. `deep`: whether the objects were read again.
+    pub fn report(self, deep: bool) -> SourceReport {
+        let more = self.object_damage.len().saturating_sub(1);
+        let first = self.object_damage.into_values().next();
+        // Objects are of accepted entries, which all come before the chain's own damage.
+        let both = usize::from(first.is_some() && self.chain_damage.is_some());
+        let damage = first.or(self.chain_damage);
+        let whole = damage.as_ref().map_or(u64::MAX, |damage| damage.entry.saturating_sub(1));
+        let whole = usize::try_from(whole).unwrap_or(usize::MAX).min(self.entries.len());
+        let accepted = &self.entries[..whole];
+        let mut report = SourceReport {
+            source: self.source,
+            entries: count(whole),
+            proven: accepted.last().map(|last| last.to),
+            committed_at: accepted.iter().rev().find_map(|entry| entry.committed_at.clone()),
+            reached: self.reached,
+            written_at: accepted.last().map(|last| last.at.clone()),
+            release: accepted.last().map(|last| last.release.clone()),
             objects: 0,
             bytes: 0,
             rows: BTreeMap::new(),
-            point: Point::default(),
-            committed_at: None,
-            written_at: None,
-            snapshots: BTreeMap::new(),
-            signers: BTreeMap::new(),
-            unlisted: 0,
+            tables: self.tables,
+            completes: self.completes,
+            identity: self.identity,
+            head: self.head,
+            signers: self.signers,
+            gaps: self.gaps,
+            strangers: self.strangers,
+            stranger: self.stranger,
             deep,
+            damage,
+            more: count(more + both),
         };
-        Self { keys, known, identity: None, started: false, named: BTreeSet::new(), report }
+        report.gaps.retain(|(entry, ..)| *entry <= report.entries);
+        report.signers.retain(|signer| signer.from_entry <= report.entries);
+        for entry in accepted {
+            report.objects += entry.objects;
+            report.bytes += entry.bytes;
+            for (op, rows) in &entry.rows {
+                *report.rows.entry(*op).or_default() += rows;
+            }
+        }
+        report
     }
 
-    /// The next entry object in key order: the number in its key, and its bytes. Gives the entry if it
-    /// holds; its objects are then to be told with [`Walk::object`].
-    ///
-    /// # Errors
-    ///
-    /// What does not hold.
-    pub fn entry(&mut self, key: &str, number: u64, bytes: &[u8]) -> Result<Entry, Box<Break>> {
-        let expected = self.report.entries + 1;
-        if number != expected {
-            let what = format!("the next entry there is {number}");
-            let to = entry::read(bytes).ok().map(|read| read.entry.from);
-            return Err(self.broken(Damage::EntryMissing, expected, key, to, what));
-        }
-        let broken =
-            |walk: &Self, damage, what: String| Err(walk.broken(damage, number, key, None, what));
-        let read = match entry::read(bytes) {
-            Ok(read) => read,
-            Err(what) => return broken(self, Damage::EntryAltered, what),
+    fn judge(&self, number: u64, object: &[u8]) -> Result<(Entry, String, PublicKey), Broken> {
+        let broken = |kind, what: String| Err((kind, None, what));
+        let parsed = Lines::split(object).and_then(|lines| Some((lines, lines.entry().ok()?)));
+        let Some((lines, entry)) = parsed else {
+            return broken(DamageKind::EntryAltered, "is no entry".into());
         };
-        if let Some(what) = self.foreign(&read.entry.source) {
-            return broken(self, Damage::ForeignEntry, what);
+        if let Some(why) = self.foreign(&entry) {
+            return broken(DamageKind::ForeignEntry, why);
         }
-        let Some(signer) = read.signer(self.keys) else {
-            return broken(self, Damage::EntryAltered, "no given key signed it".into());
+        let Some(signer) = lines.signer(&self.keys) else {
+            return Err(unsigned(&lines, &entry));
         };
-        let entry = &read.entry;
+        // From here on the entry's own words can be believed.
+        let broken = |kind, what: String| Err((kind, Some(entry.to), what));
         if entry.entry != number {
-            return broken(self, Damage::EntriesSwapped, format!("it is entry {}", entry.entry));
+            let what = format!("holds entry {}", entry.entry);
+            return broken(DamageKind::EntriesSwapped, what);
         }
-        if entry.previous != self.report.head {
-            let what = format!("it follows {}, not {}", entry.previous, self.report.head);
-            return broken(self, Damage::ChainBroken, what);
+        let hash = lines.hash();
+        if entry.previous != self.head.hash {
+            let what =
+                format!("continues {}, the one before is {}", entry.previous, self.head.hash);
+            return broken(DamageKind::ChainBroken, what);
         }
-        if let Some(what) = self.untiled(entry) {
-            return broken(self, Damage::NotTiling, what);
+        if let Some(what) = self.usurped(&entry, signer) {
+            return broken(DamageKind::ForeignEntry, what);
         }
-        if let Some(known) = self.known.as_ref().filter(|known| known.entry == number)
-            && known.hash != read.hash
+        if let Some(what) = self.disjoint(&entry) {
+            return broken(DamageKind::NotTiling, what);
+        }
+        match &self.known {
+            Some(known) if known.entry == number && known.hash != hash => {
+                let what = format!("is {hash}, the one that was written is {}", known.hash);
+                broken(DamageKind::ChainBroken, what)
+            }
+            _ => Ok((entry, hash, signer)),
+        }
+    }
+
+    /// Why the entry is not of this chain's source.
+    fn foreign(&self, entry: &Entry) -> Option<String> {
+        let SourceIdentity { name, system_identifier, .. } = &entry.source;
+        let expected =
+            self.identity.as_ref().map_or(system_identifier, |own| &own.system_identifier);
+        if *name == self.source && system_identifier == expected {
+            return None;
+        }
+        Some(format!("is of source {name}, system {system_identifier}"))
+    }
+
+    /// Why the signer may not sign this entry.
+    fn usurped(&self, entry: &Entry, signer: PublicKey) -> Option<String> {
+        let heir = entry.adopts.as_ref().map(|adoption| adoption.public_key.as_str());
+        if entry.kind == EntryKind::Fence {
+            let fits = heir == Some(signer.to_string().as_str())
+                && entry.adopts.as_ref().is_some_and(|adoption| adoption.head == self.head.hash);
+            return (!fits).then(|| {
+                format!("is a fence for {}, signed by {signer}", heir.unwrap_or("nobody"))
+            });
+        }
+        let owner = self.signer.filter(|owner| *owner != signer)?;
+        Some(format!("is signed by {signer}, but the chain is {owner}'s"))
+    }
+
+    /// Why the entry does not join the point reached.
+    fn disjoint(&self, entry: &Entry) -> Option<String> {
+        let (from, to) = (entry.from, entry.to);
+        let fits = match entry.kind {
+            EntryKind::Changes | EntryKind::Gap => {
+                self.reached.is_none_or(|reached| reached == from)
+                    && from.sequence <= to.sequence
+                    && from.position <= to.position
+            }
+            EntryKind::Snapshot | EntryKind::Schema | EntryKind::Repair | EntryKind::Fence => {
+                from == self.reached.unwrap_or_default() && from == to
+            }
+        };
+        let reached = self.reached.unwrap_or_default();
+        let [from, to, reached] = [from, to, reached].map(|point| report::place(Some(point)));
+        (!fits).then(|| format!("covers {from} to {to}, the chain has reached {reached}"))
+    }
+
+    fn take(&mut self, entry: Entry, hash: String, signer: PublicKey) {
+        let mut accepted = Accepted {
+            from: entry.from,
+            to: entry.to,
+            at: entry.at,
+            committed_at: entry.committed_at,
+            release: entry.release,
+            objects: count(entry.objects.len()),
+            bytes: 0,
+            rows: BTreeMap::new(),
+        };
+        for object in &entry.objects {
+            accepted.bytes += object.bytes;
+            for (op, rows) in &object.rows {
+                *accepted.rows.entry(*op).or_default() += rows;
+            }
+        }
+        self.head = Head { entry: entry.entry, hash };
+        self.entries.push(accepted);
+        for object in entry.objects {
+            self.expect(entry.entry, object);
+        }
+        if matches!(entry.kind, EntryKind::Changes | EntryKind::Gap) {
+            self.reached = Some(entry.to);
+        }
+        if entry.kind == EntryKind::Gap {
+            self.gaps.push((entry.entry, entry.from, entry.to));
+        }
+        if self.signer != Some(signer) {
+            self.signer = Some(signer);
+            let public_key = signer.to_string();
+            self.signers.push(Signer { from_entry: entry.entry, public_key });
+        }
+        self.tables.extend(entry.tables);
+        self.completes.extend(entry.completes);
+        self.identity = Some(entry.source);
+    }
+
+    fn expect(&mut self, number: u64, object: EntryObject) {
+        if let Some(before) = self.objects.get(&object.key) {
+            let what = format!("stands in entry {} already", before.entry);
+            self.break_object(DamageKind::ObjectTwice, number, &object.key, what);
+            return;
+        }
+        let EntryObject { key, bytes, sha256, crc64nvme, .. } = object;
+        let expected = Expected { entry: number, bytes, sha256, crc64nvme, seen: false };
+        self.objects.insert(key, expected);
+    }
+
+    fn break_chain(&mut self, kind: DamageKind, number: u64, to: Option<Point>, what: String) {
+        let key = entry::key(&self.prefix, &self.source, number);
+        let from = self.reached;
+        self.chain_damage = Some(Damage { kind, entry: number, key, from, to, what });
+    }
+
+    fn break_object(&mut self, kind: DamageKind, number: u64, key: &str, what: String) {
+        let index = usize::try_from(number - 1).ok();
+        let of = index.and_then(|index| self.entries.get(index));
+        let (from, to) = (of.map(|entry| entry.from), of.map(|entry| entry.to));
+        let damage = Damage { kind, entry: number, key: key.into(), from, to, what };
+        self.object_damage.entry((number, key.into())).or_insert(damage);
+    }
+}
+
+/// Kind of damage, where the interval ends if that can be believed, and what was seen.
+type Broken = (DamageKind, Option<Point>, String);
+
+/// No given key signed it: was it changed, or did somebody else write it?
+fn unsigned(lines: &Lines<'_>, entry: &Entry) -> Broken {
+    let heir =
+        entry.adopts.as_ref().and_then(|adoption| PublicKey::from_base64(&adoption.public_key));
+    if let Some(heir) = heir.filter(|heir| lines.signer(&[*heir]).is_some()) {
+        let what = format!("hands the chain over to {heir}, a key that was not given");
+        return (DamageKind::ForeignEntry, None, what);
+    }
+    let what = "its signature is by none of the keys given".into();
+    (DamageKind::EntryAltered, None, what)
+}
+
+fn count(count: usize) -> u64 {
+    u64::try_from(count).expect("lengths fit 64 bits")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ledger::{
+        IdentityKey,
+        chain::ChainHead,
+        testing::{self, Bucket, built, changes, groups, point},
+    };
+
+    fn key() -> IdentityKey {
+        IdentityKey::from_seed(&[1; 32])
+    }
+
+    fn audit(bucket: &Bucket, known: Option<Head>) -> SourceReport {
+        let mut verifier = Verifier::new("raw", "erp", &[key().public()], known);
+        let mut entries = bucket
+            .iter()
+            .filter_map(|(key, object)| Some((entry::parse_key("raw", key)?.1, object)));
+        let open = entries.all(|(number, object)| verifier.accept(number, object));
+        if open {
+            verifier.close();
+        }
+        for (key, object) in bucket.iter().filter(|(key, _)| entry::parse_key("raw", key).is_none())
         {
-            return broken(
-                self,
-                Damage::ChainBroken,
-                "it is not the entry that the known head names".into(),
-            );
+            verifier.see(key, object.len() as u64);
         }
-        self.identity.get_or_insert_with(|| entry.source.clone()).timeline = entry.source.timeline;
-        self.started |= tiles(entry.kind);
-        self.report.signers.entry(signer.id()).or_insert(number);
-        self.advance(entry, read.hash.clone());
-        Ok(read.entry)
+        verifier.listed();
+        verifier.report(false)
     }
 
-    /// An object of the last entry: what the lake has under its key.
-    ///
-    /// # Errors
-    ///
-    /// What does not hold.
-    pub fn object(
-        &mut self,
-        of: &Entry,
-        object: &EntryObject,
-        found: Found<'_>,
-    ) -> Result<(), Box<Break>> {
-        let broken = |walk: &mut Self, damage, what: String| {
-            // The entry stands; what it says does not.
-            walk.report.entries = of.entry - 1;
-            let mut broken = walk.broken(damage, of.entry, &object.key, Some(of.to), what);
-            broken.from = of.from;
-            Err(broken)
+    #[test]
+    fn a_whole_chain_is_proven_to_its_end() {
+        let report = audit(&built(&groups(9), &key()), None);
+        assert_eq!(report.damage, None);
+        assert_eq!((report.entries, report.proven), (9, Some(point(90, 190))));
+        assert_eq!(report.rows, BTreeMap::from([(Op::Snapshot, 8), (Op::Insert, 12)]));
+        assert_eq!((report.objects, report.strangers), (11, 0));
+        let text = report.to_string();
+        assert!(text.starts_with("erp: PROVEN up to 00000000/000000BE (change 90), 2027-01-15T08:00:00.000000Z: 9 entries, 11 objects"), "{text}");
+        assert!(text.ends_with("rows S=8 I=12"), "{text}");
+    }
+
+    #[test]
+    fn an_object_that_no_entry_names_is_counted_and_no_damage() {
+        let mut bucket = built(&groups(5), &key());
+        bucket.insert("raw/erp/public.t/dt=2026-11-23/changes-9".into(), "on its way".into());
+        let report = audit(&bucket, None);
+        assert_eq!((report.damage, report.strangers), (None, 1));
+        assert_eq!(report.stranger.as_deref(), Some("raw/erp/public.t/dt=2026-11-23/changes-9"));
+    }
+
+    #[test]
+    fn the_first_broken_entry_counts_and_proof_ends_before_it() {
+        let mut bucket = built(&groups(9), &key());
+        let objects: Vec<_> =
+            bucket.keys().filter(|key| key.contains("dt=2026-11-22")).cloned().collect();
+        bucket.remove(&objects[0]);
+        bucket.remove(&objects[3]);
+        bucket.remove(&entry::key("raw", "erp", 8));
+        let report = audit(&bucket, None);
+        let damage = report.damage.unwrap();
+        assert_eq!((damage.kind, damage.entry), (DamageKind::ObjectMissing, 4));
+        assert_eq!((damage.from, damage.to), (Some(point(30, 130)), Some(point(40, 140))));
+        assert_eq!((report.entries, report.more), (3, 2));
+        assert_eq!(report.rows, BTreeMap::from([(Op::Snapshot, 8)]));
+    }
+
+    #[test]
+    fn a_hole_is_named_with_the_interval_that_it_leaves() {
+        let mut bucket = built(&groups(9), &key());
+        bucket.remove(&entry::key("raw", "erp", 6));
+        bucket.remove(&entry::key("raw", "erp", 7));
+        let damage = audit(&bucket, None).damage.unwrap();
+        assert_eq!((damage.kind, damage.entry), (DamageKind::EntryMissing, 6));
+        assert_eq!((damage.from, damage.to), (Some(point(50, 150)), Some(point(70, 170))));
+        assert!(damage.what.contains("entries 6 to 7"), "{}", damage.what);
+    }
+
+    #[test]
+    fn a_lost_range_that_the_ledger_admits_is_said_with_the_proof() {
+        let mut bucket = built(&groups(4), &key());
+        let report = audit(&bucket, None);
+        let head = ChainHead {
+            entry: 4,
+            hash: report.head.hash,
+            reached: report.reached,
+            batch: 4,
+            group: 4,
+            signed_by: key().public().to_string(),
         };
-        match found {
-            Found::Nothing => broken(self, Damage::ObjectMissing, "it is not there".into()),
-            Found::Bytes(bytes) if bytes != object.bytes => {
-                let what = format!("it has {bytes} bytes, the ledger says {}", object.bytes);
-                broken(self, Damage::ObjectAltered, what)
-            }
-            Found::Content(sha256) if sha256 != object.sha256 => {
-                let what = format!("its SHA-256 is {sha256}, the ledger says {}", object.sha256);
-                broken(self, Damage::ObjectAltered, what)
-            }
-            Found::Bytes(_) | Found::Content(_) => {
-                if self.named.insert(object.key.clone()) {
-                    self.report.objects += 1;
-                    self.report.bytes += object.bytes;
-                    for (op, rows) in &object.rows {
-                        *self.report.rows.entry(*op).or_default() += rows;
-                    }
+        let mut stamp = Some(testing::stamp());
+        let (mut entry, next) = head
+            .next(&[changes(5, point(40, 140), point(40, 900), 0)], stamp.take().unwrap())
+            .unwrap();
+        entry.kind = EntryKind::Gap;
+        let signed = entry::sign(&entry, &key());
+        bucket.insert(entry::key("raw", "erp", 5), signed.object.into());
+        let head = ChainHead { hash: signed.hash, ..next };
+        testing::extend(
+            &mut bucket,
+            head,
+            &[changes(6, point(40, 900), point(60, 999), 1)],
+            &key(),
+        );
+        let report = audit(&bucket, None);
+        assert_eq!((report.damage.clone(), report.entries), (None, 6));
+        assert_eq!(report.gaps, [(5, point(40, 140), point(40, 900))]);
+        assert!(report.to_string().contains("GAP entry 5"), "{report}");
+    }
+
+    proptest! {
+        /// Nothing can be taken out, put in, exchanged or changed unseen, with the head remembered.
+        #[test]
+        fn whatever_is_done_to_the_lake_is_found(
+            which in any::<prop::sample::Index>(),
+            other in any::<prop::sample::Index>(),
+            at in any::<prop::sample::Index>(),
+            flip in 1..=255_u8,
+            deed in 0..4_u8,
+        ) {
+            let whole = built(&groups(9), &key());
+            let known = audit(&whole, None).head;
+            let mut bucket = whole.clone();
+            let keys: Vec<_> = bucket.keys().cloned().collect();
+            let (one, two) = (which.get(&keys), other.get(&keys));
+            match deed {
+                0 => drop(bucket.remove(one)),
+                1 => drop(bucket.insert(one.clone(), whole[two].clone())),
+                2 => {
+                    bucket.insert(one.clone(), whole[two].clone());
+                    bucket.insert(two.clone(), whole[one].clone());
                 }
-                Ok(())
+                _ if one.contains("_ledger") => {
+                    let mut bytes = whole[one].to_vec();
+                    let at = at.index(bytes.len());
+                    bytes[at] ^= flip;
+                    bucket.insert(one.clone(), bytes.into());
+                }
+                _ => drop(bucket.insert(one.clone(), whole[one].slice(1..))),
             }
+            // A shallow look sees lengths only: objects of one length exchanged are for a deep one.
+            let lengths = |bucket: &Bucket| bucket.iter().map(|(key, bytes)| match key.contains("_ledger") {
+                true => (key.clone(), bytes.clone()),
+                false => (key.clone(), bytes.len().to_string().into()),
+            }).collect::<Bucket>();
+            let seen = audit(&bucket, Some(known)).damage.is_some();
+            prop_assert_eq!(seen, lengths(&bucket) != lengths(&whole));
         }
     }
 
-    /// After the last entry. `stored`: keys of all data and schema objects of the source.
-    pub fn finish<'k>(
-        mut self,
-        outcome: Result<(), Box<Break>>,
-        stored: impl Iterator<Item = &'k str>,
-    ) -> Report {
-        self.report.unlisted =
-            u64::try_from(stored.filter(|key| !self.named.contains(*key)).count())
-                .unwrap_or(u64::MAX);
-        let short = self.known.as_ref().filter(|known| known.entry > self.report.entries);
-        let outcome = match (outcome, short) {
-            (Ok(()), Some(known)) => {
-                let what = format!("the chain is known to reach entry {}", known.entry);
-                Err(self.broken(Damage::TailTruncated, self.report.entries + 1, "", None, what))
-            }
-            (outcome, _) => outcome,
-        };
-        self.report.broken = outcome.err().map(|broken| *broken);
-        self.report.proven = self.report.broken.is_none();
-        self.report
+    #[test]
+    fn ten_thousand_objects_are_judged_in_seconds() {
+        let at = |id: u64| point(id * 10, 100 + id * 10);
+        let many: Vec<_> = (1..=2500).map(|id| changes(id, at(id - 1), at(id), 4)).collect();
+        let bucket = built(&many, &key());
+        let begun = crate::clock::Clock::now(&crate::clock::SystemClock);
+        let report = audit(&bucket, None);
+        assert_eq!((report.objects, report.damage), (10_000, None));
+        assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
     }
-
-    fn advance(&mut self, entry: &Entry, hash: String) {
-        let report = &mut self.report;
-        report.entries = entry.entry;
-        report.head = hash;
-        report.point = entry.to;
-        report.written_at = Some(entry.at.clone());
-        if entry.committed_at.is_some() {
-            report.committed_at.clone_from(&entry.committed_at);
-        }
-        report.snapshots.extend(entry.completes.iter().map(|(table, at)| (table.clone(), *at)));
-    }
-
-    fn foreign(&self, source: &SourceIdentity) -> Option<String> {
-        if source.name != self.report.source {
-            return Some(format!("it is of source `{}`", source.name));
-        }
-        let known = self.identity.as_ref()?;
-        if known.system_identifier != source.system_identifier {
-            return Some(format!("it is of the database system {}", source.system_identifier));
-        }
-        (source.timeline < known.timeline)
-            .then(|| format!("its timeline {} is past", source.timeline))
-    }
-
-    /// Entries that tile begin where the last of them ended; the others stand there.
-    fn untiled(&self, entry: &Entry) -> Option<String> {
-        let reached = self.report.point;
-        let first = self.report.entries == 0;
-        let begins = if first { entry.from.sequence.0 == 0 } else { entry.from == reached };
-        if !begins {
-            let at = |point: Point| format!("{} (sequence {})", point.position, point.sequence.0);
-            return Some(format!(
-                "it begins at {}, the chain stands at {}",
-                at(entry.from),
-                at(reached)
-            ));
-        }
-        let forward =
-            entry.to.sequence >= entry.from.sequence && entry.to.position >= entry.from.position;
-        let stands = tiles(entry.kind) || entry.to == entry.from;
-        (!forward || !stands).then(|| "it does not end where an entry of its kind can".into())
-    }
-
-    fn broken(
-        &self,
-        damage: Damage,
-        entry: u64,
-        object: &str,
-        to: Option<Point>,
-        what: String,
-    ) -> Box<Break> {
-        let what = what.trim().to_owned();
-        Box::new(Break { damage, entry, object: object.into(), from: self.report.point, to, what })
-    }
-}
-
-/// What the lake has under an object's key.
-#[derive(Clone, Copy, Debug)]
-pub enum Found<'a> {
-    /// Nothing.
-    Nothing,
-    /// An object of this length.
-    Bytes(u64),
-    /// An object whose bytes were read: lowercase hex SHA-256.
-    Content(&'a str),
-}
-
-fn tiles(kind: EntryKind) -> bool {
-    matches!(kind, EntryKind::Changes | EntryKind::Gap)
 }

@@ -1,91 +1,70 @@
-//! Writes the chain. The ledger's awaits.
+//! The ledger's hand: takes shipped groups in order, writes entries, lets go of what they prove.
 //!
-//! An entry's key does not name its content, and the box may not read: if the answer to a PutObject is
-//! lost, a 412 to the second try could come from ourselves or from another appliance. So each entry
-//! travels as a multipart upload of one part, whose id tells the two apart:
+//! For every entry, in this order: its bytes are made once; `settle` brings them into S3, keeping them in
+//! `ledger/pending` before they are sent, and tells a lost answer from a foreign owner; one batch of
+//! facts moves the head and forgets the groups; only then [`Proven`] grows and the groups are given to those
+//! who remove their files. After a crash the pending entry is settled first, with the same bytes.
 //!
-//! | after Complete | ListParts of our upload | means |
-//! |---|---|---|
-//! | 200 | | written by us |
-//! | 412 | still there | another's entry: fenced |
-//! | 412 or 404 | gone | an earlier Complete of ours took effect, its answer was lost |
-//! | no answer, 5xx | still there | not written: Complete again |
-//! | no answer, 5xx | gone | written by us |
-//! | 409 | | begin again with a new upload |
-//!
-//! "Gone" has one other cause, a lifecycle rule that aborts uploads left for days. So an upload found gone
-//! without a Complete sent is begun again, and one found gone after a Complete is proven by a second
-//! conditional upload: 200 or 412, the entry stands.
-//!
-//! **Invariant:** the exact bytes are durable before they are sent, the upload's id before Complete; the
-//! new head and the end of its groups are one durable batch.
+//! **Invariant (I2, I8):** `Proven` never passes what stands in S3 and in the facts.
 
-use std::{collections::VecDeque, path::PathBuf, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
 
 use super::{
-    Group, GroupKind, LedgerError, Proven, Shipped, SourceIdentity,
-    chain::{self, Head, Stamp},
-    entry,
-    key::IdentityKey,
-    store::{self, Pending},
-    verify::KnownHead,
+    Encryption, EntryKind, Group, Head, IdentityKey, LedgerError, Proven, Shipped, SourceIdentity,
+    chain::{self, ChainHead, Stamp},
+    entry, on_thread,
+    settle::{Pauses, Settle},
+    store::{Pending, Stage, Store},
+    sweep,
 };
 use crate::{
-    clock::Clock,
-    disk,
-    error::Classified,
-    facts::{self, FactBatch, Facts},
-    ship::{
-        self, Complete, Encryption, ObjectStore, Part, Request, ShipError, StoredPart, checksum,
-        retry::{Backoff, Decision, PAUSE_MIN, decide},
-    },
-    telemetry::board::SourceBoard,
-    units::{Position, Timestamp},
+    clock::Clock, disk, facts::Facts, ship::ObjectStore, telemetry::board::SourceBoard,
+    units::Timestamp,
 };
 
-/// Which database the source is, and where its log begins for us, once known.
-pub type OriginReader = Arc<dyn Fn() -> Option<(SourceIdentity, Position)> + Send + Sync>;
-
-/// What a ledger is for.
+/// Whose ledger, and where.
 #[derive(Clone)]
 pub struct LedgerOptions {
     /// The appliance's name.
     pub appliance: String,
     /// The source's name.
     pub source: String,
-    /// First part of every key.
+    /// The lake's prefix; may be empty.
     pub prefix: String,
-    /// Where `head-<source>.json` is kept, by which `verify` knows how long the chain must be.
+    /// Where `head-<source>.json` is kept.
     pub data_dir: PathBuf,
-    /// Which database the source is, and where its log begins for us, once known.
-    pub origin: OriginReader,
-    /// How entries are encrypted by S3: `sse-kms` as the objects are, else not; they hold no rows.
+    /// Which database the source is; asked for with every entry.
+    pub identity: Arc<dyn Fn() -> Option<SourceIdentity> + Send + Sync>,
+    /// `SseKms` is asked of S3 for entries too; else they are sent plain: they hold no rows.
     pub encryption: Encryption,
-    /// The release rule in force.
-    pub release: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
 /// Writes one source's chain.
 pub struct Ledger {
     options: LedgerOptions,
     key: IdentityKey,
-    store: Arc<dyn ObjectStore>,
-    facts: Arc<dyn Facts>,
+    lake: Arc<dyn ObjectStore>,
+    store: Store,
     board: SourceBoard,
     clock: Arc<dyn Clock>,
-    head: Head,
-    backoff: Backoff,
+    release: Arc<dyn Fn() -> String + Send + Sync>,
+    head: ChainHead,
+    pauses: Pauses,
 }
 
-/// What became of one try to write an entry.
-enum Tried {
-    Written,
-    Foreign,
-    Again,
+/// The ends that the pipeline holds the other sides of.
+struct Outlets<'a> {
+    proven: &'a watch::Sender<Proven>,
+    done: &'a mpsc::Sender<Group>,
+    token: &'a CancellationToken,
 }
 
 impl Ledger {
@@ -93,35 +72,39 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// A fact does not read.
+    /// [`LedgerError::KeyChanged`] if another key signed its head; a fact that cannot be read.
     pub fn open(
         options: LedgerOptions,
         key: IdentityKey,
-        store: Arc<dyn ObjectStore>,
+        lake: Arc<dyn ObjectStore>,
         facts: Arc<dyn Facts>,
         board: SourceBoard,
         clock: Arc<dyn Clock>,
+        release: Arc<dyn Fn() -> String + Send + Sync>,
     ) -> Result<Self, LedgerError> {
-        let head = store::head(facts.as_ref())?;
-        Ok(Self { options, key, store, facts, board, clock, head, backoff: Backoff::default() })
-    }
-
-    /// How far the chain reaches, by what is durable on the box.
-    pub fn proven(&self) -> Proven {
-        Proven {
-            point: self.head.point.unwrap_or_default(),
-            batch: self.head.batch,
-            entry: self.head.entry,
+        let store = Store(facts);
+        let found = key.public().to_string();
+        let head = store.head()?.unwrap_or_else(|| ChainHead::start(found.clone()));
+        if head.signed_by != found {
+            return Err(LedgerError::KeyChanged { signed: head.signed_by, found });
         }
+        let pauses = Pauses::default();
+        let ledger = Self { options, key, lake, store, board, clock, release, head, pauses };
+        ledger.show(None);
+        Ok(ledger)
     }
 
-    /// Writes an entry for what is shipped, in order, until the channel closes or `token` is cancelled.
-    /// After each, `proven` grows and the groups go to `done`.
+    /// How far the chain reaches, as far as is known to be in S3.
+    pub fn proven(&self) -> Proven {
+        self.head.proven()
+    }
+
+    /// Writes entries until `token` is cancelled or `shipped` is closed. Groups that the ledger covers
+    /// already, sent again after a crash, go to `done` at once. A group may be given to `done` twice.
     ///
     /// # Errors
     ///
-    /// [`LedgerError::Fenced`] and [`LedgerError::ChainForeign`]; facts cannot be recorded; a defect.
-    /// What heals is waited for, with an alarm up.
+    /// Another appliance owns the chain, the groups are not in order, or the disk failed.
     pub async fn run(
         mut self,
         mut shipped: mpsc::Receiver<Shipped>,
@@ -129,425 +112,655 @@ impl Ledger {
         done: mpsc::Sender<Group>,
         token: CancellationToken,
     ) -> Result<(), LedgerError> {
-        let work = self.work(&mut shipped, &proven, &done);
-        token.run_until_cancelled(work).await.unwrap_or(Ok(()))
+        let out = Outlets { proven: &proven, done: &done, token: &token };
+        match self.write(&mut shipped, &out).await {
+            Err(LedgerError::Stopped) => Ok(()),
+            end => end,
+        }
     }
 
-    async fn work(
+    async fn write(
         &mut self,
         shipped: &mut mpsc::Receiver<Shipped>,
-        proven: &watch::Sender<Proven>,
-        done: &mpsc::Sender<Group>,
+        out: &Outlets<'_>,
     ) -> Result<(), LedgerError> {
-        if let Some(pending) = store::pending(self.facts.as_ref())? {
-            let mut groups = vec![];
-            for fact in &pending.groups {
-                groups.extend(facts::read::<Group>(self.facts.as_ref(), fact)?);
-            }
-            self.finish(pending, groups, proven, done).await?;
+        self.publish(out, None).await?;
+        let pending = self.store.pending()?;
+        self.sweep(pending.as_ref(), out.token).await?;
+        if let Some(pending) = pending {
+            let groups = self.store.groups(&pending)?;
+            self.prove(pending, groups, out).await?;
         }
-        self.announce();
-        let mut waiting: VecDeque<Group> = VecDeque::new();
-        loop {
-            if waiting.is_empty() {
-                match shipped.recv().await {
-                    Some(next) => waiting.push_back(next.group),
-                    None => return Ok(()),
-                }
-            }
-            while let Ok(next) = shipped.try_recv() {
-                waiting.push_back(next.group);
-            }
-            let groups = first_of(&mut waiting);
-            if groups.iter().all(|group| group.id <= self.head.group) {
-                // In the ledger before the restart that shipped them again.
-                self.forget(&groups, done).await?;
-                continue;
-            }
-            let pending = self.prepare(&groups).await?;
-            self.finish(pending, groups, proven, done).await?;
+        let mut held = None;
+        while let Some(groups) = self.collect(shipped, &mut held, out).await? {
+            let pending = self.build(&groups)?;
+            self.prove(pending, groups, out).await?;
         }
+        Ok(())
     }
 
-    async fn forget(
+    /// The groups of the next entry; `None` when there will be no more.
+    async fn collect(
         &self,
-        groups: &[Group],
-        done: &mpsc::Sender<Group>,
-    ) -> Result<(), LedgerError> {
-        let mut batch = FactBatch::default();
-        for group in groups {
-            ship::forget(group, &mut batch);
-        }
-        self.facts.record(batch).await?;
-        for group in groups {
-            // Housekeeping ends with the road.
-            drop(done.send(group.clone()).await);
-        }
-        Ok(())
-    }
-
-    /// Makes the entry, and its exact bytes durable.
-    async fn prepare(&self, groups: &[Group]) -> Result<Pending, LedgerError> {
-        let (source, start) = self.origin().await;
-        let stamp = Stamp {
-            source,
-            start,
-            release: (self.options.release)(),
-            appliance: self.options.appliance.clone(),
-            at: self.clock.wall(),
-        };
-        let (entry, mut head) = chain::next(&self.head, groups, &stamp)?;
-        let signed = entry::sign(&entry, &self.key);
-        head.hash = signed.hash;
-        let committed_at = groups.iter().rev().find_map(committed_at);
-        let pending = Pending {
-            key: entry::object_key(&self.options.prefix, &self.options.source, entry.entry),
-            object: String::from_utf8(signed.object).expect("JSON and base64 are UTF-8"),
-            upload: None,
-            head,
-            groups: groups.iter().map(Group::fact).collect(),
-            committed_at,
-        };
-        self.save(&pending).await?;
-        Ok(pending)
-    }
-
-    /// The source records its origin before it gives anything; so this hardly waits.
-    async fn origin(&self) -> (SourceIdentity, Position) {
-        loop {
-            if let Some(origin) = (self.options.origin)() {
-                return origin;
+        shipped: &mut mpsc::Receiver<Shipped>,
+        held: &mut Option<Group>,
+        out: &Outlets<'_>,
+    ) -> Result<Option<Vec<Group>>, LedgerError> {
+        let first = loop {
+            let next = match held.take() {
+                Some(group) => group,
+                None => tokio::select! {
+                    () = out.token.cancelled() => return Err(LedgerError::Stopped),
+                    next = shipped.recv() => match next {
+                        Some(next) => next.group,
+                        None => return Ok(None),
+                    },
+                },
+            };
+            if next.id > self.head.group {
+                break next;
             }
-            tokio::time::sleep(PAUSE_MIN).await;
+            out.give(next).await?;
+        };
+        let mut objects = first.objects.len();
+        let mut groups = vec![first];
+        while let (Some(last), Ok(next)) = (groups.last(), shipped.try_recv()) {
+            if !chain::merges(last, objects, &next.group) {
+                *held = Some(next.group);
+                break;
+            }
+            objects += next.group.objects.len();
+            groups.push(next.group);
         }
+        Ok(Some(groups))
     }
 
-    async fn save(&self, pending: &Pending) -> Result<(), LedgerError> {
-        let mut batch = FactBatch::default();
-        store::put_pending(&mut batch, pending);
-        Ok(self.facts.record(batch).await?)
+    fn build(&self, groups: &[Group]) -> Result<Pending, LedgerError> {
+        let stamp = Stamp {
+            source: (self.options.identity)().ok_or(LedgerError::Unidentified)?,
+            release: (self.release)(),
+            appliance: self.options.appliance.clone(),
+            at: self.clock.wall().rfc3339(),
+        };
+        let (entry, next) = self.head.next(groups, stamp)?;
+        let facts = groups.iter().map(Group::fact).collect();
+        Ok(pending(&entry, next, &self.key, &self.options, facts))
     }
 
-    /// Brings a pending entry into the lake, then says so.
-    pub(super) async fn finish(
+    /// Settles, commits, and tells everyone.
+    async fn prove(
         &mut self,
-        pending: Pending,
+        mut pending: Pending,
         groups: Vec<Group>,
-        proven: &watch::Sender<Proven>,
-        done: &mpsc::Sender<Group>,
+        out: &Outlets<'_>,
     ) -> Result<(), LedgerError> {
-        let head = pending.head.clone();
-        self.write(pending.clone()).await?;
-        let mut batch = FactBatch::default();
-        store::put_head(&mut batch, &head);
-        for group in &groups {
-            ship::forget(group, &mut batch);
-        }
-        self.facts.record(batch).await?;
-        self.head = head;
-        self.keep_head()?;
-        self.announce();
-        if let Some(at) = pending.committed_at {
-            self.board.write(|status| status.shipped_at = Some(at));
-        }
-        proven.send_replace(self.proven());
+        let settle = Settle {
+            lake: &*self.lake,
+            store: &self.store,
+            encryption: &self.options.encryption,
+            board: &self.board,
+            clock: &*self.clock,
+            pauses: self.pauses,
+            token: out.token,
+        };
+        settle.settle(&mut pending).await?;
+        self.store.commit(&pending, &groups).await?;
+        self.head = pending.next;
+        debug!(entry = self.head.entry, groups = groups.len(), "entry written");
+        let committed_at = pending.committed_at.and_then(|text| text.parse().ok());
+        self.publish(out, committed_at).await?;
         for group in groups {
-            // Housekeeping ends with the road.
-            drop(done.send(group).await);
+            out.give(group).await?;
         }
         Ok(())
     }
 
-    /// For `verify`, which does not open the journal of a running box.
-    fn keep_head(&self) -> Result<(), LedgerError> {
-        let path = KnownHead::file(&self.options.data_dir, &self.options.source);
-        let known = KnownHead { entry: self.head.entry, hash: self.head.hash.clone() };
-        let json = serde_json::to_vec(&known).expect("a head is plain data");
-        disk::write_durably(&path, &json)
-            .map_err(|why| LedgerError::File { path: path.display().to_string(), why })
+    async fn publish(
+        &self,
+        out: &Outlets<'_>,
+        committed_at: Option<Timestamp>,
+    ) -> Result<(), LedgerError> {
+        out.proven.send_replace(self.head.proven());
+        self.show(committed_at);
+        if self.head.entry == 0 {
+            return Ok(());
+        }
+        keep_head(&self.options, &self.head).await
     }
 
-    fn announce(&self) {
-        let (entry, point) = (self.head.entry, self.head.point);
+    fn show(&self, committed_at: Option<Timestamp>) {
         self.board.write(|status| {
-            status.entry = entry;
-            status.shipped = point.unwrap_or_default();
+            status.entry = self.head.entry;
+            status.shipped = self.head.reached.unwrap_or_default();
+            status.shipped_at = committed_at.or(status.shipped_at);
         });
     }
 
-    /// Tries until the entry is in the lake, or is another's.
-    async fn write(&self, mut pending: Pending) -> Result<(), LedgerError> {
-        let mut completed = false;
-        let mut backoff = self.backoff;
-        loop {
-            match self.attempt(&mut pending, &mut completed).await {
-                Ok(Tried::Written) => {
-                    self.board.calm(ROOM);
-                    return Ok(());
-                }
-                Ok(Tried::Foreign) => {
-                    self.abort(&pending).await;
-                    return Err(self.fenced(pending.head.entry));
-                }
-                Ok(Tried::Again) => {}
-                Err(LedgerError::Ship(error)) => {
-                    let Decision::Retry(pace) = decide(Request::Create, &error) else {
-                        return Err(error.into());
-                    };
-                    self.board.alarm(ROOM, error.cause(), &error, self.clock.wall());
-                    tokio::time::sleep(backoff.pause(pace, fastrand::f64())).await;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// One walk through the table above. `completed`: a Complete was sent by this or an earlier process.
-    async fn attempt(
+    async fn sweep(
         &self,
-        pending: &mut Pending,
-        completed: &mut bool,
-    ) -> Result<Tried, LedgerError> {
-        let key = pending.key.clone();
-        let known = pending.upload.clone();
-        let upload = match &known {
-            Some(upload) => match self.store.parts(&key, upload).await? {
-                Some(_) => upload.clone(),
-                // The id was recorded just before the first Complete: it took effect, or a lifecycle rule
-                // ended the upload. A second conditional upload proves which: 200 or 412, the entry stands.
-                None => {
-                    *completed = true;
-                    self.begin(pending).await?
-                }
-            },
-            None => self.begin(pending).await?,
+        pending: Option<&Pending>,
+        token: &CancellationToken,
+    ) -> Result<(), LedgerError> {
+        let LedgerOptions { prefix, source, .. } = &self.options;
+        let sweep =
+            sweep::sweep(&*self.lake, &self.store, prefix, source, pending, self.clock.wall());
+        let swept = tokio::select! {
+            () = token.cancelled() => return Err(LedgerError::Stopped),
+            swept = sweep => swept,
         };
-        let body = Bytes::from(pending.object.clone().into_bytes());
-        let crc64nvme = checksum::of(&body);
-        let bytes = u64::try_from(body.len()).expect("an entry is small");
-        let part = Part { key: &key, upload: &upload, number: 1, body, crc64nvme: &crc64nvme };
-        let etag = self.store.part(part).await?;
-        let parts = [StoredPart { number: 1, bytes, etag, crc64nvme: crc64nvme.clone() }];
-        let complete =
-            Complete { key: &key, upload: &upload, parts: &parts, bytes, crc64nvme: &crc64nvme };
-        match self.store.complete(complete).await {
-            Ok(()) => Ok(Tried::Written),
-            Err(ShipError::Exists { .. }) => {
-                let open = self.store.parts(&key, &upload).await?.is_some();
-                if open && !*completed {
-                    return Ok(Tried::Foreign);
-                }
-                if open {
-                    self.abort(pending).await;
-                }
-                Ok(Tried::Written)
+        match swept {
+            Err(LedgerError::Ship(error)) => {
+                warn!(%error, "uploads of the ledger that are not needed stay until the next start");
+                Ok(())
             }
-            Err(ShipError::Conflict { .. }) => {
-                self.abort(pending).await;
-                pending.upload = None;
-                Ok(Tried::Again)
-            }
-            Err(ShipError::NoSuchUpload { .. }) => Ok(Tried::Again),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Begins an upload; its id is durable when this answers.
-    async fn begin(&self, pending: &mut Pending) -> Result<String, LedgerError> {
-        let head = ship::Head {
-            key: &pending.key,
-            metadata: &std::collections::BTreeMap::new(),
-            encryption: &self.options.encryption,
-            content_type: "application/json",
-        };
-        let upload = self.store.create(head).await?;
-        pending.upload = Some(upload.clone());
-        self.save(pending).await?;
-        Ok(upload)
-    }
-
-    /// Best effort: what is left is swept.
-    async fn abort(&self, pending: &Pending) {
-        if let Some(upload) = &pending.upload
-            && let Err(error) = self.store.abort(&pending.key, upload).await
-        {
-            tracing::info!(%error, "an upload of a ledger entry was left open; the next sweep aborts it");
-        }
-    }
-
-    fn fenced(&self, entry: u64) -> LedgerError {
-        let source_name = self.options.source.clone();
-        if self.head.entry == 0 {
-            LedgerError::ChainForeign { source_name }
-        } else {
-            LedgerError::Fenced { source_name, entry }
+            swept => swept.map(drop),
         }
     }
 }
 
-/// Takes the groups of the next entry off the line.
-fn first_of(waiting: &mut VecDeque<Group>) -> Vec<Group> {
-    let mut groups: Vec<Group> = waiting.pop_front().into_iter().collect();
-    while let Some(next) = waiting.front() {
-        if !chain::joins(&groups, next) {
-            break;
+impl Outlets<'_> {
+    async fn give(&self, group: Group) -> Result<(), LedgerError> {
+        tokio::select! {
+            () = self.token.cancelled() => Err(LedgerError::Stopped),
+            sent = self.done.send(group) => sent.map_err(|_| LedgerError::Stopped),
         }
-        groups.extend(waiting.pop_front());
-    }
-    groups
-}
-
-fn committed_at(group: &Group) -> Option<Timestamp> {
-    match group.kind {
-        GroupKind::Changes { committed_at, .. } => Some(committed_at),
-        GroupKind::Snapshot { .. } | GroupKind::Schema => None,
     }
 }
 
-const ROOM: &str = "ledger";
+/// An entry ready to be settled.
+pub(super) fn pending(
+    entry: &super::Entry,
+    next: ChainHead,
+    key: &IdentityKey,
+    options: &LedgerOptions,
+    groups: Vec<String>,
+) -> Pending {
+    let signed = entry::sign(entry, key);
+    debug_assert!(entry.kind != EntryKind::Changes || next.reached == Some(entry.to));
+    Pending {
+        next: ChainHead { hash: signed.hash, ..next },
+        key: entry::key(&options.prefix, &options.source, entry.entry),
+        object: signed.object,
+        groups,
+        committed_at: entry.committed_at.clone(),
+        stage: Stage::Built,
+        sent: vec![],
+    }
+}
+
+/// Writes what `verify` on this box measures the chain by.
+pub(super) async fn keep_head(
+    options: &LedgerOptions,
+    head: &ChainHead,
+) -> Result<(), LedgerError> {
+    let path = head_file(options);
+    let shown = path.display().to_string();
+    let head = Head { entry: head.entry, hash: head.hash.clone() };
+    let bytes = serde_json::to_vec(&head).expect("a head is plain data");
+    let wrote = on_thread("head", move || disk::write_durably(&path, &bytes)).await;
+    wrote.map_err(|why| LedgerError::Disk { path: shown, why })
+}
+
+/// Name of the file in which this box remembers the head of a source's chain, as JSON of [`Head`].
+pub fn head_file_name(source: &str) -> String {
+    format!("head-{source}.json")
+}
+
+/// The head that this box remembers of a source's chain. Blocks.
+pub fn known_head(data_dir: &Path, source: &str) -> Option<Head> {
+    let bytes = fs::read(data_dir.join(head_file_name(source))).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+fn head_file(options: &LedgerOptions) -> PathBuf {
+    options.data_dir.join(head_file_name(&options.source))
+}
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{collections::BTreeMap, sync::Mutex, time::Duration};
 
-    use super::{
-        super::{
-            chain::tests::{changes, chunk, point, stamp},
-            entry::tests::key,
-        },
-        *,
-    };
+    use proptest::prelude::*;
+
+    use super::*;
     use crate::{
         clock::SystemClock,
-        facts::MemoryFacts,
-        ship::memory::{Fault, Memory, Rule},
+        error::Classified,
+        facts::{FactBatch, MemoryFacts},
+        ledger::{
+            EntryKind, testing,
+            testing::{Bucket, CrashFacts, Fate, Lake, changes, fates, groups, point},
+            verify::Verifier,
+        },
     };
 
-    struct Site {
+    /// A box, its lake, and what survives a crash of it.
+    struct World {
+        lake: Arc<Lake>,
+        memory: Arc<MemoryFacts>,
         dir: tempfile::TempDir,
+        board: SourceBoard,
         key: IdentityKey,
-        facts: Arc<MemoryFacts>,
     }
 
-    impl Site {
-        fn new() -> Self {
-            let (dir, key) = key();
-            Self { dir, key, facts: Arc::new(MemoryFacts::default()) }
+    #[derive(Debug)]
+    enum End {
+        Finished { proven: Proven, done: Vec<u64> },
+        Crashed,
+        Failed(LedgerError),
+    }
+
+    impl World {
+        fn new(bucket: Bucket, groups: &[Group]) -> Self {
+            let memory = Arc::new(MemoryFacts::default());
+            let mut batch = FactBatch::default();
+            for group in groups {
+                batch.put(group.fact(), group);
+            }
+            memory.record_blocking(batch).unwrap();
+            Self {
+                lake: Lake::new(bucket),
+                memory,
+                dir: testing::scratch(),
+                board: SourceBoard::default(),
+                key: IdentityKey::from_seed(&[1; 32]),
+            }
         }
 
-        fn ledger(&self, store: &Arc<Memory>) -> Ledger {
+        fn open(&self) -> Result<Ledger, LedgerError> {
             let options = LedgerOptions {
                 appliance: "plant7-a".into(),
                 source: "erp".into(),
                 prefix: "raw".into(),
                 data_dir: self.dir.path().into(),
-                origin: Arc::new(|| Some((stamp().source, stamp().start))),
+                identity: Arc::new(|| Some(testing::identity())),
                 encryption: Encryption::None,
-                release: Arc::new(|| "lake".into()),
             };
-            let store = Arc::clone(store) as Arc<dyn ObjectStore>;
-            let facts = Arc::clone(&self.facts) as Arc<dyn Facts>;
-            let board = SourceBoard::default();
-            Ledger::open(options, self.key.clone(), store, facts, board, Arc::new(SystemClock))
-                .unwrap()
+            let facts = CrashFacts { memory: self.memory.clone(), lake: self.lake.clone() };
+            let mut ledger = Ledger::open(
+                options,
+                self.key.clone(),
+                self.lake.clone(),
+                Arc::new(facts),
+                self.board.clone(),
+                Arc::new(SystemClock),
+                Arc::new(|| "lake".into()),
+            )?;
+            let zero = Duration::ZERO;
+            ledger.pauses = Pauses { first: zero, max: zero, halt: zero, again: zero };
+            Ok(ledger)
         }
 
-        /// Runs the ledger over `groups` and gives what it proved.
-        async fn run(&self, store: &Arc<Memory>, groups: &[Group]) -> Result<Proven, LedgerError> {
-            let (shipped, shipped_in) = mpsc::channel(64);
-            let (proven, proven_in) = watch::channel(Proven::default());
-            let (done, mut done_in) = mpsc::channel(64);
-            for group in groups {
-                shipped.try_send(Shipped { group: group.clone() }).unwrap();
+        /// A life: ship sends all groups that are not forgotten, until all are proven or the box dies.
+        async fn live(&self) -> End {
+            let crash = CancellationToken::new();
+            *self.lake.crash.lock().unwrap() = crash.clone();
+            let waiting = crate::facts::read_all::<Group>(&*self.memory, "seal/group/").unwrap();
+            let (give, shipped) = mpsc::channel(100);
+            for (_, group) in waiting {
+                give.send(Shipped { group }).await.unwrap();
             }
-            drop(shipped);
-            self.ledger(store).run(shipped_in, proven, done, CancellationToken::new()).await?;
-            while done_in.try_recv().is_ok() {}
-            Ok(*proven_in.borrow())
+            drop(give);
+            let (proven, proved) = watch::channel(Proven::default());
+            let (done, mut given) = mpsc::channel(200);
+            let ledger = match self.open() {
+                Ok(ledger) => ledger,
+                Err(error) => return End::Failed(error),
+            };
+            let ended = tokio::select! {
+                ended = ledger.run(shipped, proven, done, CancellationToken::new()) => ended,
+                () = crash.cancelled() => return End::Crashed,
+            };
+            if let Err(error) = ended {
+                return End::Failed(error);
+            }
+            let mut ids = vec![];
+            while let Ok(group) = given.try_recv() {
+                ids.push(group.id);
+            }
+            End::Finished { proven: *proved.borrow(), done: ids }
+        }
+
+        /// Lives until all is proven.
+        async fn live_on(&self) -> End {
+            for _ in 0..100 {
+                match self.live().await {
+                    End::Crashed => {}
+                    end => return end,
+                }
+            }
+            End::Crashed
+        }
+
+        /// What an auditor finds.
+        fn audit(&self) -> crate::ledger::SourceReport {
+            let mut verifier = Verifier::new("raw", "erp", &[self.key.public()], None);
+            for (key, object) in self.lake.bucket() {
+                if let Some((_, number)) = entry::parse_key("raw", &key) {
+                    verifier.accept(number, &object);
+                }
+            }
+            verifier.close();
+            verifier.report(false)
+        }
+
+        /// Everything given is in the chain, once, and nothing is left over.
+        fn assert_proven(&self, groups: &[Group]) {
+            let report = self.audit();
+            assert_eq!(report.damage, None);
+            let objects: usize = groups.iter().map(|group| group.objects.len()).sum();
+            assert_eq!(report.objects, objects as u64);
+            let last = groups.iter().rev().find_map(|group| match &group.kind {
+                crate::ship::GroupKind::Changes { to, .. } => Some(*to),
+                _ => None,
+            });
+            assert_eq!(report.reached, last);
+            assert_eq!(known_head(self.dir.path(), "erp").unwrap(), report.head);
+            // An upload stays only where its abort failed, listed, or Create's answer was lost: without a part.
+            let facts = self.memory.scan("").into_iter().map(|(key, _)| key);
+            let (orphans, rest): (Vec<_>, Vec<_>) =
+                facts.partition(|key| key.starts_with("ledger/orphan/"));
+            assert_eq!(rest, ["ledger/head"]);
+            for (upload, part) in self.lake.open() {
+                assert!(!part || orphans.contains(&format!("ledger/orphan/{upload}")), "{upload}");
+            }
         }
     }
 
-    fn numbers(store: &Memory) -> Vec<String> {
-        store.objects().into_keys().filter(|key| key.contains("_ledger")).collect()
+    /// One entry per group, as if they came one by one: the test's lake has them all at once.
+    fn epochs(count: u64) -> Vec<Group> {
+        let at = |id: u64| point(id * 10, 100 + id * 10);
+        (1..=count).map(|id| changes(id, at(id - 1), at(id), 1)).collect()
     }
 
     #[tokio::test]
-    async fn every_lost_or_refused_answer_ends_in_one_entry() {
-        let faults = [
-            Fault::LostAfter,
-            Fault::LostBefore,
-            Fault::Refuse(500, "InternalError"),
-            Fault::Refuse(503, "SlowDown"),
-        ];
-        for request in [Request::Create, Request::Part, Request::Complete, Request::Parts] {
-            for fault in faults {
-                let (one, store) = (Site::new(), Arc::new(Memory::new(1)));
-                store.fault(Rule::once(request, fault));
-                store.fault(Rule::once(Request::Complete, fault));
-                let groups = [
-                    changes(1, point(0, 100), point(5, 200)),
-                    changes(2, point(5, 200), point(9, 300)),
-                ];
-                let proven = one.run(&store, &groups).await.unwrap();
-                assert_eq!(
-                    (proven.entry, proven.point),
-                    (2, point(9, 300)),
-                    "{request:?} {fault:?}"
-                );
-                assert_eq!(numbers(&store).len(), 2);
-                assert_eq!(store::pending(one.facts.as_ref()).unwrap(), None);
-            }
-        }
+    async fn groups_become_a_chain_and_are_let_go() {
+        let all = groups(7);
+        let world = World::new(Bucket::new(), &all);
+        let End::Finished { proven, done } = world.live().await else { panic!() };
+        world.assert_proven(&all);
+        assert_eq!(done, [1, 2, 3, 4, 5, 6, 7]);
+        // Schema, two chunks in one, four epochs.
+        assert_eq!(proven, Proven { point: point(70, 170), batch: 7, entry: 6 });
+        let status = world.board.read();
+        assert_eq!((status.entry, status.shipped), (6, point(70, 170)));
+        assert_eq!(status.shipped_at, Some(Timestamp(1_800_000_000_000_000)));
+        let log = world.lake.log();
+        let count = |name| log.iter().filter(|(known, _)| *known == name).count();
+        assert_eq!((count("create"), count("part"), count("complete")), (6, 6, 6));
+        assert_eq!((count("parts"), count("abort")), (0, 0));
     }
 
     #[tokio::test]
-    async fn a_second_owner_is_fenced_even_after_a_lost_answer() {
-        let (one, other, store) = (Site::new(), Site::new(), Arc::new(Memory::new(1)));
-        let first = changes(1, point(0, 100), point(5, 200));
-        one.run(&store, std::slice::from_ref(&first)).await.unwrap();
-        let outcome = other.run(&store, std::slice::from_ref(&first)).await;
-        assert!(matches!(outcome, Err(LedgerError::ChainForeign { .. })));
-        // Both now own entry 2 by their own facts; the first to write it wins.
-        let head = store::head(one.facts.as_ref()).unwrap();
+    async fn a_group_that_is_proven_already_is_only_let_go() {
+        let all = groups(5);
+        let world = World::new(Bucket::new(), &all);
+        world.live().await;
+        let before = world.lake.bucket();
         let mut batch = FactBatch::default();
-        store::put_head(&mut batch, &head);
-        other.facts.record_blocking(batch).unwrap();
-        let next = changes(2, point(5, 200), point(9, 300));
-        one.run(&store, std::slice::from_ref(&next)).await.unwrap();
-        store.fault(Rule::once(Request::Complete, Fault::LostBefore));
-        let outcome = other.run(&store, std::slice::from_ref(&next)).await;
-        assert!(matches!(outcome, Err(LedgerError::Fenced { entry: 2, .. })));
-        assert_eq!(numbers(&store).len(), 2);
-        assert_eq!(store.open_uploads(), vec![]);
+        batch.put(all[4].fact(), &all[4]);
+        world.memory.record_blocking(batch).unwrap();
+        let End::Finished { done, proven } = world.live().await else { panic!() };
+        assert_eq!((done, proven.entry), (vec![5], 4));
+        assert_eq!(world.lake.bucket(), before);
     }
 
     #[tokio::test]
-    async fn a_crash_at_any_point_leaves_one_entry_of_the_same_bytes() {
-        let group = changes(1, point(0, 100), point(5, 200));
-        let crashes = [Request::Create, Request::Part, Request::Complete, Request::Parts];
-        for request in crashes {
-            let (one, store) = (Site::new(), Arc::new(Memory::new(1)));
-            store.fault(Rule { times: u32::MAX, ..Rule::once(request, Fault::LostAfter) });
-            store.fault(Rule::once(Request::Complete, Fault::LostAfter));
-            let run = one.run(&store, std::slice::from_ref(&group));
-            // Longer than any pause: it keeps trying, and is killed.
-            let killed = tokio::time::timeout(Duration::from_millis(150), run).await;
-            assert!(killed.is_err(), "{request:?}");
-            store.heal();
-            // The facts of its group still stand, and ship hands it on once more.
-            let proven = one.run(&store, std::slice::from_ref(&group)).await.unwrap();
-            assert_eq!(proven.entry.max(one.ledger(&store).proven().entry), 1);
-            assert_eq!(numbers(&store).len(), 1);
+    async fn a_crash_anywhere_twice_loses_and_repeats_nothing() {
+        let all = epochs(2);
+        let mut crashes = 0;
+        for first in 0.. {
+            let mut reached_first = false;
+            for second in 0..24 {
+                for effects in 0..4_u8 {
+                    let world = World::new(Bucket::new(), &all);
+                    let count = Arc::new(Mutex::new((0, 0)));
+                    let counter = count.clone();
+                    world.lake.decide(fates(move |_| {
+                        let mut counter = counter.lock().unwrap();
+                        let (at, stop) = (counter.0, if counter.1 == 0 { first } else { second });
+                        counter.0 += 1;
+                        if counter.1 < 2 && at == stop {
+                            let effect = effects >> counter.1 & 1 == 1;
+                            *counter = (0, counter.1 + 1);
+                            return Fate::Crash { effect };
+                        }
+                        Fate::Good
+                    }));
+                    let end = world.live_on().await;
+                    assert!(matches!(end, End::Finished { .. }), "{first} {second}: {end:?}");
+                    world.assert_proven(&all);
+                    reached_first |= count.lock().unwrap().1 > 0;
+                    crashes += count.lock().unwrap().1;
+                }
+            }
+            if !reached_first {
+                break;
+            }
+        }
+        assert!(crashes > 1000, "{crashes}");
+    }
+
+    #[tokio::test]
+    async fn a_lost_answer_to_complete_is_not_taken_for_another_owner() {
+        for fate in [Fate::Lost, Fate::Late, Fate::Dropped, Fate::Busy, Fate::Conflict] {
+            for times in 1..8 {
+                let all = epochs(2);
+                let world = World::new(Bucket::new(), &all);
+                let mut left = times;
+                world.lake.decide(fates(move |name| {
+                    if name == "complete" && left > 0 {
+                        left -= 1;
+                        return fate;
+                    }
+                    Fate::Good
+                }));
+                let end = world.live().await;
+                assert!(matches!(end, End::Finished { .. }), "{fate:?} {times}: {end:?}");
+                world.assert_proven(&all);
+            }
         }
     }
 
     #[tokio::test]
-    async fn groups_that_are_in_the_ledger_already_are_only_forgotten() {
-        let (one, store) = (Site::new(), Arc::new(Memory::new(1)));
-        let groups = [chunk(1, false), chunk(2, true)];
-        one.run(&store, &groups).await.unwrap();
-        one.run(&store, &groups).await.unwrap();
-        assert_eq!(numbers(&store).len(), 1);
-        assert_eq!(one.ledger(&store).proven().entry, 1);
+    async fn a_listing_that_lags_once_does_not_fence() {
+        let all = epochs(1);
+        let world = World::new(Bucket::new(), &all);
+        let (mut lost, mut stale) = (true, true);
+        world.lake.decide(fates(move |name| match name {
+            "complete" if std::mem::take(&mut lost) => Fate::Lost,
+            "parts" if std::mem::take(&mut stale) => Fate::Stale,
+            _ => Fate::Good,
+        }));
+        let end = world.live().await;
+        assert!(matches!(end, End::Finished { .. }), "{end:?}");
+        assert_eq!(world.lake.log().iter().filter(|(name, _)| *name == "parts").count(), 2);
+        world.assert_proven(&all);
+    }
+
+    #[tokio::test]
+    async fn an_entry_of_another_appliance_fences_for_good() {
+        let all = epochs(2);
+        let world = World::new(Bucket::new(), &all);
+        let foreign = entry::key("raw", "erp", 2);
+        world.lake.insert(&foreign, "another's");
+        for _ in 0..2 {
+            let End::Failed(error) = world.live().await else { panic!() };
+            assert!(matches!(error, LedgerError::Fenced { .. }), "{error}");
+            assert_eq!(error.cause().disposition().exit(), crate::error::Exit::Fenced);
+        }
+        assert_eq!(world.lake.bucket()[&foreign], "another's");
+        assert_eq!(world.lake.open(), []);
+        assert_eq!(world.board.read().alarms["ledger"].cause, "Fenced");
+        // What is not proven is kept.
+        assert!(world.memory.get(&all[1].fact()).is_some());
+        assert!(world.memory.get(&all[0].fact()).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_fresh_box_stops_at_a_chain_that_is_there_already() {
+        let world = World::new(Bucket::new(), &epochs(1));
+        world.lake.insert(&entry::key("raw", "erp", 1), "a chain");
+        let End::Failed(error) = world.live().await else { panic!() };
+        assert!(matches!(error, LedgerError::ChainForeign { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_a_lifecycle_rule_took_is_begun_again() {
+        for stage in ["part", "complete"] {
+            let all = epochs(1);
+            let world = World::new(Bucket::new(), &all);
+            world.lake.decide(fates(move |name| match name == stage {
+                true => Fate::Crash { effect: false },
+                false => Fate::Good,
+            }));
+            assert!(matches!(world.live().await, End::Crashed));
+            world.lake.expire();
+            world.lake.decide(fates(|_| Fate::Good));
+            let end = world.live().await;
+            assert!(matches!(end, End::Finished { .. }), "{end:?}");
+            world.assert_proven(&all);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_person_must_mend_is_an_alarm_and_not_an_end() {
+        let world = World::new(Bucket::new(), &epochs(1));
+        let (board, mut left) = (world.board.clone(), 6);
+        let seen = Arc::new(Mutex::new(BTreeMap::new()));
+        let kept = seen.clone();
+        world.lake.decide(fates(move |_| {
+            kept.lock().unwrap().extend(board.read().alarms);
+            left -= 1;
+            if left > 0 { Fate::Denied } else { Fate::Good }
+        }));
+        assert!(matches!(world.live().await, End::Finished { .. }));
+        assert_eq!(seen.lock().unwrap()["ledger"].cause, "LakeForbidden");
+        assert!(world.board.read().alarms.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_key_that_did_not_sign_the_head_does_not_go_on() {
+        let mut world = World::new(Bucket::new(), &epochs(1));
+        world.live().await;
+        world.key = IdentityKey::from_seed(&[2; 32]);
+        let End::Failed(error) = world.live().await else { panic!() };
+        assert!(matches!(error, LedgerError::KeyChanged { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_missing_group_stops_the_chain() {
+        let all = epochs(3);
+        let world = World::new(Bucket::new(), &[all[0].clone(), all[2].clone()]);
+        let End::Failed(error) = world.live().await else { panic!() };
+        assert!(matches!(error, LedgerError::Disorder { expected: 2, found: 3 }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn uploads_never_used_are_given_back_and_others_are_left_alone() {
+        let world = World::new(Bucket::new(), &[]);
+        let now = SystemClock.wall();
+        let key = entry::key("raw", "erp", 1);
+        world.lake.begin(&key, None, Timestamp(0));
+        world.lake.begin(&key, None, now);
+        world.lake.begin(&key, Some("bytes".into()), Timestamp(0));
+        world.lake.begin("raw/_ledger/crm/1", None, Timestamp(0));
+        world.live().await;
+        let left: Vec<_> = world.lake.open().into_iter().map(|(id, _)| id).collect();
+        assert_eq!(left, ["u2", "u3", "u4"]);
+    }
+
+    #[tokio::test]
+    async fn shutdown_ends_a_wait_for_s3() {
+        let world = World::new(Bucket::new(), &epochs(1));
+        world.lake.decide(fates(|_| Fate::Busy));
+        let ledger = world.open().unwrap();
+        let (give, shipped) = mpsc::channel(1);
+        give.send(Shipped { group: epochs(1).remove(0) }).await.unwrap();
+        let (token, board) = (CancellationToken::new(), world.board.clone());
+        let (proven, _proved) = watch::channel(Proven::default());
+        let (done, _given) = mpsc::channel(1);
+        let stop = async {
+            while board.read().retries.is_empty() {
+                tokio::task::yield_now().await;
+            }
+            token.cancel();
+        };
+        let (ended, ()) = tokio::join!(ledger.run(shipped, proven, done, token.clone()), stop);
+        assert!(ended.is_ok());
+    }
+
+    fn any_fate() -> impl Strategy<Value = Fate> {
+        prop_oneof![
+            8 => Just(Fate::Good),
+            2 => Just(Fate::Lost),
+            1 => Just(Fate::Dropped),
+            2 => Just(Fate::Late),
+            1 => Just(Fate::Busy),
+            1 => Just(Fate::Conflict),
+            1 => any::<bool>().prop_map(|effect| Fate::Crash { effect }),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        /// Whatever answers are lost and whenever the box dies, with another appliance writing the
+        /// second entry at some moment or never: what the box believes is what the lake holds.
+        #[test]
+        fn the_box_knows_whose_entry_stands(
+            plan in prop::collection::vec(any_fate(), 0..40),
+            intruder in prop::option::of(0..30_usize),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let all = epochs(3);
+            let world = World::new(Bucket::new(), &all);
+            let (lake, place) = (world.lake.clone(), entry::key("raw", "erp", 2));
+            let (mut at, foreign) = (0, place.clone());
+            world.lake.decide(fates(move |name| {
+                if intruder.is_some_and(|moment| at >= moment) && !lake.bucket().contains_key(&foreign) {
+                    lake.insert(&foreign, "another's");
+                }
+                at += 1;
+                let fate = plan.get(at - 1).copied().unwrap_or(Fate::Good);
+                // A 409 answers writes that are conditional, nothing else.
+                if fate == Fate::Conflict && name != "complete" { Fate::Busy } else { fate }
+            }));
+            let end = runtime.block_on(world.live_on());
+            let theirs = world.lake.bucket().get(&place).is_some_and(|entry| entry == "another's");
+            match end {
+                End::Finished { .. } => {
+                    prop_assert!(!theirs);
+                    prop_assert_eq!(world.audit().reached, Some(point(30, 130)));
+                    world.assert_proven(&all);
+                    // In peace, the next start gives back what stayed.
+                    world.lake.decide(fates(|_| Fate::Good));
+                    runtime.block_on(world.live());
+                    prop_assert!(world.lake.open().iter().all(|(_, part)| !part));
+                    prop_assert_eq!(world.memory.scan("ledger/orphan/"), []);
+                }
+                End::Failed(LedgerError::Fenced { key }) => {
+                    prop_assert!(theirs);
+                    prop_assert_eq!(key, place);
+                    prop_assert_eq!(world.audit().entries, 1);
+                }
+                end => prop_assert!(false, "{:?}", end),
+            }
+        }
+    }
+
+    #[test]
+    fn the_facts_are_pinned() {
+        let head = ChainHead::start("key".into());
+        let (entry, next) = head.next(&epochs(1), testing::stamp()).unwrap();
+        assert_eq!(entry.kind, EntryKind::Changes);
+        let json = serde_json::to_string(&ChainHead { hash: "h".into(), ..next }).unwrap();
+        assert_eq!(
+            json,
+            r#"{"entry":1,"hash":"h","reached":{"sequence":10,"position":"00000000/0000006E"},"batch":1,"group":1,"signed_by":"key"}"#
+        );
+        let stage = Stage::Open { upload: "u".into() };
+        assert_eq!(serde_json::to_string(&stage).unwrap(), r#"{"open":{"upload":"u"}}"#);
+        assert_eq!(serde_json::to_string(&Stage::Refused).unwrap(), r#""refused""#);
     }
 }

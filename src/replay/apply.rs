@@ -21,6 +21,9 @@ use crate::{
 /// A value of a change: `None` where the row does not say it, else the text or NULL.
 pub type Slot = Option<Option<String>>;
 
+/// A row's key, as text.
+pub type RowKey = Vec<Option<String>>;
+
 /// A change, its values in the order of [`Shape::columns`].
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Change {
@@ -74,15 +77,20 @@ pub struct Step {
     pub parameters: Vec<Vec<Option<String>>>,
     /// Rows that it is to touch; `None` if any number is well.
     pub rows: Option<usize>,
-    /// With the same parameters, if it touched fewer: inserts the rows that were not there.
-    pub otherwise: Option<String>,
+    /// With the same parameters, if it touched them all.
+    pub then: Option<String>,
+    /// With the same parameters, if it touched none.
+    pub instead: Option<String>,
+    /// With the same parameters, if it touched fewer, and nothing else did: inserts the rows that
+    /// were not there, and gives the key of each as an array of text.
+    pub insert: Option<String>,
 }
 
 /// Changes of one table that are not in the target yet.
 #[derive(Clone, Debug, Default)]
 pub struct Pending {
     truncate: bool,
-    rows: HashMap<Vec<Option<String>>, Net>,
+    rows: HashMap<RowKey, Net>,
     ordered: Vec<Change>,
 }
 
@@ -123,13 +131,26 @@ impl Shape {
         Self { name: schema::qualified(table), columns, matching }
     }
 
-    /// Whether each row has a name of its own, so that a change can be applied twice.
-    pub fn is_keyed(&self) -> bool {
-        self.matching != Matching::Whole
+    /// Whether changes can be applied to rows that are ahead of them, and converge: if a row's name is
+    /// all that is unique about it.
+    pub fn converges(&self) -> bool {
+        matches!(self.matching, Matching::Key(_))
     }
 }
 
 impl Change {
+    /// The old row's key and the new row's, if the table is named by one.
+    pub fn keys(&self, shape: &Shape) -> Option<(RowKey, RowKey)> {
+        let Matching::Key(key) = &shape.matching else { return None };
+        let old = if self.old.is_empty() { &self.values } else { &self.old };
+        Some((key_of(key, old), key_of(key, &self.values)))
+    }
+
+    /// Whether it says every value of the new row.
+    pub fn is_whole(&self) -> bool {
+        self.values.iter().all(Option::is_some)
+    }
+
     /// What it takes in memory, about.
     pub fn bytes(&self) -> usize {
         let text = self.values.iter().chain(&self.old).flatten().flatten().map(String::len);
@@ -154,13 +175,11 @@ impl Pending {
             *self = Self { truncate: true, ..Self::default() };
             return Ok(());
         }
-        let Matching::Key(key) = &shape.matching else {
+        let Matching::Key(_) = &shape.matching else {
             self.ordered.push(change);
             return Ok(());
         };
-        let new_key = key_of(key, &change.values);
-        let old_key =
-            if change.old.is_empty() { new_key.clone() } else { key_of(key, &change.old) };
+        let (old_key, new_key) = change.keys(shape).expect("the table is named by its key");
         match change.op {
             Op::Delete => drop(self.rows.insert(old_key, Net::Delete)),
             Op::Update if old_key != new_key => return self.rekey(old_key, new_key, change),
@@ -170,7 +189,7 @@ impl Pending {
         Ok(())
     }
 
-    fn update(&mut self, key: Vec<Option<String>>, mut values: Vec<Slot>) {
+    fn update(&mut self, key: RowKey, mut values: Vec<Slot>) {
         let whole = values.iter().all(Option::is_some);
         match self.rows.entry(key) {
             Entry::Vacant(vacant) => {
@@ -195,13 +214,8 @@ impl Pending {
         }
     }
 
-    fn rekey(
-        &mut self,
-        old: Vec<Option<String>>,
-        new: Vec<Option<String>>,
-        mut change: Change,
-    ) -> Result<(), Change> {
-        let whole = change.values.iter().all(Option::is_some);
+    fn rekey(&mut self, old: RowKey, new: RowKey, mut change: Change) -> Result<(), Change> {
+        let whole = change.is_whole();
         match self.rows.get_mut(&old) {
             Some(Net::Put(before)) => fill(&mut change.values, before),
             _ if whole || self.truncate => {}
@@ -265,53 +279,45 @@ impl Pending {
 /// The statement of one update or delete.
 pub fn alone(shape: &Shape, change: Change) -> Step {
     let Change { op, values, old } = change;
-    let old = if old.is_empty() { values.clone() } else { old };
+    let renamed = !old.is_empty();
+    let old = if renamed { old } else { values.clone() };
+    let told = if op == Op::Delete { vec![] } else { said(&values) };
+    let first = count(&told);
+    let table = &shape.name;
     let (named, found) = match &shape.matching {
         Matching::Key(columns) | Matching::Ordered(columns) => {
-            let named: Vec<usize> = columns.clone();
-            let first = if op == Op::Delete { 0 } else { count(&said(&values)) };
-            let found = equal(shape, &named, first);
-            (named, found)
+            (columns.clone(), equal(shape, columns, first))
         }
         Matching::Whole => {
             let named: Vec<usize> = (0..old.len()).filter(|at| old[*at].is_some()).collect();
-            let first = if op == Op::Delete { 0 } else { count(&said(&values)) };
-            let same = named.iter().enumerate().map(|(at, column)| {
-                let name = escape_identifier(&shape.columns[*column].name);
-                let text = format!("pg_catalog.format('%s', x.{name})");
-                let text = format!("CASE WHEN x.{name} IS NULL THEN NULL ELSE {text} END");
-                format!("{text} IS NOT DISTINCT FROM u.c{}", first + at)
-            });
-            let same =
-                std::iter::once("true".to_owned()).chain(same).collect::<Vec<_>>().join(" AND ");
-            let table = &shape.name;
+            let same = same_text(shape, &named, first);
             (named, format!("t.ctid = (SELECT x.ctid FROM {table} x WHERE {same} LIMIT 1)"))
         }
     };
     let key = named.iter().map(|at| vec![old[*at].clone().flatten()]);
     if op == Op::Delete {
         let parameters: Vec<_> = key.collect();
-        let sql = format!(
-            "DELETE FROM {} t USING {} WHERE {found}",
-            shape.name,
-            source(parameters.len())
-        );
-        return Step { sql, parameters, rows: Some(1), otherwise: None };
+        let sql = format!("DELETE FROM {table} t USING {} WHERE {found}", source(parameters.len()));
+        return Step { sql, parameters, rows: Some(1), ..Step::default() };
     }
-    let told = said(&values);
     let mut parameters = columns_of(&told, vec![values]);
     parameters.extend(key);
     let from = source(parameters.len());
-    let sql = format!(
-        "UPDATE {} t SET {} FROM {from} WHERE {found}",
-        shape.name,
-        assignments(shape, &told, &[])
-    );
-    let otherwise = can_insert(shape, &told).then(|| {
+    let set = assignments(shape, &told, &[]);
+    let update = format!("UPDATE {table} t SET {set} FROM {from} WHERE {found}");
+    let insert = can_insert(shape, &told).then(|| {
         let (names, casts) = (names(shape, &told), casts(shape, &told));
-        format!("INSERT INTO {} ({names}) SELECT {casts} FROM {from}", shape.name)
+        let key = returning(shape);
+        format!("INSERT INTO {table} ({names}) SELECT {casts} FROM {from} {key}")
     });
-    Step { sql, parameters, rows: Some(1), otherwise }
+    let (Matching::Key(key), true) = (&shape.matching, renamed) else {
+        return Step { sql: update, parameters, rows: Some(1), insert, ..Step::default() };
+    };
+    // Where rows are ahead of the changes the new key may be there already, and the old one still.
+    let there = equal_told(shape, key, &told);
+    let sql = format!("UPDATE {table} t SET {set} FROM {from} WHERE {there}");
+    let then = Some(format!("DELETE FROM {table} t USING {from} WHERE {found}"));
+    Step { sql, parameters, rows: Some(1), then, instead: Some(update), insert }
 }
 
 /// `INSERT … ON CONFLICT (key) DO UPDATE` from another relation of the same columns, for snapshots.
@@ -340,7 +346,7 @@ fn insert(shape: &Shape, rows: Vec<Vec<Slot>>) -> Step {
         casts(shape, &told),
         source(parameters.len())
     );
-    Step { sql, parameters, rows: Some(count), otherwise: None }
+    Step { sql, parameters, rows: Some(count), ..Step::default() }
 }
 
 fn upsert(shape: &Shape, key: &[usize], told: &[bool], rows: Vec<Vec<Slot>>) -> Step {
@@ -354,31 +360,18 @@ fn patch(shape: &Shape, key: &[usize], told: &[bool], rows: Vec<Vec<Slot>>) -> S
     let count = rows.len();
     let parameters = columns_of(told, rows);
     let from = source(parameters.len());
-    let place = |at: &usize| told[..*at].iter().filter(|told| **told).count();
-    let matched: Vec<String> = key
-        .iter()
-        .map(|at| {
-            let column = &shape.columns[*at];
-            format!(
-                "t.{} = u.c{}::{}",
-                escape_identifier(&column.name),
-                place(at),
-                column.type_name
-            )
-        })
-        .collect();
-    let matched = matched.join(" AND ");
+    let matched = equal_told(shape, key, told);
     let table = &shape.name;
     let sets = assignments(shape, told, key);
     if sets.is_empty() {
         return Step { sql: format!("SELECT FROM {table} LIMIT 0"), ..Step::default() };
     }
     let sql = format!("UPDATE {table} t SET {sets} FROM {from} WHERE {matched}");
-    let otherwise = can_insert(shape, told).then(|| {
+    let insert = can_insert(shape, told).then(|| {
         let (names, casts) = (names(shape, told), casts(shape, told));
-        format!("INSERT INTO {table} ({names}) SELECT {casts} FROM {from} WHERE NOT EXISTS (SELECT FROM {table} t WHERE {matched})")
+        format!("INSERT INTO {table} ({names}) SELECT {casts} FROM {from} WHERE NOT EXISTS (SELECT FROM {table} t WHERE {matched}) {}", returning(shape))
     });
-    Step { sql, parameters, rows: Some(count), otherwise }
+    Step { sql, parameters, rows: Some(count), insert, ..Step::default() }
 }
 
 fn delete(shape: &Shape, key: &[usize], names: Vec<Vec<Option<String>>>) -> Step {
@@ -388,7 +381,7 @@ fn delete(shape: &Shape, key: &[usize], names: Vec<Vec<Option<String>>>) -> Step
     }
     let found = equal(shape, key, 0);
     let sql = format!("DELETE FROM {} t USING {} WHERE {found}", shape.name, source(key.len()));
-    Step { sql, parameters, rows: None, otherwise: None }
+    Step { sql, parameters, ..Step::default() }
 }
 
 fn on_conflict(shape: &Shape, key: &[usize], columns: &[usize]) -> String {
@@ -398,6 +391,15 @@ fn on_conflict(shape: &Shape, key: &[usize], columns: &[usize]) -> String {
     format!("ON CONFLICT ({key}) DO UPDATE SET {}", sets.collect::<Vec<_>>().join(", "))
 }
 
+/// The key of an inserted row, as it prints; without one an empty array.
+fn returning(shape: &Shape) -> String {
+    let key = if let Matching::Key(key) = &shape.matching { &key[..] } else { &[] };
+    let text = |at: &usize| {
+        format!("pg_catalog.format('%s', {})", escape_identifier(&shape.columns[*at].name))
+    };
+    format!("RETURNING ARRAY[{}]::text[]", key.iter().map(text).collect::<Vec<_>>().join(", "))
+}
+
 /// `t.k = u.c<first>::type AND …`
 fn equal(shape: &Shape, columns: &[usize], first: usize) -> String {
     let equal = columns.iter().enumerate().map(|(at, column)| {
@@ -405,6 +407,28 @@ fn equal(shape: &Shape, columns: &[usize], first: usize) -> String {
         format!("t.{} = u.c{}::{}", escape_identifier(&column.name), first + at, column.type_name)
     });
     equal.collect::<Vec<_>>().join(" AND ")
+}
+
+/// `t.k = u.c<its place among the told>::type AND …`
+fn equal_told(shape: &Shape, columns: &[usize], told: &[bool]) -> String {
+    let equal = columns.iter().map(|at| {
+        let (column, place) = (&shape.columns[*at], count(&told[..*at]));
+        format!("t.{} = u.c{place}::{}", escape_identifier(&column.name), column.type_name)
+    });
+    equal.collect::<Vec<_>>().join(" AND ")
+}
+
+/// Whether the row `x` prints as the parameters from `u.c<first>` on: not every type has an equality,
+/// and equal values may differ (1.0 and 1.00).
+fn same_text(shape: &Shape, columns: &[usize], first: usize) -> String {
+    let same = columns.iter().enumerate().map(|(at, column)| {
+        let name = escape_identifier(&shape.columns[*column].name);
+        let text = format!(
+            "CASE WHEN x.{name} IS NULL THEN NULL ELSE pg_catalog.format('%s', x.{name}) END"
+        );
+        format!("{text} IS NOT DISTINCT FROM u.c{}", first + at)
+    });
+    std::iter::once("true".to_owned()).chain(same).collect::<Vec<_>>().join(" AND ")
 }
 
 /// The parameters as a relation `u(c0, c1, …)` of text.
@@ -469,7 +493,8 @@ fn count(told: &[bool]) -> usize {
     told.iter().filter(|told| **told).count()
 }
 
-fn key_of(key: &[usize], values: &[Slot]) -> Vec<Option<String>> {
+/// The key in a row's values.
+pub fn key_of(key: &[usize], values: &[Slot]) -> Vec<Option<String>> {
     key.iter().map(|at| values.get(*at).cloned().flatten().flatten()).collect()
 }
 
@@ -490,10 +515,16 @@ mod tests {
 
     impl Model {
         fn run(&mut self, shape: &Shape, step: &Step) {
-            if self.statement(shape, &step.sql, &step.parameters) < step.rows.unwrap_or(0)
-                && let Some(otherwise) = &step.otherwise
-            {
-                self.statement(shape, otherwise, &step.parameters);
+            let mut run = |sql: &str| self.statement(shape, sql, &step.parameters);
+            let wanted = step.rows.unwrap_or(0);
+            let mut touched = run(&step.sql);
+            if touched == wanted {
+                step.then.as_ref().map(|sql| run(sql));
+            } else if touched == 0 {
+                touched = step.instead.as_ref().map_or(0, |sql| run(sql));
+            }
+            if touched < wanted {
+                step.insert.as_ref().map(|sql| run(sql));
             }
         }
 
@@ -633,10 +664,33 @@ mod tests {
     }
 
     #[test]
+    fn a_change_of_key_converges_where_the_new_row_is_there_already() {
+        let shape = shape();
+        let row =
+            |key: &str, a: &str| (key.to_owned(), vec![Some(key.into()), Some(a.into()), None]);
+        let change = || Change {
+            op: Op::Update,
+            values: vec![text(2), None, text("b")],
+            old: vec![text(1), None, None],
+        };
+        let expected = |a: &str| {
+            Model([("2".into(), vec![Some("2".into()), Some(a.into()), Some("b".into())])].into())
+        };
+        for rows in [vec![row("1", "old"), row("2", "new")], vec![row("2", "new")]] {
+            let mut ahead = Model(rows.into_iter().collect());
+            ahead.run(&shape, &alone(&shape, change()));
+            assert_eq!(ahead, expected("new"));
+        }
+        let mut behind = Model([row("1", "old")].into());
+        behind.run(&shape, &alone(&shape, change()));
+        assert_eq!(behind, expected("old"));
+    }
+
+    #[test]
     fn a_table_without_a_key_keeps_the_order_and_groups_inserts() {
         let columns = vec![column("a", "integer", 23, -1), column("b", "json", 114, -1)];
         let shape = Shape::new(&Table { identity: Identity::Full, ..table("t", columns, &[]) });
-        assert!(!shape.is_keyed());
+        assert!(!shape.converges());
         let mut pending = Pending::default();
         let row = |a: u8| vec![text(a), Some(None)];
         for op in [Op::Insert, Op::Insert, Op::Delete, Op::Insert] {
@@ -666,6 +720,6 @@ mod tests {
         pending
             .take(&shape, Change { op: Op::Update, values: vec![text(1), None], old: vec![] })
             .unwrap();
-        assert!(pending.steps(&shape)[0].otherwise.is_none());
+        assert!(pending.steps(&shape)[0].insert.is_none());
     }
 }

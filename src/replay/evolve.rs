@@ -39,7 +39,7 @@ pub fn alter(from: &Table, to: &Table) -> Vec<String> {
     }
     for new in &to.columns {
         match from.columns.iter().find(|old| now(&renamed, old) == new.name) {
-            Some(old) => steps.extend(alter_column(&table, old, new)),
+            Some(old) => steps.extend(alter_column(to, old, new)),
             None => {
                 let default = plain_default(new).filter(|_| computed(new).is_none());
                 let default = default.map(|default| format!(" DEFAULT {default}"));
@@ -65,8 +65,8 @@ fn now<'a>(renamed: &[(&str, &'a str)], old: &'a Column) -> &'a str {
 }
 
 /// The statements for a column that stays.
-fn alter_column(table: &str, old: &Column, new: &Column) -> Vec<String> {
-    let name = escape_identifier(&new.name);
+fn alter_column(to: &Table, old: &Column, new: &Column) -> Vec<String> {
+    let (table, name) = (qualified(to), escape_identifier(&new.name));
     let mut steps = vec![];
     if old.source_type != new.source_type {
         let as_type = &new.source_type;
@@ -77,7 +77,8 @@ fn alter_column(table: &str, old: &Column, new: &Column) -> Vec<String> {
             "ALTER TABLE {table} ALTER COLUMN {name} TYPE {as_type} USING {name}::text::{as_type}"
         ));
     }
-    if old.not_null != new.not_null {
+    // A version known from the stream alone does not say NOT NULL: a key's columns have it anyway.
+    if old.not_null != new.not_null && !to.key.contains(&new.name) {
         let what = if new.not_null { "SET" } else { "DROP" };
         steps.push(format!("ALTER TABLE {table} ALTER COLUMN {name} {what} NOT NULL"));
     }

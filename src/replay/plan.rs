@@ -220,7 +220,7 @@ impl Gathered {
                     found.name, end.position
                 )),
                 _ if first != last && !keyed(found) => wrong.push(format!(
-                    "{} (it has no key, and its snapshot was read at several points)",
+                    "{} (it has no one key, and its snapshot was read at several points)",
                     found.name
                 )),
                 _ => {}
@@ -271,7 +271,7 @@ type Placed = (u64, u32, EntryObject);
 
 fn keyed(found: &Found) -> bool {
     let table = found.plan.definition.as_ref();
-    table.is_some_and(|table| super::apply::Shape::new(table).is_keyed())
+    table.is_some_and(|table| super::apply::Shape::new(table).converges())
 }
 
 fn definition(entry: &Entry, name: &Name, known: &Definitions) -> Result<Arc<Table>, ReplayError> {
@@ -394,7 +394,7 @@ mod tests {
             snapshot("b", 12, true),
             changes(&[], point(0, 10), point(1, 20)),
         ];
-        assert!(said(&torn, None).contains("has no key"));
+        assert!(said(&torn, None).contains("has no one key"));
     }
 
     #[test]

@@ -73,9 +73,10 @@ pub struct RestoreReport {
     pub snapshot_rows: u64,
     /// Changes that this run applied.
     pub changes: u64,
-    /// Updates of rows that were nowhere, whose left-out values are NULL now. Not 0: something is missing.
+    /// Rows that lack values: an update left them out, and the row before it is not in the lake. They
+    /// are NULL. Not 0: something is missing.
     pub incomplete_rows: u64,
-    /// Updates and deletes of rows that were nowhere. Not 0: something is missing.
+    /// Updates and deletes by this run of rows that were nowhere. Not 0: something is missing.
     pub unmatched_rows: u64,
     /// What of the definitions was not made again, in sentences.
     pub notes: Vec<String>,
@@ -103,15 +104,15 @@ pub async fn restore(
     let plan = plan(entries, &known, until)?;
     let target = Target::open(client, &options.source).await?;
     let applied = target.progress().await?;
-    if let Some(at) = applied.map(|applied| applied.position)
-        && at > plan.end.position
-    {
+    let (applied, lacking) = applied.unwrap_or_default();
+    let at = applied.position;
+    if at > plan.end.position {
         return Err(ReplayError::Beyond { at, until: plan.end.position });
     }
     let versions = known.values().map(|table| ((table.id, table.version), table.clone()));
     let bound = until.unwrap_or(Position(u64::MAX));
-    let applied = applied.unwrap_or_default();
-    let mut restore = Restore::new(target, &fetcher, versions.collect(), bound, applied, progress);
+    let stands = (applied, lacking);
+    let mut restore = Restore::new(target, &fetcher, versions.collect(), bound, stands, progress);
     restore.make_tables(&plan).await?;
     restore.load_snapshots(&plan).await?;
     restore.apply_changes(&plan).await?;

@@ -1,18 +1,18 @@
 //! The work of a restore: tables, rows of snapshots, changes.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
 use super::{
     Progress, ReplayError, RestoreReport,
-    apply::{Change, Pending, Shape, Slot, Step, alone},
+    apply::{Change, Pending, RowKey, Shape, Slot, Step, alone},
     fetch::Fetcher,
     merge::{Here, Merge},
     plan::{Epoch, Plan, RowsObject},
     read::{BATCH_BYTES, Field, Rows},
-    restore_target::{Loading, Target},
+    restore_target::{Lacking, Loading, Target},
 };
 use crate::{
     journal::{Op, Value},
@@ -34,6 +34,8 @@ pub(super) struct Restore<'a> {
     uncommitted: u64,
     /// Text of them that waits.
     pending_bytes: usize,
+    /// Rows inserted without all their values.
+    lacking: Lacking,
     report: RestoreReport,
     progress: &'a mut (dyn FnMut(Progress) + Send),
 }
@@ -58,7 +60,7 @@ impl Live {
     fn new(table: Arc<Table>, first: Position, last_snapshot: Position) -> Self {
         let shape = Shape::new(&table);
         Self {
-            skip_until: if shape.is_keyed() { first } else { last_snapshot },
+            skip_until: if shape.converges() { first } else { last_snapshot },
             shape,
             table,
             pending: Pending::default(),
@@ -81,7 +83,7 @@ impl<'a> Restore<'a> {
         fetcher: &'a Fetcher,
         versions: BTreeMap<(u32, u32), Arc<Table>>,
         bound: Position,
-        applied: Point,
+        (applied, lacking): (Point, Lacking),
         progress: &'a mut (dyn FnMut(Progress) + Send),
     ) -> Self {
         let report = RestoreReport { at: applied, ..RestoreReport::default() };
@@ -94,6 +96,7 @@ impl<'a> Restore<'a> {
             applied,
             uncommitted: 0,
             pending_bytes: 0,
+            lacking,
             report,
             progress,
         }
@@ -101,7 +104,14 @@ impl<'a> Restore<'a> {
 
     pub(super) fn into_report(self) -> RestoreReport {
         let tables = self.live.values().map(|live| live.table.qualified());
-        RestoreReport { tables: tables.collect(), notes: self.target.notes, ..self.report }
+        let lacking: usize = self.lacking.values().map(BTreeSet::len).sum();
+        let incomplete_rows = u64::try_from(lacking).unwrap_or(u64::MAX);
+        RestoreReport {
+            tables: tables.collect(),
+            incomplete_rows,
+            notes: self.target.notes,
+            ..self.report
+        }
     }
 
     /// Makes the tables that are not there, and drops those that others of the same name replace.
@@ -175,16 +185,14 @@ impl<'a> Restore<'a> {
                 loading.end_row().await?;
             }
         }
-        let (loading, columns) = match loading {
-            Some((loading, columns, _)) => (loading, columns),
-            // No rows: the snapshot of an empty table.
-            None => {
-                let columns: Vec<usize> = (0..live.shape.columns.len()).collect();
-                (self.target.copy_in(&live.shape, &columns, beside).await?, columns)
+        match loading {
+            Some((loading, columns, _)) => {
+                let object = &rows.object;
+                let loaded = self.target.loaded(loading, &live.shape, &columns, beside, object);
+                self.report.snapshot_rows += loaded.await?;
             }
-        };
-        let loaded = self.target.loaded(loading, &live.shape, &columns, beside, &rows.object);
-        self.report.snapshot_rows += loaded.await?;
+            None => self.target.record_object(&rows.object, 0).await?,
+        }
         self.target.commit().await
     }
 
@@ -263,11 +271,12 @@ impl<'a> Restore<'a> {
         let known = known.or_insert_with(|| places(&live.shape, here.rows));
         let change = change(here.rows, here.row, meta.op, &live.shape, known);
         self.pending_bytes += change.bytes();
+        if let Some(lacking) = self.lacking.get_mut(&here.table) {
+            forget(lacking, &change, &live.shape);
+        }
         if let Err(change) = live.pending.take(&live.shape, change) {
             self.write_out(here.table).await?;
-            let live = &self.live[&here.table];
-            let (step, name) = (alone(&live.shape, change), live.shape.name.clone());
-            self.run(here.table, &name, &[step]).await?;
+            self.rekey(here.table, change).await?;
         }
         if self.pending_bytes > PENDING_BYTES {
             self.write_all().await?;
@@ -278,7 +287,7 @@ impl<'a> Restore<'a> {
     /// Brings what is pending into the target, and commits.
     async fn commit(&mut self, at: Point, end: Point) -> Result<(), ReplayError> {
         self.write_all().await?;
-        self.target.record(at).await?;
+        self.target.record(at, &self.lacking).await?;
         self.target.commit().await?;
         self.applied = at;
         self.uncommitted = 0;
@@ -307,15 +316,48 @@ impl<'a> Restore<'a> {
         Ok(())
     }
 
-    async fn run(&mut self, id: u32, name: &str, steps: &[Step]) -> Result<(), ReplayError> {
+    /// Applies a change of a key that leaves values out.
+    async fn rekey(&mut self, id: u32, change: Change) -> Result<(), ReplayError> {
+        let live = &self.live[&id];
+        let keys = change.keys(&live.shape);
+        let (step, name) = (alone(&live.shape, change), live.shape.name.clone());
+        let moved = self.run(id, &name, &[step]).await?;
+        if let (Some((old, new)), Some(lacking)) = (keys, self.lacking.get_mut(&id))
+            && lacking.remove(&old)
+            && moved
+        {
+            lacking.insert(new);
+        }
+        Ok(())
+    }
+
+    /// Runs steps. Says whether the last one found its row under the old key.
+    async fn run(&mut self, id: u32, name: &str, steps: &[Step]) -> Result<bool, ReplayError> {
+        let mut instead = false;
         for step in steps {
             let missed = self.target.step(name, step).await?;
-            self.report.incomplete_rows += missed.inserted;
+            if !missed.inserted.is_empty() {
+                self.lacking.entry(id).or_default().extend(missed.inserted);
+            }
             if !self.live[&id].unsettled {
                 self.report.unmatched_rows += missed.unmatched;
             }
+            instead = missed.instead;
         }
-        Ok(())
+        Ok(instead)
+    }
+}
+
+/// Strikes out the rows that a change completes or removes.
+fn forget(lacking: &mut BTreeSet<RowKey>, change: &Change, shape: &Shape) {
+    match (change.op, change.keys(shape)) {
+        (Op::Truncate, _) => lacking.clear(),
+        (Op::Delete, Some((old, _))) => drop(lacking.remove(&old)),
+        (_, Some((old, new))) if change.is_whole() => {
+            lacking.remove(&old);
+            lacking.remove(&new);
+        }
+        _ => {}
     }
 }
 

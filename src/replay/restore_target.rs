@@ -4,7 +4,7 @@
 //! snapshots are in) and `tables` (each table's definition as it is now). **Invariant:** each is written
 //! in the transaction that it speaks of, so that a restore cut anywhere goes on where it was.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 use futures_util::SinkExt;
@@ -12,13 +12,13 @@ use tokio_postgres::{Client, CopyInSink, Statement, error::DbError, types::ToSql
 
 use super::{
     ReplayError,
-    apply::{Matching, Shape, Step, merge_from},
+    apply::{Matching, RowKey, Shape, Step, merge_from},
     evolve, schema,
 };
 use crate::{
     ledger::EntryObject,
     seal::Table,
-    units::{Point, Position, Sequence},
+    units::{Point, Sequence, UnitError},
 };
 
 /// The target, through one connection.
@@ -30,13 +30,18 @@ pub(super) struct Target<'a> {
     pub(super) notes: Vec<String>,
 }
 
+/// Rows that lack values which the server left out: by table id, their keys.
+pub(super) type Lacking = BTreeMap<u32, BTreeSet<RowKey>>;
+
 /// What a step did, where it was not what it was to do.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Missed {
-    /// Rows that were not there, and were inserted with NULL in what the server left out.
-    pub(super) inserted: u64,
+    /// Keys of rows that were not there, and were inserted with NULL in what the server left out.
+    pub(super) inserted: Vec<RowKey>,
     /// Rows that were not there, and were not inserted.
     pub(super) unmatched: u64,
+    /// Whether the step's own statement touched nothing, and the one instead of it did.
+    pub(super) instead: bool,
 }
 
 impl<'a> Target<'a> {
@@ -54,29 +59,29 @@ impl<'a> Target<'a> {
         Ok(target)
     }
 
-    /// How far the changes are in; `None` before the first.
-    pub(super) async fn progress(&self) -> Result<Option<Point>, ReplayError> {
-        let query = "SELECT sequence, position FROM lakehead_restore.progress WHERE source = $1";
+    /// How far the changes are in, and the rows that lack values; `None` before the first.
+    pub(super) async fn progress(&self) -> Result<Option<(Point, Lacking)>, ReplayError> {
+        let query =
+            "SELECT sequence, position, lacking FROM lakehead_restore.progress WHERE source = $1";
         let row = self.client.query_opt(query, &[&self.source]).await;
         let row = row.map_err(|why| refused("read lakehead_restore.progress", &why))?;
         let Some(row) = row else { return Ok(None) };
-        let position: Result<Position, _> = row.get::<_, &str>(1).parse();
-        Ok(Some(Point {
-            sequence: Sequence(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0)),
-            position: position.map_err(|why| ReplayError::Target {
-                doing: "read lakehead_restore.progress".into(),
-                why: why.to_string(),
-            })?,
-        }))
+        let damaged = |why| ReplayError::object("lakehead_restore.progress", why);
+        let sequence = Sequence(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0));
+        let position =
+            row.get::<_, &str>(1).parse().map_err(|why: UnitError| damaged(why.to_string()))?;
+        let lacking = serde_json::from_str(row.get(2)).map_err(|why| damaged(why.to_string()))?;
+        Ok(Some((Point { sequence, position }, lacking)))
     }
 
-    /// Notes how far the changes are in. In the transaction of the changes.
-    pub(super) async fn record(&self, point: Point) -> Result<(), ReplayError> {
-        let sql = "INSERT INTO lakehead_restore.progress (source, sequence, position) VALUES ($1, $2, $3) \
-            ON CONFLICT (source) DO UPDATE SET sequence = EXCLUDED.sequence, position = EXCLUDED.position";
+    /// Notes how far the changes are in, and the rows that lack values. In the transaction of the changes.
+    pub(super) async fn record(&self, point: Point, lacking: &Lacking) -> Result<(), ReplayError> {
+        let sql = "INSERT INTO lakehead_restore.progress (source, sequence, position, lacking) VALUES ($1, $2, $3, $4) \
+            ON CONFLICT (source) DO UPDATE SET sequence = EXCLUDED.sequence, position = EXCLUDED.position, lacking = EXCLUDED.lacking";
+        let lacking = serde_json::to_string(lacking).expect("keys are plain data");
         let sequence = i64::try_from(point.sequence.0).unwrap_or(i64::MAX);
         let position = point.position.to_string();
-        let done = self.client.execute(sql, &[&self.source, &sequence, &position]).await;
+        let done = self.client.execute(sql, &[&self.source, &sequence, &position, &lacking]).await;
         done.map(drop).map_err(|why| refused("record progress", &why))
     }
 
@@ -156,19 +161,17 @@ impl<'a> Target<'a> {
             into = "pg_temp.lakehead_rows".into();
             let make = format!(
                 "CREATE TEMP TABLE lakehead_rows ON COMMIT DROP AS SELECT {} FROM {} LIMIT 0",
-                if list.is_empty() { "1 AS nothing" } else { &list },
-                shape.name
+                list, shape.name
             );
             self.run(&doing, &make).await?;
         }
-        // A table without columns has rows all the same, and no list.
-        let list = if list.is_empty() { list } else { format!(" ({list})") };
-        let sql = format!("COPY {into}{list} FROM STDIN");
+        let list = if list.is_empty() { list } else { format!("({list})") };
+        let sql = format!("COPY {into} {list} FROM STDIN");
         let sink = self.client.copy_in(&sql).await.map_err(|why| refused(&doing, &why))?;
         Ok(Loading { sink: Box::pin(sink), buffer: Vec::new(), doing })
     }
 
-    /// Ends loading, and notes that the object is in. Within the transaction.
+    /// Ends loading, and notes that the object is in. Within the transaction. Gives the number of rows.
     pub(super) async fn loaded(
         &self,
         loading: Loading,
@@ -183,26 +186,46 @@ impl<'a> Target<'a> {
             let merge = merge_from(shape, key, columns, "pg_temp.lakehead_rows");
             self.run(&doing, &merge).await?;
         }
+        self.record_object(object, rows).await?;
+        Ok(rows)
+    }
+
+    /// Notes that an object is in. Within the transaction.
+    pub(super) async fn record_object(
+        &self,
+        object: &EntryObject,
+        rows: u64,
+    ) -> Result<(), ReplayError> {
         let sql = "INSERT INTO lakehead_restore.objects (source, key, sha256, rows) VALUES ($1, $2, $3, $4)";
         let count = i64::try_from(rows).unwrap_or(i64::MAX);
         let done =
             self.client.execute(sql, &[&self.source, &object.key, &object.sha256, &count]).await;
-        done.map_err(|why| refused("record an object", &why))?;
-        Ok(rows)
+        done.map(drop).map_err(|why| refused("record an object", &why))
     }
 
     /// Runs one step of changes.
     pub(super) async fn step(&mut self, table: &str, step: &Step) -> Result<Missed, ReplayError> {
         let mut missed = Missed::default();
-        let touched = self.execute(table, &step.sql, &step.parameters).await?;
+        let mut touched = self.execute(table, &step.sql, &step.parameters).await?;
         let Some(wanted) = step.rows.and_then(|rows| u64::try_from(rows).ok()) else {
             return Ok(missed);
         };
+        if let (true, Some(then)) = (touched >= wanted, &step.then) {
+            self.execute(table, then, &step.parameters).await?;
+        }
+        if let (0, Some(instead)) = (touched, &step.instead) {
+            touched = self.execute(table, instead, &step.parameters).await?;
+            missed.instead = touched > 0;
+        }
         if touched < wanted {
-            if let Some(otherwise) = &step.otherwise {
-                missed.inserted = self.execute(table, otherwise, &step.parameters).await?;
+            if let Some(insert) = &step.insert {
+                let statement = self.prepared(table, insert).await?;
+                let rows = self.client.query(&statement, &parameters(&step.parameters)).await;
+                let rows = rows.map_err(|why| refused(&applying(table), &why))?;
+                missed.inserted = rows.iter().map(|row| row.get(0)).collect();
             }
-            missed.unmatched = (wanted - touched).saturating_sub(missed.inserted);
+            let inserted = u64::try_from(missed.inserted.len()).unwrap_or(u64::MAX);
+            missed.unmatched = (wanted - touched).saturating_sub(inserted);
         }
         Ok(missed)
     }
@@ -211,21 +234,24 @@ impl<'a> Target<'a> {
         &mut self,
         table: &str,
         sql: &str,
-        parameters: &[Vec<Option<String>>],
+        values: &[Vec<Option<String>>],
     ) -> Result<u64, ReplayError> {
-        let doing = || format!("apply changes of {table}");
-        if self.statements.len() > STATEMENTS_MAX {
+        let statement = self.prepared(table, sql).await?;
+        let done = self.client.execute(&statement, &parameters(values)).await;
+        done.map_err(|why| refused(&applying(table), &why))
+    }
+
+    async fn prepared(&mut self, table: &str, sql: &str) -> Result<Statement, ReplayError> {
+        if let Some(known) = self.statements.get(sql) {
+            return Ok(known.clone());
+        }
+        if self.statements.len() >= STATEMENTS_MAX {
             self.statements.clear();
         }
-        if !self.statements.contains_key(sql) {
-            let prepared = self.client.prepare(sql).await.map_err(|why| refused(&doing(), &why))?;
-            self.statements.insert(sql.to_owned(), prepared);
-        }
-        let statement = &self.statements[sql];
-        let parameters: Vec<&(dyn ToSql + Sync)> =
-            parameters.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
-        let done = self.client.execute(statement, &parameters).await;
-        done.map_err(|why| refused(&doing(), &why))
+        let made = self.client.prepare(sql).await;
+        let made = made.map_err(|why| refused(&applying(table), &why))?;
+        self.statements.insert(sql.to_owned(), made.clone());
+        Ok(made)
     }
 
     pub(super) async fn begin(&self) -> Result<(), ReplayError> {
@@ -329,6 +355,14 @@ impl Loading {
     }
 }
 
+fn parameters(values: &[Vec<Option<String>>]) -> Vec<&(dyn ToSql + Sync)> {
+    values.iter().map(|column| column as &(dyn ToSql + Sync)).collect()
+}
+
+fn applying(table: &str) -> String {
+    format!("apply changes of {table}")
+}
+
 /// What the target said, without values: messages of data errors quote them.
 fn refused(doing: &str, why: &tokio_postgres::Error) -> ReplayError {
     let said = |error: &DbError| {
@@ -352,7 +386,7 @@ const SESSION: &str = "SET client_encoding = 'UTF8'; SET datestyle = 'ISO, MDY';
     SET check_function_bodies = off; SET client_min_messages = warning";
 
 const RECORD: &str = "CREATE SCHEMA IF NOT EXISTS lakehead_restore; \
-    CREATE TABLE IF NOT EXISTS lakehead_restore.progress (source text PRIMARY KEY, sequence bigint NOT NULL, position text NOT NULL); \
+    CREATE TABLE IF NOT EXISTS lakehead_restore.progress (source text PRIMARY KEY, sequence bigint NOT NULL, position text NOT NULL, lacking text NOT NULL); \
     CREATE TABLE IF NOT EXISTS lakehead_restore.objects (source text, key text, sha256 text NOT NULL, rows bigint NOT NULL, PRIMARY KEY (source, key)); \
     CREATE TABLE IF NOT EXISTS lakehead_restore.tables (source text, id bigint, definition text NOT NULL, PRIMARY KEY (source, id))";
 

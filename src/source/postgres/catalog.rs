@@ -15,7 +15,10 @@ use super::{
     types::{lake_type, renders_binary},
     wire::Wire,
 };
-use crate::source::{Column, Identity, Table};
+use crate::{
+    error::Cause,
+    source::{Column, Identity, Table},
+};
 
 /// The tables that a source is to copy, and those that it cannot.
 #[derive(Debug, Default)]
@@ -23,7 +26,14 @@ pub(crate) struct Listing {
     /// By id.
     pub(crate) tables: BTreeMap<u32, Listed>,
     /// Qualified names of tables that match and are not copied, and why.
-    pub(crate) refused: BTreeMap<String, &'static str>,
+    pub(crate) refused: BTreeMap<String, Refusal>,
+}
+
+/// Why a table that matches is not copied.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Refusal {
+    pub(crate) cause: Cause,
+    pub(crate) why: String,
 }
 
 /// A table that matches.
@@ -126,8 +136,13 @@ pub(crate) async fn list(wire: &mut Wire, patterns: &Patterns) -> Result<Listing
             _ => None,
         };
         match refusal {
-            Some(why) => drop(listing.refused.insert(listed.qualified(), why)),
-            None => drop(listing.tables.insert(row.parse_as(0)?, listed)),
+            Some(why) => {
+                let refusal = Refusal { cause: Cause::TableRefused, why: why.into() };
+                listing.refused.insert(listed.qualified(), refusal);
+            }
+            None => {
+                listing.tables.insert(row.parse_as(0)?, listed);
+            }
         }
     }
     Ok(listing)

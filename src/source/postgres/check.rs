@@ -245,8 +245,8 @@ impl Check<'_> {
             1 => self.ok("tables", "1 table matches"),
             count => self.ok("tables", format!("{count} tables match")),
         }
-        for (table, why) in &listing.refused {
-            self.problem("tables", Cause::TableRefused, format!("{table}: {why}"));
+        for (table, refusal) in &listing.refused {
+            self.problem("tables", refusal.cause, format!("{table}: {}", refusal.why));
         }
         for table in listing.tables.values().filter(|table| !table.identified) {
             let (name, quoted) = (table.qualified(), table.quoted());

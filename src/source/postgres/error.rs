@@ -82,6 +82,14 @@ pub enum SourceError {
     /// No table matches, or none of those that do can be copied.
     #[error("no table matches {0}")]
     NoTables(String),
+    /// Tables match, and this role may read none of them.
+    #[error("{table}: {why}")]
+    Unreadable {
+        /// One of them, qualified.
+        table: String,
+        /// What to grant.
+        why: String,
+    },
     /// The publication that the configuration names cannot be used.
     #[error("publication `{name}`: {why}")]
     Publication {
@@ -155,6 +163,7 @@ impl Classified for SourceError {
             Self::WalLevel(_) => Cause::WalLevel,
             Self::Gap(_) => Cause::SourceGap,
             Self::NoTables(_) => Cause::NoTables,
+            Self::Unreadable { .. } => Cause::SourcePrivilege,
             Self::Keep(_) | Self::Facts(_) => Cause::DiskFailed,
             Self::Damaged(_) => Cause::JournalDamaged,
         }

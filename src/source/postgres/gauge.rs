@@ -23,8 +23,20 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     let mut backoff = Backoff::default();
     loop {
         let Err(error) = watch(&shared, &mut backoff).await;
+        if leaves(&error) {
+            shared.server_leaves.store(true, Ordering::Relaxed);
+        }
         tracing::debug!(%error, "the log's end is not known");
         sleep(backoff.next()).await;
+    }
+}
+
+/// Whether the server that the stream is connected to shuts down: it lets nobody in any more.
+fn leaves(error: &SourceError) -> bool {
+    match error {
+        SourceError::Server { error, .. } => error.code == CANNOT_CONNECT_NOW,
+        SourceError::NotPrimary { .. } => true,
+        _ => false,
     }
 }
 
@@ -59,4 +71,6 @@ async fn watch(
     }
 }
 
+/// SQLSTATE of a server that starts up or shuts down.
+const CANNOT_CONNECT_NOW: &str = "57P03";
 const ASK_EVERY: Duration = Duration::from_secs(3);

@@ -8,9 +8,14 @@
 //! | `stream`, `batch`, `confirm`, `gauge` | the change stream |
 //! | `tables`, `chunks`, `snapshot`, `gulp` | the rows that were there before |
 //! | `check` | all that can be looked at beforehand |
+//! | `pgoutput`, `copy`, `fields` | records and rows, read again behind the journal |
+//! | `types`, `builtin` and its forms | values |
 
 use std::{
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
     time::Duration,
 };
 
@@ -112,6 +117,7 @@ impl Postgres {
             board,
             clock,
             log_end: AtomicU64::new(0),
+            server_leaves: AtomicBool::new(false),
         };
         Ok(Self { shared: Arc::new(shared), text_only: false })
     }

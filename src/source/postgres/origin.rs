@@ -47,7 +47,12 @@ pub(crate) enum Continues {
     /// As it was.
     Same,
     /// On a timeline that branched off behind all that is held: a standby was promoted.
-    NewTimeline(u32),
+    NewTimeline {
+        /// Its number.
+        timeline: u32,
+        /// Where it left the one before.
+        branched: Position,
+    },
 }
 
 /// Compares.
@@ -124,7 +129,9 @@ fn timeline(origin: &Origin, server: &Server, held: Held) -> Result<Continues, S
     let (now, before) = (server.timeline, origin.timeline);
     let left = server.history.iter().find(|(timeline, _)| *timeline == before);
     match left {
-        Some((_, end)) if held.durable <= *end => Ok(Continues::NewTimeline(now)),
+        Some((_, end)) if held.durable <= *end => {
+            Ok(Continues::NewTimeline { timeline: now, branched: *end })
+        }
         Some((_, end)) => Err(SourceError::Gap(format!(
             "the server is on timeline {now}, which left timeline {before} at {end}; this box holds changes of timeline {before} up to {}, which the server has lost",
             held.durable
@@ -232,7 +239,7 @@ mod tests {
         assert_eq!(history, [(1, Position(500))]);
         let promoted = Server { timeline: 2, history, ..server() };
         let found = check(&origin(), &promoted, Some(&slot()), HELD).unwrap();
-        assert_eq!(found, Continues::NewTimeline(2));
+        assert_eq!(found, Continues::NewTimeline { timeline: 2, branched: Position(500) });
         let behind = Held { durable: Position(501), ..HELD };
         assert!(sentence(&promoted, Some(&slot()), behind).contains("has lost"));
         let stranger = Server { timeline: 2, ..server() };

@@ -7,11 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    catalog::{Listing, identifier, literal},
+    catalog::{Listing, Refusal, identifier, literal},
     error::SourceError,
     name::Names,
     wire::Wire,
 };
+use crate::error::Cause;
 
 /// Members of the publications, by their ids.
 #[derive(Debug, Default)]
@@ -27,7 +28,7 @@ pub(crate) async fn sync(
     names: &Names,
     listing: &mut Listing,
 ) -> Result<(), SourceError> {
-    refuse_unreadable(listing);
+    refuse_unreadable(wire, listing).await?;
     let members = members(wire, names).await?;
     let Some(append) = &names.append else {
         return taken_over(wire, names, members.main, listing).await;
@@ -74,13 +75,22 @@ pub(crate) async fn sync(
     Ok(())
 }
 
-/// Tables that this role cannot read.
-fn refuse_unreadable(listing: &mut Listing) {
+/// Takes out the tables that this role cannot read, if there are others.
+async fn refuse_unreadable(wire: &mut Wire, listing: &mut Listing) -> Result<(), SourceError> {
+    if listing.tables.values().all(|table| table.selectable) {
+        return Ok(());
+    }
+    let rows = wire.query("ask for the role's name", "SELECT quote_ident(current_user)").await?;
+    let role = rows.first().and_then(|row| row.optional(0)).unwrap_or_default();
     let (readable, unreadable): (BTreeMap<_, _>, BTreeMap<_, _>) =
         std::mem::take(&mut listing.tables).into_iter().partition(|(_, table)| table.selectable);
     listing.tables = readable;
-    let why = "this role may not read it: GRANT SELECT";
-    listing.refused.extend(unreadable.into_values().map(|table| (table.qualified(), why)));
+    for table in unreadable.into_values() {
+        let grant = format!("GRANT SELECT ON {} TO {role}", table.quoted());
+        let why = format!("this role may not read it: {grant}");
+        listing.refused.insert(table.qualified(), Refusal { cause: Cause::SourcePrivilege, why });
+    }
+    Ok(())
 }
 
 async fn members(wire: &mut Wire, names: &Names) -> Result<Members, SourceError> {
@@ -146,8 +156,9 @@ async fn taken_over(
     let (published, absent): (BTreeMap<_, _>, BTreeMap<_, _>) =
         std::mem::take(&mut listing.tables).into_iter().partition(|(id, _)| present.contains(id));
     listing.tables = published;
-    let why = "it is not in the publication that the configuration names";
-    listing.refused.extend(absent.into_values().map(|table| (table.qualified(), why)));
+    let why = format!("it is not in the publication `{name}`, which the configuration names");
+    let refusal = Refusal { cause: Cause::TableRefused, why };
+    listing.refused.extend(absent.into_values().map(|table| (table.qualified(), refusal.clone())));
     Ok(())
 }
 

@@ -7,11 +7,14 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
 };
 
 use super::{
-    catalog::{self, Listing},
+    catalog::{self, Listing, Refusal},
     connect::Target,
     error::SourceError,
     login::Purpose,
@@ -44,6 +47,8 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     /// The end of the server's log, as last asked.
     pub(crate) log_end: AtomicU64,
+    /// The server refuses connections because it shuts down; it waits for the stream to leave.
+    pub(crate) server_leaves: AtomicBool,
 }
 
 /// A session that can begin to stream.
@@ -89,7 +94,7 @@ pub(crate) async fn open(shared: &Shared) -> Result<Session, SourceError> {
     let (confirmed, fresh) = match standing {
         Standing::Continues(confirmed) => (confirmed, None),
         Standing::New { .. } if tables.is_empty() => {
-            return Err(SourceError::NoTables(shared.patterns.to_string()));
+            return Err(nothing_to_copy(shared, listing));
         }
         Standing::New { leftover } => {
             if leftover {
@@ -108,7 +113,8 @@ pub(crate) async fn open(shared: &Shared) -> Result<Session, SourceError> {
 pub(crate) async fn tables(shared: &Shared, sql: &mut Wire) -> Result<Listing, SourceError> {
     let mut listing = catalog::list(sql, &shared.patterns).await?;
     publication::sync(sql, &shared.names, &mut listing).await?;
-    let refused = listing.refused.iter().map(|(table, why)| format!("{table}: {why}"));
+    let refused =
+        listing.refused.iter().map(|(table, refusal)| format!("{table}: {}", refusal.why));
     let append = listing.tables.values().filter(|table| !table.identified).map(|table| {
         format!(
             "{}: only inserts and truncates are captured, as nothing names its old rows: \
@@ -121,11 +127,24 @@ pub(crate) async fn tables(shared: &Shared, sql: &mut Wire) -> Result<Listing, S
     match told.is_empty() {
         true => shared.board.calm(TABLES_ALARM),
         false => {
-            let (what, now) = (told.join("; "), shared.clock.wall());
-            shared.board.alarm(TABLES_ALARM, Cause::TableRefused, &what, now);
+            let privileges = |refusal: &Refusal| refusal.cause == Cause::SourcePrivilege;
+            let cause = match listing.refused.values().any(privileges) {
+                true => Cause::SourcePrivilege,
+                false => Cause::TableRefused,
+            };
+            shared.board.alarm(TABLES_ALARM, cause, &told.join("; "), shared.clock.wall());
         }
     }
     Ok(listing)
+}
+
+/// Why there is no table to begin with.
+fn nothing_to_copy(shared: &Shared, listing: Listing) -> SourceError {
+    let unreadable = |refusal: &Refusal| refusal.cause == Cause::SourcePrivilege;
+    match listing.refused.into_iter().find(|(_, refusal)| unreadable(refusal)) {
+        Some((table, refusal)) => SourceError::Unreadable { table, why: refusal.why },
+        None => SourceError::NoTables(shared.patterns.to_string()),
+    }
 }
 
 /// How a session stands to what was before it.
@@ -148,9 +167,13 @@ async fn judge(
     if let Some(origin) = facts::read::<Origin>(&*shared.facts, ORIGIN_FACT)? {
         let held = origin::Held { durable: durable.point.position, allowed: allowed(shared)? };
         let continues = origin::check(&origin, server, found.as_ref(), held)?;
-        if let Continues::NewTimeline(timeline) = continues {
-            tracing::warn!(timeline, "a standby was promoted; the slot continues");
-            record(shared, &Origin { timeline, ..origin }).await?;
+        if let Continues::NewTimeline { timeline, branched } = continues {
+            tracing::warn!(timeline, %branched, "a standby was promoted; the slot continues");
+            // What was allowed behind the branch was said of another log.
+            let mut batch = FactBatch::default();
+            batch.put(ALLOWED_FACT, &held.allowed.min(branched));
+            batch.put(ORIGIN_FACT, &Origin { timeline, ..origin });
+            shared.facts.record(batch).await?;
         }
         return Ok(Standing::Continues(confirmed));
     }

@@ -10,7 +10,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -63,6 +63,7 @@ struct Work {
     snapshot: String,
     position: Position,
     at: Timestamp,
+    since: Instant,
     jobs: Mutex<VecDeque<Job>>,
     /// Tables that changed under our hands: the next pass reads them.
     aside: Mutex<BTreeSet<u32>>,
@@ -95,6 +96,7 @@ impl Pass {
             snapshot: fresh.held.snapshot.clone(),
             position: fresh.held.position,
             at: fresh.held.at,
+            since: shared.clock.now(),
             jobs: Mutex::new(jobs),
             aside: Mutex::default(),
             handed: Mutex::default(),
@@ -212,6 +214,12 @@ async fn worker(work: &Work, target: &Target) -> Result<(), SourceError> {
     let mut wire = target.open(Purpose::Sql).await?;
     let mut first = Ok(());
     loop {
+        let age = work.shared.clock.now().saturating_duration_since(work.since);
+        if age >= SNAPSHOT_AGE_MAX {
+            // The server cannot clean up behind a snapshot (P5): the next pass takes a fresh one.
+            tracing::info!("the snapshot has grown old: going on under a new one");
+            return first;
+        }
         let Some(job) = lock(&work.jobs).pop_front() else {
             return first;
         };
@@ -374,4 +382,6 @@ const COPYING: &str = "copy a table";
 const BATCHES: usize = 4;
 /// A larger batch is one row, and waits until the ones before it are taken.
 const LARGE_BYTES: usize = 1 << 20;
+/// How long one snapshot is read under.
+const SNAPSHOT_AGE_MAX: Duration = Duration::from_secs(2 * 3600);
 const SEALED_POLL: Duration = Duration::from_millis(200);

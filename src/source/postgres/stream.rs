@@ -68,6 +68,8 @@ struct Line {
     /// The position in the last status update, and when that was.
     sent: Position,
     sent_at: Instant,
+    /// An answer is owed.
+    owes: bool,
     /// When a position beyond the journal's was last recorded.
     recorded_at: Option<Instant>,
     /// When the server was last heard.
@@ -85,6 +87,7 @@ impl Stream {
         let Session { mut wire, sql, durable, confirmed, binary, .. } = session;
         let binary = binary && !text_only && wire.version() >= 140_000;
         let sql_start = start_statement(&shared, wire.version(), durable.point.position, binary);
+        shared.server_leaves.store(false, Ordering::Relaxed);
         wire.copy_both("start replication", &sql_start).await?;
         tracing::info!(from = %durable.point.position.max(confirmed), binary, host = wire.host(), "streaming");
         let config = &shared.config;
@@ -104,6 +107,7 @@ impl Stream {
             told: batcher.seen,
             sent: Position::default(),
             sent_at: now,
+            owes: false,
             recorded_at: None,
             heard_at: now,
             shared,
@@ -185,7 +189,7 @@ impl Stream {
                 self.append(run).await?;
             }
             if asked {
-                self.line.report(true).await?;
+                self.line.answer().await?;
             }
         }
         self.line.watch(&self.batcher);
@@ -298,6 +302,17 @@ impl Line {
         }
     }
 
+    /// Answers a server that asked; if it asks without a pause, once per tick. (One that shuts down
+    /// does, until all it has sent is confirmed.)
+    async fn answer(&mut self) -> Result<(), SourceError> {
+        let now = self.shared.clock.now();
+        self.owes = now.saturating_duration_since(self.sent_at) < ANSWER_EVERY;
+        match self.owes {
+            true => Ok(()),
+            false => self.report(true).await,
+        }
+    }
+
     /// Sends a status update if it is `due` for another reason, if there is news, or if the last is old.
     async fn report(&mut self, due: bool) -> Result<(), SourceError> {
         let clock = Arc::clone(&self.shared.clock);
@@ -321,11 +336,15 @@ impl Line {
         }
         let now = clock.now();
         let silent = now.saturating_duration_since(self.heard_at);
+        if self.shared.server_leaves.load(Ordering::Relaxed) {
+            // It waits for us to confirm all it has sent, which may take as long as the lake does.
+            return Err(self.wire.broken("stream changes", "the server shuts down"));
+        }
         if silent >= SILENCE_MAX {
             return Err(self.wire.broken("stream changes", "the server is silent"));
         }
         let old = now.saturating_duration_since(self.sent_at) >= STATUS_EVERY;
-        if due || old || decision.confirm > self.sent {
+        if due || old || self.owes || decision.confirm > self.sent {
             let received = self.seen.received.max(self.now.quiet).max(decision.confirm);
             let wall = clock.wall().0 - POSTGRES_EPOCH_US;
             let ask = silent >= ASK_AFTER;
@@ -335,7 +354,7 @@ impl Line {
                 Ok(())
             };
             self.wire.send(write).await?;
-            (self.sent, self.sent_at) = (decision.confirm, now);
+            (self.sent, self.sent_at, self.owes) = (decision.confirm, now, false);
         }
         self.tell();
         Ok(())
@@ -410,6 +429,7 @@ const HOLD_MAX: Duration = Duration::from_millis(10);
 const TICK: Duration = Duration::from_secs(1);
 /// `wal_sender_timeout` is 60 s unless someone changed it; some set 10 s.
 const STATUS_EVERY: Duration = Duration::from_secs(4);
+const ANSWER_EVERY: Duration = Duration::from_millis(50);
 /// Positions beyond the journal's are recorded, an fsync each, at most this often.
 const RECORD_EVERY: Duration = Duration::from_secs(10);
 /// A silent server is asked to answer.

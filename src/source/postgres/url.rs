@@ -69,7 +69,7 @@ impl fmt::Display for Host {
 impl Host {
     /// Whether it can only be this machine.
     pub fn is_loopback(&self) -> bool {
-        let address = self.name.parse::<std::net::IpAddr>();
+        let address = self.name.parse::<core::net::IpAddr>();
         self.name == "localhost" || address.is_ok_and(|address| address.is_loopback())
     }
 }

@@ -1,0 +1,190 @@
+//! What an audit found, in words that a person and a program can use. Pure.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Serialize, Serializer};
+
+use crate::{
+    ledger::{Head, Op, SourceIdentity},
+    units::{Point, Position},
+};
+
+/// What is proven of one source, and what is broken first.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SourceReport {
+    /// The source.
+    pub source: String,
+    /// Entries proven, from 1.
+    pub entries: u64,
+    /// Where the last of them stands; `None` if none is proven.
+    pub proven: Option<Point>,
+    /// Commit time of the last transaction proven, RFC 3339.
+    pub committed_at: Option<String>,
+    /// Where the last epoch (or gap) of the chain ended; `None` before the first.
+    pub reached: Option<Point>,
+    /// When the last of them was written, RFC 3339.
+    pub written_at: Option<String>,
+    /// The release rule that was in force then.
+    pub release: Option<String>,
+    /// Objects that the proven entries name.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Their rows, by `_op`.
+    pub rows: BTreeMap<Op, u64>,
+    /// Latest version of each table's schema in the chain.
+    pub tables: BTreeMap<String, u32>,
+    /// Tables whose snapshot is whole, and the position of its last chunk.
+    pub completes: BTreeMap<String, Position>,
+    /// The database, as the last entry names it.
+    pub identity: Option<SourceIdentity>,
+    /// The last entry whose place in the chain holds.
+    pub head: Head,
+    /// Who signed, from which entry on.
+    pub signers: Vec<Signer>,
+    /// Ranges of the log that the ledger itself declares lost: entry, from, to.
+    pub gaps: Vec<(u64, Point, Point)>,
+    /// Objects under the source's folders that no entry names: on their way, or not ours.
+    pub strangers: u64,
+    /// The first of them.
+    pub stranger: Option<String>,
+    /// Whether the objects were read again, or only listed.
+    pub deep: bool,
+    /// The first that is broken.
+    pub damage: Option<Damage>,
+    /// Further ones known.
+    pub more: u64,
+}
+
+/// Who signed a run of entries.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Signer {
+    /// The first entry of the run.
+    pub from_entry: u64,
+    /// Base64 of the key's 32 bytes.
+    pub public_key: String,
+}
+
+/// Something that is not as it was written.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Damage {
+    /// What kind.
+    pub kind: DamageKind,
+    /// The entry that is broken, or whose object is.
+    pub entry: u64,
+    /// The key of the object that is broken: an entry's own or one that it names.
+    pub key: String,
+    /// Where the interval in doubt begins.
+    pub from: Option<Point>,
+    /// Where it ends; `None`: unknown, or everything after.
+    pub to: Option<Point>,
+    /// What was seen instead.
+    pub what: String,
+}
+
+macro_rules! kinds {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// Kinds of damage. `tests/verify.py` uses the same names.
+        #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+        pub enum DamageKind { $($(#[doc = $doc])+ $name,)+ }
+
+        impl DamageKind {
+            /// Its name.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name),)+ }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// An object that an entry names is not there.
+    ObjectMissing,
+    /// An object has another length (or, in a deep look, content) than its entry says.
+    ObjectAltered,
+    /// Two entries name the same object.
+    ObjectTwice,
+    /// An entry is not there, later ones are.
+    EntryMissing,
+    /// Under an entry's key stands another entry of the same chain.
+    EntriesSwapped,
+    /// An entry is not as it was signed.
+    EntryAltered,
+    /// The last entries are not there: somebody remembers a later head.
+    TailTruncated,
+    /// An entry of another source, or of an appliance that does not own the chain.
+    ForeignEntry,
+    /// An entry does not continue the one before, or is not the head that somebody remembers.
+    ChainBroken,
+    /// An entry does not begin where the chain has arrived.
+    NotTiling,
+}
+
+impl Serialize for DamageKind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl SourceReport {
+    /// Whether all that is there is proven.
+    pub fn whole(&self) -> bool {
+        self.damage.is_none()
+    }
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} entry {} {}: {}", self.kind.name(), self.entry, self.key, self.what)?;
+        match (self.from, self.to) {
+            (None, None) => Ok(()),
+            (from, None) => write!(f, "; in doubt: all after {}", place(from)),
+            (from, to) => write!(f, "; in doubt: {} to {}", place(from), place(to)),
+        }
+    }
+}
+
+/// One or two lines: up to where it is PROVEN, and what is broken first.
+impl fmt::Display for SourceReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.source)?;
+        match self.proven {
+            None => write!(f, "nothing is proven")?,
+            Some(point) => {
+                let at = self.committed_at.as_ref().or(self.written_at.as_ref());
+                let at = at.map(|at| format!(", {at}")).unwrap_or_default();
+                let (entries, objects, bytes) = (self.entries, self.objects, self.bytes);
+                write!(
+                    f,
+                    "PROVEN up to {}{at}: {entries} entries, {objects} objects, {bytes} bytes",
+                    place(Some(point))
+                )?;
+                let rows = self.rows.iter().map(|(op, rows)| format!("{}={rows}", op.letter()));
+                let rows: Vec<_> = rows.collect();
+                write!(f, ", rows {}", if rows.is_empty() { "0".into() } else { rows.join(" ") })?;
+            }
+        }
+        for (entry, from, to) in &self.gaps {
+            write!(
+                f,
+                "\n{}: GAP entry {entry}: the log from {} to {} was lost",
+                self.source,
+                place(Some(*from)),
+                place(Some(*to))
+            )?;
+        }
+        if let Some(damage) = &self.damage {
+            write!(f, "\n{}: {damage}", self.source)?;
+        }
+        if self.more > 0 {
+            write!(f, "; and {} more", self.more)?;
+        }
+        Ok(())
+    }
+}
+
+/// A point for people: its position, and the change that it stands after.
+pub(super) fn place(point: Option<Point>) -> String {
+    let point = point.unwrap_or_default();
+    format!("{} (change {})", point.position, point.sequence.0)
+}

@@ -1,0 +1,292 @@
+//! The records of the source in memory, its decoder, and its journal's batches.
+//!
+//! Records: `B` begins at xid, `C` position begins at, `R` a table as JSON, `I`, `U`, `D` table id and
+//! values, `T` table ids, `N` nothing. A value is its length and its text.
+
+use std::sync::Arc;
+
+use crate::{
+    journal::{
+        Batch, Cell, Change, Column, Commit, Decode, DecodeError, Event, Identity, LakeType,
+        OldRow, Op, Piece, RecordKind, Row, Run, Table, Value,
+    },
+    units::{Position, Sequence, Timestamp},
+};
+
+/// 2026-11-21T12:00:00Z
+pub(in crate::seal) const NOON: i64 = 1_795_262_400_000_000;
+
+/// `public.<name>` with the columns `id` and `note`.
+pub(in crate::seal) fn table(id: u32, name: &str) -> Table {
+    let column = |name: &str, lake, identity| Column {
+        name: name.into(),
+        source_type: if identity { "bigint" } else { "text" }.into(),
+        type_id: 20,
+        type_modifier: -1,
+        lake,
+        identity,
+        not_null: identity,
+        default: None,
+        generated: None,
+    };
+    Table {
+        id,
+        schema: "public".into(),
+        name: name.into(),
+        version: 0,
+        columns: vec![column("id", LakeType::Int64, true), column("note", LakeType::Text, false)],
+        key: vec!["id".into()],
+        identity: Identity::Default,
+        types: vec![],
+    }
+}
+
+/// The values of one row, as `I` and snapshots carry them.
+pub(in crate::seal) fn row(values: &[&str]) -> Vec<u8> {
+    let mut bytes = vec![];
+    for value in values {
+        bytes.extend_from_slice(&u32::try_from(value.len()).unwrap().to_be_bytes());
+        bytes.extend_from_slice(value.as_bytes());
+    }
+    bytes
+}
+
+/// Reads those records.
+#[derive(Default)]
+pub(in crate::seal) struct Plain {
+    tables: Vec<Arc<Table>>,
+}
+
+impl Plain {
+    /// One that knows no tables: enough for values.
+    pub(in crate::seal) const DECODER: Self = Self { tables: vec![] };
+
+    pub(in crate::seal) fn make(tables: Vec<Arc<Table>>) -> Box<dyn Decode> {
+        Box::new(Self { tables })
+    }
+}
+
+struct Cursor<'a>(&'a [u8], usize);
+
+impl Cursor<'_> {
+    fn number<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        let bytes = self.0.get(self.1..).and_then(<[u8]>::first_chunk);
+        self.1 += N;
+        bytes.copied().ok_or(DecodeError::Length { what: "a record" })
+    }
+
+    fn u32(&mut self) -> Result<u32, DecodeError> {
+        self.number().map(u32::from_be_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, DecodeError> {
+        self.number().map(u64::from_be_bytes)
+    }
+
+    fn cells(&mut self, count: usize) -> Result<Row, DecodeError> {
+        let mut row = vec![];
+        for _ in 0..count {
+            let length = self.u32()? as usize;
+            row.push(Cell::Text(self.1..self.1 + length));
+            self.1 += length;
+        }
+        if self.1 > self.0.len() {
+            return Err(DecodeError::Length { what: "a value" });
+        }
+        Ok(row)
+    }
+}
+
+impl Decode for Plain {
+    fn decode(&mut self, kind: RecordKind, payload: &[u8]) -> Result<Event, DecodeError> {
+        if let Some(commit) = self.commit(kind, payload) {
+            return Ok(Event::Commit(commit));
+        }
+        let mut cursor = Cursor(payload, 1);
+        let op = match payload[0] {
+            b'B' => {
+                return Ok(Event::Begin {
+                    begins: Position(cursor.u64()?),
+                    at: Timestamp(cursor.u64()?.cast_signed()),
+                    xid: cursor.u32()?,
+                });
+            }
+            b'R' => {
+                let table: Arc<Table> = Arc::new(serde_json::from_slice(&payload[1..]).unwrap());
+                self.tables.retain(|known| known.id != table.id);
+                self.tables.push(Arc::clone(&table));
+                return Ok(Event::Table(table));
+            }
+            b'T' => {
+                let tables: Result<_, _> =
+                    (0..(payload.len() - 1) / 4).map(|_| cursor.u32()).collect();
+                let (cascade, restart_identity) = (false, false);
+                return Ok(Event::Truncate { tables: tables?, cascade, restart_identity });
+            }
+            b'N' => return Ok(Event::Nothing),
+            b'I' => Op::Insert,
+            b'U' => Op::Update,
+            b'D' => Op::Delete,
+            kind => return Err(DecodeError::Kind { what: "message", kind }),
+        };
+        let table = cursor.u32()?;
+        let known = self.tables.iter().find(|known| known.id == table);
+        let row = cursor.cells(known.ok_or(DecodeError::Table(table))?.columns.len())?;
+        let (new, old) = match op {
+            Op::Delete => (None, Some((OldRow::Key, row))),
+            _ => (Some(row), None),
+        };
+        Ok(Event::Change(Change { op, table, new, old }))
+    }
+
+    fn commit(&self, _: RecordKind, payload: &[u8]) -> Option<Commit> {
+        let mut cursor = Cursor(payload, 1);
+        (payload[0] == b'C').then(|| Commit {
+            position: Position(cursor.u64().unwrap()),
+            begins: Position(cursor.u64().unwrap()),
+            at: Timestamp(cursor.u64().unwrap().cast_signed()),
+            transactions: 1,
+        })
+    }
+
+    fn rows(
+        &self,
+        table: &Table,
+        batch: &[u8],
+        each: &mut dyn FnMut(&Row) -> Result<(), DecodeError>,
+    ) -> Result<(), DecodeError> {
+        let mut cursor = Cursor(batch, 0);
+        while cursor.1 < batch.len() {
+            each(&cursor.cells(table.columns.len())?)?;
+        }
+        Ok(())
+    }
+
+    fn value<'a>(
+        &self,
+        column: &Column,
+        cell: &Cell,
+        bytes: &'a [u8],
+    ) -> Result<Value<'a>, DecodeError> {
+        let Cell::Text(range) = cell else { return Ok(Value::Null) };
+        let text = str::from_utf8(&bytes[range.clone()]).unwrap();
+        match column.lake {
+            LakeType::Int64 => Ok(Value::Int(text.parse().unwrap())),
+            _ => Ok(Value::Text(text.into())),
+        }
+    }
+
+    fn tables(&self) -> Vec<Arc<Table>> {
+        self.tables.clone()
+    }
+}
+
+/// Writes batches as the journal would give them. Commits begin at odd tens and end 5 later.
+#[derive(Clone, Debug, Default)]
+pub(in crate::seal) struct Log {
+    pub(in crate::seal) batches: Vec<Batch>,
+    changes: u64,
+    commits: u64,
+}
+
+impl Log {
+    /// A batch with one whole transaction for each of `transactions`, committed at `at`.
+    pub(in crate::seal) fn whole(&mut self, at: i64, transactions: &[&[Vec<u8>]]) -> &mut Self {
+        let mut run = Run::new(Piece::Whole);
+        for records in transactions {
+            self.begin(&mut run, at);
+            self.records(&mut run, records);
+            self.commit(&mut run, at);
+        }
+        self.push(run, None)
+    }
+
+    /// Batches with one transaction, a piece each.
+    pub(in crate::seal) fn pieces(&mut self, at: i64, pieces: &[&[Vec<u8>]]) -> &mut Self {
+        let begins = (self.commits + 1) * 10;
+        let ends = Commit {
+            position: Position(begins + 5),
+            begins: Position(begins),
+            at: Timestamp(at),
+            transactions: 1,
+        };
+        for (index, records) in pieces.iter().enumerate() {
+            let piece = match index {
+                0 => Piece::First,
+                last if last + 1 == pieces.len() => Piece::Last,
+                _ => Piece::Middle,
+            };
+            let mut run = Run::new(piece);
+            if piece == Piece::First {
+                self.begin(&mut run, at);
+            }
+            self.records(&mut run, records);
+            if piece == Piece::Last {
+                self.commit(&mut run, at);
+            }
+            self.push(run, Some(ends));
+        }
+        self
+    }
+
+    fn begin(&self, run: &mut Run, at: i64) {
+        let begins = (self.commits + 1) * 10;
+        let xid = u32::try_from(self.commits).unwrap();
+        let (at, xid) = (at.to_be_bytes(), xid.to_be_bytes());
+        run.push(RecordKind::Message, &[b"B", &begins.to_be_bytes()[..], &at, &xid].concat());
+    }
+
+    fn commit(&mut self, run: &mut Run, at: i64) {
+        self.commits += 1;
+        let begins = self.commits * 10;
+        let position = (begins + 5).to_be_bytes();
+        let record = [b"C", &position[..], &begins.to_be_bytes(), &at.to_be_bytes()].concat();
+        run.push(RecordKind::Message, &record);
+        run.commit = Some(Commit {
+            position: Position(begins + 5),
+            begins: Position(begins),
+            at: Timestamp(at),
+            transactions: 1,
+        });
+    }
+
+    fn records(&mut self, run: &mut Run, records: &[Vec<u8>]) {
+        for record in records {
+            run.push(RecordKind::Message, record);
+            run.changes += match record[0] {
+                b'I' | b'U' | b'D' => 1,
+                b'T' => (record.len() as u64 - 1) / 4,
+                _ => 0,
+            };
+        }
+    }
+
+    fn push(&mut self, run: Run, ends: Option<Commit>) -> &mut Self {
+        self.batches.push(Batch {
+            number: self.batches.len() as u64 + 1,
+            piece: run.piece,
+            first: Sequence(self.changes + 1),
+            changes: run.changes,
+            commit: run.commit,
+            ends,
+            bytes: run.bytes,
+        });
+        self.changes += run.changes;
+        self
+    }
+}
+
+/// A table's description, as a record.
+pub(in crate::seal) fn relation(table: &Table) -> Vec<u8> {
+    [b"R".to_vec(), serde_json::to_vec(table).unwrap()].concat()
+}
+
+/// A change, as a record.
+pub(in crate::seal) fn change(op: u8, table: u32, values: &[&str]) -> Vec<u8> {
+    [vec![op], table.to_be_bytes().to_vec(), row(values)].concat()
+}
+
+/// A TRUNCATE, as a record.
+pub(in crate::seal) fn truncate(tables: &[u32]) -> Vec<u8> {
+    [vec![b'T'], tables.iter().flat_map(|id| id.to_be_bytes()).collect()].concat()
+}
