@@ -119,10 +119,10 @@ pub fn pair(
 }
 
 /// How values are printed does not depend on either server's settings; all tables are of one moment.
-const SETTINGS: &str =
-    "SET datestyle = 'ISO, YMD'; SET intervalstyle = postgres; SET timezone = 'UTC';
-     SET extra_float_digits = 3; SET bytea_output = hex; SET lc_monetary = 'C'; SET xmloption = content;
-     SET search_path = ''; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+const SETTINGS: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+     SET LOCAL datestyle = 'ISO, YMD'; SET LOCAL intervalstyle = postgres; SET LOCAL timezone = 'UTC';
+     SET LOCAL extra_float_digits = 3; SET LOCAL bytea_output = hex; SET LOCAL lc_monetary = 'C';
+     SET LOCAL xmloption = content; SET LOCAL search_path = ''";
 
 /// Name for people, name for SQL, and shape.
 const TABLES: &str = "
