@@ -58,8 +58,9 @@ pub(crate) struct Listed {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Described {
     pub(crate) table: Table,
-    /// Of each column: its type as declared, and the function that prints it, as SQL spells it.
-    printed: Vec<(u32, String)>,
+    /// Of each column: its type as declared, and the function that prints it, as SQL spells it, but
+    /// of a domain.
+    printed: Vec<(u32, Option<String>)>,
 }
 
 impl Listed {
@@ -88,9 +89,14 @@ impl Described {
         let sent = columns.filter(|(column, _)| !is_stored(column));
         let columns = sent.map(|(column, (_, output))| {
             let name = identifier(&column.name);
-            match renders_binary(column.type_id) {
-                true => name,
-                false => format!("pg_catalog.textin({output}({name}))"),
+            match output {
+                _ if renders_binary(column.type_id) => name,
+                Some(output) => format!("pg_catalog.textin({output}({name}))"),
+                // `format` finds the function of the base; of NULL it would make ''. A row of NULLs is
+                // no NULL, and IS DISTINCT FROM says so.
+                None => format!(
+                    "CASE WHEN {name} IS DISTINCT FROM NULL THEN pg_catalog.format('%s', {name}) END"
+                ),
             }
         });
         columns.collect::<Vec<_>>().join(", ")
@@ -323,7 +329,7 @@ mod tests {
             identity: Identity::Default,
             types: vec![],
         };
-        let printed = vec![(23, "int4out".into()), (100_000, "public.odd_out".into())];
+        let printed = vec![(23, Some("int4out".into())), (100_000, Some("public.odd_out".into()))];
         let described = Described { table, printed };
         assert!(!described.renders_binary());
         assert_eq!(

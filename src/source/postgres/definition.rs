@@ -86,9 +86,14 @@ impl Types {
         }
     }
 
-    /// The function that prints a type's values, as SQL spells it.
-    pub(crate) fn output(&self, id: u32) -> String {
-        self.0.get(&id).map_or_else(|| "pg_catalog.unknownout".into(), |known| known.output.clone())
+    /// The function that prints a type's values, as SQL spells it. `None` for a domain: the output
+    /// function of its base may not take it (`enum_out` takes no domain over an enum).
+    pub(crate) fn output(&self, id: u32) -> Option<String> {
+        match self.0.get(&id) {
+            None => Some("pg_catalog.unknownout".into()),
+            Some(Type { kind: Kind::Domain { .. }, .. }) => None,
+            Some(known) => Some(known.output.clone()),
+        }
     }
 
     /// What has to be created for `used`, in an order in which it can be.
