@@ -201,7 +201,7 @@ pub trait Decode: Send {
     /// it, because a row's position is where its transaction's commit ends.
     fn commit(&self, kind: RecordKind, payload: &[u8]) -> Option<Commit>;
 
-    /// Splits a [`RowBatch::Rows`]: appends each row's cells, and calls `each` with them.
+    /// Splits a [`RowBatch::Rows`](super::RowBatch::Rows): appends each row's cells, and calls `each` with them.
     ///
     /// # Errors
     ///
