@@ -90,10 +90,8 @@ impl Classified for RunError {
 }
 
 mod access;
-
-pub use access::{journal_key, lake, lake_key};
-
 use access::{encryption, object_encryption};
+pub use access::{journal_key, lake, lake_key};
 
 /// What all roads share.
 #[derive(Clone)]
