@@ -260,7 +260,7 @@ impl Settle<'_> {
                 cleared = self.lake.abort(&pending.key, &upload) => cleared,
             };
             if let Err(error) = cleared {
-                warn!(key = pending.key, upload, %error, "an upload stays open until the next start");
+                warn!(key = pending.key, upload, %error, "an upload stays open until the next sweep");
                 pending.sent.push(upload);
             }
         }

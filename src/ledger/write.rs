@@ -11,6 +11,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{mpsc, watch};
@@ -58,6 +59,8 @@ pub struct Ledger {
     release: Arc<dyn Fn() -> String + Send + Sync>,
     head: ChainHead,
     pauses: Pauses,
+    /// When it was looked for uploads that are not needed.
+    swept_at: Option<Instant>,
 }
 
 /// The ends that the pipeline holds the other sides of.
@@ -89,7 +92,9 @@ impl Ledger {
             return Err(LedgerError::KeyChanged { signed: head.signed_by, found });
         }
         let pauses = Pauses::default();
-        let ledger = Self { options, key, lake, store, board, clock, release, head, pauses };
+        let swept_at = None;
+        let ledger =
+            Self { options, key, lake, store, board, clock, release, head, pauses, swept_at };
         ledger.show(None);
         Ok(ledger)
     }
@@ -135,6 +140,7 @@ impl Ledger {
         while let Some(groups) = self.collect(shipped, &mut held, out).await? {
             let pending = self.build(&groups)?;
             self.prove(pending, groups, out).await?;
+            self.sweep(None, out.token).await?;
         }
         Ok(())
     }
@@ -236,11 +242,17 @@ impl Ledger {
         });
     }
 
+    /// Gives uploads back that are not needed, if [`SWEEP_EVERY`] has passed since.
     async fn sweep(
-        &self,
+        &mut self,
         pending: Option<&Pending>,
         token: &CancellationToken,
     ) -> Result<(), LedgerError> {
+        let now = self.clock.now();
+        if self.swept_at.is_some_and(|at| now.saturating_duration_since(at) < SWEEP_EVERY) {
+            return Ok(());
+        }
+        self.swept_at = Some(now);
         let LedgerOptions { prefix, source, .. } = &self.options;
         let sweep =
             sweep::sweep(&*self.lake, &self.store, prefix, source, pending, self.clock.wall());
@@ -250,7 +262,7 @@ impl Ledger {
         };
         match swept {
             Err(LedgerError::Ship(error)) => {
-                warn!(%error, "uploads of the ledger that are not needed stay until the next start");
+                warn!(%error, "uploads of the ledger that are not needed stay for another hour");
                 Ok(())
             }
             swept => swept.map(drop),
@@ -266,6 +278,9 @@ impl Outlets<'_> {
         }
     }
 }
+
+/// How often uploads that are not needed are looked for, after an entry.
+const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 
 /// An entry ready to be settled.
 pub(super) fn pending(
@@ -318,7 +333,13 @@ fn head_file(options: &LedgerOptions) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, sync::Mutex, time::Duration};
+    use std::{
+        collections::BTreeMap,
+        sync::{
+            Mutex,
+            atomic::{AtomicU32, Ordering},
+        },
+    };
 
     use proptest::prelude::*;
 
@@ -341,6 +362,22 @@ mod tests {
         dir: tempfile::TempDir,
         board: SourceBoard,
         key: IdentityKey,
+        clock: Arc<dyn Clock>,
+    }
+
+    /// A clock on which an hour passes each time it is looked at.
+    #[derive(Default)]
+    struct Hours(AtomicU32);
+
+    impl Clock for Hours {
+        fn now(&self) -> Instant {
+            let hours = self.0.fetch_add(1, Ordering::Relaxed);
+            SystemClock.now() + Duration::from_secs(3600) * hours
+        }
+
+        fn wall(&self) -> Timestamp {
+            SystemClock.wall()
+        }
     }
 
     #[derive(Debug)]
@@ -364,6 +401,7 @@ mod tests {
                 dir: testing::scratch(),
                 board: SourceBoard::default(),
                 key: IdentityKey::from_seed(&[1; 32]),
+                clock: Arc::new(SystemClock),
             }
         }
 
@@ -383,7 +421,7 @@ mod tests {
                 self.lake.clone(),
                 Arc::new(facts),
                 self.board.clone(),
-                Arc::new(SystemClock),
+                self.clock.clone(),
                 Arc::new(|| "lake".into()),
             )?;
             let zero = Duration::ZERO;
@@ -668,6 +706,24 @@ mod tests {
         world.live().await;
         let left: Vec<_> = world.lake.open().into_iter().map(|(id, _)| id).collect();
         assert_eq!(left, ["u2", "u3", "u4"]);
+    }
+
+    #[tokio::test]
+    async fn an_upload_whose_begin_was_not_answered_does_not_wait_for_a_restart() {
+        let all = epochs(2);
+        let mut world = World::new(Bucket::new(), &all);
+        world.clock = Arc::new(Hours::default());
+        let mut left = 3;
+        world.lake.decide(fates(move |name| {
+            if name == "create" && left > 0 {
+                left -= 1;
+                return Fate::Lost;
+            }
+            Fate::Good
+        }));
+        assert!(matches!(world.live().await, End::Finished { .. }));
+        world.assert_proven(&all);
+        assert_eq!(world.lake.open(), []);
     }
 
     #[tokio::test]

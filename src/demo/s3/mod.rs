@@ -76,6 +76,7 @@ pub struct S3Double {
     store: Arc<Store>,
     keys: Arc<RwLock<Vec<Key>>>,
     ahead_s: Arc<AtomicI64>,
+    aged_s: Arc<AtomicI64>,
     log: Arc<Log>,
     faults: Arc<Faults>,
     away: watch::Sender<bool>,
@@ -101,7 +102,9 @@ impl S3Double {
         let address = listener.local_addr()?;
         let keys = Arc::new(RwLock::new(options.keys));
         let ahead_s = Arc::new(AtomicI64::new(0));
-        let operations = Operations { store: store.clone(), ahead_s: ahead_s.clone() };
+        let aged_s = Arc::new(AtomicI64::new(0));
+        let operations =
+            Operations { store: store.clone(), ahead_s: ahead_s.clone(), aged_s: aged_s.clone() };
         let (region, known) = (options.region, keys.clone());
         let gatekeeper = Gatekeeper { keys: known, region, store: store.clone() };
         let mut builder = S3ServiceBuilder::new(operations.clone());
@@ -117,7 +120,7 @@ impl S3Double {
         let scheme = if options.tls { "https" } else { "http" };
         let endpoint = format!("{scheme}://{address}");
         let ca_pem = tls.map(|tls| tls.ca_pem);
-        Ok(Self { endpoint, ca_pem, store, keys, ahead_s, log, faults, away, tasks })
+        Ok(Self { endpoint, ca_pem, store, keys, ahead_s, aged_s, log, faults, away, tasks })
     }
 
     /// Its URL.
@@ -163,6 +166,11 @@ impl S3Double {
     /// Sets its clock ahead of the machine's, or behind.
     pub fn set_clock_ahead_s(&self, seconds: i64) {
         self.ahead_s.store(seconds, Ordering::Relaxed);
+    }
+
+    /// Shows open uploads as begun so many seconds earlier than they were.
+    pub fn age_uploads_s(&self, seconds: i64) {
+        self.aged_s.store(seconds, Ordering::Relaxed);
     }
 
     /// Keys of objects under a prefix, in order. Asks nobody, is in no log.

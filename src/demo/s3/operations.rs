@@ -29,6 +29,8 @@ pub(super) struct Operations {
     pub(super) store: Arc<Store>,
     /// By how many seconds the double's clock is ahead of the machine's.
     pub(super) ahead_s: Arc<AtomicI64>,
+    /// By how many seconds uploads are shown to be older than they are.
+    pub(super) aged_s: Arc<AtomicI64>,
 }
 
 impl Operations {
@@ -136,6 +138,7 @@ impl S3 for Operations {
         &self,
         req: S3Request<ListMultipartUploadsInput>,
     ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
-        uploads::list(&self.store, req.input).map(S3Response::new)
+        let older = self.aged_s.load(Ordering::Relaxed) * 1_000_000;
+        uploads::list(&self.store, older, req.input).map(S3Response::new)
     }
 }

@@ -291,8 +291,10 @@ pub(super) fn parts(store: &Store, input: ListPartsInput) -> S3Result<ListPartsO
     })
 }
 
+/// The open uploads, shown as begun `older` microseconds earlier.
 pub(super) fn list(
     store: &Store,
+    older: i64,
     input: ListMultipartUploadsInput,
 ) -> S3Result<ListMultipartUploadsOutput> {
     let most = usize::try_from(input.max_uploads.unwrap_or(1000).clamp(1, 1000)).unwrap_or(1000);
@@ -314,7 +316,7 @@ pub(super) fn list(
     let listed = uploads.into_iter().map(|upload| MultipartUpload {
         key: Some(upload.key),
         upload_id: Some(upload.id),
-        initiated: Some(time(upload.at)),
+        initiated: Some(time(upload.at - older)),
         checksum_algorithm: upload.algorithm.map(|of| ChecksumAlgorithm::from_static(of.name())),
         ..Default::default()
     });
