@@ -20,6 +20,7 @@ pub mod compare;
 pub mod gateway;
 pub mod ground;
 pub mod progress;
+pub mod proxy;
 pub mod report;
 pub mod s3;
 pub mod site;
