@@ -6,6 +6,8 @@ MAKEFLAGS += --no-print-directory
 
 MINUTES ?= 2
 DIR ?= demo-data
+ROUNDS ?= 1000
+SEED ?= 1
 PY := target/py/bin/python
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 export SSL_CERT_FILE ?= /etc/ssl/certs/ca-certificates.crt
@@ -51,7 +53,7 @@ $(PY): tests/py/requirements.txt
 demo-tools:
 	@$(call install,/usr/lib/postgresql/*/bin/initdb:postgresql /usr/bin/cc:gcc /usr/include/stdlib.h:libc6-dev)
 test-tools: demo-tools
-	@$(call install,/usr/bin/python3:python3 /usr/lib/python3*/ensurepip:python3-venv /usr/bin/pgbench:postgresql /usr/bin/unshare:util-linux)
+	@$(call install,/usr/bin/python3:python3 /usr/lib/python3*/ensurepip:python3-venv /usr/bin/pgbench:postgresql /usr/bin/unshare:util-linux /usr/bin/strace:strace)
 
 # $(1): pairs of a file and the package that brings it.
 define install
@@ -60,8 +62,11 @@ if [ -n "$$missing" ]; then echo "installing$$missing"; \
 	$(SUDO) apt-get update -qq; DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
 endef
 
+campaign: test-tools python ## Rounds of faults on one appliance, each proven: make campaign ROUNDS=1000 SEED=7
+	LAKEHEAD_ROUNDS=$(ROUNDS) LAKEHEAD_SEED=$(SEED) cargo test --locked --all-features --test it -- --nocapture campaign
+
 clean: ## What was built, and the demo's folder
 	cargo clean
 	rm -rf demo-data
 
-.PHONY: help demo build test check deny python demo-tools test-tools clean
+.PHONY: help demo build test check deny campaign python demo-tools test-tools clean

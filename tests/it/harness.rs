@@ -16,6 +16,7 @@ use lakehead::{
         compare::{Compared, compare},
         gateway::{Ended, Gateway, run},
         ground::{clear, random_hex, random_key},
+        proxy::Proxy,
         site::{self, Site},
         workload::{Rows, Workload, schema},
     },
@@ -37,6 +38,14 @@ pub(crate) struct Setup {
     pub(crate) object_age: String,
     pub(crate) journal_max: String,
     pub(crate) tls: bool,
+    /// Whether the gateway reaches database and store through [`Lanes`].
+    pub(crate) proxied: bool,
+}
+
+/// The ways that the gateway's connections take, if they can be disturbed.
+pub(crate) struct Lanes {
+    pub(crate) source: Proxy,
+    pub(crate) lake: Proxy,
 }
 
 impl Default for Setup {
@@ -50,6 +59,7 @@ impl Default for Setup {
             object_age: "1 s".into(),
             journal_max: "4 GiB".into(),
             tls: false,
+            proxied: false,
         }
     }
 }
@@ -60,6 +70,7 @@ pub(crate) struct World {
     pub(crate) gateway: Gateway,
     pub(crate) cluster: Cluster,
     pub(crate) bucket: Bucket,
+    pub(crate) lanes: Option<Lanes>,
     pub(crate) site: Site,
     pub(crate) dir: PathBuf,
     pub(crate) audit: PathBuf,
@@ -87,14 +98,19 @@ impl World {
         admin.batch_execute(&schema::grants(SOURCE)).await.unwrap();
         admin.batch_execute(MARK).await.unwrap();
         let bucket = Bucket::open(&dir.join("lake"), setup.tls).await.unwrap();
+        let (mut url, mut lake) = (cluster.url("lakehead", SOURCE), bucket.lake("raw"));
+        let lanes = match setup.proxied {
+            true => Some(Lanes::before(&cluster, &mut url, &mut lake).await),
+            false => None,
+        };
         let site = Site {
             dir: dir.join("site"),
             source: SOURCE.into(),
-            url: cluster.url("lakehead", SOURCE),
+            url,
             password: lakehead,
             tables: setup.tables,
             release: setup.release,
-            lake: bucket.lake("raw"),
+            lake,
             encryption: setup.encryption,
             journal_max: setup.journal_max,
             object_bytes: setup.object_bytes,
@@ -103,7 +119,7 @@ impl World {
         };
         let (path, audit) = site.write(&random_key().unwrap()).unwrap();
         let gateway = Gateway::new(BINARY.as_ref(), &path, &dir.join("gateway.log"), SOURCE);
-        Self { gateway, cluster, bucket, site, dir, audit, tasks, shop_password }
+        Self { gateway, cluster, bucket, lanes, site, dir, audit, tasks, shop_password }
     }
 
     /// A session as superuser in the source's database.
@@ -294,6 +310,19 @@ impl World {
         self.bucket.close().await;
         self.tasks.stop().await;
         fs::remove_dir_all(&self.dir).unwrap();
+    }
+}
+
+impl Lanes {
+    /// Puts a proxy before the database and one before the store, and turns the site to them.
+    async fn before(cluster: &Cluster, url: &mut String, lake: &mut site::Lake) -> Self {
+        let source = Proxy::start(([127, 0, 0, 1], cluster.port()).into()).await.unwrap();
+        *url = url
+            .replace(&format!(":{}/", cluster.port()), &format!(":{}/", source.address().port()));
+        let (scheme, upstream) = lake.endpoint.split_once("://").unwrap();
+        let proxy = Proxy::start(upstream.parse().unwrap()).await.unwrap();
+        lake.endpoint = format!("{scheme}://{}", proxy.address());
+        Self { source, lake: proxy }
     }
 }
 

@@ -8,6 +8,7 @@
     reason = "tests end by panicking and talk to whoever runs them"
 )]
 
+mod campaign;
 mod harness;
 mod story_badinput;
 mod story_kill;
