@@ -1,10 +1,12 @@
 //! Every task and thread has an owner. The only file that spawns.
 //!
-//! **Invariant:** a task that panics ends the process (the release profile aborts); nobody is detached.
+//! **Invariant:** a task that panics ends the process ([`panics`]); nobody is detached.
 
 use std::{future::Future, io, thread};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub mod panics;
 
 /// Owns the tasks of one part of the road and the token that stops them.
 #[derive(Clone, Debug, Default)]

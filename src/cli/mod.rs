@@ -13,6 +13,8 @@ use self::{failure::Failure, output::Output};
 use crate::{
     config::{Config, Environment},
     error::Exit,
+    journal::INDEX_THREADS,
+    shutdown::panics,
     telemetry::log,
 };
 
@@ -97,6 +99,7 @@ enum Command {
 
 /// Reads the arguments, does what they say, and gives the exit code.
 pub fn main() -> ExitCode {
+    panics::begin(&INDEX_THREADS);
     // The enum's numbers are the codes.
     ExitCode::from(ended(std::env::args_os().collect()) as u8)
 }

@@ -1,7 +1,8 @@
 //! The index of facts beside the log: sled, checkpointed with the place in the log that it covers.
 //!
 //! **Invariant:** sled is never the only copy of a fact. It is written to after the log's fdatasync;
-//! whatever is wrong with it, it is set aside and made anew from the log.
+//! whatever is wrong with it, it is set aside and made anew from the log. Every call into sled goes
+//! through `contained`, so that a panic in it is an error like others; its threads bear [`THREADS`].
 //!
 //! Keys: `=<key>` holds a fact, `!checkpoint` a [`Checkpoint`]:
 //! ```text
@@ -12,7 +13,6 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -21,11 +21,12 @@ use super::{
     record::{FactMap, Fields},
     watermark::Progress,
 };
-use crate::disk;
+use crate::{disk, shutdown::panics};
 
 /// The open index.
 pub(crate) struct Store {
-    db: sled::Db<FANOUT>,
+    /// `None` only while it is dropped.
+    db: Option<sled::Db<FANOUT>>,
     busy: PathBuf,
 }
 
@@ -56,6 +57,9 @@ const FANOUT: usize = 64;
 const CACHE_BYTES: usize = 16 << 20;
 /// Indexes kept after they were set aside, for support.
 const SET_ASIDE_MAX: usize = 2;
+/// Names of the threads on which only sled works: its own, and rayon's, which nobody else here uses.
+pub const THREADS: [&str; 2] = ["sled_flusher", "journal-index"];
+const WORKERS: usize = 2;
 const LOCK_TRIES: u32 = 200;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 const MAGIC: &[u8; 8] = b"LHJIDX01";
@@ -71,13 +75,14 @@ impl Store {
     pub(crate) fn open(dir: &Path) -> io::Result<(Self, Option<Image>)> {
         let busy = dir.join("index.busy");
         if busy.exists() {
-            // The release build aborts on a panic: a start that found sled panicking would find it
-            // again for ever. A kill in this moment looks the same, and costs only the making anew.
+            // A crash that cannot be contained (the stack overflows, memory ends) would be met again at
+            // every start. A kill in this moment looks the same, and costs only the making anew.
             return Err(io::Error::other("the process ended while the index was written to"));
         }
         fs::write(&busy, b"")?;
         let path = dir.join(FOLDER);
-        let opened = quietly(|| {
+        name_threads();
+        let opened = contained(|| {
             let config = sled::Config::new()
                 .path(&path)
                 .cache_capacity_bytes(CACHE_BYTES)
@@ -89,7 +94,7 @@ impl Store {
         if opened.is_ok() {
             disk::remove(&busy)?;
         }
-        opened.map(|(db, image)| (Self { db, busy }, image))
+        opened.map(|(db, image)| (Self { db: Some(db), busy }, image))
     }
 
     /// Makes `changes` and the checkpoint that they lead to durable together.
@@ -99,7 +104,8 @@ impl Store {
     /// The index is of no more use until the next start.
     pub(crate) fn checkpoint(&self, checkpoint: &Checkpoint, changes: Changes) -> io::Result<()> {
         fs::write(&self.busy, b"")?;
-        let written = quietly(|| {
+        let db = self.db.as_ref().expect("only a drop takes it");
+        let written = contained(|| {
             let mut batch = sled::Batch::default();
             for (key, value) in changes {
                 match value {
@@ -108,13 +114,26 @@ impl Store {
                 }
             }
             batch.insert(CHECKPOINT_KEY, checkpoint.encode());
-            self.db.apply_batch(batch)?;
-            self.db.flush().map(drop)
+            db.apply_batch(batch)?;
+            db.flush().map(drop)
         });
         if written.is_ok() {
             disk::remove(&self.busy)?;
         }
         written
+    }
+}
+
+impl Drop for Store {
+    /// sled writes once more when it is dropped.
+    fn drop(&mut self) {
+        let db = self.db.take();
+        if let Err(error) = contained(|| {
+            drop(db);
+            Ok(())
+        }) {
+            tracing::warn!(%error, "the journal's index did not close");
+        }
     }
 }
 
@@ -210,8 +229,17 @@ fn read(db: &sled::Db<FANOUT>) -> io::Result<Option<Image>> {
 }
 
 /// Runs `work`, a panic in sled being an error like others.
-fn quietly<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(damaged("it panicked")))
+fn contained<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    panics::contain(work).unwrap_or_else(|panicked| Err(damaged(&panicked.to_string())))
+}
+
+/// Gives rayon's threads, which sled uses, their name. Without a handler of our own, rayon itself
+/// aborts the process when work that nobody waits for panics; sled misses its answer, and says so.
+fn name_threads() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(WORKERS);
+    let pool = pool.thread_name(|_| THREADS[1].into()).panic_handler(|_| {});
+    // An error says that it is there already.
+    pool.build_global().ok();
 }
 
 fn fact_key(key: &str) -> Vec<u8> {
@@ -276,6 +304,17 @@ mod tests {
             entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("index.bad")
         });
         assert_eq!(kept.count(), SET_ASIDE_MAX);
+    }
+
+    /// A name that sled's reader of names answers with a panic.
+    #[test]
+    fn a_panic_in_sled_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Store::open(dir.path()).unwrap());
+        let name = dir.path().join(FOLDER).join("metadata").join("log_not-a-hex-number");
+        fs::write(name, b"").unwrap();
+        let error = Store::open(dir.path()).map(drop).unwrap_err();
+        assert!(error.to_string().contains("it panicked"), "{error}");
     }
 
     #[test]
