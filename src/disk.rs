@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::{FallocateFlags, Flock, FlockArg};
+use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice};
 
 /// Syncs a file's bytes and what is needed to read them back (its length).
 ///
@@ -109,6 +109,17 @@ pub fn create_dir(path: &Path) -> io::Result<()> {
 pub fn reserve(file: &File, bytes: u64) -> io::Result<()> {
     let length = i64::try_from(bytes).map_err(io::Error::other)?;
     nix::fcntl::fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, length)
+        .map_err(io::Error::from)
+}
+
+/// Drops what the system keeps of `file` in memory, so that reading it asks the device. What was not
+/// synced yet stays.
+///
+/// # Errors
+///
+/// It is no file.
+pub fn forget(file: &File) -> io::Result<()> {
+    nix::fcntl::posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
         .map_err(io::Error::from)
 }
 

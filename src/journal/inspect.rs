@@ -4,16 +4,12 @@ use std::{collections::BTreeMap, fmt, path::Path};
 
 use serde::Serialize;
 
+pub use super::verify::SegmentReport;
 use super::{
-    JournalError, Piece,
-    cipher::SegmentKey,
-    pack::Unpacker,
-    record::{FrameHeader, Kind},
+    JournalError,
     recover::{segment_files, survey},
-    scan::{Bad, Item, Scan, Window, read_error},
-    segment::file_number,
-    tail::damaged,
-    watermark::{Progress, follows},
+    scan::{Window, read_error},
+    verify::{Order, Verifier},
 };
 use crate::{
     config::Secret,
@@ -30,25 +26,6 @@ pub struct CheckReport {
     pub damage: Vec<String>,
     /// Bytes at the end of the last segment that were never fsynced, and will be cut.
     pub torn_bytes: u64,
-}
-
-/// One segment.
-#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
-pub struct SegmentReport {
-    /// Its number.
-    pub number: u64,
-    /// Bytes of its file.
-    pub bytes: u64,
-    /// Whole frames in it.
-    pub frames: u64,
-    /// Whole batches in it, torn ones included.
-    pub batches: u64,
-    /// Changes in them.
-    pub changes: u64,
-    /// The first of them.
-    pub first_batch: Option<u64>,
-    /// The last of them.
-    pub last_batch: Option<u64>,
 }
 
 /// What [`show`] found.
@@ -85,8 +62,7 @@ pub fn check(dir: &Path, key: &Secret) -> Result<CheckReport, JournalError> {
     let mut order = Order::default();
     for (place, path) in files.iter().enumerate() {
         let is_last = place + 1 == files.len();
-        let segment = check_segment(path, key, is_last, &mut order, &mut report.damage)?;
-        report.segments.push(segment);
+        report.segments.push(check_segment(path, key, is_last, &mut order, &mut report.damage)?);
     }
     match survey(dir, key.expose(), None) {
         Ok(survey) => {
@@ -125,111 +101,6 @@ pub fn show(dir: &Path, key: &Secret) -> Result<Report, JournalError> {
     })
 }
 
-fn hold(dir: &Path) -> Result<disk::Hold, JournalError> {
-    match disk::Hold::take(dir) {
-        Ok(Some(hold)) => Ok(hold),
-        Ok(None) => Err(JournalError::Held { path: dir.display().to_string() }),
-        Err(why) => Err(read_error(dir, why)),
-    }
-}
-
-/// Whether batches follow one another, over all segments.
-#[derive(Default)]
-struct Order {
-    /// Number of the next batch and its first sequence; `None` before the first and after damage.
-    next: Option<(u64, u64)>,
-    open: bool,
-    /// Where sequences go back to when the open transaction is torn.
-    open_first: u64,
-}
-
-impl Order {
-    /// What is wrong with a batch at this place.
-    fn batch(&mut self, header: &FrameHeader) -> Option<&'static str> {
-        let opened = follows(self.open, header.piece);
-        let known = self.next.replace((header.batch + 1, header.first + header.changes));
-        if !self.open {
-            self.open_first = header.first;
-        }
-        self.open = matches!(header.piece, Piece::First | Piece::Middle);
-        let (batch, first) = known?;
-        if batch != header.batch {
-            Some("batches are missing before this place")
-        } else if first != header.first {
-            Some("its sequence does not follow")
-        } else {
-            opened.is_none().then_some("it does not follow the transaction before it")
-        }
-    }
-
-    /// The open transaction is given up.
-    fn torn(&mut self) {
-        if self.open {
-            self.next = self.next.map(|(batch, _)| (batch, self.open_first));
-        }
-        self.open = false;
-    }
-}
-
-/// Checks one segment.
-struct Checker<'a> {
-    key: SegmentKey,
-    unpacker: Unpacker,
-    report: SegmentReport,
-    order: &'a mut Order,
-    /// The batch whose parts are coming.
-    run: Vec<u8>,
-}
-
-impl Checker<'_> {
-    /// What is wrong with a frame whose checksums match.
-    fn frame(&mut self, header: &FrameHeader, payload: &mut [u8]) -> Option<&'static str> {
-        self.report.frames += 1;
-        let Some(plain) = self.key.open(header, payload) else {
-            return Some("the seal of a frame does not open");
-        };
-        let unreadable = Some("a frame does not hold what its kind says");
-        match header.kind {
-            Kind::Progress => {
-                let Some(progress) = Progress::decode(plain) else { return unreadable };
-                // The head of a new segment names what was torn at the restart before it.
-                if progress.open.is_none() {
-                    self.order.torn();
-                }
-            }
-            Kind::Session if plain.len() == 16 => self.order.torn(),
-            Kind::Session => return unreadable,
-            Kind::Dump | Kind::Facts => {
-                let facts = self.unpacker.facts(plain);
-                let count = facts.map(|facts| facts.changes.len() as u64);
-                return if count == Some(header.changes) { None } else { unreadable };
-            }
-            Kind::DumpEnd => {}
-            Kind::Part | Kind::Batch => return self.part(header, plain),
-        }
-        None
-    }
-
-    fn part(&mut self, header: &FrameHeader, plain: &[u8]) -> Option<&'static str> {
-        let Some(commit) = self.unpacker.part(plain, header.kind == Kind::Batch, &mut self.run)
-        else {
-            self.run.clear();
-            return Some("a batch does not decompress");
-        };
-        if header.kind == Kind::Part {
-            return None;
-        }
-        self.run.clear();
-        self.report.batches += 1;
-        self.report.changes += header.changes;
-        self.report.first_batch.get_or_insert(header.batch);
-        self.report.last_batch = Some(header.batch);
-        let ends = matches!(header.piece, Piece::Whole | Piece::Last);
-        let wrong = (ends != commit.is_some()).then_some("its commit does not fit its piece");
-        self.order.batch(header).or(wrong)
-    }
-}
-
 fn check_segment(
     path: &Path,
     key: &Secret,
@@ -237,52 +108,29 @@ fn check_segment(
     order: &mut Order,
     damage: &mut Vec<String>,
 ) -> Result<SegmentReport, JournalError> {
-    let mut window = Window::open(path)?;
-    let number = file_number(path).unwrap_or_default();
-    let report = SegmentReport { number, bytes: window.file_bytes()?, ..SegmentReport::default() };
-    let Ok(header) = window.header()? else {
-        // The survey names it.
-        *order = Order::default();
-        return Ok(report);
+    let window = Window::open(path)?;
+    let unread = SegmentReport::unread(&window)?;
+    let mut verifier = match Verifier::new(window, key, order) {
+        Ok(verifier) => verifier,
+        Err(error @ JournalError::Damaged { .. }) => {
+            damage.push(error.to_string());
+            return Ok(unread);
+        }
+        Err(error) => return Err(error),
     };
-    let unpacker = Unpacker::new().map_err(|why| read_error(path, why))?;
-    let key = SegmentKey::derive(key.expose(), &header.salt, header.number);
-    let mut checker = Checker { key, unpacker, report, order, run: vec![] };
-    let name = path.display().to_string();
-    let mut scan = Scan::new(window)?;
-    let mut gap: Option<Bad> = None;
-    while let Some(item) = scan.next()? {
-        let (header, offset) = match item {
-            Item::Frame(header, offset) => (header, offset),
-            Item::Bad(bad) => {
-                checker.run.clear();
-                gap = gap.or(Some(bad));
-                continue;
-            }
-        };
-        if let Some(bad) = gap.take() {
-            // In the last segment it can be a torn tail: the survey knows.
-            if !is_last {
-                let first = checker.order.next.map_or(0, |(batch, _)| batch);
-                damage.push(damaged(&name, &bad, first, header.batch).to_string());
-            }
-            *checker.order = Order::default();
-        }
-        let payload = scan.payload(&header, offset)?;
-        if let Some(what) = checker.frame(&header, payload) {
-            let to = offset + header.frame_bytes();
-            let bad = Bad { from: offset, to, frame: header.frame, header: Some(header), what };
-            damage.push(damaged(&name, &bad, 0, 0).to_string());
-        }
+    while verifier.step()? {}
+    // In the last segment it can be a torn tail: the survey knows.
+    let gaps = verifier.gaps.iter().filter(|_| !is_last);
+    damage.extend(gaps.chain(&verifier.wrong).map(ToString::to_string));
+    Ok(verifier.report)
+}
+
+fn hold(dir: &Path) -> Result<disk::Hold, JournalError> {
+    match disk::Hold::take(dir) {
+        Ok(Some(hold)) => Ok(hold),
+        Ok(None) => Err(JournalError::Held { path: dir.display().to_string() }),
+        Err(why) => Err(read_error(dir, why)),
     }
-    if let Some(bad) = gap {
-        if !is_last {
-            let first = checker.order.next.map_or(0, |(batch, _)| batch);
-            damage.push(damaged(&name, &bad, first, first + 1).to_string());
-        }
-        *checker.order = Order::default();
-    }
-    Ok(checker.report)
 }
 
 impl fmt::Display for CheckReport {
@@ -301,18 +149,6 @@ impl fmt::Display for CheckReport {
             0 => write!(f, "the journal is whole"),
             1 => write!(f, "1 place is damaged"),
             places => write!(f, "{places} places are damaged"),
-        }
-    }
-}
-
-impl fmt::Display for SegmentReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { number, frames, changes, .. } = self;
-        let bytes = ByteSize(self.bytes);
-        write!(f, "segment {number}  {bytes}  {frames} frames  {changes} changes  batches ")?;
-        match (self.first_batch, self.last_batch) {
-            (Some(first), Some(last)) => write!(f, "{first}–{last}"),
-            _ => write!(f, "none"),
         }
     }
 }

@@ -246,6 +246,10 @@ impl Shared {
         *self.phase.borrow() != Phase::Running
     }
 
+    pub(crate) fn has_ended(&self) -> bool {
+        *self.phase.borrow() == Phase::Ended
+    }
+
     /// The threads have ended.
     pub(crate) fn set_ended(&self) {
         self.phase.send_replace(Phase::Ended);

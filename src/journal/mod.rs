@@ -16,7 +16,8 @@
 //!
 //! The way in: `keep` (waits for room) → `queue` → `writer` (compresses; gathers a group, seals,
 //! writes, syncs, publishes) → `segment`. The way out: `reader`. At the start: `recover`, `tail`.
-//! Beside them: `upkeep` (checkpoints, unlinks), `quota`, `reserve`, `inspect` (for people).
+//! Beside them: `upkeep` (checkpoints, unlinks), `scrub` (reads closed segments again), `quota`,
+//! `reserve`, `inspect` (for people).
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -31,12 +32,14 @@ mod segment;
 mod scan;
 mod tail;
 mod recover;
+mod verify;
 mod store;
 mod reserve;
 mod queue;
 mod keep;
 mod writer;
 mod upkeep;
+mod scrub;
 mod open;
 mod reader;
 pub mod inspect;
@@ -49,6 +52,8 @@ pub use crate::source::{
     Identity, Keep, KeepError, LakeType, ORIGIN_FACT, OldRow, Op, Origin, Piece, RecordKind, Row,
     RowBatch, Run, SnapshotChunk, Table, TypeDefinition, Value, chunk_fact, records, split_record,
 };
+pub use store::THREADS as INDEX_THREADS;
+
 use crate::{
     config::Secret,
     error::{Cause, Classified},

@@ -19,6 +19,7 @@ use super::{
     reader::Reader,
     recover::{Survey, mend, remove_young, survey},
     reserve::Reserve,
+    scrub,
     segment::{Head, Segment, write_error},
     store::{self, Changes, Image, Store},
     tail::Verdict,
@@ -340,6 +341,8 @@ fn spawn(
     let packer = Packer::new()?;
     let shared = journal.shared.clone();
     tasks.thread("journal-upkeep", move || upkeep::run(&shared, store, hold))?;
+    let shared = journal.shared.clone();
+    tasks.thread("journal-scrub", move || scrub::run(&shared))?;
     let shared = journal.shared.clone();
     tasks.thread("journal-pack", move || writer::pack(&shared, packer))?;
     tasks.thread("journal-write", move || writer.run())

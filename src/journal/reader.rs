@@ -13,6 +13,7 @@ use super::{
     keep::{Shared, Standing, lock},
     pack::Unpacker,
     record::{FRAME_HEADER_BYTES, FrameHeader, Kind, SEGMENT_HEADER_BYTES},
+    recover::header_damage,
     scan::{Bad, Item, Scan, Window, read_error},
     tail::damaged,
 };
@@ -197,8 +198,9 @@ impl Place {
     /// Names the damage at `offset`: up to the next whole frame.
     fn damage(&self, offset: u64) -> Result<JournalError, JournalError> {
         let path = self.window.path();
-        let mut scan = Scan::new(Window::open(path)?)?;
-        let mut before = 0;
+        let mut window = Window::open(path)?;
+        let mut before = window.header()?.map_or(0, |header| header.first_batch);
+        let mut scan = Scan::new(window)?;
         let mut found: Option<Bad> = None;
         while let Some(item) = scan.next()? {
             match (item, &found) {
@@ -251,13 +253,7 @@ fn open_place(shared: &Shared, entry: &Entry) -> Result<Option<Place>, JournalEr
         }
         Err(error) => return Err(error),
     };
-    let header = window.header()?.map_err(|what| JournalError::Damaged {
-        path: entry.path.display().to_string(),
-        from: 0,
-        to: SEGMENT_HEADER_BYTES as u64,
-        batches: "all of this segment".into(),
-        what: what.into(),
-    })?;
+    let header = window.header()?.map_err(|what| header_damage(&entry.path, what))?;
     let key = SegmentKey::derive(shared.key.expose(), &header.salt, header.number);
     let offset = SEGMENT_HEADER_BYTES as u64;
     Ok(Some(Place { number: entry.number, window, key, offset, frame: 0 }))

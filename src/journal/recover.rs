@@ -163,7 +163,7 @@ fn nothing(image: Option<&Image>) -> Survey {
 }
 
 /// Whether a closed segment has lost or gained bytes since its successor was made.
-fn other_length(before: Option<&Entry>, next: &SegmentHeader) -> Option<JournalError> {
+pub(crate) fn other_length(before: Option<&Entry>, next: &SegmentHeader) -> Option<JournalError> {
     let before = before.filter(|before| before.number + 1 == next.number)?;
     if before.bytes == next.previous_bytes {
         return None;
@@ -178,7 +178,8 @@ fn other_length(before: Option<&Entry>, next: &SegmentHeader) -> Option<JournalE
     })
 }
 
-fn header_damage(path: &Path, what: &str) -> JournalError {
+/// A segment whose header does not read.
+pub(crate) fn header_damage(path: &Path, what: &str) -> JournalError {
     JournalError::Damaged {
         path: path.display().to_string(),
         from: 0,

@@ -14,6 +14,7 @@ use super::{
     JournalError,
     record::{FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, SEGMENT_HEADER_BYTES, SegmentHeader},
 };
+use crate::disk;
 
 /// A segment's file, read through a window that is moved forward.
 pub(crate) struct Window {
@@ -89,6 +90,16 @@ impl Window {
         Ok(SegmentHeader::decode(bytes.unwrap_or_default()))
     }
 
+    /// What is read next comes from the device, not from memory.
+    ///
+    /// # Errors
+    ///
+    /// [`JournalError::Read`].
+    pub(crate) fn forget(&mut self) -> Result<(), JournalError> {
+        self.bytes.clear();
+        disk::forget(&self.file).map_err(|why| read_error(&self.path, why))
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -158,6 +169,11 @@ impl Scan {
             None => self.limit,
         };
         Ok(Some(Item::Bad(Bad { to: self.offset, ..bad })))
+    }
+
+    /// First byte of the next item.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
     }
 
     /// The payload of the frame given last.

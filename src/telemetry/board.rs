@@ -62,6 +62,8 @@ pub struct SourceStatus {
     pub journal_written_bytes: u64,
     /// Whether reading from the source is paused because the journal is full.
     pub journal_full: bool,
+    /// Bytes of closed segments that were read again and checked.
+    pub journal_scrubbed_bytes: u64,
     /// Damaged ranges found.
     pub journal_damage: Vec<String>,
     /// Rows sealed.

@@ -222,6 +222,11 @@ pub const METRICS: &[Metric] = &[
         "Damaged ranges found.",
     ),
     metric(
+        "lakehead_journal_scrubbed_bytes_total",
+        Read::Counter(|one| one.status.journal_scrubbed_bytes),
+        "Bytes of closed segments that were read again and checked.",
+    ),
+    metric(
         "lakehead_journal_syncs_total",
         Read::Counter(|one| one.status.journal_syncs),
         "Group commits: fdatasyncs of a segment.",

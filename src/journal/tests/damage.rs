@@ -233,6 +233,95 @@ async fn damage_to_a_closed_segment_is_named_and_the_rest_is_read() {
     journal.stop().await;
 }
 
+/// Closed segments of a few batches each; the journal is open.
+async fn closed_segments(site: &Site) -> Arc<Journal> {
+    let journal = site.open();
+    for number in 1..=30 {
+        let run = Run { bytes: noise(1000), ..whole(10 * number, 1) };
+        journal.append(run).await.unwrap();
+        durable_at(&*journal, number).await;
+    }
+    journal
+}
+
+async fn until(site: &Site, met: impl Fn(&SourceStatus) -> bool) -> SourceStatus {
+    for _ in 0..2000 {
+        let status = site.board.read();
+        if met(&status) {
+            return status;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not in time: {:?}", site.board.read());
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_a_closed_segment_is_found_before_anyone_reads_it() {
+    let site = Site::with(1 << 30, 5000);
+    closed_segments(&site).await.stop().await;
+    let damaged = site.segments()[2].clone();
+    let (offset, header) =
+        frames_of(&damaged).into_iter().find(|(_, header)| header.kind.is_payload()).unwrap();
+    flip(&damaged, offset + 100);
+
+    let journal = site.open();
+    let status = until(&site, |status| !status.journal_damage.is_empty()).await;
+    let [found] = &status.journal_damage[..] else { panic!("{status:?}") };
+    let place = format!("from byte {offset} to {}", offset + header.frame_bytes());
+    assert!(found.contains(&place) && found.contains(&damaged.display().to_string()), "{found}");
+    assert!(found.contains(&format!("(batches {})", header.batch)), "{found}");
+
+    // The other segments are read all the same, and nothing is wrong with them.
+    let closed = site.segments().split_last().unwrap().1.to_vec();
+    let bytes: u64 = closed.iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+    let headers = (closed.len() * record::SEGMENT_HEADER_BYTES) as u64;
+    until(&site, |status| status.journal_scrubbed_bytes >= bytes - headers).await;
+    assert_eq!(site.board.read().journal_damage.len(), 1);
+
+    // A reader finds the same, in the same words.
+    let mut reader = journal.reader(header.batch - 1);
+    let error = reader.next(NOW).unwrap_err();
+    assert_eq!([error.to_string()], site.board.read().journal_damage[..]);
+    journal.stop().await;
+    drop(journal);
+    assert_eq!(site.check().damage[..], [error.to_string()]);
+}
+
+#[tokio::test]
+async fn damage_to_a_running_journal_is_found_when_its_turn_comes_and_not_once_it_is_trimmed() {
+    let site = Site::with(1 << 30, 5000);
+    let journal = closed_segments(&site).await;
+    let segments = site.segments();
+    let entry = |number: usize| lock(&journal.shared.catalogue).entries()[number].clone();
+    let (lost, cut, flipped, trimmed) = (entry(1), entry(2), entry(3), entry(0));
+    // All were read after they were closed.
+    let bytes: u64 = (0..segments.len() - 1).map(|number| entry(number).bytes).sum();
+    let headers = ((segments.len() - 1) * record::SEGMENT_HEADER_BYTES) as u64;
+    until(&site, |status| status.journal_scrubbed_bytes >= bytes - headers).await;
+    assert_eq!(site.board.read().journal_damage, [""; 0]);
+
+    fs::remove_file(&lost.path).unwrap();
+    let frames = frames_of(&cut.path);
+    let (last, header) = frames.last().unwrap();
+    fs::File::options().write(true).open(&cut.path).unwrap().set_len(*last).unwrap();
+    scrub::read(&journal.shared, &lost);
+    scrub::read(&journal.shared, &cut);
+    flip(&flipped.path, 10);
+    scrub::read(&journal.shared, &flipped);
+    let damage = site.board.read().journal_damage;
+    assert_eq!(damage.len(), 3, "{damage:?}");
+    assert!(damage[0].contains("its file is gone"), "{damage:?}");
+    let end = last + header.frame_bytes();
+    assert!(damage[1].contains(&format!("from byte {last} to {end}")), "{damage:?}");
+    assert!(damage[2].contains("its header"), "{damage:?}");
+
+    flip(&trimmed.path, 200);
+    lock(&journal.shared.catalogue).take_trimmed(lost.first_batch.unwrap() - 1);
+    scrub::read(&journal.shared, &trimmed);
+    assert_eq!(site.board.read().journal_damage.len(), 3);
+    journal.stop().await;
+}
+
 #[tokio::test]
 async fn show_and_check_speak_to_people() {
     let site = Site::new();

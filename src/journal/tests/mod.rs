@@ -21,6 +21,7 @@ use super::{
         Device, FileSystem,
         faulty::{Event, Faulty},
     },
+    keep::lock,
     memory::MemoryJournal,
     recover::{mend, survey},
     scan::{Item, Scan, Window},
@@ -31,7 +32,7 @@ use crate::{
     clock::SystemClock,
     facts::{FactBatch, Facts},
     shutdown::Tasks,
-    telemetry::board::SourceBoard,
+    telemetry::board::{SourceBoard, SourceStatus},
     units::{Position, Timestamp},
 };
 

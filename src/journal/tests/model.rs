@@ -107,7 +107,7 @@ async fn restart(site: &Site, journal: Arc<Journal>, end: End, model: &mut Model
     let journal = site.open();
     let durable = journal.session().await.unwrap();
     assert_eq!(durable.batch, model.batches.last().map_or(0, |(number, ..)| *number));
-    let torn = keep::lock(&journal.shared.published).torn.clone();
+    let torn = lock(&journal.shared.published).torn.clone();
     let torn_end = torn.ranges().last().map_or(0, |(_, to)| *to);
     model.next_batch = durable.batch.max(torn_end);
     journal
