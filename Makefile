@@ -8,6 +8,8 @@ MINUTES ?= 2
 DIR ?= demo-data
 ROUNDS ?= 1000
 SEED ?= 1
+TRIALS ?= 20
+FS ?= ext4
 PY := target/py/bin/python
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 export SSL_CERT_FILE ?= /etc/ssl/certs/ca-certificates.crt
@@ -33,7 +35,7 @@ check: ## Formatting, lints, documentation, the unit file; no tests
 	cargo clippy --locked --all-features --all-targets -- -D warnings
 	cargo clippy --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --all-features --no-deps --quiet
-	python3 -m py_compile tests/py/*.py
+	python3 -m py_compile tests/py/*.py tests/power/*.py
 	@if command -v systemd-analyze >/dev/null && [ -f systemd/lakehead.service ]; then \
 		systemd-analyze security --offline=true --threshold=15 systemd/lakehead.service >target/exposure.txt \
 			|| { cat target/exposure.txt; exit 1; }; tail -n 1 target/exposure.txt; fi
@@ -65,8 +67,15 @@ endef
 campaign: test-tools python ## Rounds of faults on one appliance, each proven: make campaign ROUNDS=1000 SEED=7
 	LAKEHEAD_ROUNDS=$(ROUNDS) LAKEHEAD_SEED=$(SEED) cargo test --locked --all-features --test it -- --nocapture campaign
 
+power-loss: power-tools ## Cuts the power of a journal's disk again and again: make power-loss TRIALS=20 FS=ext4 (needs root)
+	cargo build --locked --all-features --example power_journal
+	$(SUDO) python3 tests/power/power_loss.py --journal target/debug/examples/power_journal --trials $(TRIALS) --fs $(FS) --dir target/power
+
+power-tools:
+	@$(call install,/usr/bin/python3:python3 /usr/sbin/mkfs.ext4:e2fsprogs /usr/sbin/mkfs.xfs:xfsprogs /usr/bin/mount:mount)
+
 clean: ## What was built, and the demo's folder
 	cargo clean
 	rm -rf demo-data
 
-.PHONY: help demo build test check deny campaign python demo-tools test-tools clean
+.PHONY: help demo build test check deny campaign power-loss python demo-tools test-tools power-tools clean
