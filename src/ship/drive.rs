@@ -137,10 +137,12 @@ impl Shipper {
                     // The ledger has ended, and says itself why.
                     _ => return Ok(()),
                 },
-                Some((number, end)) = going.next(), if !going.is_empty() => {
-                    end?;
-                    arrived(&mut line, number);
-                }
+                Some((number, end)) = going.next(), if !going.is_empty() => match end {
+                    Ok(()) => arrived(&mut line, number),
+                    // Both see the token at once; which is looked at first is chance.
+                    Err(ShipError::Stopped) => break,
+                    Err(error) => return Err(error),
+                },
                 group = groups.recv(), if !ended && line.len() < GROUPS_MAX => match group {
                     None => ended = true,
                     Some(group) => {
@@ -490,6 +492,29 @@ mod tests {
         assert_eq!(house.ship(&groups).await, [1]);
         let again = house.memory.log().split_off(before);
         assert!(again.iter().all(|(request, _)| *request == Request::Uploads), "{again:?}");
+    }
+
+    /// Which of the ways to see the token comes first is chance: so it is tried often.
+    #[tokio::test]
+    async fn a_stop_while_s3_is_away_is_no_error() {
+        for seed in 0..40 {
+            let house = House::new(seed);
+            let away = Fault::Refuse(503, "ServiceUnavailable");
+            house.memory.fault(Rule { times: u32::MAX, ..Rule::once(Request::Put, away) });
+            let (send, receive) = mpsc::channel(1);
+            send.send(house.group(1, &[10, 20, 30])).await.unwrap();
+            let (shipped, _handed) = mpsc::channel(1);
+            let (token, board) = (CancellationToken::new(), house.board.clone());
+            let stop = async {
+                while board.read().retries.is_empty() {
+                    yield_now().await;
+                }
+                token.cancel();
+            };
+            let run = house.shipper(4).run(receive, shipped, token.clone());
+            let (end, ()) = tokio::join!(run, stop);
+            assert!(end.is_ok(), "{end:?}");
+        }
     }
 
     #[tokio::test]

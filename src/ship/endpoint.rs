@@ -28,10 +28,20 @@ pub(super) fn confidential(endpoint: &str) -> Result<(), String> {
     }
 }
 
-/// The client of all requests.
-pub(super) fn http_client(ca_file: Option<&Path>) -> Result<SharedHttpClient, ShipError> {
+/// The client of all requests to `endpoint`, of AWS if it is `None`.
+pub(super) fn http_client(
+    endpoint: Option<&str>,
+    ca_file: Option<&Path>,
+) -> Result<SharedHttpClient, ShipError> {
     let mut trust = tls::TrustStore::empty();
     match ca_file {
+        None if endpoint.is_some_and(|url| url.starts_with("http://")) => {}
+        // The SDK's own lookup takes an empty list for a defect.
+        None if rustls_native_certs::load_native_certs().certs.is_empty() => {
+            let what =
+                "this system trusts no authority: install ca-certificates, or name a ca_file";
+            return Err(setup(Cause::Config)(what.into()));
+        }
         None => trust = trust.with_native_roots(true),
         Some(path) => {
             let what =
@@ -95,11 +105,11 @@ mod tests {
     fn an_authority_that_is_none_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ca.pem");
-        assert!(http_client(Some(&path)).is_err());
+        assert!(http_client(None, Some(&path)).is_err());
         let torn = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         for text in ["", "hello", torn] {
             fs::write(&path, text).unwrap();
-            assert!(http_client(Some(&path)).is_err(), "{text}");
+            assert!(http_client(None, Some(&path)).is_err(), "{text}");
         }
     }
 }

@@ -108,7 +108,7 @@ impl S3 {
             .region(Region::new(options.region))
             .credentials_provider(SharedCredentialsProvider::new(provider))
             .identity_cache(IdentityCache::no_cache())
-            .http_client(http_client(options.ca_file.as_deref())?)
+            .http_client(http_client(options.endpoint.as_deref(), options.ca_file.as_deref())?)
             .retry_config(RetryConfig::disabled())
             .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT).build())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())

@@ -15,7 +15,7 @@ use crate::harness::{SOURCE, Setup, World};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_configuration_names_file_line_key_and_remedy() {
-    let world = World::new("config", Setup::default()).await;
+    let mut world = World::new("config", Setup::default()).await;
     let path = world.site.dir.join("site.toml");
     let good = fs::read_to_string(&path).unwrap();
     for (was, is, key, remedy) in [
@@ -41,6 +41,16 @@ async fn a_wrong_configuration_names_file_line_key_and_remedy() {
             assert!(said.contains(key) && said.contains(remedy), "{is}: {said}");
         }
     }
+    // A system that was installed without its list of authorities.
+    fs::write(&path, good.replace("endpoint = \"http://", "endpoint = \"https://")).unwrap();
+    world.gateway.set("SSL_CERT_FILE", "/dev/null");
+    world.gateway.set("SSL_CERT_DIR", "/dev/null");
+    for command in ["run", "check"] {
+        let ended = world.gateway.ask(&[command], None).await.unwrap();
+        let said = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(ended.code == 2 && said.contains("install ca-certificates"), "{ended:?}");
+    }
+
     fs::remove_file(&path).unwrap();
     let ended = world.gateway.ask(&["run"], None).await.unwrap();
     assert!(ended.code == 2 && ended.stderr.contains("site.toml"), "{ended:?}");
