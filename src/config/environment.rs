@@ -8,7 +8,8 @@ use super::Secret;
 /// What the process was started with.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Environment {
-    /// `CREDENTIALS_DIRECTORY`: where systemd put this unit's credentials.
+    /// `CREDENTIALS_DIRECTORY`: where systemd put this unit's credentials. A command that somebody types
+    /// has none set: for it, where the running unit's are.
     pub credentials_directory: Option<PathBuf>,
     /// `LAKEHEAD_LOG`: which events are logged, `info` or `lakehead::ship=debug,info`.
     pub log: Option<String>,
@@ -34,7 +35,9 @@ impl Environment {
     /// Reads it.
     pub fn read() -> Self {
         Self {
-            credentials_directory: variable("CREDENTIALS_DIRECTORY").map(PathBuf::from),
+            credentials_directory: variable("CREDENTIALS_DIRECTORY")
+                .or_else(|| Some(format!("{SYSTEMD_CREDENTIALS}/{UNIT}")))
+                .map(PathBuf::from),
             log: variable("LAKEHEAD_LOG"),
             no_color: variable("NO_COLOR").is_some(),
             aws: aws_keys(),
@@ -69,6 +72,7 @@ fn secret(text: String) -> Secret {
 
 /// <https://www.freedesktop.org/software/systemd/man/252/systemd.exec.html#LoadCredential=ID:PATH>
 const SYSTEMD_CREDENTIALS: &str = "/run/credentials";
+const UNIT: &str = "lakehead.service";
 
 #[cfg(test)]
 mod tests {
