@@ -67,6 +67,12 @@ endef
 campaign: test-tools python ## Rounds of faults on one appliance, each proven: make campaign ROUNDS=1000 SEED=7
 	LAKEHEAD_ROUNDS=$(ROUNDS) LAKEHEAD_SEED=$(SEED) cargo test --locked --all-features --test it -- --nocapture campaign
 
+unit-test: test-tools python ## The unit under a live systemd, in a Debian of its own (needs root)
+	@$(call install,/usr/bin/systemd-nspawn:systemd-container /usr/bin/mmdebstrap:mmdebstrap /usr/bin/nsenter:util-linux)
+	@[ -d target/unit/root/etc ] || { mkdir -p target/unit; $(SUDO) mmdebstrap --quiet --variant=minbase \
+		--include=systemd,systemd-sysv,dbus,ca-certificates bookworm target/unit/root; }
+	cargo test --locked --all-features --test it -- --ignored --nocapture the_unit_works_under_systemd
+
 power-loss: power-tools ## Cuts the power of a journal's disk again and again: make power-loss TRIALS=20 FS=ext4 (needs root)
 	cargo build --locked --all-features --example power_journal
 	$(SUDO) python3 tests/power/power_loss.py --journal target/debug/examples/power_journal --trials $(TRIALS) --fs $(FS) --dir target/power
@@ -78,4 +84,4 @@ clean: ## What was built, and the demo's folder
 	cargo clean
 	rm -rf demo-data
 
-.PHONY: help demo build test check deny campaign power-loss python demo-tools test-tools power-tools clean
+.PHONY: help demo build test check deny campaign unit-test power-loss python demo-tools test-tools power-tools clean

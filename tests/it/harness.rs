@@ -118,8 +118,13 @@ impl World {
             listen: None,
         };
         let (path, audit) = site.write(&random_key().unwrap()).unwrap();
-        let gateway = Gateway::new(BINARY.as_ref(), &path, &dir.join("gateway.log"), SOURCE);
+        let gateway = outside(&path, &dir);
         Self { gateway, cluster, bucket, lanes, site, dir, audit, tasks, shop_password }
+    }
+
+    /// A gateway, or commands, on this machine.
+    pub(crate) fn outside(&self) -> Gateway {
+        outside(&self.site.dir.join("site.toml"), &self.dir)
     }
 
     /// A session as superuser in the source's database.
@@ -324,6 +329,10 @@ impl Lanes {
         lake.endpoint = format!("{scheme}://{}", proxy.address());
         Self { source, lake: proxy }
     }
+}
+
+fn outside(config: &Path, dir: &Path) -> Gateway {
+    Gateway::new(BINARY.as_ref(), config, &dir.join("gateway.log"), SOURCE)
 }
 
 /// Every table is there on both sides and equal.

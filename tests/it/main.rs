@@ -16,4 +16,5 @@ mod story_memory;
 mod story_new_table;
 mod story_outage;
 mod story_road;
+mod story_unit;
 mod tidy;
