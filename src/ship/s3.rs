@@ -155,6 +155,13 @@ impl S3 {
         }
     }
 
+    /// Whether the list of open uploads, which is read, lacks this one: for stores whose answers about an
+    /// upload that is gone do not say so.
+    async fn gone(&self, key: &str, upload: &str) -> bool {
+        let open = self.uploads(key).await;
+        open.is_ok_and(|open| open.iter().all(|open| open.upload != upload))
+    }
+
     /// Awaits the answer to a request without a body that needs watching.
     async fn ask<T, E>(
         &self,
@@ -283,9 +290,22 @@ impl ObjectStore for S3 {
                 .mpu_object_size(i64::try_from(complete.bytes).unwrap_or(i64::MAX))
                 .multipart_upload(parts)
                 .set_expected_bucket_owner(self.owner.clone());
-            self.ask(Request::Complete, complete.key, COMPLETE_PATIENCE, request.send())
-                .await
-                .map(drop)
+            let key = complete.key;
+            let send = async || {
+                let call = request.clone().send();
+                self.ask(Request::Complete, key, COMPLETE_PATIENCE, call).await.map(drop)
+            };
+            let answer = send().await;
+            if !unavailable(&answer) || !self.gone(key, complete.upload).await {
+                return answer;
+            }
+            // It was completed or aborted; S3 says which when it is asked again, Ceph RGW says 500 for ever.
+            let answer = send().await;
+            if unavailable(&answer) {
+                Err(ShipError::NoSuchUpload { key: key.into() })
+            } else {
+                answer
+            }
         })
     }
 
@@ -314,6 +334,12 @@ impl ObjectStore for S3 {
                 let page = match self.ask(Request::Parts, key, 1, call).await {
                     Ok(page) => page,
                     Err(ShipError::NoSuchUpload { .. }) => return Ok(None),
+                    // Ceph RGW says so to who may not list objects.
+                    Err(ShipError::Failed { cause: Cause::LakeForbidden, .. })
+                        if self.gone(key, upload).await =>
+                    {
+                        return Ok(None);
+                    }
                     Err(error) => return Err(error),
                 };
                 found.extend(page.parts.unwrap_or_default().into_iter().filter_map(stored));
@@ -415,6 +441,11 @@ impl ObjectReader for S3 {
             Ok(Some(object.metadata.unwrap_or_default().into_iter().collect()))
         })
     }
+}
+
+/// Whether S3 has answered that it cannot at present.
+fn unavailable(answer: &Result<(), ShipError>) -> bool {
+    matches!(answer, Err(ShipError::Failed { cause: Cause::LakeUnavailable, .. }))
 }
 
 fn without(request: Request, key: &str, what: &str) -> ShipError {

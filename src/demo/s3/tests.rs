@@ -261,6 +261,40 @@ async fn faults_are_what_they_say_and_stand_in_the_log() {
     }
 }
 
+/// As Ceph RGW answers about uploads that are gone: `make conformance` asks it.
+#[tokio::test]
+async fn an_upload_that_is_gone_is_known_from_the_list_where_answers_do_not_say_so() {
+    let house = House::new(false).await;
+    let (double, s3, key) = (&house.double, house.s3("AKWRITER"), "raw/x");
+    double.fault(Rule::always("CompleteMultipartUpload", Fault::Refuse(500, "InternalError")));
+    double.fault(Rule::always("ListParts", Fault::Refuse(403, "AccessDenied")));
+    let (id, part) = upload_of_one(&s3, key).await;
+    // Still open: the answers are believed.
+    assert_eq!(complete(&s3, key, &id, &part).await.unwrap_err().cause(), Cause::LakeUnavailable);
+    assert_eq!(s3.parts(key, &id).await.unwrap_err().cause(), Cause::LakeForbidden);
+    s3.abort(key, &id).await.unwrap();
+    let end = complete(&s3, key, &id, &part).await;
+    assert!(matches!(end, Err(ShipError::NoSuchUpload { .. })), "{end:?}");
+    assert_eq!(s3.parts(key, &id).await.unwrap(), None);
+    // Who may not list uploads either learns nothing, and the answers are believed.
+    double.fault(Rule::always("ListMultipartUploads", Fault::Refuse(403, "AccessDenied")));
+    assert_eq!(complete(&s3, key, &id, &part).await.unwrap_err().cause(), Cause::LakeUnavailable);
+    assert_eq!(s3.parts(key, &id).await.unwrap_err().cause(), Cause::LakeForbidden);
+}
+
+async fn upload_of_one(s3: &S3, key: &str) -> (String, StoredPart) {
+    let (body, crc64nvme) = (Bytes::from_static(b"1"), checksum::of(b"1"));
+    let upload = s3.create(head(key, &Encryption::None)).await.unwrap();
+    let part = Part { key, upload: &upload, number: 1, body, crc64nvme: &crc64nvme };
+    let etag = s3.part(part).await.unwrap();
+    (upload, StoredPart { number: 1, bytes: 1, etag, crc64nvme })
+}
+
+async fn complete(s3: &S3, key: &str, upload: &str, part: &StoredPart) -> Result<(), ShipError> {
+    let (parts, crc64nvme) = (std::slice::from_ref(part), part.crc64nvme.as_str());
+    s3.complete(Complete { key, upload, parts, bytes: part.bytes, crc64nvme }).await
+}
+
 #[tokio::test]
 async fn what_stands_still_is_given_up_and_what_is_late_is_not() {
     let house = House::new(false).await;
