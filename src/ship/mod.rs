@@ -28,8 +28,8 @@ mod object;
 pub mod plan;
 pub mod retry;
 pub mod s3;
-#[cfg(test)]
-pub(crate) mod suite;
+#[cfg(any(test, feature = "demo"))]
+pub mod suite;
 pub mod sweep;
 pub mod upload;
 

@@ -1,10 +1,11 @@
 //! What every [`ObjectStore`] and [`ObjectReader`] must do: one suite, run against `memory.rs` and,
-//! through `s3.rs`, against the double.
+//! through `s3.rs`, against the double, and by `make conformance` against stores of others.
+#![allow(clippy::unwrap_used, reason = "a suite of tests, which end by panicking")]
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 
 use super::{
     Complete, Encryption, Fetched, Head, ObjectReader, ObjectStore, Part, Put, ShipError,
@@ -15,24 +16,65 @@ use crate::error::{Cause, Classified};
 /// The least length of a part that is not the last.
 const PART_BYTES: usize = 5 << 20;
 
-/// The whole suite, on keys under `prefix`.
-pub(crate) async fn behaves(store: &dyn ObjectStore, reader: &dyn ObjectReader, prefix: &str) {
-    let bucket = Bucket { store, reader, prefix, metadata: metadata() };
-    bucket.a_key_is_written_once().await;
-    bucket.a_wrong_checksum_stores_nothing().await;
-    bucket.of_racing_writers_one_wins().await;
-    bucket.parts_make_an_object_only_when_completed().await;
-    bucket.a_complete_that_does_not_add_up_is_refused().await;
-    bucket.a_complete_never_overwrites().await;
-    bucket.an_unknown_upload_is_said_to_be_none().await;
-    bucket.listings_are_in_order_and_go_on_after_a_key().await;
+/// One thing that a store must do.
+pub struct Check {
+    /// What it must do, as a sentence.
+    pub name: &'static str,
+    run: for<'a> fn(&'a Bucket<'a>) -> BoxFuture<'a, ()>,
 }
 
-struct Bucket<'a> {
+macro_rules! checks {
+    ($($name:ident)*) => {
+        [$(Check { name: stringify!($name), run: |bucket| Box::pin(bucket.$name()) }),*]
+    };
+}
+
+/// The suite. They do not depend on each other.
+pub const CHECKS: [Check; 12] = checks! {
+    a_key_is_written_once
+    a_wrong_checksum_stores_nothing
+    of_racing_writers_one_wins
+    parts_make_an_object_only_when_completed
+    a_part_too_small_is_refused
+    a_wrong_length_is_refused
+    a_wrong_sum_is_refused
+    a_part_that_was_not_stored_is_refused
+    a_complete_never_overwrites
+    a_part_of_an_aborted_upload_is_refused
+    a_complete_of_an_aborted_upload_is_refused
+    listings_are_in_order_and_go_on_after_a_key
+};
+
+/// A bucket as one check sees it.
+pub struct Bucket<'a> {
     store: &'a dyn ObjectStore,
     reader: &'a dyn ObjectReader,
     prefix: &'a str,
+    scratch: &'a Path,
     metadata: BTreeMap<String, String>,
+}
+
+impl Check {
+    /// Panics unless the store does it. Writes keys under `prefix` that no other check writes, and files
+    /// into the folder `scratch`.
+    pub async fn run(
+        &self,
+        store: &dyn ObjectStore,
+        reader: &dyn ObjectReader,
+        prefix: &str,
+        scratch: &Path,
+    ) {
+        (self.run)(&Bucket { store, reader, prefix, scratch, metadata: metadata() }).await;
+    }
+}
+
+/// The whole suite.
+#[cfg(test)]
+pub(crate) async fn behaves(store: &dyn ObjectStore, reader: &dyn ObjectReader, prefix: &str) {
+    let scratch = tempfile::tempdir().unwrap();
+    for check in &CHECKS {
+        check.run(store, reader, prefix, scratch.path()).await;
+    }
 }
 
 fn metadata() -> BTreeMap<String, String> {
@@ -69,6 +111,17 @@ impl Bucket<'_> {
         self.reader.get(key).await.unwrap()
     }
 
+    /// An upload with parts of these lengths, numbered from 1.
+    async fn upload_of(&self, name: &str, lengths: &[usize]) -> Sums<'_> {
+        let key = self.key(name);
+        let id = self.store.create(self.head(&key)).await.unwrap();
+        let mut parts = vec![];
+        for (length, number) in lengths.iter().zip(1..) {
+            parts.push(self.part(&key, &id, number, &vec![b'x'; *length].into()).await);
+        }
+        Sums { bucket: self, key, id, parts }
+    }
+
     async fn a_key_is_written_once(&self) {
         let key = self.key("once=1");
         assert_eq!(self.read(&key).await, None);
@@ -78,8 +131,7 @@ impl Bucket<'_> {
         }
         let read = self.read(&key).await.unwrap();
         assert_eq!((&read.bytes[..], &read.metadata), (&b"first"[..], &self.metadata));
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("fetched");
+        let file = self.scratch.join("fetched");
         let fetched = self.reader.fetch(&key, &file).await.unwrap();
         assert_eq!(fetched.as_ref(), Some(&self.metadata));
         assert_eq!(std::fs::read(&file).unwrap(), b"first");
@@ -140,37 +192,37 @@ impl Bucket<'_> {
         assert_eq!(self.store.uploads(&key).await.unwrap(), []);
     }
 
-    async fn a_complete_that_does_not_add_up_is_refused(&self) {
-        let key = self.key("sums");
-        let upload = &self.store.create(self.head(&key)).await.unwrap();
-        let big = Bytes::from(vec![b'x'; PART_BYTES]);
-        let one = self.part(&key, upload, 1, &big).await;
-        let two = self.part(&key, upload, 2, &Bytes::from_static(b"small")).await;
-        let three = self.part(&key, upload, 3, &Bytes::from_static(b"last")).await;
-        let try_parts = async |parts: Vec<StoredPart>, more: u64, sum: Option<&str>| {
-            let bytes = parts.iter().map(|part| part.bytes).sum::<u64>() + more;
-            let right = checksum::whole(&parts).unwrap();
-            let crc64nvme = sum.unwrap_or(&right);
-            let complete = Complete { key: &key, upload, parts: &parts, bytes, crc64nvme };
-            self.store.complete(complete).await.unwrap_err()
-        };
-        let small = try_parts(vec![one.clone(), two.clone(), three.clone()], 0, None).await;
+    async fn a_part_too_small_is_refused(&self) {
+        let sums = self.upload_of("small", &[PART_BYTES, 5, 4]).await;
+        let small = sums.complete(&sums.parts, 0, None).await.unwrap_err();
         assert!(failed(&small, Cause::LakeRefused), "{small}");
-        let length = try_parts(vec![one.clone(), three.clone()], 1, None).await;
+        sums.assert_open().await;
+    }
+
+    async fn a_wrong_length_is_refused(&self) {
+        let sums = self.upload_of("length", &[PART_BYTES, 4]).await;
+        let length = sums.complete(&sums.parts, 1, None).await.unwrap_err();
         assert!(failed(&length, Cause::LakeRefused), "{length}");
-        let sum = try_parts(vec![one.clone(), three.clone()], 0, Some("AAAAAAAAAAA=")).await;
+        sums.assert_open().await;
+    }
+
+    async fn a_wrong_sum_is_refused(&self) {
+        let sums = self.upload_of("sum", &[PART_BYTES, 4]).await;
+        let sum = sums.complete(&sums.parts, 0, Some("AAAAAAAAAAA=")).await.unwrap_err();
         assert!(failed(&sum, Cause::LakeChecksum), "{sum}");
-        let etag = StoredPart { etag: "\"0123\"".into(), ..three.clone() };
-        let etag = try_parts(vec![one.clone(), etag], 0, None).await;
-        assert!(matches!(etag, ShipError::Conflict { .. }), "{etag}");
-        let missing = StoredPart { number: 4, ..three.clone() };
-        let missing = try_parts(vec![one.clone(), missing], 0, None).await;
-        assert!(matches!(missing, ShipError::Conflict { .. }), "{missing}");
-        assert_eq!(self.read(&key).await, None);
-        assert_eq!(self.store.parts(&key, upload).await.unwrap().unwrap().len(), 3);
-        self.store.abort(&key, upload).await.unwrap();
-        self.store.abort(&key, upload).await.unwrap();
-        assert_eq!(self.store.parts(&key, upload).await.unwrap(), None);
+        sums.assert_open().await;
+    }
+
+    async fn a_part_that_was_not_stored_is_refused(&self) {
+        let sums = self.upload_of("never", &[PART_BYTES, 4]).await;
+        let (one, two) = (sums.parts[0].clone(), sums.parts[1].clone());
+        let other = StoredPart { etag: format!("\"{}\"", "0".repeat(32)), ..two.clone() };
+        let missing = StoredPart { number: 4, ..two };
+        for wrong in [other, missing] {
+            let end = sums.complete(&[one.clone(), wrong], 0, None).await.unwrap_err();
+            assert!(matches!(end, ShipError::Conflict { .. }), "{end}");
+        }
+        sums.assert_open().await;
     }
 
     async fn a_complete_never_overwrites(&self) {
@@ -186,19 +238,22 @@ impl Bucket<'_> {
         self.store.abort(&key, upload).await.unwrap();
     }
 
-    async fn an_unknown_upload_is_said_to_be_none(&self) {
-        let key = self.key("gone");
-        let upload = &self.store.create(self.head(&key)).await.unwrap();
-        self.store.abort(&key, upload).await.unwrap();
+    async fn a_part_of_an_aborted_upload_is_refused(&self) {
+        let upload = self.upload_of("gone", &[4]).await;
+        upload.abort().await;
+        let (key, id) = (&upload.key, &upload.id);
         let (body, sum) = (Bytes::from_static(b"x"), &checksum::of(b"x"));
-        let part = Part { key: &key, upload, number: 1, body, crc64nvme: sum };
+        let part = Part { key, upload: id, number: 1, body, crc64nvme: sum };
         let end = self.store.part(part).await;
         assert!(matches!(end, Err(ShipError::NoSuchUpload { .. })), "{end:?}");
-        let (etag, crc64nvme) = ("\"1\"".into(), sum.clone());
-        let parts = [StoredPart { number: 1, bytes: 1, etag, crc64nvme }];
-        let complete = Complete { key: &key, upload, parts: &parts, bytes: 1, crc64nvme: sum };
-        let end = self.store.complete(complete).await;
+    }
+
+    async fn a_complete_of_an_aborted_upload_is_refused(&self) {
+        let upload = self.upload_of("left", &[4]).await;
+        upload.abort().await;
+        let end = upload.complete(&upload.parts, 0, None).await;
         assert!(matches!(end, Err(ShipError::NoSuchUpload { .. })), "{end:?}");
+        assert_eq!(self.read(&upload.key).await, None);
     }
 
     async fn listings_are_in_order_and_go_on_after_a_key(&self) {
@@ -218,5 +273,42 @@ impl Bucket<'_> {
         assert_eq!(list(None).await, sorted);
         assert_eq!(list(Some(&sorted[1])).await, sorted[2..]);
         assert_eq!(list(Some(&self.key("list/z"))).await, Vec::<String>::new());
+    }
+}
+
+/// An upload whose parts are there.
+struct Sums<'a> {
+    bucket: &'a Bucket<'a>,
+    key: String,
+    id: String,
+    parts: Vec<StoredPart>,
+}
+
+impl Sums<'_> {
+    /// Completes it with these parts, `more` bytes than they have, and another sum than theirs.
+    async fn complete(
+        &self,
+        parts: &[StoredPart],
+        more: u64,
+        sum: Option<&str>,
+    ) -> Result<(), ShipError> {
+        let bytes = parts.iter().map(|part| part.bytes).sum::<u64>() + more;
+        let right = checksum::whole(parts).unwrap();
+        let (key, upload, crc64nvme) = (&self.key, &self.id, sum.unwrap_or(&right));
+        self.bucket.store.complete(Complete { key, upload, parts, bytes, crc64nvme }).await
+    }
+
+    async fn abort(&self) {
+        self.bucket.store.abort(&self.key, &self.id).await.unwrap();
+    }
+
+    /// What was refused has changed nothing; aborts it, twice.
+    async fn assert_open(&self) {
+        assert_eq!(self.bucket.read(&self.key).await, None);
+        let held = self.bucket.store.parts(&self.key, &self.id).await.unwrap();
+        assert_eq!(held.as_ref(), Some(&self.parts));
+        self.abort().await;
+        self.abort().await;
+        assert_eq!(self.bucket.store.parts(&self.key, &self.id).await.unwrap(), None);
     }
 }
