@@ -10,6 +10,7 @@ ROUNDS ?= 1000
 SEED ?= 1
 TRIALS ?= 20
 FS ?= ext4
+STORES ?= target/conformance
 PY := target/py/bin/python
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 export SSL_CERT_FILE ?= /etc/ssl/certs/ca-certificates.crt
@@ -33,12 +34,18 @@ test: test-tools python check ## Everything that must hold before a commit
 check: ## Formatting, lints, documentation, the unit file; no tests
 	cargo fmt --check
 	cargo clippy --locked --all-features --all-targets -- -D warnings
+	cargo clippy --locked --all-features --test conformance -- -D warnings
 	cargo clippy --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --all-features --no-deps --quiet
-	python3 -m py_compile tests/py/*.py tests/power/*.py
+	python3 -m py_compile tests/py/*.py tests/power/*.py tests/conformance/*.py
 	@if command -v systemd-analyze >/dev/null && [ -f systemd/lakehead.service ]; then \
 		systemd-analyze security --offline=true --threshold=15 systemd/lakehead.service >target/exposure.txt \
 			|| { cat target/exposure.txt; exit 1; }; tail -n 1 target/exposure.txt; fi
+
+conformance: conformance-tools ## The S3 side against stores of others, as root: make conformance ONLY="ceph lost"
+	@tests/conformance/install.sh $(STORES)
+	cargo test --locked --all-features --test conformance \
+		--config 'target."cfg(unix)".runner = "$(CURDIR)/tests/conformance/enclose.sh"' -- $(abspath $(STORES)) $(ONLY)
 
 deny: ## Licences, advisories and doubles among the dependencies
 	@cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny
@@ -56,6 +63,9 @@ demo-tools:
 	@$(call install,/usr/lib/postgresql/*/bin/initdb:postgresql /usr/bin/cc:gcc /usr/include/stdlib.h:libc6-dev)
 test-tools: demo-tools
 	@$(call install,/usr/bin/python3:python3 /usr/lib/python3*/ensurepip:python3-venv /usr/bin/pgbench:postgresql /usr/bin/unshare:util-linux /usr/bin/strace:strace)
+conformance-tools: demo-tools
+	@$(call install,/usr/bin/python3:python3 /usr/lib/python3*/ensurepip:python3-venv /usr/bin/unshare:util-linux \
+		/usr/sbin/ip:iproute2 /usr/bin/mmdebstrap:mmdebstrap /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring)
 
 # $(1): pairs of a file and the package that brings it.
 define install
@@ -84,4 +94,5 @@ clean: ## What was built, and the demo's folder
 	cargo clean
 	rm -rf demo-data
 
-.PHONY: help demo build test check deny campaign unit-test power-loss python demo-tools test-tools power-tools clean
+.PHONY: help demo build test check conformance deny campaign unit-test power-loss python demo-tools test-tools \
+	power-tools conformance-tools clean
