@@ -41,11 +41,14 @@ mod writer;
 mod upkeep;
 mod scrub;
 mod open;
+mod begin;
 mod reader;
 pub mod inspect;
 pub mod memory;
 #[cfg(test)]
 mod tests;
+
+pub use begin::begin_at;
 
 pub use crate::source::{
     CHUNK_FACTS, Cell, Change, ChunkDone, Column, Commit, Decode, DecodeError, Durable, Event,
@@ -57,7 +60,7 @@ pub use store::THREADS as INDEX_THREADS;
 use crate::{
     config::Secret,
     error::{Cause, Classified},
-    units::Sequence,
+    units::{Position, Sequence},
 };
 
 /// What a journal is opened with.
@@ -166,6 +169,14 @@ pub enum JournalError {
         /// The folder.
         path: String,
     },
+    /// It was to begin elsewhere, and has begun already.
+    #[error("journal {path}: it has begun already, and holds changes up to {held}")]
+    Begun {
+        /// The folder.
+        path: String,
+        /// Where it stands.
+        held: Position,
+    },
     /// The journal stopped earlier; its first error said why.
     #[error("journal stopped: {0}")]
     Stopped(String),
@@ -178,7 +189,7 @@ impl Classified for JournalError {
             Self::Full { .. } => Cause::DiskFull,
             Self::Damaged { .. } => Cause::JournalDamaged,
             Self::Key { .. } => Cause::JournalKey,
-            Self::Held { .. } => Cause::Config,
+            Self::Held { .. } | Self::Begun { .. } => Cause::Config,
         }
     }
 }

@@ -130,7 +130,7 @@ impl Drop for Journal {
 }
 
 /// What the recovered log goes on with.
-struct Parts {
+pub(super) struct Parts {
     segment: Segment,
     packer: Packer,
     survey: Survey,
@@ -145,7 +145,7 @@ struct Started {
     hold: disk::Hold,
 }
 
-fn hold(dir: &Path, options: &Options) -> Result<disk::Hold, JournalError> {
+pub(super) fn hold(dir: &Path, options: &Options) -> Result<disk::Hold, JournalError> {
     let path = || dir.display().to_string();
     if options.key.expose().len() != KEY_BYTES {
         return Err(JournalError::Key { path: path() });
@@ -211,7 +211,7 @@ fn difference(image: Option<&Image>, survey: &Survey) -> Changes {
 }
 
 /// Begins a new segment: a restart never writes into an old one (I22).
-fn begin(
+pub(super) fn begin(
     device: &Arc<dyn Device>,
     options: &Options,
     mut survey: Survey,

@@ -41,6 +41,17 @@ impl Default for Progress {
 }
 
 impl Progress {
+    /// Of a journal that begins behind `point`: what ended at or before it is held elsewhere, for good.
+    pub(crate) fn behind(point: Point) -> Self {
+        // A commit record that ends at or before the point begins before it.
+        let begins = Position(point.position.0.saturating_sub(1));
+        Self {
+            durable: Durable { point, begins, ..Durable::default() },
+            next_sequence: point.sequence.0.saturating_add(1),
+            ..Self::default()
+        }
+    }
+
     /// Goes past one batch. One that cannot follow is taken as it is: [`fits`] was asked before.
     pub(crate) fn advance(&mut self, piece: Piece, changes: u64, commit: Option<Commit>) {
         let batch = self.next_batch;
