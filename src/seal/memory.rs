@@ -111,6 +111,7 @@ impl Bench {
                 database: "erp".into(),
                 slot: "s".into(),
                 publication: "p".into(),
+                append: None,
                 consistent_point: Position(3),
             },
         );

@@ -146,7 +146,7 @@ pub trait Keep: Send + Sync {
 pub struct KeepError(pub String);
 
 /// Which database, slot and history this box follows. Fact: [`ORIGIN_FACT`], recorded when the slot
-/// is made; what differs from it later is a gap (DESIGN §4).
+/// is made, or taken over from a lost box; what differs from it later is a gap (DESIGN §4).
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Origin {
     /// PostgreSQL's `system_identifier`.
@@ -159,6 +159,9 @@ pub struct Origin {
     pub slot: String,
     /// The publication's name.
     pub publication: String,
+    /// The name of the second publication, of inserts only; absent beside an operator's publication.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub append: Option<String>,
     /// Where the slot begins, and the first snapshot stands.
     pub consistent_point: Position,
 }

@@ -7,6 +7,7 @@
 //! | `name`, `publication`, `slot`, `origin`, `session` | what we make on the server, and whether it continues what we hold |
 //! | `stream`, `batch`, `confirm`, `gauge` | the change stream |
 //! | `tables`, `chunks`, `snapshot`, `gulp` | the rows that were there before |
+//! | `adopt` | the slot of a lost box, taken over |
 //! | `check` | all that can be looked at beforehand |
 //! | `pgoutput`, `copy`, `fields` | records and rows, read again behind the journal |
 //! | `types`, `builtin` and its forms | values |
@@ -24,6 +25,7 @@ use tokio::{
     time::sleep,
 };
 
+mod adopt;
 mod batch;
 mod builtin;
 pub mod calendar;
@@ -62,6 +64,7 @@ pub mod types;
 pub mod url;
 mod wire;
 
+pub use adopt::{Chain, Outlook, Succession, put_whole, succeed};
 pub use check::check;
 pub use connect::client;
 pub use error::SourceError;
@@ -75,12 +78,12 @@ use self::{
     tables::Tables,
     url::Url,
 };
-use super::{Keep, SnapshotChunk};
+use super::{Keep, ORIGIN_FACT, Origin, SnapshotChunk};
 use crate::{
     clock::Clock,
     config,
     error::Classified,
-    facts::Facts,
+    facts::{self, Facts},
     shutdown::Tasks,
     telemetry::board::{SourceBoard, SourceState},
     units::Point,
@@ -94,11 +97,11 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Reads the configuration. Nothing is connected yet.
+    /// Reads the configuration, and which slot this box follows. Nothing is connected yet.
     ///
     /// # Errors
     ///
-    /// The URL or a pattern cannot be used.
+    /// The URL or a pattern cannot be used, or the fact does not read.
     pub fn new(
         config: &config::Source,
         appliance: &str,
@@ -107,11 +110,12 @@ impl Postgres {
         board: SourceBoard,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, SourceError> {
+        let origin: Option<Origin> = facts::read(&*facts, ORIGIN_FACT)?;
         let shared = Shared {
             config: config.clone(),
             url: own_url(config)?,
             patterns: Patterns::new(&config.tables)?,
-            names: Names::new(appliance, config),
+            names: Names::of(appliance, config, origin.as_ref()),
             facts,
             keep,
             board,

@@ -1,6 +1,9 @@
 //! The names of what this box makes on the server: `lakehead_<appliance>_<source>`. Pure.
+//!
+//! **Invariant:** what was made under a name keeps it: once the [`Origin`] is recorded, neither another
+//! name of the appliance nor the box that made it being another one changes the names in use.
 
-use crate::config::Source;
+use crate::{config::Source, source::Origin};
 
 /// Names of one source's slot and publications.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -16,7 +19,22 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// The operator's names, or ours.
+    /// The operator's names, else those in use, else those that we would give.
+    pub(crate) fn of(appliance: &str, source: &Source, origin: Option<&Origin>) -> Self {
+        let mut names = Self::new(appliance, source);
+        let Some(origin) = origin else { return names };
+        if source.slot.is_none() {
+            names.slot.clone_from(&origin.slot);
+        }
+        // An operator's publication that the configuration no longer names is left alone.
+        if source.publication.is_none() && origin.append.is_some() {
+            names.publication.clone_from(&origin.publication);
+            names.append.clone_from(&origin.append);
+        }
+        names
+    }
+
+    /// The operator's names, or those that the appliance of this name gives.
     pub(crate) fn new(appliance: &str, source: &Source) -> Self {
         let ours = derived(appliance, &source.name);
         Self {
@@ -66,6 +84,40 @@ const OURS_BYTES_MAX: usize = NAME_BYTES_MAX - 7;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn source(more: &str) -> Source {
+        let text = format!(
+            "[appliance]\nname = \"a\"\ndata_dir = \"/tmp\"\n[[source]]\nname = \"erp\"\nkind = \"postgres\"\n\
+             url = \"postgresql://u@localhost/d\"\ntables = [\"*\"]\n{more}\n[lake]\nbucket = \"lake\"\nprefix = \"\"\n\
+             region = \"eu-central-1\"\n[encryption]\nmode = \"none\"\n"
+        );
+        let environment = crate::config::Environment::default();
+        let config = crate::config::Config::parse("x".as_ref(), &text, &environment).unwrap();
+        config.sources[0].clone()
+    }
+
+    #[test]
+    fn what_was_made_keeps_its_name_though_the_appliance_has_another() {
+        let made = Names::new("a", &source(""));
+        let origin = Origin {
+            system_identifier: "7".into(),
+            timeline: 1,
+            database: "d".into(),
+            slot: made.slot.clone(),
+            publication: made.publication.clone(),
+            append: made.append.clone(),
+            consistent_point: crate::units::Position(1),
+        };
+        assert_eq!(Names::of("b", &source(""), Some(&origin)), made);
+        assert_eq!(Names::of("b", &source(""), None).slot, "lakehead_b_erp");
+        // The operator's word counts.
+        let given = Names::of("b", &source("slot = \"s\"\npublication = \"p\""), Some(&origin));
+        assert_eq!((&*given.slot, &*given.publication, given.append), ("s", "p", None));
+        // A publication that was an operator's is not taken for ours.
+        let foreign = Origin { publication: "p".into(), append: None, ..origin };
+        let names = Names::of("b", &source(""), Some(&foreign));
+        assert_eq!((&*names.slot, &*names.publication), ("lakehead_a_erp", "lakehead_b_erp"));
+    }
 
     #[test]
     fn a_name_fits_and_long_ones_stay_apart() {

@@ -90,7 +90,7 @@ pub(crate) fn check(
     let Some(slot) = slot else {
         return gap(format!(
             "the replication slot `{name}` is gone: changes after {} may be lost",
-            held.durable.max(held.allowed)
+            held.durable.max(held.allowed).max(origin.consistent_point)
         ));
     };
     if slot.plugin != "pgoutput" || slot.database != origin.database {
@@ -164,6 +164,7 @@ mod tests {
             database: "erp".into(),
             slot: "s".into(),
             publication: "p".into(),
+            append: None,
             consistent_point: Position(100),
         }
     }

@@ -165,6 +165,8 @@ async fn judge(
     let names = &shared.names;
     let confirmed = found.as_ref().and_then(|slot| slot.confirmed).unwrap_or_default();
     if let Some(origin) = facts::read::<Origin>(&*shared.facts, ORIGIN_FACT)? {
+        // The operator may have named another slot since.
+        let origin = Origin { slot: names.slot.clone(), ..origin };
         let held = origin::Held { durable: durable.point.position, allowed: allowed(shared)? };
         let continues = origin::check(&origin, server, found.as_ref(), held)?;
         if let Continues::NewTimeline { timeline, branched } = continues {
@@ -226,6 +228,7 @@ fn first_origin(shared: &Shared, server: &origin::Server, consistent_point: Posi
         database: server.database.clone(),
         slot: shared.names.slot.clone(),
         publication: shared.names.publication.clone(),
+        append: shared.names.append.clone(),
         consistent_point,
     }
 }
