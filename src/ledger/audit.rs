@@ -7,7 +7,7 @@
 //! Memory: about 300 bytes for each object named by the chain.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -119,8 +119,57 @@ pub async fn entries(
     prefix: &str,
     report: &SourceReport,
 ) -> Result<Vec<Entry>, LedgerError> {
-    let fetches = (1..=report.entries).map(|number| -> BoxFuture<'_, _> {
-        let key = entry::key(prefix, &report.source, number);
+    let whole = (report.entries == report.head.entry).then_some(&report.head);
+    read_entries(reader, prefix, &report.source, report.entries, whole).await
+}
+
+/// All entries up to `head`, which is known to be in the chain, in order.
+///
+/// # Errors
+///
+/// As [`entries`].
+pub async fn entries_to(
+    reader: &dyn ObjectReader,
+    prefix: &str,
+    source: &str,
+    head: &Head,
+) -> Result<Vec<Entry>, LedgerError> {
+    read_entries(reader, prefix, source, head.entry, Some(head)).await
+}
+
+/// Keys in the source's folders that no entry names: of objects that were on their way, or not ours.
+///
+/// # Errors
+///
+/// The lake could not be read.
+pub async fn strangers(
+    reader: &dyn ObjectReader,
+    prefix: &str,
+    source: &str,
+    entries: &[Entry],
+) -> Result<Vec<String>, LedgerError> {
+    let named = entries.iter().flat_map(|entry| &entry.objects);
+    let named: BTreeSet<&str> = named.map(|object| object.key.as_str()).collect();
+    let mut found = vec![];
+    for folder in folders(prefix, source) {
+        let mut pages = Pages::new(reader, folder);
+        while let Some(page) = pages.next().await? {
+            let keys = page.into_iter().map(|listed| listed.key);
+            found.extend(keys.filter(|key| !named.contains(key.as_str())));
+        }
+    }
+    Ok(found)
+}
+
+async fn read_entries(
+    reader: &dyn ObjectReader,
+    prefix: &str,
+    source: &str,
+    count: u64,
+    head: Option<&Head>,
+) -> Result<Vec<Entry>, LedgerError> {
+    let fetches = (1..=count).map(|number| -> BoxFuture<'_, _> {
+        let key = entry::key(prefix, source, number);
         Box::pin(async move { get(reader, &key).await })
     });
     let mut fetched = stream::iter(fetches).buffered(ENTRIES_AT_ONCE);
@@ -137,7 +186,7 @@ pub async fn entries(
             _ => return Err(LedgerError::Changed),
         }
     }
-    if report.entries == report.head.entry && hash != report.head.hash {
+    if head.is_some_and(|head| hash != head.hash) {
         return Err(LedgerError::Changed);
     }
     Ok(entries)
@@ -199,8 +248,7 @@ async fn list_objects(
     source: &str,
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<(), LedgerError> {
-    let folders = [format!("{source}/"), format!("_schema/{source}/")];
-    let folders = folders.map(|folder| entry::under(prefix, &folder));
+    let folders = folders(prefix, source);
     let mut done = 0;
     for folder in &folders {
         let mut pages = Pages::new(reader, folder.clone());
@@ -222,6 +270,12 @@ async fn list_objects(
     }
     verifier.listed();
     Ok(())
+}
+
+/// Where the source's objects lie.
+fn folders(prefix: &str, source: &str) -> [String; 2] {
+    let folders = [format!("{source}/"), format!("_schema/{source}/")];
+    folders.map(|folder| entry::under(prefix, &folder))
 }
 
 async fn read_objects(

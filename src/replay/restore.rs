@@ -120,7 +120,11 @@ pub async fn restore(
 }
 
 /// Reads every definition in the ledger.
-async fn read_definitions(
+///
+/// # Errors
+///
+/// One is not there, not what the ledger proves, or no definition of its table and version.
+pub async fn read_definitions(
     fetcher: &Fetcher,
     entries: &[Entry],
 ) -> Result<Definitions, ReplayError> {

@@ -33,7 +33,7 @@ pub use envelope::{LakeKey, Metadata};
 pub use error::SealError;
 pub use object::SealEncryption;
 pub use open::{open_bytes, open_file};
-pub use schema::put_version;
+pub use schema::{put_taken, put_version};
 pub use sealer::{EPOCH_FACT, EpochEnd, LAST_GROUP_FACT, SealOptions, Sealer, SnapshotChunks};
 pub use spool::SpoolReader;
 pub use sums::{crc64nvme, crc64nvme_combine, crc64nvme_text};

@@ -4,6 +4,9 @@
 //! version's fact is recorded together with the group of its object `_schema/…/<version>.json` (the
 //! [`Table`] as JSON), before any group that uses it.
 //!
+//! `seal/taken/<qualified name>`: the greatest number under which a lost box left an object that no entry
+//! of the ledger names. What it describes is not known here; the number is not given again.
+//!
 //! **Invariant:** no two shapes have one version under one name, also when a table is dropped and made
 //! again under its name: the number stands in an object's key, and what stands under a key never changes.
 
@@ -23,6 +26,8 @@ use crate::facts::{self, FactBatch, Facts};
 #[derive(Debug, Default)]
 pub(super) struct Versions {
     known: BTreeMap<u32, Vec<Arc<Table>>>,
+    /// Qualified name, and the greatest number that others took.
+    taken: BTreeMap<String, u32>,
 }
 
 impl Versions {
@@ -31,6 +36,9 @@ impl Versions {
         let mut versions = Self::default();
         for (_, table) in facts::read_all::<Table>(facts, TABLE_FACTS)? {
             versions.learn(Arc::new(table));
+        }
+        for (key, version) in facts::read_all::<u32>(facts, TAKEN_FACTS)? {
+            versions.taken.insert(key[TAKEN_FACTS.len()..].to_owned(), version);
         }
         Ok(versions)
     }
@@ -47,6 +55,7 @@ impl Versions {
             known.id == table.id || (known.schema == table.schema && known.name == table.name)
         };
         let last = self.known.values().flatten().filter(same).map(|known| known.version).max();
+        let last = last.max(self.taken.get(&table.qualified()).copied());
         Arc::new(Table { version: last.unwrap_or(0) + 1, ..table.clone() })
     }
 
@@ -64,6 +73,11 @@ pub fn put_version(batch: &mut FactBatch, table: &Table) {
     batch.put(format!("{TABLE_FACTS}{:010}/{:010}", table.id, table.version), table);
 }
 
+/// Adds the fact that the numbers of `qualified` up to `version` are taken.
+pub fn put_taken(batch: &mut FactBatch, qualified: &str, version: u32) {
+    batch.put(format!("{TAKEN_FACTS}{qualified}"), &version);
+}
+
 /// Makes the object of a version.
 pub(super) fn draft(maker: &Maker, table: &Table) -> Result<Draft, SealError> {
     let mut json = serde_json::to_vec_pretty(table).expect("a table is plain data");
@@ -74,6 +88,7 @@ pub(super) fn draft(maker: &Maker, table: &Table) -> Result<Draft, SealError> {
 }
 
 const TABLE_FACTS: &str = "seal/table/";
+const TAKEN_FACTS: &str = "seal/taken/";
 
 #[cfg(test)]
 mod tests {
@@ -104,6 +119,20 @@ mod tests {
         let mut again = Versions::load(&facts).unwrap();
         assert_eq!(give(&mut again, &facts, &changed), 2);
         assert_eq!(give(&mut again, &facts, &plain), 1);
+    }
+
+    #[test]
+    fn a_number_that_a_lost_box_left_in_the_lake_is_not_given_again() {
+        let facts = MemoryFacts::default();
+        let mut batch = FactBatch::default();
+        put_version(&mut batch, &Table { version: 1, ..table(7, "t") });
+        put_taken(&mut batch, "public.t", 3);
+        facts.record_blocking(batch).unwrap();
+        let mut versions = Versions::load(&facts).unwrap();
+        let mut changed = table(7, "t");
+        changed.columns[0].not_null = !changed.columns[0].not_null;
+        assert_eq!(give(&mut versions, &facts, &table(7, "t")), 1);
+        assert_eq!(give(&mut versions, &facts, &changed), 4);
     }
 
     #[test]

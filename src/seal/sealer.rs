@@ -7,6 +7,7 @@
 //! | `seal/epoch` | [`EpochEnd`]: where the changes were cut last |
 //! | `seal/relation/<table id>` | a table as the decoder remembered it there |
 //! | `seal/table/<table id>/<version>` | a version of a table's schema |
+//! | `seal/taken/<qualified name>` | version numbers that a lost box took |
 //! | `seal/chunk/<table id>/<chunk>` | a sealed chunk of a snapshot |
 //!
 //! **Invariant:** a group's objects are fsynced before its fact is, and its fact before it is passed on;
