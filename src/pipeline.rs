@@ -10,7 +10,6 @@
 //! again at a slow pace with an alarm up, while the others go on; a fenced source stops alone.
 
 use std::{
-    io,
     sync::{Arc, Mutex},
     thread,
     time::Duration,
@@ -21,15 +20,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::Clock,
-    config::{self, Config, ConfigError, Secret},
-    error::{Cause, Classified, Disposition, Exit},
+    config::{self, Config, Secret},
+    error::{Classified, Disposition, Exit},
     facts::{self, Facts},
-    journal::{self, Decode, Journal, JournalError, Keep, ORIGIN_FACT, Origin, Table},
-    ledger::{IdentityKey, Ledger, LedgerError, LedgerOptions, Proven, SourceIdentity},
+    journal::{self, Decode, Journal, Keep, ORIGIN_FACT, Origin, Table},
+    ledger::{IdentityKey, Ledger, LedgerOptions, Proven, SourceIdentity},
     seal::{Group, SealEncryption, SealError, SealOptions, Sealer, SpoolReader},
     ship::{self, Encryption, ObjectStore, ShipError, Shipped, drive::Shipper, s3::S3},
     shutdown::Tasks,
-    source::postgres::{Postgres, SourceError, pgoutput::PgDecoder},
+    source::postgres::{Postgres, pgoutput::PgDecoder},
     telemetry::{
         board::{Board, SourceBoard, SourceState},
         heartbeat::{Beat, Heartbeat},
@@ -37,61 +36,14 @@ use crate::{
     units::Point,
 };
 
-/// Why the pipeline ended.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// A file or secret of the configuration cannot be used.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// A thread cannot be started.
-    #[error("start a thread: {0}")]
-    Thread(io::Error),
-    /// The journal failed.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// Sealing failed.
-    #[error(transparent)]
-    Seal(#[from] SealError),
-    /// Shipping failed.
-    #[error(transparent)]
-    Ship(#[from] ShipError),
-    /// The ledger failed.
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
-    /// The source failed.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-}
-
-impl Classified for RunError {
-    fn cause(&self) -> Cause {
-        match self {
-            Self::Thread(_) => Cause::Defect,
-            Self::Config(error) => error.cause(),
-            Self::Journal(error) => error.cause(),
-            Self::Seal(error) => error.cause(),
-            Self::Ship(error) => error.cause(),
-            Self::Ledger(error) => error.cause(),
-            Self::Source(error) => error.cause(),
-        }
-    }
-
-    fn remedy(&self) -> String {
-        match self {
-            Self::Thread(_) => self.cause().disposition().remedy().into(),
-            Self::Config(error) => error.remedy(),
-            Self::Journal(error) => error.remedy(),
-            Self::Seal(error) => error.remedy(),
-            Self::Ship(error) => error.remedy(),
-            Self::Ledger(error) => error.remedy(),
-            Self::Source(error) => error.remedy(),
-        }
-    }
-}
-
 mod access;
+mod adopt;
+mod error;
+mod estate;
 use access::{encryption, object_encryption};
 pub use access::{journal_key, lake, lake_key};
+pub use adopt::{Asked, Progress, Takeover, adopt};
+pub use error::RunError;
 
 /// What all roads share.
 #[derive(Clone)]
@@ -182,16 +134,12 @@ impl Road {
     ) -> Result<Self, RunError> {
         let config = &shared.config;
         let data_dir = &config.appliance.data_dir;
-        let options = journal::Options {
-            dir: data_dir.join("journal").join(&source.name),
-            key: shared.journal_key.clone(),
-            max_bytes: config.journal.max_bytes,
-            segment_bytes: config.journal.segment_bytes,
-        };
+        let options = journal_options(config, &source.name, &shared.journal_key);
         // Its own owner: it is stopped after the rooms that record facts.
         let journal =
             Journal::open(options, board.clone(), Arc::clone(&shared.clock), &Tasks::new())?;
         let facts: Arc<dyn Facts> = Arc::clone(&journal) as Arc<dyn Facts>;
+        adopt::whole(&*facts, &source.name)?;
         let options = SealOptions {
             prefix: config.lake.prefix.clone(),
             source: source.name.clone(),
@@ -310,17 +258,8 @@ impl Road {
         facts: Arc<dyn Facts>,
     ) -> Result<Ledger, RunError> {
         let (shared, board) = (&self.shared, self.board.clone());
-        let options = LedgerOptions {
-            appliance: shared.config.appliance.name.clone(),
-            source: self.name.clone(),
-            prefix: shared.config.lake.prefix.clone(),
-            data_dir: shared.config.appliance.data_dir.clone(),
-            identity: identity_reader(self.name.clone(), Arc::clone(&facts)),
-            encryption: match object_encryption(&shared.config) {
-                Encryption::Client => Encryption::None,
-                other => other,
-            },
-        };
+        let identity = identity_reader(self.name.clone(), Arc::clone(&facts));
+        let options = ledger_options(&shared.config, &self.name, identity);
         let release = Arc::new(move || board.read().release);
         let identity = shared.identity.clone();
         let clock = Arc::clone(&shared.clock);
@@ -468,11 +407,34 @@ impl ship::ReadSpool for Spool {
     }
 }
 
-/// Which database the ledger speaks of: what the source recorded when it made the slot.
-fn identity_reader(
-    name: String,
-    facts: Arc<dyn Facts>,
-) -> Arc<dyn Fn() -> Option<SourceIdentity> + Send + Sync> {
+fn journal_options(config: &Config, source: &str, key: &Secret) -> journal::Options {
+    journal::Options {
+        dir: config.appliance.data_dir.join("journal").join(source),
+        key: key.clone(),
+        max_bytes: config.journal.max_bytes,
+        segment_bytes: config.journal.segment_bytes,
+    }
+}
+
+fn ledger_options(config: &Config, source: &str, identity: Identity) -> LedgerOptions {
+    LedgerOptions {
+        appliance: config.appliance.name.clone(),
+        source: source.into(),
+        prefix: config.lake.prefix.clone(),
+        data_dir: config.appliance.data_dir.clone(),
+        identity,
+        encryption: match object_encryption(config) {
+            Encryption::Client => Encryption::None,
+            other => other,
+        },
+    }
+}
+
+/// Says which database the ledger speaks of.
+type Identity = Arc<dyn Fn() -> Option<SourceIdentity> + Send + Sync>;
+
+/// What the source recorded when it made the slot.
+fn identity_reader(name: String, facts: Arc<dyn Facts>) -> Identity {
     Arc::new(move || {
         let origin: Origin = facts::read(facts.as_ref(), ORIGIN_FACT).ok().flatten()?;
         Some(SourceIdentity {

@@ -141,7 +141,7 @@ pub(super) fn public_keys(config: &Config, source: &str, named: Vec<PathBuf>) ->
 }
 
 /// The keys in a PEM file: a box's own, or those that a box trusts after it adopted a chain.
-fn read_public_keys(path: &Path) -> Result<Vec<PublicKey>, Failure> {
+pub(super) fn read_public_keys(path: &Path) -> Result<Vec<PublicKey>, Failure> {
     let text = std::fs::read_to_string(path)
         .map_err(|why| Failure::system(&format!("read public key {}", path.display()), &why))?;
     PublicKey::all_from_pem(&text).filter(|keys| !keys.is_empty()).ok_or_else(|| {
