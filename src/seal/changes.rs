@@ -4,6 +4,8 @@
 //! its transaction's commit record, found by looking ahead) and its commit time. At a cut all open objects
 //! are ended, and one batch of facts makes the group, the place to resume and the decoder's tables durable.
 //!
+//! A batch without records is a mark: the epoch reaches its position, and holds nothing of it.
+//!
 //! **Invariants:** after a restart exactly the batches after the last recorded epoch are sealed (I11);
 //! batches join without gap; each holds as many changes as the journal counted; a record that does not
 //! decode stops the source and is never skipped (I13, I16).
@@ -108,6 +110,7 @@ impl<'a> Changes<'a> {
         self.admit(&batch)?;
         let mut commits = self.look_ahead(&batch)?;
         let unreadable = |why| SealError::Decode { what: format!("batch {}", batch.number), why };
+        let length = batch.bytes.len();
         let mut bytes = batch.bytes;
         let mut read = 0;
         while read < bytes.len() {
@@ -132,6 +135,10 @@ impl<'a> Changes<'a> {
         self.expect("changes in a batch", batch.changes, found)?;
         let open = u64::from(matches!(batch.piece, Piece::First | Piece::Middle));
         self.expect("transactions open after a batch", open, self.transaction.is_some().into())?;
+        if let (0, Some(mark)) = (length, batch.commit) {
+            self.to.position = mark.position.max(self.to.position);
+            self.epoch.reach(mark.at);
+        }
         self.batch = batch.number;
         Ok(())
     }
@@ -312,6 +319,50 @@ mod tests {
             GroupKind::Changes { from, to, batch, .. } => (from, to, batch),
             _ => panic!("{group:?} is no epoch"),
         }
+    }
+
+    #[test]
+    fn a_mark_moves_the_epoch_and_holds_nothing() {
+        let bench = Bench::new();
+        let mut log = Log::default();
+        // Four batches to an epoch.
+        log.whole(NOON, &[&[relation(&table(1, "a")), insert(1, 7)], &[insert(1, 8)]]);
+        log.mark(NOON + 1, 26).mark(NOON + 2, 27).mark(NOON + 3, 28);
+        // An epoch of nothing else; the next commit record begins at its end.
+        log.mark(NOON + 4, 28).mark(NOON + 5, 29).mark(NOON + 6, 29).mark(NOON + 7, 30);
+        log.whole(NOON + 8, &[&[insert(1, 9)]]);
+        log.mark(NOON + 9, 36).mark(NOON + 10, 37).mark(NOON + 11, 38);
+        let groups = bench.run(log.batches).unwrap();
+        let point = |sequence, position| Point {
+            sequence: Sequence(sequence),
+            position: Position(position),
+        };
+        let seen: Vec<_> =
+            epochs(&groups).into_iter().map(|epoch| (bounds(epoch), epoch.objects.len())).collect();
+        let ends = [point(0, 3), point(2, 28), point(2, 30), point(3, 38)];
+        let epoch = |n: usize, objects| ((ends[n], ends[n + 1], 4 * (n as u64 + 1)), objects);
+        assert_eq!(seen, [epoch(0, 1), epoch(1, 0), epoch(2, 1)]);
+        assert_eq!(sequences(&bench, &groups), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_box_that_took_a_chain_over_goes_on_at_its_end_without_what_its_decoder_knew() {
+        let bench = Bench::new();
+        let end = Point { sequence: Sequence(41), position: Position(95) };
+        let mut heir = FactBatch::default();
+        heir.put(EPOCH_FACT, &EpochEnd { end, batch: 0 });
+        let known = Table { version: 3, ..table(1, "a") };
+        crate::seal::put_version(&mut heir, &known);
+        bench.facts().record_blocking(heir).unwrap();
+        let mut log = Log::behind(41, 9);
+        log.whole(NOON, &[&[relation(&table(1, "a")), insert(1, 7), insert(1, 8)]]);
+        log.whole(NOON, &[&[insert(1, 9)]]).mark(NOON, 116).mark(NOON, 117);
+        let groups = bench.run(log.batches).unwrap();
+        // Its shape is known: no version is given anew.
+        assert_eq!(groups[0].id, 1);
+        assert!(groups.iter().all(|group| group.kind != GroupKind::Schema), "{groups:?}");
+        assert_eq!((bounds(&groups[0]).0, groups[0].objects[0].version), (end, 3));
+        assert_eq!(sequences(&bench, &groups), [42, 43, 44]);
     }
 
     #[test]

@@ -59,6 +59,11 @@ impl Epoch {
         self.committed_at = at;
     }
 
+    /// The log was followed until `at` by the server's clock, and nothing of ours was in it.
+    pub(super) fn reach(&mut self, at: Timestamp) {
+        self.committed_at = at.max(self.committed_at);
+    }
+
     /// Adds a row of a transaction committed at `at`.
     pub(super) fn append(
         &mut self,

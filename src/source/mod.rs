@@ -42,7 +42,8 @@ pub struct Run {
     pub bytes: Vec<u8>,
     /// Changes in it: rows inserted, updated, deleted, and one for each table of a TRUNCATE.
     pub changes: u64,
-    /// The last commit in it. Present in `Whole` and `Last`.
+    /// The last commit in it. Present in `Whole` and `Last`. In a run without records it is a mark: no
+    /// transaction of ours ends after the ones before it and up to there.
     pub commit: Option<Commit>,
 }
 
@@ -69,7 +70,7 @@ pub struct Commit {
     pub begins: Position,
     /// The server's commit time.
     pub at: Timestamp,
-    /// Transactions committed in the same run, this one included.
+    /// Transactions committed in the same run, this one included; of a mark 0.
     pub transactions: u32,
 }
 

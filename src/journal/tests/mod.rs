@@ -279,6 +279,28 @@ async fn a_log_shorter_than_its_index_is_believed_and_said() {
 }
 
 #[tokio::test]
+async fn a_mark_is_durable_and_read_as_any_batch() {
+    let site = Site::new();
+    let journal = site.open();
+    journal.append(whole(10, 3)).await.unwrap();
+    let commit = commit(25).map(|commit| Commit { transactions: 0, ..commit });
+    journal.append(Run { commit, ..Run::new(Piece::Whole) }).await.unwrap();
+    durable_at(&*journal, 2).await;
+    kill(journal).await;
+    let journal = site.open();
+    let durable = journal.session().await.unwrap();
+    assert_eq!((durable.point.position, durable.begins), (Position(25), Position(24)));
+    assert_eq!(durable.point.sequence, Sequence(3));
+    let read = read_all(journal.reader(0));
+    assert_eq!((read.len(), read[1].bytes.len(), read[1].commit), (2, 0, commit));
+    journal.append(whole(40, 1)).await.unwrap();
+    durable_at(&*journal, 3).await;
+    assert_eq!(read_all(journal.reader(2))[0].first, Sequence(4));
+    journal.stop().await;
+    assert_eq!(site.check().damage, [""; 0]);
+}
+
+#[tokio::test]
 async fn nobody_else_opens_a_journal_that_is_held_or_has_another_key() {
     let site = Site::new();
     let journal = site.open();

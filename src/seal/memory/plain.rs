@@ -201,6 +201,18 @@ impl Log {
         self.push(run, None)
     }
 
+    /// A batch that says that nothing was in the log up to `position`.
+    pub(in crate::seal) fn mark(&mut self, at: i64, position: u64) -> &mut Self {
+        let (position, begins) = (Position(position), Position(position - 1));
+        let commit = Some(Commit { position, begins, at: Timestamp(at), transactions: 0 });
+        self.push(Run { commit, ..Run::new(Piece::Whole) }, None)
+    }
+
+    /// As the log of a box that goes on behind `changes` and `commits` of another.
+    pub(in crate::seal) fn behind(changes: u64, commits: u64) -> Self {
+        Self { batches: vec![], changes, commits }
+    }
+
     /// Batches with one transaction, a piece each.
     pub(in crate::seal) fn pieces(&mut self, at: i64, pieces: &[&[Vec<u8>]]) -> &mut Self {
         let begins = (self.commits + 1) * 10;

@@ -11,7 +11,7 @@ use super::{
     connect::Target,
     login::Purpose,
     name::Names,
-    origin::{self, Held, Server, Slot},
+    origin::{self, Server, Slot},
     own_url, slot,
     snapshot::plan_fact,
 };
@@ -122,8 +122,7 @@ fn origin(chain: &Chain, names: &Names, database: &str, slot: Option<&Slot>) -> 
 }
 
 fn outlook(chain: &Chain, origin: &Origin, server: &Server, slot: Option<&Slot>) -> Outlook {
-    let held = Held { durable: chain.reached.unwrap_or_default(), ..Held::default() };
-    let why = match origin::check(origin, server, slot, held) {
+    let why = match origin::check(origin, server, slot, chain.reached.unwrap_or_default()) {
         Ok(_) => return Outlook::Continues,
         Err(why) => why.to_string(),
     };

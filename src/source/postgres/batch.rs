@@ -57,7 +57,7 @@ struct Open {
 /// What a batcher has seen.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Seen {
-    /// End of the last transaction that was recorded.
+    /// End of the last transaction that was recorded, or the last mark.
     pub(crate) recorded: Position,
     /// End of the last whole transaction, recorded or not.
     pub(crate) received: Position,
@@ -169,6 +169,16 @@ impl Batcher {
             self.give_whole();
         }
         self.ready.pop_front()
+    }
+
+    /// A mark: all transactions up to `position` were given, and the server named it at `at`. To be called
+    /// when none is open and none is held.
+    pub(crate) fn mark(&mut self, position: Position, at: Timestamp) -> Run {
+        self.seen.recorded = position;
+        // The next commit record can begin right there; those before it ended there at the latest.
+        let begins = Position(position.0.saturating_sub(1));
+        let commit = Some(Commit { position, begins, at, transactions: 0 });
+        Run { commit, ..Run::new(Piece::Whole) }
     }
 
     fn begin(&mut self, message: &[u8], body: &[u8]) -> Result<(), SourceError> {
@@ -397,6 +407,20 @@ mod tests {
         assert_eq!((commit.position, commit.begins), (Position(11), Position(10)));
         assert_eq!(messages(&[run]), sent);
         assert_eq!(batcher.take(true), None);
+    }
+
+    #[test]
+    fn a_commit_that_begins_at_a_mark_is_not_skipped_and_one_before_it_is() {
+        let mut batcher = Batcher::new(Position(0), Position(0));
+        let mark = batcher.mark(Position(20), Timestamp(9));
+        assert_eq!((mark.piece, mark.changes, mark.bytes.len()), (Piece::Whole, 0, 0));
+        let commit = mark.commit.unwrap();
+        assert_eq!((commit.position, batcher.seen.recorded), (Position(20), Position(20)));
+        let mut again = Batcher::new(commit.begins, commit.position);
+        let sent = [19, 20].map(|begins| [begin(begins), insert(1, 3), self::commit(begins)]);
+        feed(&mut again, &sent.concat());
+        assert_eq!(messages(&[again.take(true).unwrap()]), sent[1]);
+        assert_eq!(again.seen.skipped, 1);
     }
 
     #[test]

@@ -4,10 +4,11 @@
 //! - **I1** never beyond what is durable where the release rule asks for it;
 //! - **I3** never back;
 //! - **I4** only at the end of a transaction with which all before it are durable, or
-//! - **I5** at a position that the server named while no transaction was open, if by now nothing is
-//!   open, nothing is buffered and everything received is durable. Such a position lies beyond the
-//!   journal's, so it is recorded as a fact *before* it is confirmed: after a restart a slot that
-//!   stands there has lost nothing.
+//! - **I5** at a position that the server named while no transaction was open. Such a position is
+//!   given to the journal as a *mark*, a run without records, behind all that came before it: so it is
+//!   durable, and then in the ledger, as the end of a transaction is. What is confirmed is always what
+//!   the journal, or the lake, can show: also a box that continues another's chain finds the slot of one
+//!   that had nothing to do for a week where the chain ends.
 
 use crate::{config::Release, units::Position};
 
@@ -19,8 +20,6 @@ pub(crate) struct Confirm {
     /// With `auto`: whether the journal is enough at present.
     relaxed: bool,
     confirmed: Position,
-    /// The greatest position beyond the journal's that may be confirmed: its fact is durable.
-    allowed: Position,
 }
 
 /// What is known at the moment of deciding.
@@ -30,11 +29,11 @@ pub(crate) struct Now {
     pub(crate) durable: Position,
     /// How far the ledger reaches.
     pub(crate) shipped: Position,
-    /// End of the last transaction recorded, durable or not.
+    /// End of the last transaction, or the last mark, given to the journal, durable or not.
     pub(crate) recorded: Position,
     /// Whether a transaction is open.
     pub(crate) open: bool,
-    /// Whether transactions are held that the journal has not been given.
+    /// Whether transactions are held that the journal has not been given whole.
     pub(crate) buffered: bool,
     /// The last position that the server named, or at which a transaction of no consequence ended,
     /// while none was open.
@@ -43,24 +42,10 @@ pub(crate) struct Now {
     pub(crate) server: Position,
 }
 
-/// What to do.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Decision {
-    /// What may be confirmed; not less than before.
-    pub(crate) confirm: Position,
-    /// What may be confirmed as soon as the fact of it is durable: then call [`Confirm::allow`].
-    pub(crate) record: Option<Position>,
-}
-
 impl Confirm {
     /// Begins where the slot stands: `confirmed` is what the server holds confirmed already.
     pub(crate) fn new(rule: Release, wal_bytes_max: u64, confirmed: Position) -> Self {
-        Self { rule, wal_bytes_max, relaxed: false, confirmed, allowed: Position::default() }
-    }
-
-    /// The fact that `position` may be confirmed is durable.
-    pub(crate) fn allow(&mut self, position: Position) {
-        self.allowed = self.allowed.max(position);
+        Self { rule, wal_bytes_max, relaxed: false, confirmed }
     }
 
     /// Whether the ledger, not the journal, is what counts at present.
@@ -77,16 +62,19 @@ impl Confirm {
         self.confirmed
     }
 
-    /// Decides.
-    pub(crate) fn decide(&mut self, now: &Now) -> Decision {
+    /// What may be confirmed; not less than before.
+    pub(crate) fn decide(&mut self, now: &Now) -> Position {
         let shipped = now.shipped.min(now.durable);
         self.relax(now, shipped);
-        let base = if self.waits_for_lake() { shipped } else { now.durable };
-        let all_safe = !now.open && !now.buffered && base >= now.recorded;
-        let quiet = if all_safe { now.quiet } else { Position::default() };
-        let record = (quiet > base.max(self.allowed).max(self.confirmed)).then_some(quiet);
-        self.confirmed = self.confirmed.max(base).max(quiet.min(self.allowed));
-        Decision { confirm: self.confirmed, record }
+        let safe = if self.waits_for_lake() { shipped } else { now.durable };
+        self.confirmed = self.confirmed.max(safe);
+        self.confirmed
+    }
+
+    /// The position to be given to the journal as a mark, so that it can be confirmed.
+    pub(crate) fn mark(&self, now: &Now) -> Option<Position> {
+        let news = now.quiet > now.recorded.max(self.confirmed);
+        (news && !now.open && !now.buffered).then_some(now.quiet)
     }
 
     /// With `auto`: the journal is enough while the server keeps too much for us, until the ledger
@@ -122,47 +110,43 @@ mod tests {
 
     #[test]
     fn the_rule_says_whose_durability_counts() {
-        assert_eq!(confirm(Release::Journal).decide(&at(50, 20, 60)).confirm, Position(50));
-        assert_eq!(confirm(Release::Lake).decide(&at(50, 20, 60)).confirm, Position(20));
-        assert_eq!(confirm(Release::Auto).decide(&at(50, 20, 60)).confirm, Position(20));
+        assert_eq!(confirm(Release::Journal).decide(&at(50, 20, 60)), Position(50));
+        assert_eq!(confirm(Release::Lake).decide(&at(50, 20, 60)), Position(20));
+        assert_eq!(confirm(Release::Auto).decide(&at(50, 20, 60)), Position(20));
     }
 
     #[test]
     fn auto_lets_the_journal_count_while_the_server_keeps_too_much() {
         let mut auto = confirm(Release::Auto);
         let full = Now { server: Position(1100), ..at(900, 20, 900) };
-        assert_eq!(auto.decide(&full).confirm, Position(900));
+        assert_eq!(auto.decide(&full), Position(900));
         assert!(!auto.waits_for_lake());
         // Still: the ledger is behind what was confirmed.
         auto.decide(&Now { server: Position(1200), ..at(1000, 30, 1000) });
         assert!(!auto.waits_for_lake());
         auto.decide(&Now { server: Position(1200), ..at(1000, 1000, 1000) });
         assert!(auto.waits_for_lake());
-        assert_eq!(auto.decide(&at(1100, 1050, 1100)).confirm, Position(1050));
+        assert_eq!(auto.decide(&at(1100, 1050, 1100)), Position(1050));
     }
 
     #[test]
-    fn a_keepalives_position_counts_only_when_all_is_safe_and_its_fact_is_durable() {
+    fn a_keepalives_position_is_marked_only_when_all_before_it_was_given_to_the_journal() {
         let quiet = |now: Now| Now { quiet: Position(100), ..now };
-        let mut journal = confirm(Release::Journal);
-        for unsafe_now in [
-            Now { open: true, ..at(50, 50, 50) },
-            Now { buffered: true, ..at(50, 50, 50) },
-            at(40, 40, 50),
-        ] {
-            let decision = journal.decide(&quiet(unsafe_now));
-            assert_eq!(decision.record, None);
-            assert!(decision.confirm <= Position(50));
-        }
-        let decision = journal.decide(&quiet(at(50, 0, 50)));
-        assert_eq!((decision.confirm, decision.record), (Position(50), Some(Position(100))));
-        journal.allow(Position(100));
-        let decision = journal.decide(&quiet(at(50, 0, 50)));
-        assert_eq!((decision.confirm, decision.record), (Position(100), None));
         let mut lake = confirm(Release::Lake);
-        lake.allow(Position(100));
-        assert_eq!(lake.decide(&quiet(at(50, 49, 50))).confirm, Position(49));
-        assert_eq!(lake.decide(&quiet(at(50, 50, 50))).confirm, Position(100));
+        for unsafe_now in
+            [Now { open: true, ..at(50, 50, 50) }, Now { buffered: true, ..at(50, 50, 50) }]
+        {
+            assert_eq!(lake.mark(&quiet(unsafe_now)), None);
+        }
+        assert_eq!(lake.mark(&quiet(at(40, 0, 50))), Some(Position(100)));
+        // Given: it counts where it is safe, and is not given again.
+        let given = quiet(at(100, 50, 100));
+        assert_eq!((lake.mark(&given), lake.decide(&given)), (None, Position(50)));
+        assert_eq!(confirm(Release::Journal).decide(&given), Position(100));
+        assert_eq!(lake.decide(&quiet(at(100, 100, 100))), Position(100));
+        // What the server holds confirmed already needs no mark.
+        let stands = Confirm::new(Release::Lake, 1000, Position(100));
+        assert_eq!(stands.mark(&quiet(at(50, 50, 50))), None);
     }
 
     /// A road in small: transactions are sent, recorded, made durable, shipped, in that order.
@@ -174,14 +158,14 @@ mod tests {
         Sync,
         Ship,
         Keepalive,
-        Allow,
+        Mark,
         Grow,
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         use Step::*;
         let step =
-            prop::sample::select(vec![Begin, Commit, Give, Sync, Ship, Keepalive, Allow, Grow]);
+            prop::sample::select(vec![Begin, Commit, Give, Sync, Ship, Keepalive, Mark, Grow]);
         prop::collection::vec(step, 1..200)
     }
 
@@ -194,7 +178,7 @@ mod tests {
         ) {
             let mut confirm = Confirm::new(rule, 300, Position(0));
             let mut now = Now::default();
-            let (mut log, mut given, mut wanted) = (0u64, Position(0), None);
+            let (mut log, mut given) = (0u64, Position(0));
             // Ends of transactions, by which every confirmed position is judged.
             let mut ends: Vec<Position> = vec![];
             let mut before = Position(0);
@@ -215,20 +199,25 @@ mod tests {
                     Step::Sync => now.durable = given,
                     Step::Ship => now.shipped = now.durable,
                     Step::Keepalive if !now.open => now.quiet = Position(log),
-                    Step::Allow => wanted.take().into_iter().for_each(|position| confirm.allow(position)),
+                    Step::Mark => {
+                        if let Some(position) = confirm.mark(&now) {
+                            // The journal takes it behind all that it was given.
+                            (now.recorded, given) = (position, position);
+                        }
+                    }
                     Step::Grow => log += 200,
                     Step::Commit | Step::Keepalive => {}
                 }
                 now.server = Position(log);
-                let decision = confirm.decide(&now);
-                wanted = wanted.max(decision.record);
-                prop_assert!(decision.confirm >= before, "went back");
+                let confirmed = confirm.decide(&now);
+                prop_assert!(confirmed >= before, "went back");
                 let needed = if rule == Release::Lake { now.shipped } else { now.durable };
                 // Every transaction that ends at or before the confirmed position is safe.
-                let covered = ends.iter().copied().filter(|end| *end <= decision.confirm);
-                prop_assert!(covered.max().unwrap_or_default() <= needed, "{:?} {:?}", decision, now);
-                prop_assert!(!now.open || decision.confirm <= before.max(needed));
-                before = decision.confirm;
+                let covered = ends.iter().copied().filter(|end| *end <= confirmed);
+                prop_assert!(covered.max().unwrap_or_default() <= needed, "{:?} {:?}", confirmed, now);
+                // And no more than the journal, or the ledger, can show.
+                prop_assert!(confirmed <= needed, "{:?} {:?}", confirmed, now);
+                before = confirmed;
             }
         }
     }

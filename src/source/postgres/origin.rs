@@ -32,15 +32,6 @@ pub(crate) struct Slot {
     pub(crate) wal_status: String,
 }
 
-/// What this box holds.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Held {
-    /// The last transaction that is durable here.
-    pub(crate) durable: Position,
-    /// The greatest position beyond it that was allowed to be confirmed.
-    pub(crate) allowed: Position,
-}
-
 /// How the server continues what is held.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Continues {
@@ -55,7 +46,7 @@ pub(crate) enum Continues {
     },
 }
 
-/// Compares.
+/// Compares. `held`: the end of the last transaction, or the last mark, that is durable here.
 ///
 /// # Errors
 ///
@@ -64,7 +55,7 @@ pub(crate) fn check(
     origin: &Origin,
     server: &Server,
     slot: Option<&Slot>,
-    held: Held,
+    held: Position,
 ) -> Result<Continues, SourceError> {
     let gap = |what: String| Err(SourceError::Gap(what));
     if server.system_identifier != origin.system_identifier {
@@ -80,17 +71,17 @@ pub(crate) fn check(
         ));
     }
     let continues = timeline(origin, server, held)?;
-    if server.log_end < held.durable {
+    if server.log_end < held {
         return gap(format!(
-            "the server's log ends at {}, this box holds changes up to {}: the database was restored to an earlier state",
-            server.log_end, held.durable
+            "the server's log ends at {}, this box holds changes up to {held}: the database was restored to an earlier state",
+            server.log_end
         ));
     }
     let name = &origin.slot;
     let Some(slot) = slot else {
         return gap(format!(
             "the replication slot `{name}` is gone: changes after {} may be lost",
-            held.durable.max(held.allowed).max(origin.consistent_point)
+            held.max(origin.consistent_point)
         ));
     };
     if slot.plugin != "pgoutput" || slot.database != origin.database {
@@ -103,12 +94,11 @@ pub(crate) fn check(
         (slot.restart, slot.confirmed, slot.wal_status == "lost")
     else {
         return gap(format!(
-            "the server gave up the replication slot `{name}` and removed the log that it needs: changes after {} are lost",
-            held.durable.max(held.allowed)
+            "the server gave up the replication slot `{name}` and removed the log that it needs: changes after {held} are lost"
         ));
     };
     // Nothing after these was ever confirmed by us; the slot begins at its consistent point.
-    let ours = held.durable.max(held.allowed).max(origin.consistent_point);
+    let ours = held.max(origin.consistent_point);
     if confirmed > ours {
         return gap(format!(
             "the replication slot `{name}` stands at {confirmed}, this box holds changes up to {ours}: the slot was made anew, or another reader moved it",
@@ -122,19 +112,18 @@ pub(crate) fn check(
     Ok(continues)
 }
 
-fn timeline(origin: &Origin, server: &Server, held: Held) -> Result<Continues, SourceError> {
+fn timeline(origin: &Origin, server: &Server, held: Position) -> Result<Continues, SourceError> {
     if server.timeline == origin.timeline {
         return Ok(Continues::Same);
     }
     let (now, before) = (server.timeline, origin.timeline);
     let left = server.history.iter().find(|(timeline, _)| *timeline == before);
     match left {
-        Some((_, end)) if held.durable <= *end => {
+        Some((_, end)) if held <= *end => {
             Ok(Continues::NewTimeline { timeline: now, branched: *end })
         }
         Some((_, end)) => Err(SourceError::Gap(format!(
-            "the server is on timeline {now}, which left timeline {before} at {end}; this box holds changes of timeline {before} up to {}, which the server has lost",
-            held.durable
+            "the server is on timeline {now}, which left timeline {before} at {end}; this box holds changes of timeline {before} up to {held}, which the server has lost"
         ))),
         None => Err(SourceError::Gap(format!(
             "the server is on timeline {now}, which does not come from timeline {before}, the one that this box follows"
@@ -190,9 +179,9 @@ mod tests {
         }
     }
 
-    const HELD: Held = Held { durable: Position(500), allowed: Position(0) };
+    const HELD: Position = Position(500);
 
-    fn sentence(server: &Server, slot: Option<&Slot>, held: Held) -> String {
+    fn sentence(server: &Server, slot: Option<&Slot>, held: Position) -> String {
         match check(&origin(), server, slot, held) {
             Err(SourceError::Gap(what)) => what,
             other => panic!("{other:?} is no gap"),
@@ -204,7 +193,7 @@ mod tests {
         let found = check(&origin(), &server(), Some(&slot()), HELD);
         assert_eq!(found.unwrap(), Continues::Same);
         let fresh = Slot { confirmed: Some(Position(100)), ..slot() };
-        let nothing = check(&origin(), &server(), Some(&fresh), Held::default());
+        let nothing = check(&origin(), &server(), Some(&fresh), Position::default());
         assert_eq!(nothing.unwrap(), Continues::Same);
     }
 
@@ -228,21 +217,13 @@ mod tests {
     }
 
     #[test]
-    fn a_position_that_was_allowed_beyond_the_journal_is_no_gap() {
-        let idle = Slot { confirmed: Some(Position(800)), ..slot() };
-        let held = Held { durable: Position(500), allowed: Position(800) };
-        assert!(check(&origin(), &server(), Some(&idle), held).is_ok());
-    }
-
-    #[test]
     fn a_promoted_standby_continues_if_it_has_all_that_is_held() {
         let history = parse_history("1\t0/1F4\tno recovery target specified\n\n# a comment\n");
         assert_eq!(history, [(1, Position(500))]);
         let promoted = Server { timeline: 2, history, ..server() };
         let found = check(&origin(), &promoted, Some(&slot()), HELD).unwrap();
         assert_eq!(found, Continues::NewTimeline { timeline: 2, branched: Position(500) });
-        let behind = Held { durable: Position(501), ..HELD };
-        assert!(sentence(&promoted, Some(&slot()), behind).contains("has lost"));
+        assert!(sentence(&promoted, Some(&slot()), Position(501)).contains("has lost"));
         let stranger = Server { timeline: 2, ..server() };
         assert!(sentence(&stranger, Some(&slot()), HELD).contains("does not come from"));
     }

@@ -2,8 +2,7 @@
 //! continues what this box holds.
 //!
 //! Facts: [`ORIGIN_FACT`] when the slot is made; `source/intent` (the slot's name) from before that
-//! until then, so that a slot made by a start that was cut short is known as ours; `source/allowed`
-//! (a position), see `confirm.rs`.
+//! until then, so that a slot made by a start that was cut short is known as ours.
 
 use std::{
     collections::BTreeSet,
@@ -167,13 +166,10 @@ async fn judge(
     if let Some(origin) = facts::read::<Origin>(&*shared.facts, ORIGIN_FACT)? {
         // The operator may have named another slot since.
         let origin = Origin { slot: names.slot.clone(), ..origin };
-        let held = origin::Held { durable: durable.point.position, allowed: allowed(shared)? };
-        let continues = origin::check(&origin, server, found.as_ref(), held)?;
+        let continues = origin::check(&origin, server, found.as_ref(), durable.point.position)?;
         if let Continues::NewTimeline { timeline, branched } = continues {
             tracing::warn!(timeline, %branched, "a standby was promoted; the slot continues");
-            // What was allowed behind the branch was said of another log.
             let mut batch = FactBatch::default();
-            batch.put(ALLOWED_FACT, &held.allowed.min(branched));
             batch.put(ORIGIN_FACT, &Origin { timeline, ..origin });
             shared.facts.record(batch).await?;
         }
@@ -191,7 +187,7 @@ async fn judge(
     if names.slot_given {
         // The first snapshot is taken later, and stands at a position of its own.
         let origin = first_origin(shared, server, confirmed);
-        origin::check(&origin, server, Some(&slot), origin::Held::default())?;
+        origin::check(&origin, server, Some(&slot), Position::default())?;
         record(shared, &origin).await?;
         return Ok(Standing::Continues(confirmed));
     }
@@ -239,13 +235,6 @@ async fn record(shared: &Shared, origin: &Origin) -> Result<(), SourceError> {
     Ok(shared.facts.record(batch).await?)
 }
 
-/// The greatest position beyond the journal's that was ever allowed to be confirmed.
-fn allowed(shared: &Shared) -> Result<Position, SourceError> {
-    Ok(facts::read(&*shared.facts, ALLOWED_FACT)?.unwrap_or_default())
-}
-
-/// Key of the position that may be confirmed beyond the journal's; see `confirm.rs`.
-pub(crate) const ALLOWED_FACT: &str = "source/allowed";
 /// Key of the name of a slot that is about to be made.
 const INTENT_FACT: &str = "source/intent";
 /// The alarm that names tables which cannot be copied, or not wholly.

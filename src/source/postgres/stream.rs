@@ -2,6 +2,9 @@
 //!
 //! **Invariants:** the server hears of us at least every few seconds, also while the journal is full and
 //! nothing is read; nothing is read while the journal has not taken what was read before.
+//!
+//! Where nothing of ours happens, the journal is given a mark now and then (`confirm.rs`), so that the
+//! server need not keep its log for us.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,13 +28,12 @@ use super::{
     error::SourceError,
     message::unknown,
     relation::Relation,
-    session::{ALLOWED_FACT, Session, Shared},
+    session::{Session, Shared},
     wire::Wire,
 };
 use crate::{
-    facts::FactBatch,
     source::{Durable, Run, Table},
-    units::{Point, Position},
+    units::{Point, Position, Timestamp},
 };
 
 /// A session under way.
@@ -70,8 +72,10 @@ struct Line {
     sent_at: Instant,
     /// An answer is owed.
     owes: bool,
-    /// When a position beyond the journal's was last recorded.
-    recorded_at: Option<Instant>,
+    /// When the server named `now.quiet`, by its clock.
+    quiet_at: Timestamp,
+    /// When a mark was last given to the journal.
+    marked_at: Option<Instant>,
     /// When the server was last heard.
     heard_at: Instant,
 }
@@ -108,7 +112,8 @@ impl Stream {
             sent: Position::default(),
             sent_at: now,
             owes: false,
-            recorded_at: None,
+            quiet_at: Timestamp::default(),
+            marked_at: None,
             heard_at: now,
             shared,
         };
@@ -126,6 +131,10 @@ impl Stream {
             if self.batcher.holds() {
                 self.pause().await?;
                 continue;
+            }
+            if let Some((position, at)) = self.line.mark() {
+                let run = self.batcher.mark(position, at);
+                self.append(run).await?;
             }
             let read = tokio::select! {
                 biased;
@@ -163,10 +172,12 @@ impl Stream {
                     then = self.batcher.push(&body[XLOG_DATA_HEADER_BYTES..], now)?;
                 }
                 (b'd', Some(b'k')) if body.len() == KEEPALIVE_BYTES => {
-                    let named = body[1..].first_chunk::<8>().copied().unwrap_or_default();
+                    let number = |at: usize| body[at..].first_chunk::<8>().copied();
+                    let [named, clock] = [1, 9].map(|at| number(at).unwrap_or_default());
                     asked = body[KEEPALIVE_BYTES - 1] == 1;
                     self.line.watch(&self.batcher);
-                    self.line.keepalive(Position(u64::from_be_bytes(named)));
+                    let at = i64::from_be_bytes(clock).saturating_add(POSTGRES_EPOCH_US);
+                    self.line.keepalive(Position(u64::from_be_bytes(named)), Timestamp(at));
                 }
                 (b'E', _) => {
                     let error = super::message::server_error(body);
@@ -284,11 +295,30 @@ impl Line {
     }
 
     /// The server named a position.
-    fn keepalive(&mut self, position: Position) {
+    fn keepalive(&mut self, position: Position, at: Timestamp) {
         self.now.server = self.now.server.max(position);
         if !self.now.open {
-            self.now.quiet = self.now.quiet.max(position);
+            self.rest(position, at);
         }
+    }
+
+    /// No transaction was open at this position.
+    fn rest(&mut self, position: Position, at: Timestamp) {
+        if position > self.now.quiet {
+            (self.now.quiet, self.quiet_at) = (position, at);
+        }
+    }
+
+    /// The mark that is due, and when the server was there.
+    fn mark(&mut self) -> Option<(Position, Timestamp)> {
+        let now = self.shared.clock.now();
+        let rested = |last: Instant| now.saturating_duration_since(last) >= MARK_EVERY;
+        if !self.marked_at.is_none_or(rested) {
+            return None;
+        }
+        let position = self.confirm.mark(&self.now)?;
+        self.marked_at = Some(now);
+        Some((position, self.quiet_at))
     }
 
     /// Remembers how the batcher stands.
@@ -298,7 +328,7 @@ impl Line {
         self.now.buffered = batcher.holds();
         self.now.recorded = batcher.seen.recorded;
         if !self.now.open {
-            self.now.quiet = self.now.quiet.max(batcher.seen.received);
+            self.rest(batcher.seen.received, batcher.seen.received_at.unwrap_or_default());
         }
     }
 
@@ -320,20 +350,7 @@ impl Line {
         self.now.shipped = self.shipped.borrow().position;
         let asked = Position(self.shared.log_end.load(Ordering::Relaxed));
         self.now.server = self.now.server.max(asked);
-        let mut decision = self.confirm.decide(&self.now);
-        let rested = |last: Option<Instant>| {
-            last.is_none_or(|last| clock.now().saturating_duration_since(last) >= RECORD_EVERY)
-        };
-        if let Some(position) = decision.record
-            && rested(self.recorded_at)
-        {
-            let mut batch = FactBatch::default();
-            batch.put(ALLOWED_FACT, &position);
-            self.shared.facts.record(batch).await?;
-            self.confirm.allow(position);
-            self.recorded_at = Some(clock.now());
-            decision = self.confirm.decide(&self.now);
-        }
+        let confirm = self.confirm.decide(&self.now);
         let now = clock.now();
         let silent = now.saturating_duration_since(self.heard_at);
         if self.shared.server_leaves.load(Ordering::Relaxed) {
@@ -344,17 +361,17 @@ impl Line {
             return Err(self.wire.broken("stream changes", "the server is silent"));
         }
         let old = now.saturating_duration_since(self.sent_at) >= STATUS_EVERY;
-        if due || old || self.owes || decision.confirm > self.sent {
-            let received = self.seen.received.max(self.now.quiet).max(decision.confirm);
+        if due || old || self.owes || confirm > self.sent {
+            let received = self.seen.received.max(self.now.quiet).max(confirm);
             let wall = clock.wall().0 - POSTGRES_EPOCH_US;
             let ask = silent >= ASK_AFTER;
-            let update = status_update(received, decision.confirm, wall, ask);
+            let update = status_update(received, confirm, wall, ask);
             let write = |out: &mut BytesMut| {
                 frontend::CopyData::new(&update[..])?.write(out);
                 Ok(())
             };
             self.wire.send(write).await?;
-            (self.sent, self.sent_at, self.owes) = (decision.confirm, now, false);
+            (self.sent, self.sent_at, self.owes) = (confirm, now, false);
         }
         self.tell();
         Ok(())
@@ -430,8 +447,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// `wal_sender_timeout` is 60 s unless someone changed it; some set 10 s.
 const STATUS_EVERY: Duration = Duration::from_secs(4);
 const ANSWER_EVERY: Duration = Duration::from_millis(50);
-/// Positions beyond the journal's are recorded, an fsync each, at most this often.
-const RECORD_EVERY: Duration = Duration::from_secs(10);
+/// Marks are given to the journal, an fsync each, at most this often.
+const MARK_EVERY: Duration = Duration::from_secs(10);
 /// A silent server is asked to answer.
 const ASK_AFTER: Duration = Duration::from_secs(30);
 /// Then it is given up.
