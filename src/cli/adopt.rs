@@ -22,6 +22,7 @@ use crate::{
     error::{Cause, Classified, Exit},
     ledger::{LedgerError, Progress as Audited, PublicKey},
     pipeline::{self, Asked, Progress, RunError, Takeover},
+    source::postgres::SourceError,
     telemetry::board::SourceBoard,
 };
 
@@ -133,6 +134,11 @@ fn failure(error: RunError) -> Failure {
             cause,
             what,
             "adopt with an empty data_dir; if it holds a start that ended with ChainForeign, nothing in it is needed: empty it, and drop the slot that it made",
+        ),
+        RunError::Source(SourceError::InUse { .. }) => Failure::new(
+            cause,
+            what,
+            "turn that box off for good; the database notices within wal_sender_timeout (60 s if it was not changed); then run it again",
         ),
         // The fence would wait for it: it was a reading request.
         _ if cause == Cause::LakeForbidden => Failure::new(

@@ -116,8 +116,8 @@ impl fmt::Display for Lines<'_> {
             write!(f, "{report}")?;
             write!(f, "\n{}: head {}", report.source, report.head)?;
             for signer in &report.signers {
-                let (key, from) = (&signer.public_key, signer.from_entry);
-                write!(f, "\n{}: signed by {key} from entry {from}", report.source)?;
+                let (key, from, who) = (&signer.public_key, signer.from_entry, &signer.appliance);
+                write!(f, "\n{}: signed by {who} from entry {from}, with {key}", report.source)?;
             }
             if report.strangers > 0 {
                 let strangers = report.strangers;

@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Audit, Head, IdentityKey, LedgerError, LedgerOptions, Progress, PublicKey, SourceIdentity,
-    SourceReport, audit,
+    SourceReport,
+    audit::{self, audit},
     chain::{ChainHead, Stamp},
     on_thread,
     settle::{Pauses, Settle},
@@ -67,19 +68,32 @@ pub fn trusted_file_name(source: &str) -> String {
     format!("trusted-{source}.pub")
 }
 
-/// Verifies the chain with `public_keys`, those of the boxes that wrote it, and takes it over.
-/// Leaves the keys, with this box's own, in [`trusted_file_name`]. Can be repeated after a crash.
+/// A chain that is whole, and that this box may take over.
+pub struct Inspected {
+    /// What the chain holds.
+    pub report: SourceReport,
+    keys: Vec<PublicKey>,
+    before: Option<ChainHead>,
+}
+
+impl Inspected {
+    /// Whether this box has fenced it already.
+    pub fn fenced(&self) -> bool {
+        self.before.is_some()
+    }
+}
+
+/// Verifies the chain with `public_keys`, those of the boxes that wrote it. Changes nothing.
 ///
 /// # Errors
 ///
-/// [`LedgerError::NotEmpty`], [`LedgerError::NoChain`], [`LedgerError::Broken`]: nothing was done.
-/// [`LedgerError::Fenced`]: another box was faster. Or what S3 and the disk say.
-pub async fn adopt(
+/// [`LedgerError::NotEmpty`], [`LedgerError::NoChain`], [`LedgerError::Broken`], or what S3 and the disk say.
+pub async fn inspect(
     reader: &dyn ObjectReader,
     public_keys: &[PublicKey],
-    adopter: Adopter<'_>,
+    adopter: &Adopter<'_>,
     progress: &mut (dyn FnMut(Progress) + Send),
-) -> Result<Adopted, LedgerError> {
+) -> Result<Inspected, LedgerError> {
     let store = Store(adopter.facts.clone());
     let own = adopter.key.public();
     let mut keys = public_keys.to_vec();
@@ -87,21 +101,38 @@ pub async fn adopt(
         keys.push(own);
     }
     let LedgerOptions { prefix, source, .. } = &adopter.options;
+    if !audit::has_entries(reader, prefix, source).await? {
+        return Err(LedgerError::NoChain(super::entry::folder(prefix, Some(source))));
+    }
     let what = Audit { prefix, source: Some(source), public_keys: &keys, deep: None };
     let before = store.head()?;
     let known = before.as_ref().map(|head| Head { entry: head.entry, hash: head.hash.clone() });
     let reports = audit(reader, &what, &|_| known.clone(), progress).await?;
-    let report = reports.into_iter().next().filter(|report| report.head.entry > 0);
-    let Some(report) = report else {
-        return Err(LedgerError::NoChain(super::entry::folder(prefix, Some(source))));
-    };
-    if let Some(damage) = report.damage {
+    let report = reports.into_iter().next();
+    let mut report = report.expect("the one source asked for has its report");
+    if let Some(damage) = report.damage.take() {
         return Err(LedgerError::Broken(Box::new(damage)));
     }
+    if let Some(head) = &before {
+        has_only_fenced(head, &report, &store)?;
+    }
+    Ok(Inspected { report, keys, before })
+}
+
+/// Takes the chain over. Leaves the keys, with this box's own, in [`trusted_file_name`]. Can be
+/// repeated after a crash, from [`inspect`] on.
+///
+/// # Errors
+///
+/// [`LedgerError::NotEmpty`]: nothing was done. [`LedgerError::Fenced`]: another box was faster. Or what
+/// S3 and the disk say.
+pub async fn adopt(adopter: Adopter<'_>, inspected: Inspected) -> Result<Adopted, LedgerError> {
+    let Inspected { report, keys, before } = inspected;
+    let store = Store(adopter.facts.clone());
     keep_trusted(&adopter.options, &keys).await?;
     let head = match before {
-        Some(head) if finished(&head, &report, &store)? => head,
-        _ => fence(&adopter, &store, &report, own).await?,
+        Some(head) => head,
+        None => fence(&adopter, &store, &report).await?,
     };
     keep_head(&adopter.options, &head).await?;
     Ok(Adopted {
@@ -113,11 +144,15 @@ pub async fn adopt(
     })
 }
 
-/// Whether this box has adopted already and done nothing since.
-fn finished(head: &ChainHead, report: &SourceReport, store: &Store) -> Result<bool, LedgerError> {
+/// Refuses a box that has gone on since it adopted.
+fn has_only_fenced(
+    head: &ChainHead,
+    report: &SourceReport,
+    store: &Store,
+) -> Result<(), LedgerError> {
     let at_fence = head.group == 0 && head.hash == report.head.hash;
     if at_fence && store.pending()?.is_none() {
-        return Ok(true);
+        return Ok(());
     }
     Err(LedgerError::NotEmpty(report.source.clone()))
 }
@@ -126,7 +161,6 @@ async fn fence(
     adopter: &Adopter<'_>,
     store: &Store,
     report: &SourceReport,
-    own: PublicKey,
 ) -> Result<ChainHead, LedgerError> {
     let mut fence = match store.pending()? {
         // Interrupted: the same bytes go on. It may stand in the lake already.
@@ -135,7 +169,7 @@ async fn fence(
             return Err(LedgerError::NotEmpty(report.source.clone()));
         }
         _ if store.has_groups() => return Err(LedgerError::NotEmpty(report.source.clone())),
-        _ => make(adopter, report, own),
+        _ => make(adopter, report),
     };
     let settle = Settle {
         lake: &*adopter.lake,
@@ -158,7 +192,7 @@ fn resumes(begun: &Pending, report: &SourceReport) -> bool {
     begun.groups.is_empty() && begun.stage != Stage::Refused && (next || there)
 }
 
-fn make(adopter: &Adopter<'_>, report: &SourceReport, own: PublicKey) -> Pending {
+fn make(adopter: &Adopter<'_>, report: &SourceReport) -> Pending {
     let chain = ChainHead {
         entry: report.head.entry,
         hash: report.head.hash.clone(),
@@ -173,7 +207,7 @@ fn make(adopter: &Adopter<'_>, report: &SourceReport, own: PublicKey) -> Pending
         appliance: adopter.options.appliance.clone(),
         at: adopter.clock.wall().rfc3339(),
     };
-    let (entry, next) = chain.fence(own.to_string(), stamp);
+    let (entry, next) = chain.fence(adopter.key.public().to_string(), stamp);
     pending(&entry, next, &adopter.key, &adopter.options, vec![])
 }
 
@@ -265,7 +299,10 @@ mod tests {
             let keys = [key(1).public()];
             let mut quiet = |_| {};
             tokio::select! {
-                adopted = adopt(&*self.lake, &keys, adopter, &mut quiet) => Some(adopted),
+                adopted = async {
+                    let inspected = inspect(&*self.lake, &keys, &adopter, &mut quiet).await?;
+                    adopt(adopter, inspected).await
+                } => Some(adopted),
                 () = crash.cancelled() => None,
             }
         }
@@ -345,6 +382,10 @@ mod tests {
         let Err(LedgerError::Broken(damage)) = world.adopt().await.unwrap() else { panic!() };
         assert_eq!(damage.kind, DamageKind::EntryMissing);
         assert_eq!(world.lake.bucket(), bucket);
+        // Of another box altogether, from its first entry on.
+        let world = World::new(built(&groups(5), &key(3)));
+        let Err(LedgerError::Broken(damage)) = world.adopt().await.unwrap() else { panic!() };
+        assert_eq!((damage.kind, damage.entry), (DamageKind::EntryAltered, 1));
         let error = World::new(Bucket::new()).adopt().await.unwrap();
         assert!(matches!(error, Err(LedgerError::NoChain(_))), "{error:?}");
     }

@@ -193,6 +193,21 @@ async fn read_entries(
 }
 
 /// The entries' keys and numbers by source, in order.
+/// Whether there is an entry of the source.
+pub(super) async fn has_entries(
+    reader: &dyn ObjectReader,
+    prefix: &str,
+    source: &str,
+) -> Result<bool, LedgerError> {
+    let mut pages = Pages::new(reader, entry::folder(prefix, Some(source)));
+    while let Some(page) = pages.next().await? {
+        if page.iter().any(|listed| entry::parse_key(prefix, &listed.key).is_some()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 async fn chains(
     reader: &dyn ObjectReader,
     what: &Audit<'_>,

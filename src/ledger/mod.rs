@@ -25,7 +25,7 @@ mod testing;
 pub mod verify;
 pub mod write;
 
-pub use adopt::{Adopted, adopt};
+pub use adopt::{Adopted, adopt, inspect};
 pub use audit::{Audit, Progress, audit};
 pub use key::{IdentityKey, PublicKey};
 pub use verify::{Damage, DamageKind, SourceReport};

@@ -349,8 +349,8 @@ impl Verifier {
         }
         if self.signer != Some(signer) {
             self.signer = Some(signer);
-            let public_key = signer.to_string();
-            self.signers.push(Signer { from_entry: entry.entry, public_key });
+            let (public_key, appliance) = (signer.to_string(), entry.appliance);
+            self.signers.push(Signer { from_entry: entry.entry, public_key, appliance });
         }
         self.tables.extend(entry.tables);
         self.completes.extend(entry.completes);

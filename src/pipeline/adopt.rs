@@ -3,7 +3,7 @@
 //! | step | durable when it is done |
 //! |---|---|
 //! | begun | fact `pipeline/adoption`: from here on `run` refuses |
-//! | the chain is verified, and fenced | the fence in S3; `ledger/head`; the trusted keys |
+//! | the chain is verified, nobody reads from its slot; it is fenced | the fence in S3; `ledger/head`; the trusted keys |
 //! | the lake is read, the database is looked at | |
 //! | the journal begins behind the chain's end | the head of a segment |
 //! | the rooms are told | versions of schemas, tables that are whole; then, in one batch, where the changes were cut, which slot is followed, and that it is finished |
@@ -30,7 +30,7 @@ use crate::{
     seal::{EPOCH_FACT, EpochEnd, put_taken, put_version},
     ship::ObjectStore,
     shutdown::Tasks,
-    source::postgres::{Chain, Outlook, Succession, put_whole, succeed},
+    source::postgres::{Chain, Outlook, Succession, put_whole, succeed, unused},
     telemetry::board::SourceBoard,
     units::Point,
 };
@@ -114,7 +114,8 @@ const ADOPTION_FACT: &str = "pipeline/adoption";
 ///
 /// # Errors
 ///
-/// The chain is not there or broken, or this box has work of its own: nothing was done. All else leaves
+/// The chain is not there or broken, its box still reads from the slot, or this one has work of its own:
+/// nothing was done. All else leaves
 /// what another call finishes.
 pub async fn adopt(
     asked: &Asked<'_>,
@@ -195,8 +196,7 @@ async fn fence(
         clock: Arc::clone(&asked.clock),
         token: &token,
     };
-    let mut show = |audited| progress(Progress::Audit(audited));
-    let adopted = ledger::adopt(&*asked.lake.reader, asked.public_keys, adopter, &mut show).await;
+    let adopted = take(asked, adopter, progress).await;
     if adopted.is_err() && facts.scan(LEDGER_FACTS).is_empty() {
         // No fence was begun: the box is as fresh as it was.
         let mut undone = FactBatch::default();
@@ -204,6 +204,22 @@ async fn fence(
         facts.record(undone).await?;
     }
     Ok(Fenced::Now(adopted?))
+}
+
+async fn take(
+    asked: &Asked<'_>,
+    adopter: Adopter<'_>,
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<Adopted, RunError> {
+    let (reader, keys) = (&*asked.lake.reader, asked.public_keys);
+    let mut show = |audited| progress(Progress::Audit(audited));
+    let inspected = ledger::inspect(reader, keys, &adopter, &mut show).await?;
+    if !inspected.fenced() {
+        let signers = inspected.report.signers.iter();
+        let appliances: Vec<String> = signers.map(|signer| signer.appliance.clone()).collect();
+        unused(asked.source, &appliances).await?;
+    }
+    Ok(ledger::adopt(adopter, inspected).await?)
 }
 
 /// Whether this box has read, or begun to read, a database by itself.

@@ -63,6 +63,8 @@ pub struct Signer {
     pub from_entry: u64,
     /// Base64 of the key's 32 bytes.
     pub public_key: String,
+    /// The appliance, as that entry names it.
+    pub appliance: String,
 }
 
 /// Something that is not as it was written.

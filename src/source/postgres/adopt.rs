@@ -83,6 +83,25 @@ pub async fn succeed(config: &config::Source, chain: &Chain) -> Result<Successio
     }
 }
 
+/// Refuses while somebody reads from the slot of a chain that `appliances` wrote: its box is not lost, and
+/// with `release = "journal"` it may hold what nobody else has. A server that cannot be asked is no
+/// obstacle: [`succeed`] says so.
+///
+/// # Errors
+///
+/// [`SourceError::InUse`], or the configuration cannot be used.
+pub async fn unused(config: &config::Source, appliances: &[String]) -> Result<(), SourceError> {
+    own_url(config)?;
+    let names: Vec<Names> =
+        appliances.iter().map(|appliance| Names::new(appliance, config)).collect();
+    match look(config, &names).await {
+        Ok((_, Some((at, slot)))) if slot.active => {
+            Err(SourceError::InUse { slot: names[at].slot.clone() })
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
 /// Adds the fact that the rows of a table are in the lake, all of them.
 pub fn put_whole(batch: &mut FactBatch, table_id: u32, qualified: &str) {
     let plan = Plan { table: qualified.into(), filenode: 0, chunks: vec![], done: true };

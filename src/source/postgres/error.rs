@@ -79,6 +79,12 @@ pub enum SourceError {
     /// What the server has does not continue what this box has.
     #[error("{0}")]
     Gap(String),
+    /// The slot that is to be taken over is being read: nothing was done.
+    #[error("the replication slot `{slot}` is in use: the box whose chain it is reads from it")]
+    InUse {
+        /// Its name.
+        slot: String,
+    },
     /// No table matches, or none of those that do can be copied.
     #[error("no table matches {0}")]
     NoTables(String),
@@ -162,6 +168,7 @@ impl Classified for SourceError {
             Self::Version(_) | Self::Unknown(_) => Cause::SourceUnknown,
             Self::WalLevel(_) => Cause::WalLevel,
             Self::Gap(_) => Cause::SourceGap,
+            Self::InUse { .. } => Cause::SlotBusy,
             Self::NoTables(_) => Cause::NoTables,
             Self::Unreadable { .. } => Cause::SourcePrivilege,
             Self::Keep(_) | Self::Facts(_) => Cause::DiskFailed,

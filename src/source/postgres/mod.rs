@@ -64,7 +64,7 @@ pub mod types;
 pub mod url;
 mod wire;
 
-pub use adopt::{Chain, Outlook, Succession, put_whole, succeed};
+pub use adopt::{Chain, Outlook, Succession, put_whole, succeed, unused};
 pub use check::check;
 pub use connect::client;
 pub use error::SourceError;
