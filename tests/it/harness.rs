@@ -388,7 +388,7 @@ async fn the_readers_list_and_get_what_the_store_holds() {
     bucket.close().await;
 }
 
-fn interpreter() -> PathBuf {
+pub(crate) fn interpreter() -> PathBuf {
     let interpreter = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/py/bin/python");
     assert!(interpreter.is_file(), "run `make python` first");
     interpreter

@@ -10,6 +10,7 @@
 
 mod campaign;
 mod harness;
+mod story_adopt;
 mod story_badinput;
 mod story_kill;
 mod story_memory;
