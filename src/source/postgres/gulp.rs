@@ -21,7 +21,7 @@ pub(crate) struct Gulp {
 }
 
 /// Whole rows.
-#[derive(Debug, Eq, PartialEq)]
+#[derive(Debug, Default, Eq, PartialEq)]
 pub(crate) struct Rows {
     /// As the server sent them, without header and trailer.
     pub(crate) bytes: Bytes,

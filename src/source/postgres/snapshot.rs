@@ -13,8 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, SemaphorePermit, mpsc, oneshot},
     time::sleep,
 };
 
@@ -69,6 +70,8 @@ struct Work {
     aside: Mutex<BTreeSet<u32>>,
     /// Parts handed to seal as a whole.
     handed: Mutex<Vec<(u32, u32)>>,
+    /// Of all workers one has a large row on its way (P4).
+    large: Semaphore,
 }
 
 /// Key of a table's [`Plan`].
@@ -100,6 +103,7 @@ impl Pass {
             jobs: Mutex::new(jobs),
             aside: Mutex::default(),
             handed: Mutex::default(),
+            large: Semaphore::new(1),
         });
         let mut ends = vec![];
         for _ in 0..workers {
@@ -276,20 +280,28 @@ async fn read(work: &Work, wire: &mut Wire, job: &Job) -> Result<(), SourceError
     let sql = format!("COPY (SELECT {list} FROM ONLY {from}{condition}) TO STDOUT (FORMAT binary)");
     let mut gulp = wire.copy_out(COPYING, &sql).await?;
     let mut total = 0;
-    while let Some(rows) = wire.rows(COPYING, &mut gulp).await? {
+    loop {
+        let turn = match wire.row_ahead()? > ALONE_BYTES {
+            true => Some(work.large.acquire().await.map_err(|_| SourceError::Ended)?),
+            false => None,
+        };
+        let Some(rows) = wire.rows(COPYING, &mut gulp, ALONE_BYTES).await? else { break };
         total += rows.rows;
-        hand(work, &table.qualified(), &tell, rows).await?;
+        hand(work, &table.qualified(), &tell, rows, turn).await?;
     }
-    tell.send(RowBatch::End(total)).await.map_err(|_| SourceError::Ended)?;
-    wire.query("end a part", "COMMIT").await.map(drop)
+    // Nothing can fail any more once seal has the end: a part that it may record is not read again.
+    wire.query("end a part", "COMMIT").await?;
+    tell.send(RowBatch::End(total)).await.map_err(|_| SourceError::Ended)
 }
 
-/// Hands a batch to seal. Of large values there is one at a time between the server and seal.
+/// Hands a batch to seal. Of large values there is one at a time between the server and seal; one that
+/// had to wait for its turn is sealed before the next one's.
 async fn hand(
     work: &Work,
     table: &str,
     tell: &mpsc::Sender<RowBatch>,
     rows: Rows,
+    turn: Option<SemaphorePermit<'_>>,
 ) -> Result<(), SourceError> {
     let Rows { bytes, rows } = rows;
     let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
@@ -298,6 +310,11 @@ async fn hand(
         drop(tell.reserve_many(BATCHES).await.map_err(|_| SourceError::Ended)?);
         tell.send(RowBatch::Rows(bytes)).await.map_err(ended)?;
         drop(tell.reserve_many(BATCHES).await.map_err(|_| SourceError::Ended)?);
+        if turn.is_some() {
+            // What comes after it is taken when it is sealed.
+            tell.send(RowBatch::Rows(Bytes::new())).await.map_err(ended)?;
+            drop(tell.reserve_many(BATCHES).await.map_err(|_| SourceError::Ended)?);
+        }
     } else {
         tell.send(RowBatch::Rows(bytes)).await.map_err(ended)?;
     }
@@ -382,6 +399,8 @@ const COPYING: &str = "copy a table";
 const BATCHES: usize = 4;
 /// A larger batch is one row, and waits until the ones before it are taken.
 const LARGE_BYTES: usize = 1 << 20;
+/// A row of more than this waits until no other such row of the snapshot is on its way.
+const ALONE_BYTES: usize = 8 << 20;
 /// How long one snapshot is read under.
 const SNAPSHOT_AGE_MAX: Duration = Duration::from_secs(2 * 3600);
 const SEALED_POLL: Duration = Duration::from_millis(200);

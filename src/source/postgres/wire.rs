@@ -205,12 +205,21 @@ impl Wire {
         }
     }
 
-    /// The next rows of a COPY OUT, or `None` after the last.
+    /// Length of the row that comes next, if its beginning has come and its end has not.
+    pub(crate) fn row_ahead(&self) -> Result<usize, SourceError> {
+        let head = self.peek()?.filter(|head| head.length > self.input.len());
+        Ok(head.map_or(0, |head| head.length))
+    }
+
+    /// The next rows of a COPY OUT, or `None` after the last. No rows: a row of more than `alone` bytes
+    /// comes next, and is read when this is called again.
     pub(crate) async fn rows(
         &mut self,
         doing: &'static str,
         gulp: &mut Gulp,
+        alone: usize,
     ) -> Result<Option<Rows>, SourceError> {
+        let asked = self.row_ahead()? > alone;
         loop {
             while let Some(head) = self.head()? {
                 match head.tag {
@@ -245,6 +254,9 @@ impl Wire {
                     b'S' | b'N' | b'A' => self.consume(head),
                     tag => return Err(unknown(doing, &char::from(tag).to_string())),
                 }
+            }
+            if !asked && self.row_ahead()? > alone {
+                return Ok(Some(gulp.take().unwrap_or_default()));
             }
             match timeout(COPY_LIMIT, self.fill()).await {
                 Ok(read) => read?,
@@ -391,11 +403,12 @@ mod tests {
         let send = async { server.write_all(&sent).await.unwrap() };
         let receive = async {
             let mut gulp = wire.copy_out("test", "COPY").await.unwrap();
-            let first = wire.rows("test", &mut gulp).await.unwrap().unwrap();
+            let first = wire.rows("test", &mut gulp, 1 << 20).await.unwrap().unwrap();
             assert_eq!((first.rows, first.bytes.len()), (1, 2));
-            let second = wire.rows("test", &mut gulp).await.unwrap().unwrap();
+            assert_eq!(wire.row_ahead().unwrap(), large.len() + 5, "it waits for its turn");
+            let second = wire.rows("test", &mut gulp, 1 << 20).await.unwrap().unwrap();
             assert_eq!((second.rows, second.bytes.len()), (1, large.len()));
-            assert_eq!(wire.rows("test", &mut gulp).await.unwrap(), None);
+            assert_eq!(wire.rows("test", &mut gulp, 1 << 20).await.unwrap(), None);
         };
         tokio::join!(send, receive);
         assert!(wire.input.capacity() < 1 << 20, "{}", wire.input.capacity());
