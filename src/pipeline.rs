@@ -2,18 +2,14 @@
 //!
 //! ```text
 //! Postgres ──runs──▶ Journal ──batches──▶ seal thread ──┐
-//!     └──chunks──────────────────────▶ seal thread ─────┴─groups─▶ Shipper ─shipped─▶ Ledger
+//!     └──chunks──────────────────────▶ seal threads ────┴─groups─▶ Shipper ─shipped─▶ Ledger
 //!     ◀── shipped point ◀── housekeeping (trim, spool) ◀── proven, done ───────────────┘
 //! ```
 //!
 //! **Invariant:** a room that fails fatally ends the process; one that a person must mend is tried
 //! again at a slow pace with an alarm up, while the others go on; a fenced source stops alone.
 
-use std::{
-    sync::{Arc, Mutex},
-    thread,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -21,14 +17,14 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock::Clock,
     config::{self, Config, Secret},
-    error::{Classified, Disposition, Exit},
+    error::{Classified, Exit},
     facts::{self, Facts},
-    journal::{self, Decode, Journal, Keep, ORIGIN_FACT, Origin, Table},
+    journal::{self, Journal, Keep, ORIGIN_FACT, Origin},
     ledger::{IdentityKey, Ledger, LedgerOptions, Proven, SourceIdentity},
-    seal::{Group, SealEncryption, SealError, SealOptions, Sealer, SpoolReader},
+    seal::{Group, SealEncryption, SealOptions, Sealer, SpoolReader},
     ship::{self, Encryption, ObjectStore, ShipError, Shipped, drive::Shipper, s3::S3},
     shutdown::Tasks,
-    source::postgres::{Postgres, pgoutput::PgDecoder},
+    source::postgres::Postgres,
     telemetry::{
         board::{Board, SourceBoard, SourceState},
         heartbeat::{Beat, Heartbeat},
@@ -40,6 +36,7 @@ mod access;
 mod adopt;
 mod error;
 mod estate;
+mod sealing;
 use access::{encryption, object_encryption};
 pub use access::{journal_key, lake, lake_key};
 pub use adopt::{Asked, Progress, Takeover, adopt};
@@ -201,7 +198,7 @@ impl Road {
         let (shared, lake) = (&self.shared, &self.shared.config.lake);
         let facts: Arc<dyn Facts> = Arc::clone(&self.journal) as Arc<dyn Facts>;
         let store: Arc<dyn ObjectStore> = Arc::clone(&shared.s3) as Arc<dyn ObjectStore>;
-        let (chunks, chunks_in) = mpsc::channel(CHUNKS);
+        let (chunks, chunks_in) = mpsc::channel(self.snapshot_threads());
         let (groups, groups_in) = mpsc::channel(GROUPS + self.recovered.len());
         let (shipped, shipped_in) = mpsc::channel::<Shipped>(GROUPS);
         let (done, done_in) = mpsc::channel::<Group>(GROUPS);
@@ -266,44 +263,6 @@ impl Road {
         let own = self.board.clone();
         Ok(Ledger::open(options, identity, store, facts, own, clock, release)?)
     }
-
-    /// Starts the threads that seal. They go on after what stopped them, at a slow pace, where a person
-    /// or time can mend it.
-    fn seal_threads(
-        &self,
-        groups: mpsc::Sender<Group>,
-        chunks: mpsc::Receiver<journal::SnapshotChunk>,
-        tasks: &Tasks,
-    ) -> Result<(), RunError> {
-        let watch = |room| Watch {
-            board: self.board.clone(),
-            clock: Arc::clone(&self.shared.clock),
-            token: tasks.token(),
-            room,
-        };
-        let (sealer, journal, out, changes) =
-            (self.sealer.clone(), Arc::clone(&self.journal), groups.clone(), watch("seal"));
-        let work = move || {
-            changes.keep_running(|| {
-                let after = sealer.sealed()?.map_or(0, |end| end.batch);
-                let decoder = &|tables: Vec<Arc<Table>>| -> Box<dyn Decode> {
-                    Box::new(PgDecoder::new(tables))
-                };
-                let (out, token) = (out.clone(), changes.token.clone());
-                sealer.run_changes(journal.reader(after), decoder, out, token)
-            });
-        };
-        tasks.thread("seal-changes", work).map_err(RunError::Thread)?;
-        let (sealer, rows) = (self.sealer.clone(), watch("seal-snapshot"));
-        let chunks = Arc::new(Mutex::new(chunks));
-        let work = move || {
-            rows.keep_running(|| {
-                let decoder = PgDecoder::default();
-                sealer.run_snapshots(&chunks, &decoder, groups.clone(), rows.token.clone())
-            });
-        };
-        tasks.thread("seal-snapshot", work).map_err(RunError::Thread)
-    }
 }
 
 /// Tells the road that a room ended. The first to end decides.
@@ -313,34 +272,6 @@ async fn finish<E: Into<RunError>>(
 ) {
     // The road may have ended already.
     drop(end.send(outcome.map_err(Into::into)).await);
-}
-
-/// Keeps a blocking room running.
-struct Watch {
-    board: SourceBoard,
-    clock: Arc<dyn Clock>,
-    token: CancellationToken,
-    room: &'static str,
-}
-
-impl Watch {
-    fn keep_running(&self, mut work: impl FnMut() -> Result<(), SealError>) {
-        while !self.token.is_cancelled() {
-            let Err(error) = work() else { return };
-            let disposition = error.cause().disposition();
-            tracing::error!(room = self.room, %error, remedy = error.remedy(), "sealing stopped");
-            self.board.alarm(self.room, error.cause(), &error, self.clock.wall());
-            let pause = match disposition {
-                Disposition::Retry(_) => RETRY_PAUSE,
-                Disposition::Halt(_) | Disposition::Fatal(_) | Disposition::Fenced(_) => HALT_PAUSE,
-            };
-            let until = self.clock.now() + pause;
-            while !self.token.is_cancelled() && self.clock.now() < until {
-                thread::sleep(TOKEN_LOOK);
-            }
-            self.board.calm(self.room);
-        }
-    }
 }
 
 /// What follows a ledger entry: the journal is trimmed, the spool files go, the source may be released.
@@ -449,13 +380,8 @@ fn identity_reader(name: String, facts: Arc<dyn Facts>) -> Identity {
 const ROOMS: usize = 4;
 /// Groups waiting between two rooms: names of spool files, below 1 MiB in all.
 const GROUPS: usize = 64;
-/// Snapshot chunks waiting to be sealed: their rows wait in their own channels.
-const CHUNKS: usize = 1;
 /// The part of the journal's budget that sealed objects may take beside it.
 const SPOOL_SHARE: u64 = 4;
 /// The watchdog learns within this time that the road no longer moves.
 const BEAT_LIMIT: Duration = Duration::from_secs(20);
 const BEAT_PACE: Duration = Duration::from_secs(2);
-const RETRY_PAUSE: Duration = Duration::from_secs(2);
-const HALT_PAUSE: Duration = Duration::from_secs(15);
-const TOKEN_LOOK: Duration = Duration::from_millis(100);

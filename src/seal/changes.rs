@@ -248,17 +248,19 @@ impl<'a> Changes<'a> {
         let committed_at = epoch.committed_at();
         let drafts = epoch.end(&self.desk.maker)?;
         let (from, to, batch) = (self.from.unwrap_or(self.to), self.to, self.batch);
-        let mut facts = FactBatch::default();
-        facts.put(EPOCH_FACT, &EpochEnd { end: to, batch });
-        for table in self.decode.tables() {
-            if self.remembered.get(&table.id) != Some(&table) {
-                facts.put(format!("{RELATION_FACTS}{:010}", table.id), &*table);
-                self.remembered.insert(table.id, table);
-            }
-        }
         let objects = drafts.len();
-        let kind = || GroupKind::Changes { from, to, batch, committed_at };
-        let recorded = self.desk.record(self.outlet, drafts, kind, facts)?;
+        let (remembered, decode) = (&mut self.remembered, &*self.decode);
+        let kind = |facts: &mut FactBatch| {
+            facts.put(EPOCH_FACT, &EpochEnd { end: to, batch });
+            for table in decode.tables() {
+                if remembered.get(&table.id) != Some(&table) {
+                    facts.put(format!("{RELATION_FACTS}{:010}", table.id), &*table);
+                    remembered.insert(table.id, table);
+                }
+            }
+            Some(GroupKind::Changes { from, to, batch, committed_at })
+        };
+        let recorded = self.desk.record(self.outlet, drafts, kind)?;
         if recorded {
             self.from = Some(to);
             tracing::debug!(to = to.sequence.0, position = %to.position, objects, "epoch sealed");

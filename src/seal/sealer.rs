@@ -208,14 +208,14 @@ impl Sealer {
 }
 
 impl Desk {
-    /// Makes a group of `drafts` durable, together with `more`, and passes it on. `kind` is asked while no
-    /// other group can be recorded. False: stopped, and nothing was recorded.
+    /// Makes a group of `drafts` durable and passes it on. `kind` is asked while no other group can be
+    /// recorded; it may add facts, which become durable with the group, and may say that there is
+    /// nothing to record any more. False: that, or stopped; nothing was recorded.
     pub(super) fn record(
         &self,
         outlet: &Outlet,
         mut drafts: Vec<Draft>,
-        kind: impl FnOnce() -> GroupKind,
-        mut more: FactBatch,
+        kind: impl FnOnce(&mut FactBatch) -> Option<GroupKind>,
     ) -> Result<bool, SealError> {
         drafts.sort_by(|one, other| one.object.key.cmp(&other.object.key));
         if !drafts.is_empty() {
@@ -225,14 +225,16 @@ impl Desk {
         if outlet.is_stopped() {
             return Ok(false);
         }
+        let mut facts = FactBatch::default();
+        let Some(kind) = kind(&mut facts) else { return Ok(false) };
         let (objects, files): (Vec<_>, Vec<_>) =
             drafts.into_iter().map(|draft| (draft.object, draft.file)).unzip();
-        let group = Group { id: *last + 1, kind: kind(), objects, at: self.clock.wall() };
-        more.put(group.fact(), &group).put(LAST_GROUP_FACT, &group.id);
+        let group = Group { id: *last + 1, kind, objects, at: self.clock.wall() };
+        facts.put(group.fact(), &group).put(LAST_GROUP_FACT, &group.id);
         // From here on the files stay, come what may: a fact whose fsync failed can still be there after a
         // restart. If it is not, they are removed then.
         files.into_iter().for_each(super::spool::SpoolFile::keep);
-        self.facts.record_blocking(more)?;
+        self.facts.record_blocking(facts)?;
         *last = group.id;
         self.maker.spool.count(&group.objects);
         self.show(&group);
@@ -252,9 +254,11 @@ impl Desk {
         }
         let numbered = versions.number(table);
         let draft = schema::draft(&self.maker, &numbered)?;
-        let mut fact = FactBatch::default();
-        schema::put_version(&mut fact, &numbered);
-        if self.record(outlet, vec![draft], || GroupKind::Schema, fact)? {
+        let kind = |facts: &mut FactBatch| {
+            schema::put_version(facts, &numbered);
+            Some(GroupKind::Schema)
+        };
+        if self.record(outlet, vec![draft], kind)? {
             tracing::info!(table = numbered.qualified(), version = numbered.version, "new schema");
             versions.learn(Arc::clone(&numbered));
         }

@@ -1,7 +1,8 @@
 //! Seals chunks of snapshots: each becomes one group, with the fact that it is done.
 //!
-//! **Invariant:** a chunk is recorded only when all its rows came, as many as were announced; otherwise
-//! nothing of it stays, and it is read again.
+//! **Invariants:** a chunk is recorded only when all its rows came, as many as were announced; otherwise
+//! nothing of it stays, and it is read again. It is recorded once, though several threads seal; the one
+//! that records a table's last chunk says that the table is complete.
 
 use std::{sync::Arc, thread};
 
@@ -83,20 +84,23 @@ fn seal(
         series.declare(&table, chunk.at, Op::Snapshot);
     }
     let drafts = series.end(&desk.maker)?;
-    let mut done = FactBatch::default();
-    done.put(&fact, &ChunkDone { position: chunk.position, rows });
-    let kind = || {
+    let kind = |facts: &mut FactBatch| {
+        if desk.facts.get(&fact).is_some() {
+            tracing::warn!(table = qualified, chunk = chunk.number, "a chunk was sealed twice");
+            return None;
+        }
+        facts.put(&fact, &ChunkDone { position: chunk.position, rows });
         let done = done_chunks(&*desk.facts, chunk.table.id) + 1;
         show(desk, &qualified, &chunk, done);
-        GroupKind::Snapshot {
+        Some(GroupKind::Snapshot {
             table: qualified.clone(),
             table_id: chunk.table.id,
             chunk: chunk.number,
             position: chunk.position,
             completes: done == u64::from(chunk.chunks),
-        }
+        })
     };
-    desk.record(outlet, drafts, kind, done).map(drop)
+    desk.record(outlet, drafts, kind).map(drop)
 }
 
 /// Adds a batch of rows, and says how many.
@@ -115,6 +119,7 @@ fn append(
         committed_at: chunk.at,
         xid: None,
     };
+    let alone = batch.len() >= LARGE_ROW_BYTES;
     let (mut rows, mut failed) = (0, None);
     let read = decode.rows(table, &batch, &mut |row| {
         rows += 1;
@@ -128,7 +133,7 @@ fn append(
         return Err(error);
     }
     read.map_err(|why| SealError::Decode { what: table.qualified(), why })?;
-    if batch.len() >= LARGE_ROW_BYTES {
+    if alone {
         // The batch goes before its copy in the row builder is copied on.
         drop(batch);
         series.write_all(&desk.maker)?;
@@ -223,6 +228,62 @@ mod tests {
             crate::facts::read(&*bench.facts(), &chunk_fact(7, 1)).unwrap().unwrap();
         assert_eq!(done, ChunkDone { position: Position(0xAB), rows: 5 });
         assert_eq!(bench.board.read().snapshot["public.t"].chunks_done, 2);
+    }
+
+    /// Two threads seal `one` and `other`; each has taken its rows before either is ended.
+    fn seal_side_by_side(bench: &Bench, one: u32, other: u32) -> Vec<Group> {
+        let sealer = bench.open();
+        let (send, receive) = mpsc::channel(2);
+        let chunks = shared(receive);
+        let (groups, mut passed) = mpsc::channel(100);
+        let token = CancellationToken::new();
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                let (groups, token) = (groups.clone(), token.clone());
+                let (sealer, chunks) = (&sealer, &chunks);
+                let run = move || sealer.run_snapshots(chunks, &Plain::DECODER, groups, token);
+                scope.spawn(move || run().unwrap());
+            }
+            let feeds = [one, other].map(|number| {
+                let (feed, rows) = mpsc::channel(1);
+                send.blocking_send(SnapshotChunk { rows, ..chunk(number, 2, vec![]) }).unwrap();
+                feed
+            });
+            for feed in &feeds {
+                feed.blocking_send(rows(0..3)).unwrap();
+            }
+            // There is room again only when the rows were taken: by two threads, as neither has ended.
+            for feed in &feeds {
+                feed.blocking_send(rows(3..5)).unwrap();
+            }
+            for feed in feeds {
+                feed.blocking_send(RowBatch::End(5)).unwrap();
+            }
+            drop(send);
+        });
+        std::iter::from_fn(|| passed.try_recv().ok()).collect()
+    }
+
+    #[test]
+    fn of_two_chunks_sealed_at_once_the_one_recorded_last_completes_the_table() {
+        for _ in 0..20 {
+            let bench = Bench::new();
+            let groups = seal_side_by_side(&bench, 0, 1);
+            assert_eq!(groups.iter().map(|group| group.id).collect::<Vec<_>>(), [1, 2, 3]);
+            assert_eq!(groups.iter().map(completes).collect::<Vec<_>>(), [false, false, true]);
+            assert_eq!(bench.open().recovered().unwrap(), groups);
+        }
+    }
+
+    #[test]
+    fn a_chunk_that_two_threads_seal_at_once_is_recorded_once() {
+        for _ in 0..20 {
+            let bench = Bench::new();
+            let groups = seal_side_by_side(&bench, 1, 1);
+            assert_eq!(groups.len(), 2, "a schema and a chunk: {groups:?}");
+            assert!(!completes(&groups[1]));
+            assert_eq!(bench.spooled(), 2);
+        }
     }
 
     #[test]

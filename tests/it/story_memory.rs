@@ -1,5 +1,7 @@
 //! Memory is bounded, whatever one row holds (P4).
 
+use std::{collections::BTreeMap, fs};
+
 use crate::harness::{Setup, World};
 
 /// The largest value in the story.
@@ -38,4 +40,48 @@ async fn a_row_of_a_hundred_mebibytes_stays_within_the_budget() {
     assert!(peak <= RESIDENT_BYTES_MAX, "{} MiB resident", peak >> 20);
     world.assert_restored_equal().await;
     world.end().await;
+}
+
+/// Two large tables, each with large values in the middle, are read and sealed at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_tables_with_large_values_are_sealed_at_once_within_the_budget() {
+    let mut world = World::new("memory-two", Setup::default()).await;
+    world
+        .execute(
+            "CREATE TABLE one (id integer PRIMARY KEY, note text, body bytea);
+             ALTER TABLE one ALTER body SET STORAGE EXTERNAL;
+             CREATE TABLE two (LIKE one INCLUDING ALL);
+             INSERT INTO one SELECT n, repeat(md5(n::text), 20) FROM generate_series(1, 100000) AS n;
+             INSERT INTO one SELECT 200000 + n, 'large', string_agg(sha256((n * 10000000 + m)::text::bytea), '')
+                 FROM generate_series(1, 2) AS n, generate_series(1, 3276800) AS m GROUP BY n;
+             INSERT INTO one SELECT 300000 + n, repeat(md5(n::text), 20) FROM generate_series(1, 100000) AS n;
+             INSERT INTO two SELECT * FROM one",
+        )
+        .await;
+    world.start();
+    world.until("rows are sealed", |status| status.sealed_rows > 300_000).await;
+    let sealing = processor_ticks(world.gateway.pid().unwrap(), "seal-snapshot");
+    world.caught_up().await;
+    world.assert_proven().await;
+    let peak = world.peak_bytes();
+    eprintln!("{} MiB resident at most; ticks of the threads: {sealing:?}", peak >> 20);
+    assert!(peak <= RESIDENT_BYTES_MAX, "{} MiB resident", peak >> 20);
+    assert!(sealing.len() == 2 && sealing.values().all(|ticks| *ticks > 0), "{sealing:?}");
+    world.assert_restored_equal().await;
+    world.end().await;
+}
+
+/// Time on a processor of the process's threads whose names begin so.
+fn processor_ticks(pid: u32, name: &str) -> BTreeMap<String, u64> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let stats = threads.filter_map(|thread| {
+        let stat = fs::read_to_string(thread.ok()?.path().join("stat")).ok()?;
+        let (head, fields) = stat.rsplit_once(')')?;
+        let (_, comm) = head.split_once('(')?;
+        // 14 and 15, counted from 1 and from the number before the name.
+        let fields: Vec<&str> = fields.split_whitespace().collect();
+        let ticks = fields[11].parse::<u64>().ok()? + fields[12].parse::<u64>().ok()?;
+        comm.starts_with(name).then(|| (comm.to_owned(), ticks))
+    });
+    stats.collect()
 }
