@@ -15,7 +15,7 @@ use lakehead::{
     clock::{Clock, SystemClock},
     config::Secret,
     facts::MemoryFacts,
-    journal::{Column, Identity, LakeType, RowBatch, SnapshotChunk, Table},
+    journal::{Column, Identity, LakeType, Reading, RowBatch, SnapshotChunk, Table},
     seal::{LakeKey, SealEncryption, SealOptions, Sealer},
     source::postgres::pgoutput::PgDecoder,
     telemetry::board::SourceBoard,
@@ -64,6 +64,7 @@ fn measure(folder: &Path, mode: &str, encryption: SealEncryption, total: usize) 
         chunks: 1,
         position: Position(1),
         at: clock.wall(),
+        reading: Reading::Snapshot,
         rows: rows_in,
     };
     let (give, chunks) = mpsc::channel(1);

@@ -86,6 +86,7 @@ impl ChainHead {
                         next.completes.insert(table.clone(), *position);
                     }
                 }
+                GroupKind::Repair { .. } => next.kind = EntryKind::Repair,
                 GroupKind::Schema => next.kind = EntryKind::Schema,
             }
             for object in &group.objects {
@@ -140,6 +141,7 @@ pub fn merges(last: &Group, objects: usize, next: &Group) -> bool {
     let same = matches!(
         (&last.kind, &next.kind),
         (GroupKind::Snapshot { .. }, GroupKind::Snapshot { .. })
+            | (GroupKind::Repair { .. }, GroupKind::Repair { .. })
             | (GroupKind::Schema, GroupKind::Schema)
     );
     same && objects + next.objects.len() <= MERGED_OBJECTS_MAX
@@ -191,6 +193,24 @@ mod tests {
         *completes = true;
         let (entry, _) = start().next(&[last], stamp()).unwrap();
         assert_eq!(entry.completes, BTreeMap::from([("public.t".into(), Position(50))]));
+    }
+
+    #[test]
+    fn rows_read_again_stand_at_the_point_reached_and_merge() {
+        let repair = |id| {
+            let (table, position) = ("public.t".into(), Position(90));
+            let kind = GroupKind::Repair { table, table_id: 1, chunk: 0, position };
+            Group { kind, ..snapshot(id, 2) }
+        };
+        let (_, head) =
+            start().next(&[changes(1, point(0, 9), point(5, 200), 0)], stamp()).unwrap();
+        let groups = [repair(2), repair(3)];
+        assert!(merges(&groups[0], 2, &groups[1]) && !merges(&groups[0], 2, &snapshot(3, 1)));
+        let (entry, head) = head.next(&groups, stamp()).unwrap();
+        assert_eq!((entry.kind, entry.objects.len()), (EntryKind::Repair, 4));
+        assert_eq!((entry.from, entry.to), (point(5, 200), point(5, 200)));
+        assert_eq!((head.group, head.reached), (3, Some(point(5, 200))));
+        assert!(entry.completes.is_empty());
     }
 
     #[test]

@@ -27,10 +27,13 @@ use crate::{
         audit,
     },
     replay::{Lake, fetch::Fetcher, restore::read_definitions},
-    seal::{EPOCH_FACT, EpochEnd, put_taken, put_version},
+    seal::{put_taken, put_version},
     ship::ObjectStore,
     shutdown::Tasks,
-    source::postgres::{Chain, Outlook, Succession, put_whole, succeed, unused},
+    source::{
+        postgres::{Chain, Outlook, Succession, put_whole, succeed, unused},
+        reread::{EPOCH_FACT, EpochEnd},
+    },
     telemetry::board::SourceBoard,
     units::Point,
 };

@@ -17,11 +17,12 @@ use std::{
 };
 
 use super::{
-    GroupKind, Op, SealError, Table,
+    EPOCH_FACT, EpochEnd, GroupKind, Op, SealError, Table,
     columns::RowMeta,
     encode::{LARGE_ROW_BYTES, RowIn},
     epoch::{Epoch, OPEN_MAX},
-    sealer::{Desk, EPOCH_FACT, EpochEnd, Outlet, PAUSE, RELATION_FACTS},
+    sealer::{Desk, Outlet, PAUSE, RELATION_FACTS},
+    unchanged::Notes,
 };
 use crate::{
     facts::{self, FactBatch},
@@ -48,6 +49,8 @@ pub(super) struct Changes<'a> {
     batch: u64,
     transaction: Option<Transaction>,
     epoch: Epoch,
+    /// Of the open epoch: rows that may have to be read again.
+    notes: Notes,
 }
 
 /// The transaction whose records are being read.
@@ -81,6 +84,7 @@ impl<'a> Changes<'a> {
             batch: sealed.map_or(0, |sealed| sealed.batch),
             transaction: None,
             epoch: Epoch::new(OPEN_MAX, desk.cut.bytes),
+            notes: Notes::default(),
         })
     }
 
@@ -108,6 +112,7 @@ impl<'a> Changes<'a> {
     /// Reads one batch into the epoch.
     fn take(&mut self, batch: Batch) -> Result<(), SealError> {
         self.admit(&batch)?;
+        self.notes.look_again();
         let mut commits = self.look_ahead(&batch)?;
         let unreadable = |why| SealError::Decode { what: format!("batch {}", batch.number), why };
         let length = batch.bytes.len();
@@ -222,6 +227,12 @@ impl<'a> Changes<'a> {
         let table = self.table(table_id)?;
         let sequence = self.to.sequence.0 + 1;
         let meta = RowMeta { op, sequence, position, committed_at: at, xid: Some(xid) };
+        if let (Op::Update, Some(new)) = (op, row) {
+            let facts = &*self.desk.facts;
+            let noted =
+                self.notes.take(facts, &table, position, (new, old), payload, &*self.decode);
+            noted?;
+        }
         let row = RowIn::new(meta, row, old, payload, &*self.decode);
         self.epoch.append(&self.desk.maker, &table, at, &row)?;
         self.to.sequence = Sequence(sequence);
@@ -249,8 +260,10 @@ impl<'a> Changes<'a> {
         let drafts = epoch.end(&self.desk.maker)?;
         let (from, to, batch) = (self.from.unwrap_or(self.to), self.to, self.batch);
         let objects = drafts.len();
+        let notes = mem::take(&mut self.notes).settle(&*self.desk.facts)?;
         let (remembered, decode) = (&mut self.remembered, &*self.decode);
-        let kind = |facts: &mut FactBatch| {
+        let kind = |id, facts: &mut FactBatch| {
+            notes.record(id, facts);
             facts.put(EPOCH_FACT, &EpochEnd { end: to, batch });
             for table in decode.tables() {
                 if remembered.get(&table.id) != Some(&table) {
@@ -258,7 +271,7 @@ impl<'a> Changes<'a> {
                     remembered.insert(table.id, table);
                 }
             }
-            Some(GroupKind::Changes { from, to, batch, committed_at })
+            Ok(Some(GroupKind::Changes { from, to, batch, committed_at }))
         };
         let recorded = self.desk.record(self.outlet, drafts, kind)?;
         if recorded {

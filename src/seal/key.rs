@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <prefix>/<source>/<schema>.<table>/dt=YYYY-MM-DD/snapshot-<position, 16 hex>-<chunk, 8 digits>[-<part, 4 digits>]-<hash>.parquet
+//! <prefix>/<source>/<schema>.<table>/dt=YYYY-MM-DD/repair-<position, 16 hex>-<chunk, 8 digits>[-<part, 4 digits>]-<hash>.parquet
 //! <prefix>/<source>/<schema>.<table>/dt=YYYY-MM-DD/changes-<from, 20 digits>-<to, 20 digits>[-<part, 4 digits>]-<hash>.parquet
 //! <prefix>/_schema/<source>/<schema>.<table>/<version>.json
 //! ```
@@ -63,6 +64,15 @@ pub enum Stem {
         /// Where the snapshot stands.
         position: Position,
         /// From 0.
+        chunk: u32,
+        /// From 1, if there are several.
+        part: Option<u32>,
+    },
+    /// Rows read again.
+    Repair {
+        /// Where the snapshot stands that they were read under.
+        position: Position,
+        /// Which of those read there.
         chunk: u32,
         /// From 1, if there are several.
         part: Option<u32>,
@@ -158,6 +168,11 @@ impl Stem {
                 chunk: second.parse().ok()?,
                 part,
             }),
+            ("repair", 16, 8..) => Some(Self::Repair {
+                position: Position(u64::from_str_radix(first, 16).ok()?),
+                chunk: second.parse().ok()?,
+                part,
+            }),
             ("changes", 20, 20) => Some(Self::Changes {
                 from: Sequence(first.parse().ok()?),
                 to: Sequence(second.parse().ok()?),
@@ -173,6 +188,10 @@ impl fmt::Display for Stem {
         let part = match *self {
             Self::Snapshot { position, chunk, part } => {
                 write!(f, "snapshot-{}-{chunk:08}", position.key())?;
+                part
+            }
+            Self::Repair { position, chunk, part } => {
+                write!(f, "repair-{}-{chunk:08}", position.key())?;
                 part
             }
             Self::Changes { from, to, part } => {

@@ -30,7 +30,7 @@ use crate::{
 
 mod plain;
 
-pub(super) use plain::{Log, NOON, Plain, change, relation, row, table, truncate};
+pub(super) use plain::{Log, NOON, Plain, change, left_out, relation, row, table, truncate};
 
 /// Gives its batches, and stops the reader at the end.
 struct Reader {

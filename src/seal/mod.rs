@@ -28,18 +28,25 @@ mod series;
 mod snapshot;
 mod spool;
 mod sums;
+mod unchanged;
 
 pub use envelope::{LakeKey, Metadata};
 pub use error::SealError;
 pub use object::SealEncryption;
 pub use open::{open_bytes, open_file};
 pub use schema::{put_taken, put_version};
-pub use sealer::{EPOCH_FACT, EpochEnd, LAST_GROUP_FACT, SealOptions, Sealer, SnapshotChunks};
+pub use sealer::{LAST_GROUP_FACT, SealOptions, Sealer, SnapshotChunks};
 pub use spool::SpoolReader;
 pub use sums::{crc64nvme, crc64nvme_combine, crc64nvme_text};
 
-pub use crate::journal::{Op, Table};
-use crate::units::{Point, Position, Timestamp};
+pub use crate::journal::{
+    Op, Table,
+    reread::{EPOCH_FACT, EpochEnd, GROUP_FACTS},
+};
+use crate::{
+    journal::reread::group_fact,
+    units::{Point, Position, Timestamp},
+};
 
 /// Objects that one ledger entry will cover, all in the spool, durable.
 /// Fact: `seal/group/<id, 20 digits>`.
@@ -83,6 +90,17 @@ pub enum GroupKind {
         /// Whether this was the table's last chunk to be read.
         completes: bool,
     },
+    /// Rows read again, because their values may stand nowhere.
+    Repair {
+        /// Qualified name.
+        table: String,
+        /// The table's id.
+        table_id: u32,
+        /// Which chunk of those read at the position.
+        chunk: u32,
+        /// The position of the snapshot that they were read under.
+        position: Position,
+    },
     /// New versions of tables' schemas.
     Schema,
 }
@@ -117,12 +135,9 @@ pub struct Object {
 impl Group {
     /// Key of its fact.
     pub fn fact(&self) -> String {
-        format!("{GROUP_FACTS}{:020}", self.id)
+        group_fact(self.id)
     }
 }
-
-/// Prefix of all [`Group::fact`]s.
-pub const GROUP_FACTS: &str = "seal/group/";
 
 /// How an object is encrypted.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

@@ -9,6 +9,7 @@
 //! | `seal/table/<table id>/<version>` | a version of a table's schema |
 //! | `seal/taken/<qualified name>` | version numbers that a lost box took |
 //! | `seal/chunk/<table id>/<chunk>` | a sealed chunk of a snapshot |
+//! | `seal/span`, `seal/unchanged`, `seal/reread` | rows to be read again: see [`reread`](crate::journal::reread) |
 //!
 //! **Invariant:** a group's objects are fsynced before its fact is, and its fact before it is passed on;
 //! groups are passed on in the order of their ids, which have no gaps.
@@ -20,12 +21,11 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::{Receiver, Sender, error::TrySendError};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    GROUP_FACTS, Group, GroupKind, SealEncryption, SealError, Table,
+    EPOCH_FACT, EpochEnd, GROUP_FACTS, Group, GroupKind, SealEncryption, SealError, Table,
     changes::Changes,
     cut::Cut,
     epoch::OPEN_TABLES_MAX,
@@ -41,7 +41,6 @@ use crate::{
     facts::{self, FactBatch, Facts},
     journal::{Decode, ReadBatches, SnapshotChunk},
     telemetry::board::SourceBoard,
-    units::Point,
 };
 
 /// What a [`Sealer`] is told.
@@ -65,17 +64,6 @@ pub struct SealOptions {
     pub spool_bytes_max: u64,
 }
 
-/// Where the changes were cut last. Fact: [`EPOCH_FACT`].
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct EpochEnd {
-    /// After this change, at this position.
-    pub end: Point,
-    /// The last journal batch in the epoch.
-    pub batch: u64,
-}
-
-/// Key of the [`EpochEnd`].
-pub const EPOCH_FACT: &str = "seal/epoch";
 /// Key of the id given last.
 pub const LAST_GROUP_FACT: &str = "seal/last_group";
 /// Prefix of the tables that the decoder remembers.
@@ -208,14 +196,14 @@ impl Sealer {
 }
 
 impl Desk {
-    /// Makes a group of `drafts` durable and passes it on. `kind` is asked while no other group can be
-    /// recorded; it may add facts, which become durable with the group, and may say that there is
-    /// nothing to record any more. False: that, or stopped; nothing was recorded.
+    /// Makes a group of `drafts` durable and passes it on. `kind` is asked, with the group's id, while no
+    /// other group can be recorded; it may add facts, which become durable with the group, and may say
+    /// that there is nothing to record any more. False: that, or stopped; nothing was recorded.
     pub(super) fn record(
         &self,
         outlet: &Outlet,
         mut drafts: Vec<Draft>,
-        kind: impl FnOnce(&mut FactBatch) -> Option<GroupKind>,
+        kind: impl FnOnce(u64, &mut FactBatch) -> Result<Option<GroupKind>, SealError>,
     ) -> Result<bool, SealError> {
         drafts.sort_by(|one, other| one.object.key.cmp(&other.object.key));
         if !drafts.is_empty() {
@@ -226,7 +214,7 @@ impl Desk {
             return Ok(false);
         }
         let mut facts = FactBatch::default();
-        let Some(kind) = kind(&mut facts) else { return Ok(false) };
+        let Some(kind) = kind(*last + 1, &mut facts)? else { return Ok(false) };
         let (objects, files): (Vec<_>, Vec<_>) =
             drafts.into_iter().map(|draft| (draft.object, draft.file)).unzip();
         let group = Group { id: *last + 1, kind, objects, at: self.clock.wall() };
@@ -254,9 +242,9 @@ impl Desk {
         }
         let numbered = versions.number(table);
         let draft = schema::draft(&self.maker, &numbered)?;
-        let kind = |facts: &mut FactBatch| {
+        let kind = |_, facts: &mut FactBatch| {
             schema::put_version(facts, &numbered);
-            Some(GroupKind::Schema)
+            Ok(Some(GroupKind::Schema))
         };
         if self.record(outlet, vec![draft], kind)? {
             tracing::info!(table = numbered.qualified(), version = numbered.version, "new schema");

@@ -26,6 +26,8 @@ pub(super) enum Covers {
         position: Position,
         /// Which chunk.
         chunk: u32,
+        /// Whether its rows are read again.
+        again: bool,
     },
 }
 
@@ -122,7 +124,12 @@ impl Series {
     fn finish(&mut self, maker: &Maker, part: Option<u32>) -> Result<(), SealError> {
         let Some((open, at)) = self.open.take() else { return Ok(()) };
         let stem = match self.covers {
-            Covers::Chunk { position, chunk } => Stem::Snapshot { position, chunk, part },
+            Covers::Chunk { position, chunk, again: false } => {
+                Stem::Snapshot { position, chunk, part }
+            }
+            Covers::Chunk { position, chunk, again: true } => {
+                Stem::Repair { position, chunk, part }
+            }
             Covers::Changes => {
                 let none = (Sequence(0), Sequence(0));
                 let (from, to) = open.range().unwrap_or(none);

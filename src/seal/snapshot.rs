@@ -17,8 +17,11 @@ use super::{
     series::{Covers, Series},
 };
 use crate::{
-    facts::{FactBatch, Facts},
-    journal::{CHUNK_FACTS, ChunkDone, Decode, DecodeError, RowBatch, SnapshotChunk, chunk_fact},
+    facts::{self, FactBatch, FactDamaged, Facts},
+    journal::{
+        ChunkDone, Decode, DecodeError, Reading, RowBatch, SnapshotChunk, chunk_fact, chunk_facts,
+        reread::{Reread, Span, reread_fact, span_fact},
+    },
     units::Sequence,
 };
 
@@ -50,13 +53,14 @@ fn seal(
     decode: &dyn Decode,
 ) -> Result<(), SealError> {
     let qualified = chunk.table.qualified();
-    let fact = chunk_fact(chunk.table.id, chunk.number);
+    let fact = done_fact(&chunk);
     if desk.facts.get(&fact).is_some() {
         tracing::warn!(table = qualified, chunk = chunk.number, "a chunk came that is done");
         return Ok(());
     }
     let table = desk.versioned(outlet, &chunk.table)?;
-    let covers = Covers::Chunk { position: chunk.position, chunk: chunk.number };
+    let again = op(&chunk) == Op::Repair;
+    let covers = Covers::Chunk { position: chunk.position, chunk: chunk.number, again };
     let mut series = Series::new(covers, desk.cut.bytes);
     let mut rows = 0;
     let announced = loop {
@@ -80,27 +84,50 @@ fn seal(
             found: rows,
         });
     }
-    if rows == 0 && chunk.number == 0 {
+    if rows == 0 && chunk.number == 0 && !again {
         series.declare(&table, chunk.at, Op::Snapshot);
     }
     let drafts = series.end(&desk.maker)?;
-    let kind = |facts: &mut FactBatch| {
+    let kind = |id, facts: &mut FactBatch| {
         if desk.facts.get(&fact).is_some() {
             tracing::warn!(table = qualified, chunk = chunk.number, "a chunk was sealed twice");
-            return None;
+            return Ok(None);
         }
-        facts.put(&fact, &ChunkDone { position: chunk.position, rows });
-        let done = done_chunks(&*desk.facts, chunk.table.id) + 1;
+        let (table, table_id) = (qualified.clone(), chunk.table.id);
+        let (position, number) = (chunk.position, chunk.number);
+        let repair = GroupKind::Repair { table: table.clone(), table_id, chunk: number, position };
+        if let Reading::Keys(notes) = &chunk.reading {
+            facts.put(&fact, &Reread { position, group: id, notes: notes.clone() });
+            return Ok(Some(repair));
+        }
+        facts.put(&fact, &ChunkDone { position, rows });
+        let done = done_chunks(&*desk.facts, table_id) + 1;
+        let completes = done == u64::from(chunk.chunks);
+        let span = span(&*desk.facts, table_id)?;
+        facts.put(span_fact(table_id), &Span::with(span, position, completes));
         show(desk, &qualified, &chunk, done);
-        Some(GroupKind::Snapshot {
-            table: qualified.clone(),
-            table_id: chunk.table.id,
-            chunk: chunk.number,
-            position: chunk.position,
-            completes: done == u64::from(chunk.chunks),
-        })
+        Ok(Some(match again {
+            true => repair,
+            false => GroupKind::Snapshot { table, table_id, chunk: number, position, completes },
+        }))
     };
     desk.record(outlet, drafts, kind).map(drop)
+}
+
+/// Key of the fact that the chunk is sealed.
+fn done_fact(chunk: &SnapshotChunk) -> String {
+    match chunk.reading {
+        Reading::Snapshot | Reading::Again => chunk_fact(chunk.table.id, chunk.number),
+        Reading::Keys(_) => reread_fact(chunk.table.id, chunk.position, chunk.number),
+    }
+}
+
+/// What its rows are.
+fn op(chunk: &SnapshotChunk) -> Op {
+    match chunk.reading {
+        Reading::Snapshot => Op::Snapshot,
+        Reading::Again | Reading::Keys(_) => Op::Repair,
+    }
 }
 
 /// Adds a batch of rows, and says how many.
@@ -113,7 +140,7 @@ fn append(
     decode: &dyn Decode,
 ) -> Result<u64, SealError> {
     let meta = RowMeta {
-        op: Op::Snapshot,
+        op: op(chunk),
         sequence: 0,
         position: chunk.position,
         committed_at: chunk.at,
@@ -143,9 +170,17 @@ fn append(
 
 /// Chunks of the table that are recorded.
 fn done_chunks(facts: &dyn Facts, table_id: u32) -> u64 {
-    let first = chunk_fact(table_id, 0);
-    let prefix = &first[..=first.rfind('/').unwrap_or(CHUNK_FACTS.len())];
-    facts.scan(prefix).len() as u64
+    facts.scan(&chunk_facts(table_id)).len() as u64
+}
+
+/// The positions of the parts recorded so far; of those that were recorded before spans were, too.
+fn span(facts: &dyn Facts, table_id: u32) -> Result<Option<Span>, FactDamaged> {
+    let known = facts::read(facts, &span_fact(table_id))?;
+    if known.is_some() {
+        return Ok(known);
+    }
+    let done = facts::read_all::<ChunkDone>(facts, &chunk_facts(table_id))?.into_iter();
+    Ok(done.fold(None, |span, (_, done)| Some(Span::with(span, done.position, false))))
 }
 
 fn show(desk: &Desk, table: &str, chunk: &SnapshotChunk, done: u64) {
@@ -182,6 +217,7 @@ mod tests {
             chunks,
             position: Position(0xAB),
             at: Timestamp(NOON),
+            reading: Reading::Snapshot,
             rows,
         }
     }
@@ -224,8 +260,7 @@ mod tests {
         let sealed = bench.rows(object);
         assert!(sealed.iter().all(|row| row.op == "S" && row.sequence == 0));
         assert_eq!(sealed[4].note.as_deref(), Some("note 4"));
-        let done: ChunkDone =
-            crate::facts::read(&*bench.facts(), &chunk_fact(7, 1)).unwrap().unwrap();
+        let done: ChunkDone = facts::read(&*bench.facts(), &chunk_fact(7, 1)).unwrap().unwrap();
         assert_eq!(done, ChunkDone { position: Position(0xAB), rows: 5 });
         assert_eq!(bench.board.read().snapshot["public.t"].chunks_done, 2);
     }
@@ -309,6 +344,47 @@ mod tests {
         let torn = RowBatch::Rows(row(&["1"]).into());
         let error = seal_all(&bench, vec![chunk(0, 1, vec![torn, RowBatch::End(1)])]);
         assert!(matches!(error, Err(SealError::Decode { .. })));
+    }
+
+    #[test]
+    fn rows_read_again_by_key_are_repairs_and_done_with_their_group() {
+        let bench = Bench::new();
+        let keys = || Reading::Keys(vec!["a".into(), "b".into()]);
+        let read =
+            |reading| SnapshotChunk { reading, ..chunk(3, 4, vec![rows(0..2), RowBatch::End(2)]) };
+        let groups = seal_all(&bench, vec![read(keys()), read(keys())]).unwrap();
+        assert_eq!(groups.len(), 2, "a schema and the chunk, once");
+        let position = Position(0xAB);
+        let kind = GroupKind::Repair { table: "public.t".into(), table_id: 7, chunk: 3, position };
+        assert_eq!(groups[1].kind, kind);
+        let object = &groups[1].objects[0];
+        assert!(object.key.contains("/repair-00000000000000AB-00000003-"), "{}", object.key);
+        assert_eq!(object.rows, BTreeMap::from([(Op::Repair, 2)]));
+        assert!(bench.rows(object).iter().all(|row| row.op == "R" && row.sequence == 0));
+        let stem = Keys::new("raw").parse_data(&object.key).unwrap().stem;
+        assert_eq!(stem, Stem::Repair { position, chunk: 3, part: None });
+        let done: Reread =
+            facts::read(&*bench.facts(), &reread_fact(7, position, 3)).unwrap().unwrap();
+        assert_eq!(done, Reread { position, group: 2, notes: vec!["a".into(), "b".into()] });
+        assert!(bench.facts().get(&chunk_fact(7, 3)).is_none());
+    }
+
+    #[test]
+    fn the_span_says_at_which_positions_the_parts_were_read() {
+        let bench = Bench::new();
+        let part = |number, position| SnapshotChunk {
+            position: Position(position),
+            ..chunk(number, 3, vec![rows(0..1), RowBatch::End(1)])
+        };
+        let span = || facts::read::<Span>(&*bench.facts(), &span_fact(7)).unwrap();
+        assert_eq!(span(), None);
+        let (ten, thirty) = (Position(10), Position(30));
+        seal_all(&bench, vec![part(0, 10), part(1, 30)]).unwrap();
+        assert_eq!(span(), Some(Span { first: ten, last: thirty, whole: false }));
+        let last = SnapshotChunk { reading: Reading::Again, ..part(2, 20) };
+        let groups = seal_all(&bench, vec![last]).unwrap();
+        assert!(matches!(groups[0].kind, GroupKind::Repair { chunk: 2, .. }));
+        assert_eq!(span(), Some(Span { first: ten, last: thirty, whole: true }));
     }
 
     #[test]

@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use crate::units::{Point, Position, Timestamp};
 
 pub mod postgres;
+pub mod reread;
 mod rows;
 
+pub use reread::Reading;
 pub use rows::{Cell, Change, Decode, DecodeError, Event, OldRow, Op, Row, Value};
 
 // ---- what the source gives to the journal ----
@@ -173,7 +175,12 @@ pub const ORIGIN_FACT: &str = "source/origin";
 /// Key of the fact that a snapshot chunk is sealed, durable. Written by seal together with the chunk's
 /// group, read by the source after a restart. Value: [`ChunkDone`].
 pub fn chunk_fact(table_id: u32, chunk: u32) -> String {
-    format!("{CHUNK_FACTS}{table_id:010}/{chunk:08}")
+    format!("{}{chunk:08}", chunk_facts(table_id))
+}
+
+/// Prefix of a table's [`chunk_fact`]s.
+pub fn chunk_facts(table_id: u32) -> String {
+    format!("{CHUNK_FACTS}{table_id:010}/")
 }
 
 /// Prefix of all [`chunk_fact`]s.
@@ -203,6 +210,8 @@ pub struct SnapshotChunk {
     pub position: Position,
     /// When the snapshot was taken.
     pub at: Timestamp,
+    /// What it is read for.
+    pub reading: Reading,
     /// Batches of whole rows. Closed without [`RowBatch::End`] means that reading failed.
     pub rows: tokio::sync::mpsc::Receiver<RowBatch>,
 }

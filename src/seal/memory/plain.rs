@@ -1,7 +1,8 @@
 //! The records of the source in memory, its decoder, and its journal's batches.
 //!
 //! Records: `B` begins at xid, `C` position begins at, `R` a table as JSON, `I`, `U`, `D` table id and
-//! values, `T` table ids, `N` nothing. A value is its length and its text.
+//! values, `T` table ids, `N` nothing. A value is its length and its text; of one left out the length is
+//! [`LEFT_OUT`].
 
 use std::sync::Arc;
 
@@ -40,6 +41,9 @@ pub(in crate::seal) fn table(id: u32, name: &str) -> Table {
         types: vec![],
     }
 }
+
+/// Length of a value that is that of the row before.
+const LEFT_OUT: u32 = u32::MAX;
 
 /// The values of one row, as `I` and snapshots carry them.
 pub(in crate::seal) fn row(values: &[&str]) -> Vec<u8> {
@@ -86,7 +90,12 @@ impl Cursor<'_> {
     fn cells(&mut self, count: usize) -> Result<Row, DecodeError> {
         let mut row = vec![];
         for _ in 0..count {
-            let length = self.u32()? as usize;
+            let length = self.u32()?;
+            if length == LEFT_OUT {
+                row.push(Cell::Unchanged);
+                continue;
+            }
+            let length = length as usize;
             row.push(Cell::Text(self.1..self.1 + length));
             self.1 += length;
         }
@@ -296,6 +305,11 @@ pub(in crate::seal) fn relation(table: &Table) -> Vec<u8> {
 /// A change, as a record.
 pub(in crate::seal) fn change(op: u8, table: u32, values: &[&str]) -> Vec<u8> {
     [vec![op], table.to_be_bytes().to_vec(), row(values)].concat()
+}
+
+/// An update of the row `id` that leaves its note out, as a record.
+pub(in crate::seal) fn left_out(table: u32, id: &str) -> Vec<u8> {
+    [change(b'U', table, &[id]), LEFT_OUT.to_be_bytes().to_vec()].concat()
 }
 
 /// A TRUNCATE, as a record.

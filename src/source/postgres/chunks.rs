@@ -23,6 +23,9 @@ pub(crate) struct Plan {
     pub(crate) chunks: Vec<Blocks>,
     /// Whether all parts are sealed.
     pub(crate) done: bool,
+    /// Whether they are read a second time, for the rows that may lack values.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) again: bool,
 }
 
 /// A range of blocks.
@@ -51,7 +54,7 @@ impl Plan {
             true => extent.blocks.div_ceil(chunk_blocks(extent)).clamp(1, CHUNKS_MAX),
             false => 1,
         };
-        Self { table, filenode, chunks: divided(extent.blocks, count), done: false }
+        Self { table, filenode, chunks: divided(extent.blocks, count), done: false, again: false }
     }
 
     /// The table was rewritten: the parts not done cover it anew.

@@ -5,7 +5,7 @@
 //! table that was rewritten or emptied since looks empty to an older snapshot, so its file must
 //! still be the one that the snapshot knows; else the table waits for the next pass.
 //!
-//! A part counts as done when seal has recorded its fact ([`chunk_fact`]).
+//! A part counts as done when seal has recorded its fact ([`chunk_fact`], [`reread_fact`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -21,18 +21,19 @@ use tokio::{
 
 use super::{
     catalog::{self, Described, Listed, literal, quoted},
-    chunks::{Blocks, Extent, Plan},
+    chunks::{Extent, Plan},
     connect::Target,
     error::SourceError,
     gulp::Rows,
     login::Purpose,
+    reread,
     session::{Fresh, Shared},
     wire::Wire,
 };
 use crate::{
     facts::{self, FactBatch},
     shutdown::Tasks,
-    source::{RowBatch, SnapshotChunk, chunk_fact},
+    source::{Reading, RowBatch, SnapshotChunk, chunk_fact, chunk_facts, reread::reread_fact},
     units::{Position, Timestamp},
 };
 
@@ -46,6 +47,8 @@ pub(crate) struct Pass {
     pub(crate) fresh: Fresh,
     /// The tables, by id; those that `fresh` does not cover are left to the next pass.
     pub(crate) tables: BTreeMap<u32, Listed>,
+    /// Of those whose parts are all sealed: the notes of rows to be read again.
+    pub(crate) keys: BTreeMap<u32, Vec<String>>,
 }
 
 /// A part to be read.
@@ -54,7 +57,9 @@ struct Job {
     filenode: u32,
     number: u32,
     chunks: u32,
-    blocks: Blocks,
+    /// Which rows.
+    condition: String,
+    reading: Reading,
 }
 
 /// What the workers share.
@@ -68,8 +73,8 @@ struct Work {
     jobs: Mutex<VecDeque<Job>>,
     /// Tables that changed under our hands: the next pass reads them.
     aside: Mutex<BTreeSet<u32>>,
-    /// Parts handed to seal as a whole.
-    handed: Mutex<Vec<(u32, u32)>>,
+    /// Parts handed to seal as a whole: their tables, and keys of the facts that they are sealed.
+    handed: Mutex<Vec<(u32, String)>>,
     /// Of all workers one has a large row on its way (P4).
     large: Semaphore,
 }
@@ -86,10 +91,10 @@ impl Pass {
     ///
     /// The first thing that kept a part from being read. All others were read.
     pub(crate) async fn run(self, tasks: &Tasks) -> Result<(), SourceError> {
-        let Self { shared, chunks, fresh, tables } = self;
+        let Self { shared, chunks, fresh, tables, keys } = self;
         let target = Target::load(&shared.config, &shared.url)?;
         let covered = tables.into_iter().filter(|(id, _)| fresh.tables.contains(id)).collect();
-        let jobs = plan(&shared, &target, &fresh, &covered).await?;
+        let jobs = plan(&shared, &target, &fresh, &covered, &keys).await?;
         let workers = usize::try_from(shared.config.snapshot_workers).unwrap_or(1).clamp(1, 16);
         let workers = workers.min(jobs.len());
         tracing::info!(parts = jobs.len(), position = %fresh.held.position, "reading a snapshot");
@@ -135,6 +140,7 @@ async fn plan(
     target: &Target,
     fresh: &Fresh,
     tables: &BTreeMap<u32, Listed>,
+    keys: &BTreeMap<u32, Vec<String>>,
 ) -> Result<VecDeque<Job>, SourceError> {
     let mut wire = target.open(Purpose::Sql).await?;
     begin(&mut wire, &fresh.held.snapshot).await?;
@@ -147,6 +153,14 @@ async fn plan(
         let Some((filenode, size)) = size(&mut wire, id, listed).await? else {
             continue;
         };
+        let described = Arc::new(described);
+        if let Some(notes) = keys.get(&id) {
+            match reread::chunks(shared, &described, notes)? {
+                Some(chunks) => jobs.extend(key_jobs(&described, filenode, chunks)),
+                None => reread::note_all(shared, id).await?,
+            }
+            continue;
+        }
         let done = sealed(shared, id);
         let known: Option<Plan> = facts::read(&*shared.facts, &plan_fact(id))?;
         let plan = match known {
@@ -159,15 +173,35 @@ async fn plan(
         };
         batch.put(plan_fact(id), &plan);
         size.tell(shared, &plan, &done);
-        let described = Arc::new(described);
+        let reading = if plan.again { Reading::Again } else { Reading::Snapshot };
         let parts = plan.missing(&done).filter_map(|number| {
             let (described, chunks) = (Arc::clone(&described), plan.count());
-            plan.blocks(number).map(|blocks| Job { described, filenode, number, chunks, blocks })
+            let (condition, reading) = (plan.blocks(number)?.condition(), reading.clone());
+            Some(Job { described, filenode, number, chunks, condition, reading })
         });
         jobs.extend(parts);
     }
     shared.facts.record(batch).await?;
     Ok(jobs)
+}
+
+/// Rows of one table to be read by their keys.
+fn key_jobs(
+    described: &Arc<Described>,
+    filenode: u32,
+    chunks: Vec<reread::Chunk>,
+) -> impl Iterator<Item = Job> {
+    let count = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
+    let table = described.table.qualified();
+    tracing::info!(table, chunks = count, "rows that may lack values are read again");
+    chunks.into_iter().zip(0..).map(move |(chunk, number)| Job {
+        described: Arc::clone(described),
+        filenode,
+        number,
+        chunks: count,
+        condition: chunk.condition,
+        reading: Reading::Keys(chunk.notes),
+    })
 }
 
 /// What a table measures.
@@ -232,11 +266,14 @@ async fn worker(work: &Work, target: &Target) -> Result<(), SourceError> {
             continue;
         }
         match read(work, &mut wire, &job).await {
-            Ok(()) => lock(&work.handed).push((id, job.number)),
+            Ok(()) => lock(&work.handed).push((id, job.done_fact(work.position))),
             // The server refused: this table waits, the others go on.
             Err(error @ (SourceError::Server { .. } | SourceError::Gap(_))) => {
                 let table = job.described.table.qualified();
                 tracing::warn!(table, %error, "a table's snapshot waits for the next pass");
+                if matches!(job.reading, Reading::Keys(_)) && is_data_exception(&error) {
+                    reread::note_all(&work.shared, id).await?;
+                }
                 lock(&work.aside).insert(id);
                 first = first.and(Err(error));
                 wire = target.open(Purpose::Sql).await?;
@@ -273,10 +310,11 @@ async fn read(work: &Work, wire: &mut Wire, job: &Job) -> Result<(), SourceError
         chunks: job.chunks,
         position: work.position,
         at: work.at,
+        reading: job.reading.clone(),
         rows,
     };
     work.sender.send(chunk).await.map_err(|_| SourceError::Ended)?;
-    let (list, condition) = (job.described.select_list(), job.blocks.condition());
+    let (list, condition) = (job.described.select_list(), &job.condition);
     let sql = format!("COPY (SELECT {list} FROM ONLY {from}{condition}) TO STDOUT (FORMAT binary)");
     let mut gulp = wire.copy_out(COPYING, &sql).await?;
     let mut total = 0;
@@ -292,6 +330,17 @@ async fn read(work: &Work, wire: &mut Wire, job: &Job) -> Result<(), SourceError
     // Nothing can fail any more once seal has the end: a part that it may record is not read again.
     wire.query("end a part", "COMMIT").await?;
     tell.send(RowBatch::End(total)).await.map_err(|_| SourceError::Ended)
+}
+
+impl Job {
+    /// Key of the fact that it is sealed, if it is read at `position`.
+    fn done_fact(&self, position: Position) -> String {
+        let id = self.described.table.id;
+        match self.reading {
+            Reading::Snapshot | Reading::Again => chunk_fact(id, self.number),
+            Reading::Keys(_) => reread_fact(id, position, self.number),
+        }
+    }
 }
 
 /// Hands a batch to seal. Of large values there is one at a time between the server and seal; one that
@@ -338,11 +387,11 @@ async fn begin(wire: &mut Wire, snapshot: &str) -> Result<(), SourceError> {
 }
 
 /// Waits until seal has recorded every part it was handed.
-async fn wait_sealed(shared: &Shared, handed: &[(u32, u32)]) -> Result<(), SourceError> {
+async fn wait_sealed(shared: &Shared, handed: &[(u32, String)]) -> Result<(), SourceError> {
     loop {
         let mut open = 0;
-        for (id, number) in handed {
-            open += usize::from(shared.facts.get(&chunk_fact(*id, *number)).is_none());
+        for (_, fact) in handed {
+            open += usize::from(shared.facts.get(fact).is_none());
         }
         let tables: BTreeSet<u32> = handed.iter().map(|(id, _)| *id).collect();
         for id in tables {
@@ -373,10 +422,13 @@ pub(crate) fn progress(shared: &Shared, id: u32) -> Result<Option<Plan>, SourceE
 
 /// Numbers of a table's parts that are sealed.
 fn sealed(shared: &Shared, id: u32) -> BTreeSet<u32> {
-    let first = chunk_fact(id, 0);
-    let (prefix, _) = first.rsplit_once('/').expect("a chunk's key ends in its number");
-    let keys = shared.facts.scan(&format!("{prefix}/"));
+    let keys = shared.facts.scan(&chunk_facts(id));
     keys.iter().filter_map(|(key, _)| key.rsplit('/').next()?.parse().ok()).collect()
+}
+
+/// Whether a value is none of its column's type: the column had another type when its key was noted.
+fn is_data_exception(error: &SourceError) -> bool {
+    matches!(error, SourceError::Server { error, .. } if error.code.starts_with("22"))
 }
 
 fn changed(table: &str) -> SourceError {

@@ -1,5 +1,5 @@
 //! Keeps the set of tables up to date while the stream runs: finds new ones, publishes them, has
-//! their rows read.
+//! their rows read, and read again where values may be missing.
 //!
 //! **Invariant (I12):** a table is published before the snapshot that its rows are read under is
 //! taken, so that each of its changes is in the snapshot or in the stream.
@@ -20,6 +20,7 @@ use super::{
     connect::{Backoff, Target},
     error::SourceError,
     login::Purpose,
+    reread::{self, Standing},
     session::{self, Fresh, Shared},
     slot,
     snapshot::{Pass, plan_fact, progress},
@@ -40,6 +41,14 @@ pub(crate) struct Tables {
     wire: Option<Wire>,
     /// Tables whose snapshot is known to be whole.
     whole: BTreeSet<u32>,
+}
+
+/// What is to be read.
+#[derive(Default)]
+struct Missing {
+    tables: BTreeMap<u32, Listed>,
+    /// Of those whose parts are all sealed: the notes of rows to be read again.
+    keys: BTreeMap<u32, Vec<String>>,
 }
 
 impl Tables {
@@ -65,7 +74,7 @@ impl Tables {
                 Ok(missing) => {
                     self.shared.board.calm(LOOK_ALARM);
                     looking.reset();
-                    if pass.is_none() && !missing.is_empty() {
+                    if pass.is_none() && !missing.tables.is_empty() {
                         pass = Some(self.begin(missing));
                     }
                     LOOK_EVERY
@@ -102,8 +111,8 @@ impl Tables {
         }
     }
 
-    /// Looks at the catalog, brings the publications to it. The tables whose snapshot is not whole.
-    async fn look(&mut self) -> Result<BTreeMap<u32, Listed>, SourceError> {
+    /// Looks at the catalog, brings the publications to it. What of its tables the lake lacks.
+    async fn look(&mut self) -> Result<Missing, SourceError> {
         let wire = match &mut self.wire {
             Some(wire) => wire,
             none => {
@@ -111,36 +120,48 @@ impl Tables {
                 none.insert(target.open(Purpose::Sql).await?)
             }
         };
-        let mut listing = session::tables(&self.shared, wire).await?.tables;
-        let mut batch = FactBatch::default();
-        for id in listing.keys().copied().collect::<Vec<_>>() {
-            if !self.whole.contains(&id)
-                && let Some(plan) = progress(&self.shared, id)?
-                && plan.done
-            {
-                batch.put(plan_fact(id), &plan);
-                self.whole.insert(id);
+        let listing = session::tables(&self.shared, wire).await?.tables;
+        let (mut batch, mut missing) = (FactBatch::default(), Missing::default());
+        for (id, listed) in listing {
+            if self.whole.contains(&id) {
+                continue;
+            }
+            let plan = progress(&self.shared, id)?.filter(|plan| plan.done);
+            let standing = match &plan {
+                Some(plan) => reread::settle(&self.shared, id, plan).await?,
+                None => Standing::Parts,
+            };
+            match standing {
+                Standing::Whole => {
+                    if let Some(plan) = &plan {
+                        batch.put(plan_fact(id), plan);
+                    }
+                    self.whole.insert(id);
+                }
+                Standing::Waiting => {}
+                Standing::Keys(notes) => {
+                    missing.keys.insert(id, notes);
+                    missing.tables.insert(id, listed);
+                }
+                Standing::Parts => drop(missing.tables.insert(id, listed)),
             }
         }
         if !batch.changes.is_empty() {
             self.shared.facts.record(batch).await?;
         }
-        listing.retain(|id, _| !self.whole.contains(id));
-        let reading = !listing.is_empty();
+        let reading = missing.tables.len() > missing.keys.len();
         self.shared.board.write(|status| match (status.state, reading) {
             (SourceState::Streaming, true) => status.state = SourceState::Snapshot,
             (SourceState::Snapshot, false) => status.state = SourceState::Streaming,
             _ => {}
         });
-        Ok(listing)
+        Ok(missing)
     }
 
     /// Begins to read what is missing.
-    fn begin(
-        &mut self,
-        tables: BTreeMap<u32, Listed>,
-    ) -> oneshot::Receiver<Result<(), SourceError>> {
+    fn begin(&mut self, missing: Missing) -> oneshot::Receiver<Result<(), SourceError>> {
         let (tell, told) = oneshot::channel();
+        let Missing { tables, keys } = missing;
         let (shared, chunks) = (Arc::clone(&self.shared), self.chunks.clone());
         let (fresh, tasks) = (self.fresh.take(), self.tasks.clone());
         self.tasks.spawn(async move {
@@ -149,7 +170,7 @@ impl Tables {
                     Some(fresh) => fresh,
                     None => take_snapshot(&shared, tables.keys().copied().collect()).await?,
                 };
-                Pass { shared, chunks, fresh, tables }.run(&tasks).await
+                Pass { shared, chunks, fresh, tables, keys }.run(&tasks).await
             };
             let end = tasks.token().run_until_cancelled(read).await;
             // Nobody listens any more if the source was stopped.

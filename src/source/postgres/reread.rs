@@ -1,0 +1,293 @@
+//! Decides what of a table must be read again once its snapshot is done, and how its rows are named.
+//!
+//! Reading again is part of the same passes as the snapshot. Of each noted key the row is read as it is by
+//! then, or not at all if it is gone: all that happened to it is in the stream. A note is forgotten only when
+//! the changes up to the position of that reading are sealed: the row may have got another key before it,
+//! and that one is noted then too.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    catalog::{Described, identifier, literal},
+    chunks::Plan,
+    error::SourceError,
+    session::Shared,
+    snapshot::plan_fact,
+};
+use crate::{
+    facts::{self, FactBatch},
+    source::{
+        chunk_facts,
+        reread::{
+            EPOCH_FACT, EpochEnd, Reread, Span, Unchanged, group_fact, reread_facts, span_fact,
+            unchanged_all_fact, unchanged_facts,
+        },
+    },
+    units::Position,
+};
+
+/// How a table stands whose parts are all sealed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Standing {
+    /// Nothing is missing.
+    Whole,
+    /// Changes, or the ledger, are waited for.
+    Waiting,
+    /// Rows are to be read again: those of these notes.
+    Keys(Vec<String>),
+    /// All its parts are to be read again.
+    Parts,
+}
+
+/// What the facts say of a table whose parts are all sealed.
+#[derive(Debug, Default)]
+struct Found {
+    span: Option<Span>,
+    /// Key of the note of all rows, if there is one.
+    all: Option<String>,
+    /// Keys of the notes.
+    notes: Vec<String>,
+    /// What was read again, by the keys of its facts.
+    rereads: BTreeMap<String, Reread>,
+    /// Those of them that the ledger does not have yet.
+    shipping: BTreeSet<String>,
+    /// The changes are sealed up to here.
+    sealed: Position,
+}
+
+/// What is to be done next.
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Step {
+    /// Nothing now.
+    Stand(Standing),
+    /// These facts are to be removed: what they ask for is there, or never was missing.
+    Forget(Vec<String>),
+}
+
+/// Says how the table stands, and removes the facts that are done with.
+pub(crate) async fn settle(
+    shared: &Shared,
+    table_id: u32,
+    plan: &Plan,
+) -> Result<Standing, SourceError> {
+    loop {
+        match find(shared, table_id)?.next() {
+            Step::Stand(Standing::Parts) => {
+                begin_again(shared, table_id, plan).await?;
+                return Ok(Standing::Parts);
+            }
+            Step::Stand(standing) => return Ok(standing),
+            Step::Forget(keys) => {
+                let mut batch = FactBatch::default();
+                for key in keys {
+                    batch.delete(key);
+                }
+                shared.facts.record(batch).await?;
+            }
+        }
+    }
+}
+
+fn find(shared: &Shared, table_id: u32) -> Result<Found, SourceError> {
+    let facts = &*shared.facts;
+    let all = unchanged_all_fact(table_id);
+    let notes = facts.scan(&unchanged_facts(table_id)).into_iter().map(|(key, _)| key);
+    let notes: Vec<String> = notes.filter(|key| *key != all).collect();
+    let rereads: BTreeMap<String, Reread> =
+        facts::read_all(facts, &reread_facts(table_id))?.into_iter().collect();
+    let shipping =
+        rereads.iter().filter(|(_, reread)| facts.get(&group_fact(reread.group)).is_some());
+    let epoch: Option<EpochEnd> = facts::read(facts, EPOCH_FACT)?;
+    Ok(Found {
+        span: facts::read(facts, &span_fact(table_id))?,
+        all: facts.get(&all).map(|_| all),
+        notes,
+        shipping: shipping.map(|(key, _)| key.clone()).collect(),
+        rereads,
+        sealed: epoch.map_or(Position(0), |epoch| epoch.end.position),
+    })
+}
+
+/// All parts of the table are missing again; what is noted of it is moot.
+async fn begin_again(shared: &Shared, table_id: u32, plan: &Plan) -> Result<(), SourceError> {
+    tracing::warn!(table = plan.table, "too many rows may lack values: reading all of them again");
+    let mut batch = FactBatch::default();
+    for prefix in [chunk_facts(table_id), unchanged_facts(table_id), reread_facts(table_id)] {
+        for (key, _) in shared.facts.scan(&prefix) {
+            batch.delete(key);
+        }
+    }
+    batch.delete(span_fact(table_id));
+    batch.put(plan_fact(table_id), &Plan { done: false, again: true, ..plan.clone() });
+    Ok(shared.facts.record(batch).await?)
+}
+
+impl Found {
+    fn next(self) -> Step {
+        let span = self.span.filter(|span| span.whole);
+        let nothing = self.notes.is_empty() && self.all.is_none() && self.rereads.is_empty();
+        let Some(span) = span.filter(|span| !span.is_one()) else {
+            return match nothing {
+                true => Step::Stand(Standing::Whole),
+                // No row can have moved: all parts were read at one position.
+                false => self.forget_all(),
+            };
+        };
+        // Notes may still come.
+        if self.sealed < span.last {
+            return Step::Stand(Standing::Waiting);
+        }
+        if self.all.is_some() {
+            return Step::Stand(Standing::Parts);
+        }
+        let settled = |(key, reread): &(&String, &Reread)| {
+            self.sealed >= reread.position && !self.shipping.contains(*key)
+        };
+        let done: Vec<String> = self
+            .rereads
+            .iter()
+            .filter(settled)
+            .flat_map(|(key, reread)| reread.notes.iter().chain([key]).cloned())
+            .collect();
+        if !done.is_empty() {
+            return Step::Forget(done);
+        }
+        let read: BTreeSet<&String> =
+            self.rereads.values().flat_map(|reread| &reread.notes).collect();
+        let open: Vec<String> =
+            self.notes.iter().filter(|note| !read.contains(note)).cloned().collect();
+        Step::Stand(match (open.is_empty(), nothing) {
+            (false, _) => Standing::Keys(open),
+            (true, true) => Standing::Whole,
+            (true, false) => Standing::Waiting,
+        })
+    }
+
+    fn forget_all(self) -> Step {
+        let facts = self.notes.into_iter().chain(self.rereads.into_keys());
+        Step::Forget(facts.chain(self.all).collect())
+    }
+}
+
+/// Notes the whole table: its rows cannot be read by the keys that are noted.
+pub(crate) async fn note_all(shared: &Shared, table_id: u32) -> Result<(), SourceError> {
+    let mut batch = FactBatch::default();
+    batch.put(unchanged_all_fact(table_id), &true);
+    Ok(shared.facts.record(batch).await?)
+}
+
+/// Notes that are read as one chunk, and the condition that names their rows.
+pub(crate) struct Chunk {
+    pub(crate) notes: Vec<String>,
+    pub(crate) condition: String,
+}
+
+/// Makes chunks of notes. `None`: rows are named by columns that the table has no more.
+pub(crate) fn chunks(
+    shared: &Shared,
+    described: &Described,
+    notes: &[String],
+) -> Result<Option<Vec<Chunk>>, SourceError> {
+    let mut chunks = vec![];
+    let mut open: Option<(Unchanged, Vec<String>)> = None;
+    for note in notes {
+        // Gone: it was replaced meanwhile by a note of the whole table.
+        let Some(more) = facts::read::<Unchanged>(&*shared.facts, note)? else { continue };
+        if let Some((held, names)) = &mut open
+            && held.columns == more.columns
+            && held.keys.len() + more.keys.len() <= KEYS_MAX
+        {
+            held.keys.extend(more.keys);
+            names.push(note.clone());
+            continue;
+        }
+        chunks.extend(open.replace((more, vec![note.clone()])));
+    }
+    chunks.extend(open);
+    let chunks = chunks.into_iter().map(|(keys, notes)| {
+        let condition = condition(described, &keys)?;
+        Some(Chunk { notes, condition })
+    });
+    Ok(chunks.collect())
+}
+
+/// The condition on the rows of these keys, with its WHERE. `None`: there are no such columns.
+fn condition(described: &Described, rows: &Unchanged) -> Option<String> {
+    let types = rows.columns.iter().map(|name| {
+        let column = described.table.columns.iter().find(|column| column.name == *name)?;
+        Some(column.source_type.as_str())
+    });
+    let types: Vec<&str> = types.collect::<Option<_>>()?;
+    let keys = rows.keys.iter().map(|key| {
+        let values = key.iter().zip(&types).map(|(text, of)| format!("{}::{of}", literal(text)));
+        format!("({})", values.collect::<Vec<_>>().join(","))
+    });
+    let names: Vec<String> = (0..types.len()).map(|at| format!("c{at}")).collect();
+    let equal = rows.columns.iter().zip(&names);
+    let equal = equal
+        .map(|(column, name)| format!("lakehead_k.{name} = lakehead_t.{}", identifier(column)));
+    Some(format!(
+        " AS lakehead_t WHERE EXISTS (SELECT FROM (VALUES {}) AS lakehead_k({}) WHERE {})",
+        keys.collect::<Vec<_>>().join(","),
+        names.join(","),
+        equal.collect::<Vec<_>>().join(" AND ")
+    ))
+}
+
+/// Rows of one chunk, but for those of one epoch, which stay together.
+const KEYS_MAX: usize = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(first: u64, last: u64) -> Option<Span> {
+        Some(Span { first: Position(first), last: Position(last), whole: true })
+    }
+
+    fn notes(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn found(names: &[&str], sealed: u64) -> Found {
+        let (notes, sealed) = (notes(names), Position(sealed));
+        Found { span: span(10, 20), notes, sealed, ..Found::default() }
+    }
+
+    fn reread(position: u64, names: &[&str]) -> BTreeMap<String, Reread> {
+        let reread = Reread { position: Position(position), group: 5, notes: notes(names) };
+        BTreeMap::from([("r".to_owned(), reread)])
+    }
+
+    #[test]
+    fn nothing_is_read_again_before_all_that_may_be_missing_is_noted() {
+        assert_eq!(found(&["1"], 19).next(), Step::Stand(Standing::Waiting));
+        assert_eq!(found(&[], 19).next(), Step::Stand(Standing::Waiting));
+        assert_eq!(found(&[], 20).next(), Step::Stand(Standing::Whole));
+        assert_eq!(found(&["1"], 20).next(), Step::Stand(Standing::Keys(notes(&["1"]))));
+        let all = Found { all: Some("all".into()), ..found(&["1"], 20) };
+        assert_eq!(all.next(), Step::Stand(Standing::Parts));
+    }
+
+    #[test]
+    fn a_table_read_at_one_position_lacks_nothing() {
+        let one = |names| Found { span: span(10, 10), ..found(names, 5) };
+        assert_eq!(one(&["1"]).next(), Step::Forget(notes(&["1"])));
+        assert_eq!(one(&[]).next(), Step::Stand(Standing::Whole));
+    }
+
+    #[test]
+    fn a_note_stays_until_the_ledger_has_its_rows_and_the_changes_before_them_are_sealed() {
+        let read = |sealed| Found { rereads: reread(30, &["1"]), ..found(&["1"], sealed) };
+        let shipping = Found { shipping: BTreeSet::from(["r".into()]), ..read(30) };
+        assert_eq!(shipping.next(), Step::Stand(Standing::Waiting));
+        assert_eq!(read(29).next(), Step::Stand(Standing::Waiting));
+        assert_eq!(read(30).next(), Step::Forget(notes(&["1", "r"])));
+    }
+
+    #[test]
+    fn what_was_noted_after_a_reading_is_read_too() {
+        let more = Found { rereads: reread(30, &["1"]), ..found(&["1", "2"], 25) };
+        assert_eq!(more.next(), Step::Stand(Standing::Keys(notes(&["2"]))));
+    }
+}

@@ -1,0 +1,170 @@
+//! Rows whose values may stand nowhere in the lake: the facts by which seal asks for them to be read
+//! again, and the source knows that they were. Pure.
+//!
+//! A row can move between the parts of a table's snapshot while these are read at several positions: then
+//! no part has it, and of an update that left values out (unchanged TOAST) nothing has them.
+//!
+//! | fact | what |
+//! |---|---|
+//! | `seal/epoch` | [`EpochEnd`]: where the changes were cut last |
+//! | `seal/span/<table id>` | [`Span`]: the positions at which the parts sealed so far were read |
+//! | `seal/unchanged/<table id>/<group>` | [`Unchanged`]: keys of such rows, recorded with their epoch's group |
+//! | `seal/unchanged/<table id>/all` | they were too many: the whole table is to be read again |
+//! | `seal/reread/<table id>/<position>-<chunk>` | [`Reread`]: rows that were read again, recorded with their group |
+//!
+//! **Invariant:** a key is noted before the epoch that needs it is in the lake, and forgotten only when its
+//! row is in the ledger, or never was missing.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::{Point, Position};
+
+/// What a snapshot chunk is read for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Reading {
+    /// A part of the table's snapshot.
+    Snapshot,
+    /// The same part again: too many rows of the table may lack values.
+    Again,
+    /// The rows whose keys these [`unchanged_fact`]s hold.
+    Keys(Vec<String>),
+}
+
+/// Where the changes were cut last. Fact: [`EPOCH_FACT`].
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct EpochEnd {
+    /// After this change, at this position.
+    pub end: Point,
+    /// The last journal batch in the epoch.
+    pub batch: u64,
+}
+
+/// The positions at which a table's parts were read.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Span {
+    /// The oldest.
+    pub first: Position,
+    /// The youngest.
+    pub last: Position,
+    /// Whether all parts are sealed.
+    pub whole: bool,
+}
+
+/// Rows of a table that an epoch changed without saying all their values.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Unchanged {
+    /// What names a row.
+    pub columns: Vec<String>,
+    /// The values, as the source prints them.
+    pub keys: BTreeSet<Vec<String>>,
+}
+
+/// Rows that were read again by their keys.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Reread {
+    /// Where the snapshot stands that they were read under.
+    pub position: Position,
+    /// The group that holds them.
+    pub group: u64,
+    /// Keys of the facts that asked for them.
+    pub notes: Vec<String>,
+}
+
+/// Key of the [`EpochEnd`].
+pub const EPOCH_FACT: &str = "seal/epoch";
+/// Prefix of the groups of objects that are not in the ledger yet.
+pub const GROUP_FACTS: &str = "seal/group/";
+/// Prefix of all [`unchanged_fact`]s.
+pub const UNCHANGED_FACTS: &str = "seal/unchanged/";
+
+/// Key of the fact of a group, which is there until the ledger has it.
+pub fn group_fact(group: u64) -> String {
+    format!("{GROUP_FACTS}{group:020}")
+}
+
+/// Key of a table's [`Span`].
+pub fn span_fact(table_id: u32) -> String {
+    format!("seal/span/{table_id:010}")
+}
+
+/// Prefix of a table's [`Unchanged`] facts.
+pub fn unchanged_facts(table_id: u32) -> String {
+    format!("{UNCHANGED_FACTS}{table_id:010}/")
+}
+
+/// Key of the rows that one epoch changed, by its group.
+pub fn unchanged_fact(table_id: u32, group: u64) -> String {
+    format!("{}{group:020}", unchanged_facts(table_id))
+}
+
+/// Key of the fact that there were too many.
+pub fn unchanged_all_fact(table_id: u32) -> String {
+    format!("{}all", unchanged_facts(table_id))
+}
+
+/// Prefix of a table's [`Reread`]s.
+pub fn reread_facts(table_id: u32) -> String {
+    format!("seal/reread/{table_id:010}/")
+}
+
+/// Key of a chunk of rows read again by key.
+pub fn reread_fact(table_id: u32, position: Position, chunk: u32) -> String {
+    format!("{}{}-{chunk:08}", reread_facts(table_id), position.key())
+}
+
+impl Span {
+    /// With one more part.
+    pub fn with(before: Option<Self>, position: Position, whole: bool) -> Self {
+        let before = before.unwrap_or(Self { first: position, last: position, whole });
+        Self { first: before.first.min(position), last: before.last.max(position), whole }
+    }
+
+    /// Whether no row can have moved from one part to another: all were read at one position.
+    pub fn is_one(&self) -> bool {
+        self.whole && self.first == self.last
+    }
+
+    /// Whether a row may have moved, at `position`, out of a part that was still to be read into one that
+    /// was done. While parts are missing, every later position may be.
+    pub fn may_lose(span: Option<&Self>, position: Position) -> bool {
+        span.is_none_or(|span| span.first < position && (!span.whole || position <= span.last))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_may_be_lost_between_the_first_part_and_the_last() {
+        let lost = |span: Option<Span>, at| Span::may_lose(span.as_ref(), Position(at));
+        assert!(lost(None, 1), "before its first part, nothing is known");
+        let begun = Span::with(None, Position(10), false);
+        assert!(!lost(Some(begun), 10) && lost(Some(begun), 11) && lost(Some(begun), 999));
+        let one = Span::with(Some(begun), Position(10), true);
+        assert!(one.is_one() && !lost(Some(one), 11));
+        let two = Span::with(Some(begun), Position(20), true);
+        assert!(!two.is_one());
+        let found: Vec<u64> = (0..30).filter(|at| lost(Some(two), *at)).collect();
+        assert_eq!(found, (11..=20).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_facts_are_pinned() {
+        assert_eq!(unchanged_fact(7, 12), "seal/unchanged/0000000007/00000000000000000012");
+        assert_eq!(unchanged_all_fact(7), "seal/unchanged/0000000007/all");
+        let key = reread_fact(7, Position(0xAB), 3);
+        assert_eq!(key, "seal/reread/0000000007/00000000000000AB-00000003");
+        let span = serde_json::to_string(&Span::with(None, Position(1), true)).unwrap();
+        assert_eq!(
+            span,
+            r#"{"first":"00000000/00000001","last":"00000000/00000001","whole":true}"#
+        );
+        let keys = BTreeSet::from([vec!["7".into()]]);
+        let unchanged = Unchanged { columns: vec!["id".into()], keys };
+        let json = serde_json::to_string(&unchanged).unwrap();
+        assert_eq!(json, r#"{"columns":["id"],"keys":[["7"]]}"#);
+    }
+}
