@@ -27,7 +27,7 @@ pub type RowKey = Vec<Option<String>>;
 /// A change, its values in the order of [`Shape::columns`].
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Change {
-    /// `I`, `U`, `D` or `T`.
+    /// `I`, `U`, `D`, `T`; or `R`, a whole row as it was then.
     pub op: Op,
     /// The new row; of a delete the old one; of a truncate empty.
     pub values: Vec<Slot>,
@@ -148,7 +148,7 @@ impl Change {
 
     /// Whether it says every value of the new row.
     pub fn is_whole(&self) -> bool {
-        self.values.iter().all(Option::is_some)
+        self.op == Op::Repair || self.values.iter().all(Option::is_some)
     }
 
     /// What it takes in memory, about.

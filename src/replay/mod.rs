@@ -18,6 +18,7 @@ pub mod merge;
 pub mod plan;
 pub mod read;
 pub mod restore;
+mod restore_repairs;
 mod restore_rows;
 mod restore_target;
 pub mod schema;

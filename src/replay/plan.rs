@@ -35,8 +35,10 @@ pub struct Plan {
 /// A table that is restored.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TablePlan {
-    /// Objects of its snapshots and repairs, by position.
+    /// Objects of its snapshots, by position.
     pub rows: Vec<RowsObject>,
+    /// Objects of rows that were read again, by position.
+    pub repairs: Vec<RowsObject>,
     /// Its oldest chunk stands here: changes up to here are in every chunk.
     pub first: Position,
     /// Its youngest chunk stands here.
@@ -158,10 +160,13 @@ impl Gathered {
             let table = definition(entry, &name, known)?;
             let found = self.found(&table, &name);
             found.needed = true;
-            found.plan.rows.push(RowsObject { position, object: object.clone() });
-            if entry.kind == EntryKind::Snapshot {
-                found.snapshots.insert(position);
+            let rows = RowsObject { position, object: object.clone() };
+            if entry.kind == EntryKind::Repair {
+                found.plan.repairs.push(rows);
+                continue;
             }
+            found.plan.rows.push(rows);
+            found.snapshots.insert(position);
             if found.plan.last <= position || found.plan.definition.is_none() {
                 found.plan.definition = Some(table);
                 found.plan.last = position;
@@ -234,9 +239,13 @@ impl Gathered {
         }
         let tables = self.tables.into_iter().map(|(id, found)| {
             let mut plan = found.plan;
-            plan.rows.sort_by(|one, other| {
-                (one.position, &one.object.key).cmp(&(other.position, &other.object.key))
-            });
+            // The changes do not reach those behind the end: they are of a state that is not restored.
+            plan.repairs.retain(|rows| rows.position <= end.position);
+            for rows in [&mut plan.rows, &mut plan.repairs] {
+                rows.sort_by(|one, other| {
+                    (one.position, &one.object.key).cmp(&(other.position, &other.object.key))
+                });
+            }
             plan.first = found.snapshots.first().copied().unwrap_or_default();
             plan.last = plan.last.max(found.snapshots.last().copied().unwrap_or_default());
             (id, plan)
@@ -406,6 +415,36 @@ mod tests {
         ];
         let plan = plan(&entries, &known(), Some(Position(15))).unwrap();
         assert_eq!(plan.tables.keys().collect::<Vec<_>>(), [&1]);
+    }
+
+    #[test]
+    fn rows_read_again_are_taken_where_the_changes_reach_them() {
+        let repair = |position: u64| {
+            let key = format!(
+                "erp/public.a/dt=2026-11-21/repair-{position:016X}-00000000-0123456789abcdef.parquet"
+            );
+            entry(EntryKind::Repair, point(1, 20), point(1, 20), &[key])
+        };
+        let entries = [
+            snapshot("a", 10, false),
+            snapshot("a", 12, true),
+            changes(&["a"], point(0, 10), point(1, 20)),
+            repair(40),
+            repair(25),
+            changes(&["a"], point(1, 20), point(2, 30)),
+        ];
+        let positions = |until: Option<u64>| {
+            let plan = plan(&entries, &known(), until.map(Position)).unwrap();
+            let table = &plan.tables[&1];
+            assert_eq!(
+                (table.first, table.last, table.rows.len()),
+                (Position(10), Position(12), 2)
+            );
+            table.repairs.iter().map(|rows| rows.position.0).collect::<Vec<_>>()
+        };
+        assert_eq!(positions(None), [25]);
+        assert_eq!(positions(Some(24)), [0; 0]);
+        assert_eq!(positions(Some(25)), [25]);
     }
 
     #[test]

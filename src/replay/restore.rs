@@ -3,7 +3,8 @@
 //! Tables first, then the rows of snapshots by COPY, then the changes of each epoch in the order of the
 //! source, committed to the target at ends of the source's transactions only. A table with a key takes
 //! every change since its oldest chunk again: applied twice they converge. One without a key has one
-//! snapshot, and takes the changes behind it. A restore that was cut goes on where it was; one that is
+//! snapshot, and takes the changes behind it. Rows that were read again take their place among the
+//! changes, at their position. A restore that was cut goes on where it was; one that is
 //! run again does nothing twice.
 
 use std::{path::PathBuf, sync::Arc};

@@ -12,6 +12,7 @@ use super::{
     merge::{Here, Merge},
     plan::{Epoch, Plan, RowsObject},
     read::{BATCH_BYTES, Field, Rows},
+    restore_repairs::Repairs,
     restore_target::{Lacking, Loading, Target},
 };
 use crate::{
@@ -36,6 +37,8 @@ pub(super) struct Restore<'a> {
     pending_bytes: usize,
     /// Rows inserted without all their values.
     lacking: Lacking,
+    /// Rows that were read again.
+    repairs: Repairs,
     report: RestoreReport,
     progress: &'a mut (dyn FnMut(Progress) + Send),
 }
@@ -97,6 +100,7 @@ impl<'a> Restore<'a> {
             uncommitted: 0,
             pending_bytes: 0,
             lacking,
+            repairs: Repairs::default(),
             report,
             progress,
         }
@@ -141,6 +145,14 @@ impl<'a> Restore<'a> {
     /// Loads the objects of snapshots that are not in yet.
     pub(super) async fn load_snapshots(&mut self, plan: &Plan) -> Result<(), ReplayError> {
         let there = self.target.objects().await?;
+        let stood = self.applied.position;
+        let converges = |id| self.live.get(&id).is_some_and(|live| live.shape.converges());
+        self.repairs = Repairs::new(plan, &there, converges, stood);
+        for id in self.repairs.tables() {
+            if let Some(live) = self.live.get_mut(&id) {
+                live.last_snapshot = live.last_snapshot.max(stood);
+            }
+        }
         let objects = plan.tables.values().map(|table| table.rows.len()).sum();
         let mut objects_done = 0;
         for (id, planned) in &plan.tables {
@@ -202,17 +214,17 @@ impl<'a> Restore<'a> {
         let mut reached = self.applied;
         self.target.begin().await?;
         for epoch in &plan.epochs {
-            if epoch.to.sequence <= self.applied.sequence
-                && epoch.to.position <= self.applied.position
-            {
+            let begin = self.repairs.begin(self.applied.position);
+            if epoch.to.sequence <= self.applied.sequence && epoch.to.position <= begin {
                 continue;
             }
             reached = self.apply_epoch(epoch, plan.end).await?;
-            if self.uncommitted >= COMMIT_CHANGES {
+            if self.may_commit(reached) {
                 self.commit(reached, plan.end).await?;
                 self.target.begin().await?;
             }
         }
+        self.repair(Position(plan.end.position.0 + 1)).await?;
         if reached.position < plan.end.position {
             reached.position = plan.end.position;
         }
@@ -229,8 +241,11 @@ impl<'a> Restore<'a> {
             if meta.position > self.bound {
                 return Ok(reached);
             }
-            if meta.sequence > self.applied.sequence.0 {
-                if meta.position != reached.position && self.uncommitted >= COMMIT_CHANGES {
+            self.repair(meta.position).await?;
+            if meta.sequence > self.applied.sequence.0
+                || self.repairs.takes_again(here.table, meta.position)
+            {
+                if meta.position != reached.position && self.may_commit(reached) {
                     self.commit(reached, end).await?;
                     self.target.begin().await?;
                 }
@@ -245,7 +260,30 @@ impl<'a> Restore<'a> {
             }
             merge.advance().await?;
         }
+        self.repair(Position(epoch.to.position.0 + 1)).await?;
         Ok(epoch.to)
+    }
+
+    fn may_commit(&self, at: Point) -> bool {
+        self.uncommitted >= COMMIT_CHANGES && self.repairs.may_commit(at.position)
+    }
+
+    /// Applies what was read again before this position.
+    async fn repair(&mut self, before: Position) -> Result<(), ReplayError> {
+        while let Some((table, object)) = self.repairs.next_before(before) {
+            let mut file = self.fetcher.rows(&object, BATCH_BYTES).await?;
+            let version = file.version().unwrap_or(self.live[&table].table.version);
+            let mut count = 0;
+            while let Some(rows) = file.next_rows()? {
+                for row in 0..rows.len() {
+                    self.take(Here { table, version, rows: &rows, row }).await?;
+                    count += 1;
+                }
+            }
+            self.target.record_object(&object, count).await?;
+            self.uncommitted += count;
+        }
+        Ok(())
     }
 
     /// Takes one change over.
@@ -288,6 +326,10 @@ impl<'a> Restore<'a> {
     /// Brings what is pending into the target, and commits.
     async fn commit(&mut self, at: Point, end: Point) -> Result<(), ReplayError> {
         self.write_all().await?;
+        let at = Point {
+            sequence: at.sequence.max(self.applied.sequence),
+            position: at.position.max(self.applied.position),
+        };
         self.target.record(at, &self.lacking).await?;
         self.target.commit().await?;
         self.applied = at;
