@@ -16,6 +16,7 @@ mod story_kill;
 mod story_memory;
 mod story_new_table;
 mod story_outage;
+mod story_reread;
 mod story_road;
 mod story_unit;
 mod tidy;
