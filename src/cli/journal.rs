@@ -2,7 +2,12 @@
 
 use clap::{Args, Subcommand};
 
-use super::{Failure, Global, output::Output, reading};
+use super::{
+    Failure, Global,
+    meter::{Meter, Step},
+    output::Output,
+    reading,
+};
 use crate::{
     config::{Config, Secret},
     disk::Hold,
@@ -73,8 +78,9 @@ async fn inspect(
     let key = pipeline::journal_key(&config)?;
     let output = global.output();
     // Blocking reads of many gigabytes: not on a worker of the runtime.
-    let looked =
-        tokio::task::spawn_blocking(move || look(&config, &key, &sources, work, output)).await;
+    let meter = global.meter();
+    let looked = move || look(&config, &key, &sources, work, (output, meter));
+    let looked = tokio::task::spawn_blocking(looked).await;
     looked.unwrap_or_else(|why| {
         Err(Failure::new(Cause::Defect, why.to_string(), "send the log to support"))
     })
@@ -85,7 +91,7 @@ fn look(
     key: &Secret,
     sources: &[String],
     work: Work,
-    output: Output,
+    (output, mut meter): (Output, Meter),
 ) -> Result<Exit, Failure> {
     let (mut all, mut text, mut well) = (serde_json::Map::new(), vec![], true);
     for source in sources {
@@ -100,7 +106,10 @@ fn look(
         }
         let (json, lines) = match work {
             Work::Check => {
-                let report = inspect::check(&dir, key)?;
+                let report = inspect::check(&dir, key, &mut |done, all| {
+                    let (all, more) = (Some(all), source.clone());
+                    meter.show(&Step { phase: "journal check:", done, all, bytes: true, more });
+                })?;
                 well &= report.damage.is_empty();
                 (serde_json::to_value(&report), report.to_string())
             }
@@ -112,6 +121,7 @@ fn look(
         text.push(format!("source {source}\n{}", lines.trim_end()));
         all.insert(source.clone(), json.expect("a report is plain data"));
     }
+    drop(meter);
     output.tell(&all, &text.join("\n"));
     Ok(if well { Exit::Done } else { Exit::Wanting })
 }

@@ -4,13 +4,15 @@
 //! failures and starts the runtime.
 
 use std::{
-    ffi::OsString, future::Future, path::PathBuf, pin::Pin, process::ExitCode, time::Duration,
+    ffi::OsString, future::Future, path::PathBuf, pin::Pin, process::ExitCode, sync::Arc,
+    time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use self::{failure::Failure, output::Output};
+use self::{failure::Failure, meter::Meter, output::Output};
 use crate::{
+    clock::{Clock, SystemClock},
     config::{Config, Environment},
     error::Exit,
     journal::INDEX_THREADS,
@@ -55,6 +57,9 @@ struct Global {
     /// Answers, and failures, as JSON.
     #[arg(long, global = true)]
     json: bool,
+    /// No progress on stderr: only warnings, and failures.
+    #[arg(long, short, global = true, help_heading = EVERYWHERE)]
+    quiet: bool,
     /// How the log is written to stderr; which events, LAKEHEAD_LOG says.
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Auto)]
     log_format: LogFormat,
@@ -178,6 +183,11 @@ impl Global {
 
     fn output(&self) -> Output {
         Output { json: self.json }
+    }
+
+    fn meter(&self) -> Meter {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        Meter::new(&clock, self.quiet)
     }
 
     /// A command's own answer is what its user wants to read: beside it only warnings.

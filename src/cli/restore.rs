@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{
     Failure, Global,
-    meter::Meter,
+    meter::{Meter, Step},
     reading::{self, Reading},
     verify,
 };
@@ -102,7 +102,8 @@ struct Asked {
 
 async fn rebuild(global: &Global, asked: Asked) -> Result<Exit, Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let entries = chain(&asked, &clock).await?;
+    let mut meter = global.meter();
+    let entries = chain(&asked, &clock, &mut meter).await?;
     let mut url = Url::parse(&asked.to)?;
     url.password = asked.password;
     let tasks = Tasks::new();
@@ -113,15 +114,7 @@ async fn rebuild(global: &Global, asked: Asked) -> Result<Exit, Failure> {
         until: asked.until.map(Into::into),
         work_dir: work.path().into(),
     };
-    let mut meter = Meter::new("restore", &clock);
-    let mut show = |progress| match progress {
-        Progress::Snapshot { table, objects_done, objects, rows } => {
-            meter.show(objects_done as u64, objects as u64, &format!("{rows} rows, {table}"));
-        }
-        Progress::Changes { at, end, changes } => {
-            meter.show(at.sequence.0, end.sequence.0, &format!("{changes} changes"));
-        }
-    };
+    let mut show = |progress| meter.show(&step(progress));
     let lake = reading::lake(&asked.config)?;
     let restored = Box::pin(replay::restore(&options, lake, &entries, &client, &mut show)).await;
     drop(meter);
@@ -134,14 +127,31 @@ async fn rebuild(global: &Global, asked: Asked) -> Result<Exit, Failure> {
 }
 
 /// The ledger's entries, proven: nothing is restored from a chain that is broken.
-async fn chain(asked: &Asked, clock: &Arc<dyn Clock>) -> Result<Vec<Entry>, Failure> {
-    let config = &asked.config;
-    let report = verify::prove(config, &asked.source, &asked.public_keys, None, None).await?;
+async fn chain(
+    asked: &Asked,
+    clock: &Arc<dyn Clock>,
+    meter: &mut Meter,
+) -> Result<Vec<Entry>, Failure> {
+    let (config, keys) = (&asked.config, &asked.public_keys);
+    let report = verify::prove(config, &asked.source, keys, None, None, meter).await?;
     if let Some(damage) = report.damage {
         return Err(LedgerError::Broken(Box::new(damage)).into());
     }
     let s3 = pipeline::lake(config, clock)?;
     Ok(audit::entries(&s3, &config.lake.prefix, &report).await?)
+}
+
+fn step(progress: Progress) -> Step<'static> {
+    match progress {
+        Progress::Snapshot { table, done, all, changes } => {
+            let more = format!("{table}; then {changes} changes");
+            Step { phase: "restore: rows", done, all: Some(all), bytes: false, more }
+        }
+        Progress::Changes { done, all } => {
+            let more = String::new();
+            Step { phase: "restore: changes", done, all: Some(all), bytes: false, more }
+        }
+    }
 }
 
 fn json(report: &RestoreReport) -> serde_json::Value {

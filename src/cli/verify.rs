@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::{
     Failure, Global,
-    meter::Meter,
+    meter::{Meter, Step},
     reading::{self, Reading},
 };
 use crate::{
@@ -19,7 +19,6 @@ use crate::{
     error::{Cause, Exit},
     ledger::{self, Audit, Head, Progress, PublicKey, SourceReport},
     pipeline,
-    units::ByteSize,
 };
 
 #[derive(Args, Debug)]
@@ -67,7 +66,8 @@ async fn audit(global: &Global, asked: Asked) -> Result<Exit, Failure> {
     let mut reports = vec![];
     for source in &asked.sources {
         let keys = public_keys(&asked.config, source, asked.public_keys.clone());
-        reports.push(prove(&asked.config, source, &keys, deep, head.clone()).await?);
+        let mut meter = global.meter();
+        reports.push(prove(&asked.config, source, &keys, deep, head.clone(), &mut meter).await?);
     }
     let proven = reports.iter().all(|report| report.whole() && report.entries > 0);
     let json = serde_json::json!({ "proven": proven, "sources": reports });
@@ -82,6 +82,7 @@ pub(super) async fn prove(
     public_keys: &[PathBuf],
     deep: Option<&Path>,
     head: Option<Head>,
+    meter: &mut Meter,
 ) -> Result<SourceReport, Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let s3 = pipeline::lake(config, &clock)?;
@@ -93,16 +94,27 @@ pub(super) async fn prove(
         Audit { prefix: &config.lake.prefix, source: Some(source), public_keys: &keys, deep };
     let known =
         |source: &str| head.clone().or_else(|| Head::kept(&config.appliance.data_dir, source));
-    let mut meter = Meter::new("verify", &clock);
-    let mut show = |progress| match progress {
-        Progress::Entries { done, all, .. } => meter.show(done, all, "entries"),
-        Progress::Listed { done, .. } => meter.show(done, done, "keys listed"),
-        Progress::Read { done, all, bytes, .. } => {
-            meter.show(done, all, &format!("objects, {}", ByteSize(bytes)));
-        }
-    };
+    let mut show = |progress| meter.show(&step(source, progress));
     let reports = ledger::audit(&s3, &what, &known, &mut show).await?;
     Ok(reports.into_iter().next().expect("the one source asked for has its report"))
+}
+
+fn step(source: &str, progress: Progress) -> Step<'static> {
+    let more = source.to_owned();
+    match progress {
+        Progress::Entries { done, all, .. } => {
+            Step { phase: "verify: entries", done, all: Some(all), bytes: false, more }
+        }
+        // S3 does not say how many there are.
+        Progress::Listed { done, .. } => {
+            Step { phase: "verify: keys listed", done, all: None, bytes: false, more }
+        }
+        Progress::Read { done, all, bytes, all_bytes, .. } => {
+            let more = format!("{done} of {all} objects of {more}");
+            let all = Some(all_bytes);
+            Step { phase: "verify: read again", done: bytes, all, bytes: true, more }
+        }
+    }
 }
 
 struct Lines<'a>(&'a [SourceReport]);

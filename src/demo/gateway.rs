@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Read, Seek, SeekFrom},
     os::unix::process::{CommandExt, ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -158,6 +158,20 @@ impl Gateway {
         run(self.command(words, config), &self.log).await
     }
 
+    /// As [`Gateway::ask`]; `each` is given the lines that it writes to standard error, as they come.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started.
+    pub async fn ask_aloud(
+        &self,
+        words: &[&str],
+        config: Option<&Path>,
+        each: &mut (dyn FnMut(&str) + Send),
+    ) -> io::Result<Ended> {
+        run_aloud(self.command(words, config), &self.log, each).await
+    }
+
     /// What all its lives have used so far.
     pub fn usage(&mut self) -> Usage {
         let mut used = self.used;
@@ -214,23 +228,46 @@ impl Drop for Running {
 /// # Errors
 ///
 /// It cannot be started, or a file cannot be made.
-pub async fn run(mut command: Command, near: &Path) -> io::Result<Ended> {
+pub async fn run(command: Command, near: &Path) -> io::Result<Ended> {
+    run_aloud(command, near, &mut |_| {}).await
+}
+
+async fn run_aloud(
+    mut command: Command,
+    near: &Path,
+    each: &mut (dyn FnMut(&str) + Send),
+) -> io::Result<Ended> {
     let paths =
         ["out", "err"].map(|end| near.with_extension(format!("{:x}.{end}", fastrand::u64(..))));
     let files = Removed(&paths);
     let [out, err] = [File::create_new(&paths[0])?, File::create_new(&paths[1])?];
     command.stdin(Stdio::null()).stdout(out).stderr(err);
     let mut child = Running(command.spawn()?);
+    let (mut said, mut told_bytes) = (File::open(&paths[1])?, 0);
     let code = loop {
         if let Some(code) = child.ended() {
             break code;
         }
+        if said.metadata()?.len() > told_bytes {
+            told_bytes += tell_lines(&mut said, told_bytes, each)?;
+        }
         tokio::time::sleep(POLL).await;
     };
+    tell_lines(&mut said, told_bytes, each)?;
     let [stdout, stderr] = [fs::read(&paths[0])?, fs::read(&paths[1])?]
         .map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     drop(files);
     Ok(Ended { code, stdout, stderr })
+}
+
+/// Gives the whole lines from `from` on to `each`, and how many bytes they are.
+fn tell_lines(said: &mut File, from: u64, each: &mut (dyn FnMut(&str) + Send)) -> io::Result<u64> {
+    let mut bytes = vec![];
+    said.seek(SeekFrom::Start(from))?;
+    said.read_to_end(&mut bytes)?;
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    String::from_utf8_lossy(&bytes[..whole]).lines().for_each(&mut *each);
+    Ok(whole as u64)
 }
 
 /// Files that go with their owner.
@@ -290,8 +327,11 @@ mod tests {
         assert!(tokio::time::timeout(limit, run(command, &near)).await.is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         let mut command = Command::new("sh");
-        command.args(["-c", "echo right; echo wrong >&2; exit 3"]);
-        let ended = run(command, &near).await.unwrap();
+        command.args(["-c", "echo wrong >&2; sleep 0.1; echo right; exit 3"]);
+        let mut lines = vec![];
+        let ended =
+            run_aloud(command, &near, &mut |line| lines.push(line.to_owned())).await.unwrap();
+        assert_eq!(lines, ["wrong"]);
         assert_eq!((ended.code, ended.stdout.trim(), ended.stderr.trim()), (3, "right", "wrong"));
     }
 

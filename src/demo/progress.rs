@@ -85,8 +85,13 @@ impl Screen {
         }
     }
 
-    /// Shows where the gateway is. `wall` is the time now, for the lag.
-    pub fn show(&mut self, now: Instant, wall: Timestamp, status: &SourceStatus, done: &Done) {
+    /// Shows where the gateway is, at a time by both clocks, and how long the work still lasts.
+    pub fn show(
+        &mut self,
+        (now, wall, left): (Instant, Timestamp, Option<Duration>),
+        status: &SourceStatus,
+        done: &Done,
+    ) {
         let alarms: BTreeSet<String> = status
             .alarms
             .values()
@@ -97,7 +102,10 @@ impl Screen {
         }
         self.alarms = alarms;
         let sample = self.sample(now, status, done);
-        let [stream, places] = describe(status, wall, &sample.rates);
+        let [mut stream, places] = describe(status, wall, &sample.rates);
+        if let Some(left) = left {
+            stream += &format!(" │ {} s left", left.as_secs());
+        }
         self.before = Some(sample);
         if self.live {
             self.bars(now, status);

@@ -147,7 +147,7 @@ impl Story {
             .say(&format!("Workload      stopped at {wanted}; waiting until the ledger is there"));
         let mut moved = (self.clock.now(), None);
         loop {
-            let seen = self.look().await?;
+            let seen = self.look(None).await?;
             if seen.as_ref().is_some_and(|status| status.shipped.position >= wanted) {
                 break;
             }
@@ -179,9 +179,13 @@ impl Story {
     /// Verifies the lake, restores it into a second database, and compares.
     pub(super) async fn judge(mut self, tasks: &Tasks) -> Result<DemoReport, DemoError> {
         let audit = self.audit.clone();
-        let verified = self.gateway.ask(&["verify"], Some(&audit)).await;
+        let screen = &self.screen;
+        let mut show = |line: &str| screen.say(&format!("    {line}"));
+        let verified = self.gateway.ask_aloud(&["verify"], Some(&audit), &mut show).await;
         let verified = verified.map_err(system("run lakehead verify"))?;
-        let said = format!("{}{}", verified.stdout, verified.stderr).trim().to_owned();
+        // On the other side there was its progress; or, if it failed, why.
+        let why = if verified.code == 0 { "" } else { &verified.stderr };
+        let said = format!("{}{why}", verified.stdout).trim().to_owned();
         said.lines().for_each(|line| self.screen.say(&format!("Verify        {line}")));
         let began = self.clock.now();
         let admin = self.cluster.connect("postgres", tasks).await?;
@@ -192,6 +196,7 @@ impl Story {
         self.restore().await?;
         let restored_s = self.seconds_since(began);
         self.screen.say(&format!("Restore       into database {RESTORED}, {restored_s:.1} s"));
+        self.screen.say("Compare       every row of every table");
         let source = self.cluster.connect(SOURCE, tasks).await?;
         let restored = self.cluster.connect(RESTORED, tasks).await?;
         let tables = compare(&source, &restored, copied).await?;
@@ -229,7 +234,9 @@ impl Story {
         let url = self.cluster.url(SUPERUSER, RESTORED);
         let (url, password) = (url.as_str(), password.to_string_lossy());
         let words = ["restore", "--source", SOURCE, "--to", url, "--password-file", &password];
-        let ended = self.gateway.ask(&words, Some(&self.audit.clone())).await;
+        let screen = &self.screen;
+        let mut show = |line: &str| screen.say(&format!("    {line}"));
+        let ended = self.gateway.ask_aloud(&words, Some(&self.audit), &mut show).await;
         let ended = ended.map_err(system("run lakehead restore"))?;
         if ended.code != 0 {
             let said = format!("{}{}", ended.stdout, ended.stderr);
@@ -241,7 +248,8 @@ impl Story {
     async fn watch(&mut self, span: Duration, failed: &CancellationToken) -> Result<(), DemoError> {
         let began = self.clock.now();
         while self.clock.now().duration_since(began) < span {
-            self.look().await?;
+            let left = span.saturating_sub(self.clock.now().duration_since(began));
+            self.look(Some(left)).await?;
             if self.kills == 0 && self.clock.now().duration_since(began) >= span / 2 {
                 self.kill()?;
             }
@@ -253,7 +261,7 @@ impl Story {
     }
 
     /// Looks at the gateway once: shows what it says, notices its end.
-    async fn look(&mut self) -> Result<Option<SourceStatus>, DemoError> {
+    async fn look(&mut self, left: Option<Duration>) -> Result<Option<SourceStatus>, DemoError> {
         if let Some(code) = self.gateway.ended() {
             return Err(DemoError::GatewayEnded { code, said: self.gateway.log_end() });
         }
@@ -263,7 +271,7 @@ impl Story {
                 let copied: u64 = status.snapshot.values().map(|table| table.bytes).sum();
                 self.read_now = status.stream_bytes + copied;
                 let (now, wall) = (self.clock.now(), self.clock.wall());
-                self.screen.show(now, wall, status, &self.tally.read());
+                self.screen.show((now, wall, left), status, &self.tally.read());
             }
             None => self.screen.silent("    starting"),
         }

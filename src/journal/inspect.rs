@@ -49,20 +49,31 @@ pub struct Report {
     pub damage: Vec<String>,
 }
 
-/// Checks every frame's checksum and seal, and that batches follow one another.
+/// Checks every frame's checksum and seal, and that batches follow one another. `progress` is told the
+/// bytes read so far, and in all.
 ///
 /// # Errors
 ///
 /// [`JournalError::Held`] while the box runs, [`JournalError::Key`], [`JournalError::Read`]. Damage
 /// is no error here: it is what the report is for.
-pub fn check(dir: &Path, key: &Secret) -> Result<CheckReport, JournalError> {
+pub fn check(
+    dir: &Path,
+    key: &Secret,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<CheckReport, JournalError> {
     let _hold = hold(dir)?;
     let files = segment_files(dir)?;
+    let mut read = Read { before: 0, all: 0, progress };
+    for path in &files {
+        read.all += path.metadata().map_err(|why| read_error(path, why))?.len();
+    }
     let mut report = CheckReport { segments: vec![], damage: vec![], torn_bytes: 0 };
     let mut order = Order::default();
     for (place, path) in files.iter().enumerate() {
         let is_last = place + 1 == files.len();
-        report.segments.push(check_segment(path, key, is_last, &mut order, &mut report.damage)?);
+        let segment = check_segment(path, key, is_last, &mut order, &mut report.damage, &mut read)?;
+        read.before += segment.bytes;
+        report.segments.push(segment);
     }
     match survey(dir, key.expose(), None) {
         Ok(survey) => {
@@ -101,12 +112,22 @@ pub fn show(dir: &Path, key: &Secret) -> Result<Report, JournalError> {
     })
 }
 
+/// How much was read.
+struct Read<'a> {
+    /// Bytes of the segments before this one.
+    before: u64,
+    /// Bytes of all.
+    all: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
+}
+
 fn check_segment(
     path: &Path,
     key: &Secret,
     is_last: bool,
     order: &mut Order,
     damage: &mut Vec<String>,
+    read: &mut Read<'_>,
 ) -> Result<SegmentReport, JournalError> {
     let window = Window::open(path)?;
     let unread = SegmentReport::unread(&window)?;
@@ -118,7 +139,9 @@ fn check_segment(
         }
         Err(error) => return Err(error),
     };
-    while verifier.step()? {}
+    while verifier.step()? {
+        (read.progress)(read.before + verifier.offset(), read.all);
+    }
     // In the last segment it can be a torn tail: the survey knows.
     let gaps = verifier.gaps.iter().filter(|_| !is_last);
     damage.extend(gaps.chain(&verifier.wrong).map(ToString::to_string));

@@ -70,6 +70,8 @@ pub enum Progress {
         all: u64,
         /// Bytes so far.
         bytes: u64,
+        /// Bytes in all.
+        all_bytes: u64,
     },
 }
 
@@ -303,6 +305,7 @@ async fn read_objects(
     let expected: Vec<_> =
         verifier.objects().map(|(key, expected)| (key.to_owned(), expected.clone())).collect();
     let all = u64::try_from(expected.len()).unwrap_or(u64::MAX);
+    let all_bytes = expected.iter().map(|(_, expected)| expected.bytes).sum();
     let reads = expected.into_iter().enumerate().map(|(slot, (key, expected))| {
         let path = scratch.join(format!("verify-{}-{slot}", std::process::id()));
         let read: BoxFuture<'_, _> = Box::pin(async move {
@@ -321,7 +324,7 @@ async fn read_objects(
         }
         done += 1;
         bytes += length;
-        progress(Progress::Read { source: source.into(), done, all, bytes });
+        progress(Progress::Read { source: source.into(), done, all, bytes, all_bytes });
     }
     Ok(())
 }

@@ -39,25 +39,23 @@ pub struct RestoreOptions {
 /// How far a restore is.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Progress {
-    /// Rows of a snapshot object are in.
+    /// Rows of snapshots are on their way.
     Snapshot {
         /// The table.
         table: String,
-        /// Objects in, those of earlier runs too.
-        objects_done: usize,
-        /// Objects in all, of all tables.
-        objects: usize,
-        /// Rows loaded by this run.
-        rows: u64,
-    },
-    /// Changes are committed.
-    Changes {
-        /// The target stands here.
-        at: Point,
-        /// And will stand here.
-        end: Point,
-        /// Changes read by this run.
+        /// Rows so far, those of earlier runs too.
+        done: u64,
+        /// Rows in all, of all tables.
+        all: u64,
+        /// Changes that come after them.
         changes: u64,
+    },
+    /// Changes are on their way.
+    Changes {
+        /// Changes so far, of this run.
+        done: u64,
+        /// In all, but for those that stand behind the end asked for.
+        all: u64,
     },
 }
 

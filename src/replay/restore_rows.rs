@@ -17,8 +17,9 @@ use super::{
 };
 use crate::{
     journal::{Op, Value},
+    ledger::EntryObject,
     seal::{Table, columns::file_name},
-    units::{Point, Position},
+    units::{Point, Position, Sequence},
 };
 
 /// A restore under way.
@@ -40,7 +41,17 @@ pub(super) struct Restore<'a> {
     /// Rows that were read again.
     repairs: Repairs,
     report: RestoreReport,
+    /// What was passed so far, and what there is in all, for the progress.
+    done: Amounts,
+    all: Amounts,
     progress: &'a mut (dyn FnMut(Progress) + Send),
+}
+
+/// Rows of snapshots, and changes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Amounts {
+    rows: u64,
+    changes: u64,
 }
 
 /// A table of the target.
@@ -102,6 +113,8 @@ impl<'a> Restore<'a> {
             lacking,
             repairs: Repairs::default(),
             report,
+            done: Amounts::default(),
+            all: Amounts::default(),
             progress,
         }
     }
@@ -153,18 +166,19 @@ impl<'a> Restore<'a> {
                 live.last_snapshot = live.last_snapshot.max(stood);
             }
         }
-        let objects = plan.tables.values().map(|table| table.rows.len()).sum();
-        let mut objects_done = 0;
+        let objects = plan.tables.values().flat_map(|table| &table.rows);
+        self.all = Amounts {
+            rows: objects.map(|rows| rows_of(&rows.object)).sum(),
+            changes: self.missing(plan).map(changes_of).sum(),
+        };
         for (id, planned) in &plan.tables {
             for rows in &planned.rows {
                 let beside = rows.position != planned.first || planned.first != planned.last;
                 if there.get(&rows.object.key) != Some(&rows.object.sha256) {
                     self.load(*id, rows, beside).await?;
+                } else {
+                    self.done.rows += rows_of(&rows.object);
                 }
-                objects_done += 1;
-                let rows = self.report.snapshot_rows;
-                let table = self.live[id].table.qualified();
-                (self.progress)(Progress::Snapshot { table, objects_done, objects, rows });
             }
         }
         Ok(())
@@ -173,6 +187,7 @@ impl<'a> Restore<'a> {
     async fn load(&mut self, id: u32, rows: &RowsObject, beside: bool) -> Result<(), ReplayError> {
         let mut file = self.fetcher.rows(&rows.object, BATCH_BYTES).await?;
         let live = &self.live[&id];
+        let table = live.table.qualified();
         self.target.begin().await?;
         let mut loading: Option<(Loading, Vec<usize>, Vec<usize>)> = None;
         while let Some(batch) = file.next_rows()? {
@@ -196,6 +211,9 @@ impl<'a> Restore<'a> {
                 }
                 loading.end_row().await?;
             }
+            self.done.rows += batch.len() as u64;
+            let (done, all, changes) = (self.done.rows, self.all.rows, self.all.changes);
+            (self.progress)(Progress::Snapshot { table: table.clone(), done, all, changes });
         }
         match loading {
             Some((loading, columns, _)) => {
@@ -213,14 +231,11 @@ impl<'a> Restore<'a> {
     pub(super) async fn apply_changes(&mut self, plan: &Plan) -> Result<(), ReplayError> {
         let mut reached = self.applied;
         self.target.begin().await?;
-        for epoch in &plan.epochs {
-            let begin = self.repairs.begin(self.applied.position);
-            if epoch.to.sequence <= self.applied.sequence && epoch.to.position <= begin {
-                continue;
-            }
-            reached = self.apply_epoch(epoch, plan.end).await?;
+        let missing: Vec<&Epoch> = self.missing(plan).collect();
+        for epoch in missing {
+            reached = self.apply_epoch(epoch).await?;
             if self.may_commit(reached) {
-                self.commit(reached, plan.end).await?;
+                self.commit(reached).await?;
                 self.target.begin().await?;
             }
         }
@@ -228,11 +243,20 @@ impl<'a> Restore<'a> {
         if reached.position < plan.end.position {
             reached.position = plan.end.position;
         }
-        self.commit(reached, plan.end).await
+        self.commit(reached).await
+    }
+
+    /// The epochs that are not in yet.
+    fn missing<'p>(&self, plan: &'p Plan) -> impl Iterator<Item = &'p Epoch> + use<'p> {
+        let Sequence(sequence) = self.applied.sequence;
+        let position = self.repairs.begin(self.applied.position);
+        plan.epochs
+            .iter()
+            .filter(move |epoch| epoch.to.sequence.0 > sequence || epoch.to.position > position)
     }
 
     /// Applies one epoch, and gives the point reached.
-    async fn apply_epoch(&mut self, epoch: &Epoch, end: Point) -> Result<Point, ReplayError> {
+    async fn apply_epoch(&mut self, epoch: &Epoch) -> Result<Point, ReplayError> {
         let mut merge = Merge::new(self.fetcher, epoch.tracks.clone()).await?;
         let applied = self.applied;
         let mut reached = if applied.position > epoch.from.position { applied } else { epoch.from };
@@ -246,17 +270,18 @@ impl<'a> Restore<'a> {
                 || self.repairs.takes_again(here.table, meta.position)
             {
                 if meta.position != reached.position && self.may_commit(reached) {
-                    self.commit(reached, end).await?;
+                    self.commit(reached).await?;
                     self.target.begin().await?;
                 }
                 self.take(here).await?;
                 self.uncommitted += 1;
                 self.report.changes += 1;
                 self.report.committed_at = Some(meta.committed_at);
-                reached = Point {
-                    sequence: crate::units::Sequence(meta.sequence),
-                    position: meta.position,
-                };
+                reached = Point { sequence: Sequence(meta.sequence), position: meta.position };
+            }
+            self.done.changes += 1;
+            if self.done.changes.is_multiple_of(TELL_CHANGES) {
+                self.tell_changes();
             }
             merge.advance().await?;
         }
@@ -324,7 +349,7 @@ impl<'a> Restore<'a> {
     }
 
     /// Brings what is pending into the target, and commits.
-    async fn commit(&mut self, at: Point, end: Point) -> Result<(), ReplayError> {
+    async fn commit(&mut self, at: Point) -> Result<(), ReplayError> {
         self.write_all().await?;
         let at = Point {
             sequence: at.sequence.max(self.applied.sequence),
@@ -335,8 +360,13 @@ impl<'a> Restore<'a> {
         self.applied = at;
         self.uncommitted = 0;
         self.report.at = at;
-        (self.progress)(Progress::Changes { at, end, changes: self.report.changes });
+        self.tell_changes();
         Ok(())
+    }
+
+    fn tell_changes(&mut self) {
+        let (done, all) = (self.done.changes, self.all.changes);
+        (self.progress)(Progress::Changes { done, all });
     }
 
     async fn write_all(&mut self) -> Result<(), ReplayError> {
@@ -389,6 +419,14 @@ impl<'a> Restore<'a> {
         }
         Ok(instead)
     }
+}
+
+fn rows_of(object: &EntryObject) -> u64 {
+    object.rows.values().sum()
+}
+
+fn changes_of(epoch: &Epoch) -> u64 {
+    epoch.tracks.iter().flat_map(|track| &track.objects).map(rows_of).sum()
 }
 
 /// Strikes out the rows that a change completes or removes.
@@ -450,5 +488,7 @@ fn places(shape: &Shape, rows: &Rows) -> Vec<Option<usize>> {
 
 /// Changes after which the target commits, at the next end of a transaction.
 const COMMIT_CHANGES: u64 = 10_000;
+/// Changes after which the progress is told.
+const TELL_CHANGES: u64 = 500;
 /// Text that may wait before it is written, within the transaction.
 const PENDING_BYTES: usize = 32 << 20;

@@ -54,7 +54,8 @@ fn main() {
             runtime.block_on(read(dir.as_ref(), after_batch.parse().unwrap()));
         }
         ["check", dir] => {
-            let report = inspect::check(dir.as_ref(), &Secret::new(KEY.to_vec())).unwrap();
+            let report =
+                inspect::check(dir.as_ref(), &Secret::new(KEY.to_vec()), &mut |_, _| {}).unwrap();
             println!("{}", serde_json::to_string(&report).unwrap());
         }
         _ => panic!("see the head of the file"),

@@ -97,7 +97,7 @@ impl Site {
     }
 
     fn check(&self) -> inspect::CheckReport {
-        inspect::check(&self.path(), &Secret::new(KEY.to_vec())).unwrap()
+        inspect::check(&self.path(), &Secret::new(KEY.to_vec()), &mut |_, _| {}).unwrap()
     }
 }
 
@@ -306,7 +306,10 @@ async fn nobody_else_opens_a_journal_that_is_held_or_has_another_key() {
     let journal = site.open();
     assert!(matches!(site.try_open(), Err(JournalError::Held { .. })));
     let key = Secret::new(KEY.to_vec());
-    assert!(matches!(inspect::check(&site.path(), &key), Err(JournalError::Held { .. })));
+    assert!(matches!(
+        inspect::check(&site.path(), &key, &mut |_, _| {}),
+        Err(JournalError::Held { .. })
+    ));
     journal.stop().await;
     let open = |key: Vec<u8>| {
         let (dir, key) = (site.path(), Secret::new(key));
@@ -318,7 +321,10 @@ async fn nobody_else_opens_a_journal_that_is_held_or_has_another_key() {
     assert!(matches!(open(vec![7; 31]), Err(JournalError::Key { .. })));
     let key = Secret::new(vec![8; 32]);
     assert!(matches!(inspect::show(&site.path(), &key), Err(JournalError::Key { .. })));
-    assert!(matches!(inspect::check(&site.path(), &key), Err(JournalError::Key { .. })));
+    assert!(matches!(
+        inspect::check(&site.path(), &key, &mut |_, _| {}),
+        Err(JournalError::Key { .. })
+    ));
     open(KEY.to_vec()).unwrap().stop().await;
 }
 
