@@ -123,6 +123,7 @@ impl Shared {
         lock(&self.quota).used(used_bytes, written_bytes, self.clock.now());
         self.board.write(|status| {
             status.durable = progress.durable.point;
+            status.transactions_durable = progress.durable.transactions;
             status.journal_bytes = used_bytes;
             status.journal_syncs += 1;
             status.journal_written_bytes += written_bytes;

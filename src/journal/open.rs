@@ -258,7 +258,10 @@ fn start(
     };
     shared.durable.send_replace(survey.progress.durable);
     *shared.facts.write().unwrap_or_else(PoisonError::into_inner) = survey.facts;
-    shared.board.write(|status| status.durable = survey.progress.durable.point);
+    shared.board.write(|status| {
+        status.durable = survey.progress.durable.point;
+        status.transactions_durable = survey.progress.durable.transactions;
+    });
     survey.damage.iter().for_each(|damage| shared.show_damage(damage));
     if disk_full {
         shared.set_disk_full(true);

@@ -68,7 +68,13 @@ impl Progress {
                     sequence: Sequence(self.next_sequence.saturating_sub(1)),
                     position: commit.position,
                 };
-                self.durable = Durable { point, batch, begins: commit.begins };
+                let before = self.durable.transactions;
+                self.durable = Durable {
+                    point,
+                    batch,
+                    begins: commit.begins,
+                    transactions: before.saturating_add(commit.transactions.into()),
+                };
             }
         }
     }
@@ -117,6 +123,7 @@ impl Progress {
             bytes.extend_from_slice(&from.to_le_bytes());
             bytes.extend_from_slice(&to.to_le_bytes());
         }
+        bytes.extend_from_slice(&durable.transactions.to_le_bytes());
         bytes
     }
 
@@ -125,13 +132,16 @@ impl Progress {
         let mut fields = Fields(bytes);
         let (sequence, position) = (Sequence(fields.u64()?), Position(fields.u64()?));
         let (batch, begins) = (fields.u64()?, Position(fields.u64()?));
-        let durable = Durable { point: Point { sequence, position }, batch, begins };
         let (next_batch, next_sequence) = (fields.u64()?, fields.u64()?);
         let open = Some(fields.u64()?).filter(|batch| *batch != 0);
         let mut torn = Torn::default();
         for _ in 0..fields.u32()? {
             torn.0.push((fields.u64()?, fields.u64()?));
         }
+        // Written before transactions were counted: it ends here.
+        let transactions = if fields.0.is_empty() { 0 } else { fields.u64()? };
+        let point = Point { sequence, position };
+        let durable = Durable { point, batch, begins, transactions };
         fields.0.is_empty().then_some(Self { durable, next_batch, next_sequence, open, torn })
     }
 }
@@ -200,6 +210,7 @@ mod tests {
         Some(Commit {
             position: Position(position),
             begins: Position(position - 1),
+            transactions: 2,
             ..Commit::default()
         })
     }
@@ -214,7 +225,10 @@ mod tests {
         assert_eq!(progress.durable.batch, 1);
         progress.advance(Piece::Last, 1, commit(20));
         let end = Point { sequence: Sequence(8), position: Position(20) };
-        assert_eq!(progress.durable, Durable { point: end, batch: 4, begins: Position(19) });
+        assert_eq!(
+            progress.durable,
+            Durable { point: end, batch: 4, begins: Position(19), transactions: 4 }
+        );
     }
 
     #[test]
@@ -245,10 +259,20 @@ mod tests {
         let expected = "03000000000000000a0000000000000001000000000000000900000000000000\
                         04000000000000000500000000000000\
                         0300000000000000\
-                        0100000002000000000000000200000000000000";
+                        0100000002000000000000000200000000000000\
+                        0200000000000000";
         assert_eq!(hex::encode(progress.encode()), expected);
         assert_eq!(Progress::decode(&progress.encode()), Some(progress.clone()));
         assert_eq!(Progress::decode(&progress.encode()[1..]), None);
+    }
+
+    #[test]
+    fn progress_of_a_firmware_that_did_not_count_transactions_is_read() {
+        let mut progress = Progress::default();
+        progress.advance(Piece::Whole, 3, commit(10));
+        let bytes = progress.encode();
+        progress.durable.transactions = 0;
+        assert_eq!(Progress::decode(&bytes[..bytes.len() - 8]), Some(progress));
     }
 
     #[test]

@@ -200,6 +200,7 @@ fn make(adopter: &Adopter<'_>, report: &SourceReport) -> Pending {
         batch: 0,
         group: 0,
         signed_by: String::new(),
+        transactions: 0,
     };
     let stamp = Stamp {
         source: report.identity.clone().expect("a chain with entries names its source"),

@@ -32,6 +32,9 @@ pub struct ChainHead {
     pub group: u64,
     /// Who signed it: base64 as in [`PublicKey`](super::PublicKey).
     pub signed_by: String,
+    /// Transactions of this box that the chain covers.
+    #[serde(default)]
+    pub transactions: u64,
 }
 
 /// What an entry says beside what its groups say.
@@ -50,7 +53,15 @@ pub struct Stamp {
 impl ChainHead {
     /// Before the first entry.
     pub fn start(signed_by: String) -> Self {
-        Self { entry: 0, hash: NO_PREVIOUS.into(), reached: None, batch: 0, group: 0, signed_by }
+        Self {
+            entry: 0,
+            hash: NO_PREVIOUS.into(),
+            reached: None,
+            batch: 0,
+            group: 0,
+            signed_by,
+            transactions: 0,
+        }
     }
 
     /// What the other rooms need to know of it.
@@ -74,9 +85,10 @@ impl ChainHead {
             }
             head.group = group.id;
             match &group.kind {
-                GroupKind::Changes { from, to, batch, committed_at } => {
+                GroupKind::Changes { from, to, batch, committed_at, transactions } => {
                     tiles(head.reached, *from, *to, group.id)?;
                     (head.reached, head.batch) = (Some(*to), *batch);
+                    head.transactions += transactions;
                     (next.kind, next.from, next.to) = (EntryKind::Changes, *from, *to);
                     next.committed_at = Some(committed_at.rfc3339());
                 }
@@ -110,6 +122,7 @@ impl ChainHead {
             batch: 0,
             group: 0,
             signed_by: public_key,
+            transactions: 0,
             ..self.clone()
         };
         (next, head)

@@ -93,9 +93,12 @@ pub(super) fn schema(id: u64) -> Group {
     group(id, GroupKind::Schema, "_schema/erp/public.t", 1, None)
 }
 
+/// Transactions in each of [`changes`].
+pub(super) const TRANSACTIONS: u64 = 3;
+
 pub(super) fn changes(id: u64, from: Point, to: Point, count: usize) -> Group {
     let committed_at = Timestamp(1_800_000_000_000_000);
-    let kind = GroupKind::Changes { from, to, batch: id, committed_at };
+    let kind = GroupKind::Changes { from, to, batch: id, committed_at, transactions: TRANSACTIONS };
     group(id, kind, "erp/public.t/dt=2026-11-22", count, Some(Op::Insert))
 }
 

@@ -493,6 +493,7 @@ mod tests {
             batch: 4,
             group: 4,
             signed_by: key().public().to_string(),
+            transactions: 0,
         };
         let mut stamp = Some(testing::stamp());
         let (mut entry, next) = head

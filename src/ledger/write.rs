@@ -239,6 +239,7 @@ impl Ledger {
             status.entry = self.head.entry;
             status.shipped = self.head.reached.unwrap_or_default();
             status.shipped_at = committed_at.or(status.shipped_at);
+            status.transactions_shipped = self.head.transactions;
         });
     }
 
@@ -349,7 +350,7 @@ mod tests {
         error::Classified,
         facts::{FactBatch, MemoryFacts},
         ledger::{
-            EntryKind, testing,
+            EntryKind, GroupKind, testing,
             testing::{Bucket, CrashFacts, Fate, Lake, changes, fates, groups, point},
             verify::Verifier,
         },
@@ -489,10 +490,14 @@ mod tests {
             let objects: usize = groups.iter().map(|group| group.objects.len()).sum();
             assert_eq!(report.objects, objects as u64);
             let last = groups.iter().rev().find_map(|group| match &group.kind {
-                crate::ship::GroupKind::Changes { to, .. } => Some(*to),
+                GroupKind::Changes { to, .. } => Some(*to),
                 _ => None,
             });
             assert_eq!(report.reached, last);
+            let epochs =
+                groups.iter().filter(|group| matches!(group.kind, GroupKind::Changes { .. }));
+            let head = Store(self.memory.clone()).head().unwrap().unwrap();
+            assert_eq!(head.transactions, epochs.count() as u64 * testing::TRANSACTIONS);
             assert_eq!(known_head(self.dir.path(), "erp").unwrap(), report.head);
             // An upload stays only where its abort failed, listed, or Create's answer was lost: without a part.
             let facts = self.memory.scan("").into_iter().map(|(key, _)| key);
@@ -522,6 +527,7 @@ mod tests {
         assert_eq!(proven, Proven { point: point(70, 170), batch: 7, entry: 6 });
         let status = world.board.read();
         assert_eq!((status.entry, status.shipped), (6, point(70, 170)));
+        assert_eq!(status.transactions_shipped, 4 * testing::TRANSACTIONS);
         assert_eq!(status.shipped_at, Some(Timestamp(1_800_000_000_000_000)));
         let log = world.lake.log();
         let count = |name| log.iter().filter(|(known, _)| *known == name).count();
@@ -813,7 +819,7 @@ mod tests {
         let json = serde_json::to_string(&ChainHead { hash: "h".into(), ..next }).unwrap();
         assert_eq!(
             json,
-            r#"{"entry":1,"hash":"h","reached":{"sequence":10,"position":"00000000/0000006E"},"batch":1,"group":1,"signed_by":"key"}"#
+            r#"{"entry":1,"hash":"h","reached":{"sequence":10,"position":"00000000/0000006E"},"batch":1,"group":1,"signed_by":"key","transactions":3}"#
         );
         let stage = Stage::Open { upload: "u".into() };
         assert_eq!(serde_json::to_string(&stage).unwrap(), r#"{"open":{"upload":"u"}}"#);

@@ -256,7 +256,7 @@ impl<'a> Changes<'a> {
     /// Cuts the epoch here. False: stopped, and nothing was recorded.
     fn seal(&mut self) -> Result<bool, SealError> {
         let epoch = mem::replace(&mut self.epoch, Epoch::new(OPEN_MAX, self.desk.cut.bytes));
-        let committed_at = epoch.committed_at();
+        let (committed_at, transactions) = (epoch.committed_at(), epoch.transactions());
         let drafts = epoch.end(&self.desk.maker)?;
         let (from, to, batch) = (self.from.unwrap_or(self.to), self.to, self.batch);
         let objects = drafts.len();
@@ -271,7 +271,7 @@ impl<'a> Changes<'a> {
                     remembered.insert(table.id, table);
                 }
             }
-            Ok(Some(GroupKind::Changes { from, to, batch, committed_at }))
+            Ok(Some(GroupKind::Changes { from, to, batch, committed_at, transactions }))
         };
         let recorded = self.desk.record(self.outlet, drafts, kind)?;
         if recorded {
@@ -393,6 +393,7 @@ mod tests {
         let from = Point { sequence: Sequence(0), position: Position(3) };
         let to = Point { sequence: Sequence(4), position: Position(45) };
         assert_eq!(bounds(epoch), (from, to, 4));
+        assert!(matches!(epoch.kind, GroupKind::Changes { transactions: 4, .. }), "{epoch:?}");
         let rows = bench.rows(&epoch.objects[0]);
         let seen: Vec<_> =
             rows.iter().map(|row| (&*row.op, row.sequence, &*row.position, row.id)).collect();

@@ -21,6 +21,7 @@ pub(super) struct Epoch {
     object_bytes: u64,
     began: Option<Instant>,
     committed_at: Timestamp,
+    transactions: u64,
     day: Option<i64>,
     dates: bool,
     series: BTreeMap<u32, Series>,
@@ -42,6 +43,7 @@ impl Epoch {
             object_bytes,
             began: None,
             committed_at: Timestamp::default(),
+            transactions: 0,
             day: None,
             dates: false,
             series: BTreeMap::new(),
@@ -57,6 +59,7 @@ impl Epoch {
     /// A transaction is in it.
     pub(super) fn commit(&mut self, at: Timestamp) {
         self.committed_at = at;
+        self.transactions += 1;
     }
 
     /// The log was followed until `at` by the server's clock, and nothing of ours was in it.
@@ -130,6 +133,11 @@ impl Epoch {
     /// When its last transaction was committed.
     pub(super) fn committed_at(&self) -> Timestamp {
         self.committed_at
+    }
+
+    /// How many transactions are in it.
+    pub(super) fn transactions(&self) -> u64 {
+        self.transactions
     }
 
     /// Ends all objects.

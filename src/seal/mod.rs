@@ -76,6 +76,9 @@ pub enum GroupKind {
         batch: u64,
         /// When its last transaction was committed.
         committed_at: Timestamp,
+        /// Transactions in it; of a group that a firmware sealed which did not count them, 0.
+        #[serde(default)]
+        transactions: u64,
     },
     /// One chunk of a table's snapshot.
     Snapshot {

@@ -127,6 +127,8 @@ pub struct Durable {
     pub batch: u64,
     /// Where the last commit record begins; see [`Commit::begins`].
     pub begins: Position,
+    /// Transactions that the journal ever made durable, over all starts.
+    pub transactions: u64,
 }
 
 /// Where the records go: the journal, seen from the source.

@@ -13,7 +13,7 @@ use crate::{
     units::{Point, Position, Timestamp},
 };
 
-/// What one source's road has done. Counters grow from 0 at each start of the process.
+/// What one source's road has done. Counters grow from 0 at each start of the process, unless they say otherwise.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct SourceStatus {
     /// What the source room is doing.
@@ -40,7 +40,7 @@ pub struct SourceStatus {
     pub shipped_at: Option<Timestamp>,
     /// Number of the ledger's last entry.
     pub entry: u64,
-    /// Transactions received.
+    /// Transactions received since the process started.
     pub transactions: u64,
     /// Transactions skipped because the journal holds them already.
     pub transactions_skipped: u64,
@@ -48,7 +48,9 @@ pub struct SourceStatus {
     pub changes: u64,
     /// Payload bytes received from the change stream.
     pub stream_bytes: u64,
-    /// Transactions in the ledger.
+    /// Transactions that this box ever made durable in its journal, over all starts.
+    pub transactions_durable: u64,
+    /// Those of them that are in the ledger.
     pub transactions_shipped: u64,
     /// Bytes of segment files, and their limit.
     pub journal_bytes: u64,

@@ -291,7 +291,7 @@ pub const METRICS: &[Metric] = &[
     metric(
         "lakehead_ledger_transactions_total",
         Read::Counter(|one| one.status.transactions_shipped),
-        "Transactions in the ledger.",
+        "Transactions in the ledger, over all starts.",
     ),
     metric(
         "lakehead_ledger_lag_seconds",
@@ -307,6 +307,11 @@ pub const METRICS: &[Metric] = &[
         "lakehead_ledger_lag_changes",
         Read::Gauge(|one| one.lag_changes as f64),
         "Changes durable and not in the ledger.",
+    ),
+    metric(
+        "lakehead_ledger_lag_transactions",
+        Read::Gauge(|one| one.lag_transactions as f64),
+        "Transactions durable and not in the ledger.",
     ),
     metric(
         "lakehead_status_alarms",

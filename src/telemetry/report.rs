@@ -51,7 +51,7 @@ pub struct SourceReport {
     pub lag_s: f64,
     /// Bytes of the server's log that the lake lacks.
     pub lag_bytes: u64,
-    /// Transactions received and not in the ledger, since the start of the process.
+    /// Transactions durable and not in the ledger.
     pub lag_transactions: u64,
     /// Changes durable and not in the ledger.
     pub lag_changes: u64,
@@ -136,7 +136,9 @@ impl SourceReport {
         Self {
             lag_s,
             lag_bytes: unshipped + unread,
-            lag_transactions: status.transactions.saturating_sub(status.transactions_shipped),
+            lag_transactions: status
+                .transactions_durable
+                .saturating_sub(status.transactions_shipped),
             lag_changes: status.durable.sequence.0.saturating_sub(status.shipped.sequence.0),
             journal_hours_left,
             status,
@@ -195,7 +197,7 @@ mod tests {
             status.durable = Point { sequence: Sequence(9), position: Position(900) };
             status.shipped = Point { sequence: Sequence(4), position: Position(400) };
             (status.server, status.received) = (Position(1000), Position(950));
-            (status.transactions, status.transactions_shipped) = (3, 1);
+            (status.transactions_durable, status.transactions_shipped) = (3, 1);
             status.retries.insert("LakeSlowDown".into(), 2);
         });
         reporter.sample();

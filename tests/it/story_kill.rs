@@ -49,6 +49,9 @@ async fn twenty_kills_lose_nothing_and_write_nothing_twice() {
     assert!(met.contains(&Some(SourceState::Streaming)), "{met:?}");
     world.start();
     world.caught_up().await;
+    let status = world.until("the ledger has all", |now| now.durable == now.shipped).await;
+    assert!(status.transactions_durable > status.transactions, "counted over all starts");
+    assert_eq!(status.transactions_shipped, status.transactions_durable);
     world.assert_proven().await;
     world.assert_sent_once(KILLS);
     let read = world.assert_readable().await;
