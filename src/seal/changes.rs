@@ -69,6 +69,9 @@ impl<'a> Changes<'a> {
         decode: &dyn Fn(Vec<Arc<Table>>) -> Box<dyn Decode>,
     ) -> Result<Self, SealError> {
         let sealed: Option<EpochEnd> = facts::read(&*desk.facts, EPOCH_FACT)?;
+        if let Some(sealed) = &sealed {
+            desk.board.write(|status| status.sealed = sealed.end);
+        }
         let remembered: BTreeMap<_, _> = facts::read_all::<Table>(&*desk.facts, RELATION_FACTS)?
             .into_iter()
             .map(|(_, table)| (table.id, Arc::new(table)))
@@ -378,6 +381,19 @@ mod tests {
         assert!(groups.iter().all(|group| group.kind != GroupKind::Schema), "{groups:?}");
         assert_eq!((bounds(&groups[0]).0, groups[0].objects[0].version), (end, 3));
         assert_eq!(sequences(&bench, &groups), [42, 43, 44]);
+    }
+
+    #[test]
+    fn after_a_restart_the_watermark_stands_where_the_last_epoch_ended() {
+        let bench = Bench::new();
+        let mut log = Log::default();
+        log.whole(NOON, &[&[relation(&table(1, "a")), insert(1, 7)], &[insert(1, 8)]]);
+        log.pieces(NOON, &[&[insert(1, 9)], &[change(b'D', 1, &["7", ""])]]);
+        log.whole(NOON, &[&[]]);
+        let groups = bench.run(log.batches).unwrap();
+        bench.board.write(|status| status.sealed = Point::default());
+        assert_eq!(bench.run(vec![]).unwrap(), []);
+        assert_eq!(bench.board.read().sealed, bounds(&groups[1]).1);
     }
 
     #[test]
