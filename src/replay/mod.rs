@@ -14,6 +14,7 @@ pub mod cat;
 pub mod evolve;
 pub mod fetch;
 pub mod key;
+pub mod labels;
 pub mod merge;
 pub mod plan;
 pub mod read;

@@ -14,6 +14,7 @@ use tokio_postgres::Client;
 use super::{
     Lake, ReplayError, Until,
     fetch::Fetcher,
+    labels::labels,
     merge::Merge,
     plan::{Definitions, definitions, plan, tracks},
     restore_rows::Restore,
@@ -100,8 +101,9 @@ pub async fn restore(
         Some(Until::Position(position)) => Some(position),
         Some(Until::Time(time)) => position_at(&fetcher, entries, &known, time).await?,
     };
-    let plan = plan(entries, &known, until)?;
-    let target = Target::open(client, &options.source).await?;
+    let plan = plan(entries, &known, until, &options.except)?;
+    let labels = labels(known.values().map(AsRef::as_ref));
+    let target = Target::open(client, &options.source, labels).await?;
     let applied = target.progress().await?;
     let (applied, lacking) = applied.unwrap_or_default();
     let at = applied.position;

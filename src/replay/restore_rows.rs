@@ -133,6 +133,7 @@ impl<'a> Restore<'a> {
 
     /// Makes the tables that are not there, and drops those that others of the same name replace.
     pub(super) async fn make_tables(&mut self, plan: &Plan) -> Result<(), ReplayError> {
+        self.target.grow_enums().await?;
         let there = self.target.tables().await?;
         let wanted = plan.tables.values().filter_map(|table| table.definition.as_ref());
         let names: Vec<String> = wanted.map(|table| table.qualified()).collect();

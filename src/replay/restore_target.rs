@@ -13,7 +13,9 @@ use tokio_postgres::{Client, CopyInSink, Statement, error::DbError, types::ToSql
 use super::{
     ReplayError,
     apply::{Matching, RowKey, Shape, Step, merge_from},
-    evolve, schema,
+    evolve,
+    labels::{self, Labels},
+    schema,
 };
 use crate::{
     ledger::EntryObject,
@@ -26,6 +28,8 @@ pub(super) struct Target<'a> {
     client: &'a Client,
     source: &'a str,
     statements: HashMap<String, Statement>,
+    /// What every enum is to have.
+    labels: Labels,
     /// Sentences about what could not be made again.
     pub(super) notes: Vec<String>,
 }
@@ -46,8 +50,12 @@ pub(super) struct Missed {
 
 impl<'a> Target<'a> {
     /// Prepares the session and the record of progress, and takes the lock.
-    pub(super) async fn open(client: &'a Client, source: &'a str) -> Result<Self, ReplayError> {
-        let target = Self { client, source, statements: HashMap::new(), notes: vec![] };
+    pub(super) async fn open(
+        client: &'a Client,
+        source: &'a str,
+        labels: Labels,
+    ) -> Result<Self, ReplayError> {
+        let target = Self { client, source, statements: HashMap::new(), labels, notes: vec![] };
         target.run("prepare the session", SESSION).await?;
         let lock = "SELECT pg_try_advisory_lock(hashtext('lakehead_restore'), hashtext($1))";
         let row = client.query_one(lock, &[&source]).await;
@@ -263,6 +271,21 @@ impl<'a> Target<'a> {
         self.run("commit", "COMMIT").await
     }
 
+    /// Gives the enums that are there the labels that they lack. Outside of transactions: a label can be
+    /// used once it is committed.
+    pub(super) async fn grow_enums(&self) -> Result<(), ReplayError> {
+        for (name, wanted) in &self.labels {
+            let doing = format!("add labels to {name}");
+            let there = self.client.query_opt(LABELS, &[name]).await;
+            let Some(there) = there.map_err(|why| refused(&doing, &why))? else { continue };
+            let there: Vec<String> = there.get::<_, Option<_>>(0).unwrap_or_default();
+            for step in labels::add(name, &there, wanted) {
+                self.run(&doing, &step).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the types that a table uses, where they are not there.
     async fn types(&self, table: &Table) -> Result<(), ReplayError> {
         for wanted in &table.types {
@@ -274,7 +297,11 @@ impl<'a> Target<'a> {
             if let Some(schema) = schema::schema_of(&wanted.name) {
                 self.run(&doing, &schema::create_schema(&schema)).await?;
             }
-            self.run(&doing, &wanted.create).await?;
+            let create = match self.labels.get(&wanted.name) {
+                Some(labels) => labels::create(&wanted.name, labels),
+                None => wanted.create.clone(),
+            };
+            self.run(&doing, &create).await?;
         }
         Ok(())
     }
@@ -391,6 +418,9 @@ const RECORD: &str = "CREATE SCHEMA IF NOT EXISTS lakehead_restore; \
     CREATE TABLE IF NOT EXISTS lakehead_restore.objects (source text, key text, sha256 text NOT NULL, rows bigint NOT NULL, PRIMARY KEY (source, key)); \
     CREATE TABLE IF NOT EXISTS lakehead_restore.tables (source text, id bigint, definition text NOT NULL, PRIMARY KEY (source, id))";
 
+/// The labels of an enum, in order.
+const LABELS: &str = "SELECT (SELECT array_agg(enumlabel::text ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = t.oid) \
+    FROM pg_type t WHERE t.oid = to_regtype($1) AND t.typtype = 'e'";
 /// Sent to COPY at once.
 const COPY_BYTES: usize = 256 << 10;
 const STATEMENTS_MAX: usize = 2_000;

@@ -84,11 +84,21 @@ impl Run {
 
     /// Appends one record.
     pub fn push(&mut self, kind: RecordKind, payload: &[u8]) {
-        let length = u32::try_from(payload.len()).expect("PostgreSQL's messages are below 2 GiB");
-        self.bytes.extend_from_slice(&length.to_le_bytes());
-        self.bytes.push(kind as u8);
+        self.bytes.extend_from_slice(&record_head(kind, payload));
         self.bytes.extend_from_slice(payload);
     }
+
+    /// Puts one record before all that are in it.
+    pub fn put_before(&mut self, kind: RecordKind, payload: &[u8]) {
+        let head = record_head(kind, payload);
+        self.bytes.splice(..0, head.iter().chain(payload).copied());
+    }
+}
+
+fn record_head(kind: RecordKind, payload: &[u8]) -> [u8; 5] {
+    let length = u32::try_from(payload.len()).expect("PostgreSQL's messages are below 2 GiB");
+    let [a, b, c, d] = length.to_le_bytes();
+    [a, b, c, d, kind as u8]
 }
 
 /// Reads the records of a run's bytes, in order. `None` as an item: the bytes are not a run.
@@ -340,6 +350,9 @@ pub struct TypeDefinition {
     pub name: String,
     /// The statement that creates it.
     pub create: String,
+    /// Of an enum: its labels, in order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<String>>,
 }
 
 impl Table {
@@ -362,8 +375,8 @@ mod tests {
     #[test]
     fn a_run_gives_back_its_records() {
         let mut run = Run::new(Piece::Whole);
-        run.push(RecordKind::Message, b"B");
         run.push(RecordKind::Definition, b"");
+        run.put_before(RecordKind::Message, b"B");
         let read: Vec<_> = records(&run.bytes).collect();
         assert_eq!(
             read,

@@ -58,9 +58,18 @@ pub(crate) struct Listed {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Described {
     pub(crate) table: Table,
-    /// Of each column: its type as declared, and the function that prints it, as SQL spells it, but
-    /// of a domain.
-    printed: Vec<(u32, Option<String>)>,
+    printed: Vec<Printed>,
+}
+
+/// What the stream and COPY need to know of a column beside its definition.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Printed {
+    /// Its type as declared.
+    declared: u32,
+    /// The function that prints it, as SQL spells it; `None` for a domain.
+    output: Option<String>,
+    /// Whether its values are made of an enum's labels.
+    labelled: bool,
 }
 
 impl Listed {
@@ -87,9 +96,9 @@ impl Described {
     pub(crate) fn select_list(&self) -> String {
         let columns = self.table.columns.iter().zip(&self.printed);
         let sent = columns.filter(|(column, _)| !is_stored(column));
-        let columns = sent.map(|(column, (_, output))| {
+        let columns = sent.map(|(column, printed)| {
             let name = identifier(&column.name);
-            match output {
+            match &printed.output {
                 _ if renders_binary(column.type_id) => name,
                 Some(output) => format!("pg_catalog.textin({output}({name}))"),
                 // `format` finds the function of the base; of NULL it would make ''. A row of NULLs is
@@ -107,8 +116,14 @@ impl Described {
         let all = named.len() == self.table.columns.len();
         let own = self.table.columns.iter().zip(&self.printed);
         let own = own.filter(|(column, _)| all || !is_stored(column));
-        let own = own.map(|(column, (declared, _))| (column.name.as_str(), *declared));
+        let own = own.map(|(column, printed)| (column.name.as_str(), printed.declared));
         own.eq(named.iter().map(|named| (named.name.as_str(), named.type_id)))
+    }
+
+    /// Whether the values of a column are made of an enum's labels.
+    pub(crate) fn is_labelled(&self, column: &str) -> bool {
+        let mut own = self.table.columns.iter().zip(&self.printed);
+        own.any(|(own, printed)| own.name == column && printed.labelled)
     }
 }
 
@@ -214,7 +229,8 @@ impl Draft {
             self.key.push((row.parse_as(10)?, name.clone()));
         }
         self.used.push(declared);
-        self.described.printed.push((declared, types.output(declared)));
+        let (output, labelled) = (types.output(declared), types.has_labels(declared));
+        self.described.printed.push(Printed { declared, output, labelled });
         let table = &mut self.described.table;
         table.columns.push(Column {
             name,
@@ -329,7 +345,12 @@ mod tests {
             identity: Identity::Default,
             types: vec![],
         };
-        let printed = vec![(23, Some("int4out".into())), (100_000, Some("public.odd_out".into()))];
+        let printed = [(23, "int4out"), (100_000, "public.odd_out")];
+        let printed = printed.map(|(declared, output)| {
+            let output = Some(output.into());
+            Printed { declared, output, labelled: false }
+        });
+        let printed = printed.into();
         let described = Described { table, printed };
         assert!(!described.renders_binary());
         assert_eq!(

@@ -10,7 +10,7 @@ use super::{
     message::TextRow,
     wire::Wire,
 };
-use crate::source::TypeDefinition;
+use crate::source::{Table, TypeDefinition};
 
 /// Types, with all that they are made of.
 #[derive(Debug, Default)]
@@ -96,6 +96,14 @@ impl Types {
         }
     }
 
+    /// Whether an enum is among what a type is made of.
+    pub(crate) fn has_labels(&self, id: u32) -> bool {
+        self.0.get(&id).is_some_and(|known| match &known.kind {
+            Kind::Enum { .. } => true,
+            _ => known.parts().into_iter().any(|part| self.has_labels(part)),
+        })
+    }
+
     /// What has to be created for `used`, in an order in which it can be.
     pub(crate) fn definitions(&self, used: &[u32]) -> Vec<TypeDefinition> {
         let (mut seen, mut ordered) = (BTreeSet::new(), vec![]);
@@ -118,7 +126,11 @@ impl Types {
             }
         }
         if let Some(create) = known.create() {
-            ordered.push(TypeDefinition { id, name: known.name.clone(), create });
+            let labels = match &known.kind {
+                Kind::Enum { labels } => Some(labels.clone()),
+                _ => None,
+            };
+            ordered.push(TypeDefinition { id, name: known.name.clone(), create, labels });
         }
     }
 }
@@ -144,10 +156,7 @@ impl Type {
         }
         match &self.kind {
             Kind::Given | Kind::Array { .. } | Kind::Multirange { .. } => None,
-            Kind::Enum { labels } => {
-                let labels: Vec<_> = labels.iter().map(|label| literal(label)).collect();
-                Some(format!("CREATE TYPE {name} AS ENUM ({})", labels.join(", ")))
-            }
+            Kind::Enum { labels } => Some(create_enum(name, labels)),
             Kind::Domain { rest, .. } => Some(format!("CREATE DOMAIN {name} AS {rest}")),
             Kind::Composite { columns } => {
                 let columns =
@@ -158,6 +167,64 @@ impl Type {
             Kind::Range { options, .. } => Some(format!("CREATE TYPE {name} AS RANGE ({options})")),
         }
     }
+}
+
+/// Gives the enums that `tables` use the labels that the catalog has now, and gives the tables for which
+/// that changed something.
+pub(crate) async fn relabel_all<'a>(
+    wire: &mut Wire,
+    tables: Vec<&'a mut Table>,
+) -> Result<Vec<&'a Table>, SourceError> {
+    let types = tables.iter().flat_map(|table| &table.types);
+    let enums = types.filter(|known| known.labels.is_some()).map(|known| known.id).collect();
+    let labels = labels(wire, &enums).await?;
+    let changed = tables.into_iter().filter_map(|table| {
+        let changed = relabel(&mut table.types, &labels);
+        changed.then_some(&*table)
+    });
+    Ok(changed.collect())
+}
+
+/// Gives the enums among `types` the labels that the catalog has now, where it has any. Whether that
+/// changed something.
+fn relabel(types: &mut [TypeDefinition], labels: &BTreeMap<u32, Vec<String>>) -> bool {
+    let mut changed = false;
+    for definition in types {
+        if let (Some(before), Some(now)) = (&mut definition.labels, labels.get(&definition.id))
+            && before != now
+        {
+            definition.create = create_enum(&definition.name, now);
+            before.clone_from(now);
+            changed = true;
+        }
+    }
+    changed
+}
+
+/// The labels of enums, by type; of one that is gone none.
+async fn labels(
+    wire: &mut Wire,
+    enums: &BTreeSet<u32>,
+) -> Result<BTreeMap<u32, Vec<String>>, SourceError> {
+    let ids: Vec<String> = enums.iter().map(ToString::to_string).collect();
+    if ids.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let sql = format!(
+        "SELECT enumtypid, enumlabel FROM pg_enum WHERE enumtypid IN ({}) \
+         ORDER BY enumtypid, enumsortorder",
+        ids.join(",")
+    );
+    let mut labels: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+    for row in wire.query("read the labels of enums", &sql).await? {
+        labels.entry(row.parse_as(0)?).or_default().push(row.text(1)?.into());
+    }
+    Ok(labels)
+}
+
+fn create_enum(name: &str, labels: &[String]) -> String {
+    let labels: Vec<_> = labels.iter().map(|label| literal(label)).collect();
+    format!("CREATE TYPE {name} AS ENUM ({})", labels.join(", "))
 }
 
 async fn parse(row: &TextRow, wire: &mut Wire) -> Result<Type, SourceError> {
@@ -171,12 +238,8 @@ async fn parse(row: &TextRow, wire: &mut Wire) -> Result<Type, SourceError> {
         "d" => domain(row, wire).await?,
         _ if id < FIRST_USER_ID || extension.is_some() => Kind::Given,
         "e" => {
-            let sql = format!(
-                "SELECT enumlabel FROM pg_enum WHERE enumtypid = {id} ORDER BY enumsortorder"
-            );
-            let rows = wire.query("read an enum", &sql).await?;
-            let labels = rows.iter().map(|row| row.text(0).map(Into::into));
-            Kind::Enum { labels: labels.collect::<Result<_, _>>()? }
+            let labels = labels(wire, &BTreeSet::from([id])).await?.remove(&id);
+            Kind::Enum { labels: labels.unwrap_or_default() }
         }
         "c" => composite(id, wire).await?,
         "r" => range(id, wire).await?,
@@ -328,6 +391,28 @@ mod tests {
                 "CREATE TYPE pair AS (\"left\" d, \"n\" integer, \"h\" hstore)",
             ]
         );
+    }
+
+    #[test]
+    fn an_enum_is_found_in_whatever_holds_it_and_takes_new_labels() {
+        let mood = Kind::Enum { labels: vec!["sad".into()] };
+        let columns = vec![("m".into(), "moods".into(), 20_000)];
+        let types = Types(BTreeMap::from([
+            (20_000, made("moods", Kind::Array { element: 20_001 })),
+            (20_001, made("mood", mood)),
+            (20_002, made("pair", Kind::Composite { columns })),
+        ]));
+        assert_eq!(
+            [20_000, 20_001, 20_002, 23].map(|id| types.has_labels(id)),
+            [true, true, true, false]
+        );
+        let mut definitions = types.definitions(&[20_002]);
+        let gone = BTreeMap::from([(7, vec!["x".to_owned()])]);
+        assert!(!relabel(&mut definitions, &gone));
+        let now = BTreeMap::from([(20_001, vec!["sad".to_owned(), "it's".to_owned()])]);
+        assert!(relabel(&mut definitions, &now) && !relabel(&mut definitions, &now));
+        assert_eq!(definitions[0].create, "CREATE TYPE mood AS ENUM ('sad', 'it''s')");
+        assert_eq!(definitions[0].labels.as_deref(), Some(&["sad".into(), "it's".into()][..]));
     }
 
     #[test]

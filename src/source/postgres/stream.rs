@@ -25,14 +25,17 @@ use super::{
     batch::{Batcher, POSTGRES_EPOCH_US, Seen, Then},
     catalog,
     confirm::{Confirm, Now},
+    definition,
     error::SourceError,
     message::unknown,
     relation::Relation,
     session::{Session, Shared},
+    vocabulary::Vocabulary,
     wire::Wire,
 };
 use crate::{
-    source::{Durable, Run, Table},
+    facts::FactBatch,
+    source::{Durable, RecordKind, Run, Table},
     units::{Point, Position, Timestamp},
 };
 
@@ -46,6 +49,9 @@ pub(crate) struct Stream {
     described: BTreeMap<u32, Table>,
     /// Tables that are not ours, and were spoken of.
     told: BTreeSet<String>,
+    vocabulary: Vocabulary,
+    /// Tables with rows whose labels the recorded definitions may lack.
+    unproven: BTreeSet<u32>,
 }
 
 /// Why a stream ended without an error.
@@ -117,8 +123,16 @@ impl Stream {
             heard_at: now,
             shared,
         };
-        let (described, told) = (BTreeMap::new(), BTreeSet::new());
-        Ok(Self { line, sql, batcher, binary, described, told })
+        Ok(Self {
+            line,
+            sql,
+            batcher,
+            binary,
+            described: BTreeMap::new(),
+            told: BTreeSet::new(),
+            vocabulary: Vocabulary::default(),
+            unproven: BTreeSet::new(),
+        })
     }
 
     /// Streams until something ends it. Dropped to stop; then [`Stream::leave`].
@@ -169,7 +183,9 @@ impl Stream {
             let mut asked = false;
             match (head.tag, body.first()) {
                 (b'd', Some(b'w')) if body.len() >= XLOG_DATA_HEADER_BYTES => {
-                    then = self.batcher.push(&body[XLOG_DATA_HEADER_BYTES..], now)?;
+                    let message = &body[XLOG_DATA_HEADER_BYTES..];
+                    then = self.batcher.push(message, now)?;
+                    self.unproven.extend(self.vocabulary.is_news(message));
                 }
                 (b'd', Some(b'k')) if body.len() == KEEPALIVE_BYTES => {
                     let number = |at: usize| body[at..].first_chunk::<8>().copied();
@@ -225,11 +241,28 @@ impl Stream {
         Ok(())
     }
 
-    async fn append(&mut self, run: Run) -> Result<(), SourceError> {
+    async fn append(&mut self, mut run: Run) -> Result<(), SourceError> {
         self.line.watch(&self.batcher);
+        if !self.unproven.is_empty() {
+            self.prove(&mut run).await?;
+        }
         let keep = Arc::clone(&self.line.shared.keep);
         self.line.meanwhile(keep.append(run)).await??;
         self.line.tell();
+        Ok(())
+    }
+
+    /// Puts the definitions of enums that have new labels before the rows that came so far.
+    async fn prove(&mut self, run: &mut Run) -> Result<(), SourceError> {
+        let unproven = std::mem::take(&mut self.unproven);
+        let tables = self.described.iter_mut().filter(|(id, _)| unproven.contains(id));
+        let tables = tables.map(|(_, table)| table).collect();
+        let relabelled = definition::relabel_all(&mut self.sql, tables);
+        for table in self.line.meanwhile(relabelled).await?? {
+            tracing::info!(table = table.qualified(), "an enum has other labels than before");
+            let json = serde_json::to_vec(table).expect("a table is plain data");
+            run.put_before(RecordKind::Definition, &json);
+        }
         Ok(())
     }
 
@@ -267,6 +300,9 @@ impl Stream {
             );
             return Ok(Some(End::NeedsText));
         }
+        let labelled = |name| described.as_ref().is_some_and(|known| known.is_labelled(name));
+        let labelled = relation.columns.iter().map(|column| labelled(&column.name));
+        self.vocabulary.describe(relation.id, labelled);
         let table = described.map(|known| known.table);
         let news = table.as_ref().filter(|table| self.described.get(&relation.id) != Some(table));
         self.batcher.relation(message, relation.id, news);
