@@ -141,7 +141,7 @@ causes! {
     /// The lake key does not open an object.
     LakeKey => Halt("the key in `key_file` does not open the object: give the key that it was sealed with"),
     /// The lake holds no consistent point where a restore was asked for.
-    RestorePoint => Halt("the lake is not whole at that point: choose another `--until`, or wait until the snapshots are in the ledger"),
+    RestorePoint => Halt("the lake is not whole at that point: choose another `--until`, wait until the snapshots are in the ledger, or leave a table out with `--except`"),
     /// The database that is being restored refuses a statement.
     RestoreTarget => Halt("the database to restore into refused: give an empty one, of the source's version or later, with its extensions and a role that may create schemas and types"),
     /// The configuration cannot be used.

@@ -22,6 +22,12 @@ use crate::{
     units::{Position, Timestamp},
 };
 
+pub(super) const EXAMPLES: &str = "Examples, into an empty database:
+  lakehead restore --source erp --to postgresql://postgres@db2:5432/erp --password-file pw
+  lakehead restore … --until 2026-11-21T08:30:00Z      after the last commit up to then
+  lakehead restore … --until 00000016/B374D848         after the last commit up to that position
+The same command again goes on where the last one ended.";
+
 #[derive(Args, Debug)]
 pub(super) struct RestoreArgs {
     /// The source to rebuild.
@@ -39,6 +45,9 @@ pub(super) struct RestoreArgs {
     /// Stop at this position or time; else at the end of the ledger.
     #[arg(long, value_name = "POSITION|TIME")]
     until: Option<Until>,
+    /// Leave this table out, written schema.table; may be given several times.
+    #[arg(long, value_name = "TABLE")]
+    except: Vec<String>,
     /// Go on as the ledger grows.
     #[arg(long)]
     follow: bool,
@@ -87,7 +96,8 @@ pub(super) async fn restore(global: &Global, args: RestoreArgs) -> Result<Exit, 
     let to = Config::database_url("--to", &args.to)?;
     let password = args.password_file.as_deref().map(config::load_secret).transpose()?;
     let public_keys = verify::public_keys(&config, &source, args.public_key);
-    rebuild(global, Asked { config, source, to, password, until: args.until, public_keys }).await
+    let (until, except) = (args.until, args.except);
+    rebuild(global, Asked { config, source, to, password, until, except, public_keys }).await
 }
 
 /// What is to be rebuilt.
@@ -97,6 +107,7 @@ struct Asked {
     to: String,
     password: Option<Secret>,
     until: Option<Until>,
+    except: Vec<String>,
     public_keys: Vec<PathBuf>,
 }
 
@@ -112,6 +123,7 @@ async fn rebuild(global: &Global, asked: Asked) -> Result<Exit, Failure> {
     let options = RestoreOptions {
         source: asked.source,
         until: asked.until.map(Into::into),
+        except: asked.except,
         work_dir: work.path().into(),
     };
     let mut show = |progress| meter.show(&step(progress));

@@ -116,6 +116,12 @@ pub enum ReplayError {
         /// Tables, and what is missing of each.
         tables: Vec<String>,
     },
+    /// A table that was to be left out is none of the lake's.
+    #[error("--except {table}: the lake holds no table of that name; give it as schema.table")]
+    Unknown {
+        /// The name.
+        table: String,
+    },
     /// The target is already beyond the point asked for.
     #[error("the database already stands at {at}, beyond {until}")]
     Beyond {
@@ -145,6 +151,7 @@ impl Classified for ReplayError {
             Self::Missing { .. } | Self::Altered { .. } | Self::Object { .. } => Cause::LakeAltered,
             Self::File { .. } => Cause::DiskFull,
             Self::Incomplete { .. } => Cause::RestorePoint,
+            Self::Unknown { .. } => Cause::Config,
             Self::Beyond { .. } | Self::Busy | Self::Target { .. } => Cause::RestoreTarget,
         }
     }

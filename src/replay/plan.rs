@@ -82,16 +82,22 @@ pub fn definitions(entries: &[Entry]) -> Vec<(Name, u32, EntryObject)> {
     found.collect()
 }
 
-/// Chooses the objects for the state at `until`, or at the ledger's end.
+/// Chooses the objects for the state at `until`, or at the ledger's end, of all tables but those of
+/// which `except` has the qualified name.
 ///
 /// # Errors
 ///
-/// [`ReplayError::Incomplete`] names the tables that are not whole there; `Missing` a definition.
+/// [`ReplayError::Incomplete`] names the tables that are not whole there; `Missing` a definition;
+/// `Unknown` a name in `except` that no table has.
 pub fn plan(
     entries: &[Entry],
     definitions: &Definitions,
     until: Option<Position>,
+    except: &[String],
 ) -> Result<Plan, ReplayError> {
+    if let Some(name) = except.iter().find(|name| !is_known(definitions, name)) {
+        return Err(ReplayError::Unknown { table: name.clone() });
+    }
     let bound = until.unwrap_or(Position(u64::MAX));
     let gap = entries.iter().rposition(|e| e.kind == EntryKind::Gap && e.from.position < bound);
     let (entries, floor) = match gap {
@@ -102,7 +108,8 @@ pub fn plan(
     for entry in entries {
         gathered.add(entry, definitions, bound)?;
     }
-    let alive: BTreeSet<u32> = gathered.last_by_name.values().copied().collect();
+    let last = gathered.last_by_name.iter().filter(|(name, _)| !except.contains(name));
+    let alive: BTreeSet<u32> = last.map(|(_, id)| *id).collect();
     gathered.tables.retain(|id, _| alive.contains(id));
     for epoch in &mut gathered.epochs {
         epoch.tracks.retain(|track| alive.contains(&track.table));
@@ -278,6 +285,10 @@ pub fn tracks(entry: &Entry, known: &Definitions) -> Result<Vec<Track>, ReplayEr
 /// First `_sequence`, part and object.
 type Placed = (u64, u32, EntryObject);
 
+fn is_known(definitions: &Definitions, qualified: &str) -> bool {
+    definitions.keys().any(|(name, _)| name.qualified() == qualified)
+}
+
 fn keyed(found: &Found) -> bool {
     let table = found.plan.definition.as_ref();
     table.is_some_and(|table| super::apply::Shape::new(table).converges())
@@ -371,21 +382,21 @@ mod tests {
     #[test]
     fn a_state_is_whole_when_changes_reach_its_snapshots() {
         let mut entries = vec![snapshot("a", 10, true), snapshot("b", 10, true)];
-        let alone = plan(&entries, &known(), None).unwrap();
+        let alone = plan(&entries, &known(), None, &[]).unwrap();
         assert_eq!((alone.end, alone.tables.len()), (point(0, 10), 2));
         entries.push(changes(&["a", "b"], point(0, 10), point(5, 20)));
         entries.push(changes(&["a"], point(5, 20), point(9, 30)));
-        let whole = plan(&entries, &known(), None).unwrap();
+        let whole = plan(&entries, &known(), None, &[]).unwrap();
         assert_eq!((whole.end, whole.epochs.len()), (point(9, 30), 2));
-        let part = plan(&entries, &known(), Some(Position(20))).unwrap();
+        let part = plan(&entries, &known(), Some(Position(20)), &[]).unwrap();
         assert_eq!((part.end, part.epochs.len()), (point(5, 20), 1));
-        let within = plan(&entries, &known(), Some(Position(25))).unwrap();
+        let within = plan(&entries, &known(), Some(Position(25)), &[]).unwrap();
         assert_eq!((within.end.position, within.epochs.len()), (Position(25), 2));
     }
 
     #[test]
     fn a_table_that_is_not_whole_is_named() {
-        let said = |entries: &[Entry], until| match plan(entries, &known(), until) {
+        let said = |entries: &[Entry], until| match plan(entries, &known(), until, &[]) {
             Err(ReplayError::Incomplete { tables, .. }) => tables.join(";"),
             other => panic!("{other:?}"),
         };
@@ -413,7 +424,7 @@ mod tests {
             changes(&["a"], point(0, 10), point(1, 20)),
             snapshot("b", 20, true),
         ];
-        let plan = plan(&entries, &known(), Some(Position(15))).unwrap();
+        let plan = plan(&entries, &known(), Some(Position(15)), &[]).unwrap();
         assert_eq!(plan.tables.keys().collect::<Vec<_>>(), [&1]);
     }
 
@@ -448,6 +459,22 @@ mod tests {
     }
 
     #[test]
+    fn a_table_that_is_left_out_need_not_be_whole() {
+        let entries = [
+            snapshot("a", 10, true),
+            snapshot("b", 10, false),
+            changes(&["a", "b"], point(0, 10), point(1, 20)),
+        ];
+        let except = |name: &str| plan(&entries, &known(), None, &[name.to_owned()]);
+        let plan = except("public.b").unwrap();
+        assert_eq!(plan.tables.keys().collect::<Vec<_>>(), [&1]);
+        let tracks = plan.epochs.iter().flat_map(|epoch| &epoch.tracks);
+        assert_eq!(tracks.map(|track| track.table).collect::<Vec<_>>(), [1]);
+        assert!(matches!(except("public.a"), Err(ReplayError::Incomplete { .. })));
+        assert!(matches!(except("b"), Err(ReplayError::Unknown { .. })));
+    }
+
+    #[test]
     fn behind_a_gap_only_what_was_read_anew_counts() {
         let mut entries = vec![
             snapshot("a", 10, true),
@@ -455,10 +482,10 @@ mod tests {
             entry(EntryKind::Gap, point(1, 20), point(1, 50), &[]),
             changes(&["a"], point(1, 50), point(2, 60)),
         ];
-        assert!(plan(&entries, &known(), None).is_err());
-        assert!(plan(&entries, &known(), Some(Position(20))).is_ok());
+        assert!(plan(&entries, &known(), None, &[]).is_err());
+        assert!(plan(&entries, &known(), Some(Position(20)), &[]).is_ok());
         entries.insert(3, snapshot("a", 50, true));
-        let whole = plan(&entries, &known(), None).unwrap();
+        let whole = plan(&entries, &known(), None, &[]).unwrap();
         assert_eq!((whole.tables[&1].rows.len(), whole.epochs.len()), (1, 1));
     }
 
@@ -471,7 +498,7 @@ mod tests {
         let mut later = snapshot("a", 20, true);
         later.tables.insert("public.a".into(), 2);
         let entries = [snapshot("a", 10, true), changes(&["a"], point(0, 10), point(1, 20)), later];
-        let plan = plan(&entries, &known, None).unwrap();
+        let plan = plan(&entries, &known, None, &[]).unwrap();
         assert_eq!(plan.tables.keys().collect::<Vec<_>>(), [&9]);
         assert!(plan.epochs.iter().all(|epoch| epoch.tracks.is_empty()));
     }

@@ -33,6 +33,8 @@ pub struct RestoreOptions {
     pub source: String,
     /// Where to end; else at the end of the ledger.
     pub until: Option<Until>,
+    /// Qualified names of tables to leave out.
+    pub except: Vec<String>,
     /// For objects on their way. About the size of an epoch's largest objects is needed there.
     pub work_dir: PathBuf,
 }

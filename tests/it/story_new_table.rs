@@ -1,8 +1,11 @@
 //! The source's schema lives: tables come, change and go while the gateway runs.
 
-use lakehead::telemetry::board::SourceState;
+use lakehead::{
+    demo::compare::compare,
+    telemetry::board::{SourceState, SourceStatus},
+};
 
-use crate::harness::{Setup, World};
+use crate::harness::{Setup, World, assert_all_equal, copied};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_made_while_running_is_copied_from_its_first_row() {
@@ -55,5 +58,103 @@ async fn columns_come_and_go_under_way() {
     world.assert_proven().await;
     world.assert_restored_equal().await;
     world.assert_readable().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_enum_gets_labels_under_way_and_restore_has_them() {
+    let mut world = World::new("labels", Setup::default()).await;
+    world
+        .execute_each(
+            "CREATE TYPE mood AS ENUM ('sad', 'glad');\nCREATE DOMAIN tone AS mood;\n\
+        CREATE TYPE pair AS (n integer, m mood);\n\
+        CREATE TABLE t (id integer PRIMARY KEY, m mood, ms mood[], d tone, p pair);\n\
+        CREATE TABLE u (id integer PRIMARY KEY, m mood);\n\
+        INSERT INTO t VALUES (1, 'sad', '{sad,glad}', 'glad', '(1,sad)');\n\
+        INSERT INTO u VALUES (1, 'sad')",
+        )
+        .await;
+    world.start();
+    world.until("it streams", |status| status.state == SourceState::Streaming).await;
+    // Each label is used at once, by another kind of column, and the last one first in the order.
+    world
+        .execute_each(
+            "INSERT INTO t VALUES (2, 'glad', NULL, NULL, NULL);\n\
+        INSERT INTO u VALUES (2, 'glad');\n\
+        ALTER TYPE mood ADD VALUE 'calm' AFTER 'sad';\n\
+        INSERT INTO t VALUES (3, 'calm', NULL, NULL, NULL);\n\
+        ALTER TYPE mood ADD VALUE 'odd, \"or\" not';\n\
+        UPDATE t SET ms = array['odd, \"or\" not', 'sad']::mood[] WHERE id = 2;\n\
+        ALTER TYPE mood ADD VALUE 'low' BEFORE 'sad';\n\
+        UPDATE t SET p = (7, 'low')::pair, d = 'low' WHERE id = 1;\n\
+        INSERT INTO u VALUES (3, 'low')",
+        )
+        .await;
+    let until = world.caught_up().await.to_string();
+    world.assert_proven().await;
+    let admin = world.admin().await;
+    let restored = world.restored("grown", &["--until", &until]).await;
+    assert_all_equal(&compare(&admin, &restored, copied).await.unwrap());
+    let order =
+        "SELECT string_agg(e::text, ' ' ORDER BY e) FROM unnest(enum_range(NULL::mood)) AS e";
+    let order: String = restored.query_one(order, &[]).await.unwrap().get(0);
+    assert_eq!(order, "low sad calm glad odd, \"or\" not");
+    // The same database goes on behind another label.
+    world
+        .execute_each("ALTER TYPE mood ADD VALUE 'new' BEFORE 'calm';\nUPDATE u SET m = 'new'")
+        .await;
+    world.caught_up().await;
+    let again = world.restore("grown", &[]).await;
+    assert_eq!(again.code, 0, "{again:?}");
+    assert_all_equal(&compare(&admin, &restored, copied).await.unwrap());
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_are_dropped_and_made_anew_under_way() {
+    let mut world = World::new("dropped", Setup::default()).await;
+    world
+        .execute_each(
+            "CREATE TABLE stays (id integer PRIMARY KEY, a text);\n\
+        CREATE TABLE goes (id integer PRIMARY KEY, a text);\n\
+        CREATE TABLE again (id integer PRIMARY KEY, a text, b integer);\n\
+        INSERT INTO stays VALUES (1, 'one');\nINSERT INTO goes VALUES (1, 'one');\n\
+        INSERT INTO again SELECT n, n, n FROM generate_series(1, 1000) AS n",
+        )
+        .await;
+    world.start();
+    world.until("it streams", |status| status.state == SourceState::Streaming).await;
+    world
+        .execute_each(
+            "INSERT INTO goes VALUES (2, 'two');\nUPDATE again SET a = 'old' WHERE id < 10;\n\
+        DROP TABLE goes, again;\n\
+        CREATE TABLE again (key text PRIMARY KEY, day date NOT NULL DEFAULT '2026-11-21');\n\
+        INSERT INTO again SELECT n FROM generate_series(1, 500) AS n;\n\
+        INSERT INTO stays VALUES (2, 'two')",
+        )
+        .await;
+    let whole = |status: &SourceStatus| {
+        let table = status.snapshot.get("public.again");
+        !status.snapshot.contains_key("public.goes")
+            && status.state == SourceState::Streaming
+            && table.is_some_and(|table| table.rows == 500 && table.chunks_done == table.chunks)
+    };
+    world.until("the new table's snapshot is whole", whole).await;
+    world.execute_each("UPDATE again SET day = '1999-12-31' WHERE key < '3';\nDELETE FROM again WHERE key > '9';\n\
+        INSERT INTO again VALUES ('new')").await;
+    let status = world.caught_up().await;
+    world.assert_proven().await;
+    world.assert_readable().await;
+    // What was dropped is in the lake, and in a restore, unless it is told otherwise.
+    let admin = world.admin().await;
+    let restored = world.restored("everything", &[]).await;
+    let goes = restored.query_one("SELECT count(*) FROM goes", &[]).await.unwrap();
+    assert_eq!(goes.get::<_, i64>(0), 2);
+    let restored = world.restored("living", &["--except", "public.goes"]).await;
+    assert_all_equal(&compare(&admin, &restored, copied).await.unwrap());
+    let wrong = world.restore("living", &["--except", "goes"]).await;
+    assert!(wrong.code == 2 && wrong.stderr.contains("schema.table"), "{wrong:?} {status}");
+    let alarms = world.status().await.alarms;
+    assert!(alarms.is_empty(), "{alarms:?}");
     world.end().await;
 }

@@ -26,6 +26,9 @@ pub(crate) struct Plan {
     /// Whether they are read a second time, for the rows that may lack values.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) again: bool,
+    /// Whether the table was seen to be gone: dropped, or no longer among those to be copied.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) gone: bool,
 }
 
 /// A range of blocks.
@@ -54,7 +57,8 @@ impl Plan {
             true => extent.blocks.div_ceil(chunk_blocks(extent)).clamp(1, CHUNKS_MAX),
             false => 1,
         };
-        Self { table, filenode, chunks: divided(extent.blocks, count), done: false, again: false }
+        let chunks = divided(extent.blocks, count);
+        Self { table, filenode, chunks, done: false, again: false, gone: false }
     }
 
     /// The table was rewritten: the parts not done cover it anew.
@@ -146,6 +150,8 @@ mod tests {
             serde_json::to_string(&plan).unwrap(),
             r#"{"table":"public.t","filenode":9,"chunks":[{"from":0,"to":8192},{"from":8192,"to":null}],"done":false}"#
         );
+        let gone = serde_json::to_string(&Plan { gone: true, ..plan.clone() }).unwrap();
+        assert!(gone.ends_with(r#","done":false,"gone":true}"#), "{gone}");
         assert_eq!(plan.blocks(0).unwrap().condition(), " WHERE ctid < '(8192,0)'");
         assert_eq!(plan.blocks(1).unwrap().condition(), " WHERE ctid >= '(8192,0)'");
     }

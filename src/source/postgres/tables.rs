@@ -17,17 +17,21 @@ use tokio::{
 
 use super::{
     catalog::Listed,
+    chunks::Plan,
     connect::{Backoff, Target},
     error::SourceError,
     login::Purpose,
     reread::{self, Standing},
     session::{self, Fresh, Shared},
     slot,
-    snapshot::{Pass, plan_fact, progress},
+    snapshot::{PLAN_FACTS, Pass, plan_fact, progress},
     wire::Wire,
 };
 use crate::{
-    error::Classified, facts::FactBatch, shutdown::Tasks, source::SnapshotChunk,
+    error::{Cause, Classified},
+    facts::{self, FactBatch},
+    shutdown::Tasks,
+    source::SnapshotChunk,
     telemetry::board::SourceState,
 };
 
@@ -74,6 +78,10 @@ impl Tables {
                 Ok(missing) => {
                     self.shared.board.calm(LOOK_ALARM);
                     looking.reset();
+                    if pass.is_none() && missing.tables.is_empty() {
+                        // Of a table that is gone since.
+                        self.shared.board.calm(PASS_ALARM);
+                    }
                     if pass.is_none() && !missing.tables.is_empty() {
                         pass = Some(self.begin(missing));
                     }
@@ -122,6 +130,7 @@ impl Tables {
         };
         let listing = session::tables(&self.shared, wire).await?.tables;
         let (mut batch, mut missing) = (FactBatch::default(), Missing::default());
+        self.part(&listing, &mut batch)?;
         for (id, listed) in listing {
             if self.whole.contains(&id) {
                 continue;
@@ -156,6 +165,54 @@ impl Tables {
             _ => {}
         });
         Ok(missing)
+    }
+
+    /// Takes leave of tables that are not listed any more, and says so once. What was copied of them stays
+    /// in the lake.
+    fn part(
+        &mut self,
+        listing: &BTreeMap<u32, Listed>,
+        batch: &mut FactBatch,
+    ) -> Result<(), SourceError> {
+        let mut back = vec![];
+        for (fact, mut plan) in facts::read_all::<Plan>(&*self.shared.facts, PLAN_FACTS)? {
+            let id = fact.strip_prefix(PLAN_FACTS).and_then(|id| id.parse().ok());
+            let listed = id.is_some_and(|id| listing.contains_key(&id));
+            if listed && plan.gone {
+                back.push(plan.table);
+            } else if !listed && !plan.gone {
+                plan.gone = true;
+                batch.put(fact, &plan);
+                self.shared.board.write(|status| {
+                    status.snapshot.remove(&plan.table);
+                });
+                let table = plan.table;
+                match plan.done {
+                    true => tracing::warn!(
+                        table,
+                        "the table is gone, or excluded: what the lake has of it stays"
+                    ),
+                    false => tracing::warn!(
+                        table,
+                        "the table is gone, or excluded, before its snapshot was whole: \
+                         `lakehead restore` needs --except with its name, until another one has it"
+                    ),
+                }
+            }
+        }
+        match back.is_empty() {
+            true => self.shared.board.calm(BACK_ALARM),
+            false => {
+                let what = format!(
+                    "{}: left out for a while, so that changes of it are not in the lake: \
+                     copy it under another source's name",
+                    back.join(", ")
+                );
+                let now = self.shared.clock.wall();
+                self.shared.board.alarm(BACK_ALARM, Cause::TableRefused, &what, now);
+            }
+        }
+        Ok(())
     }
 
     /// Begins to read what is missing.
@@ -207,5 +264,7 @@ pub(crate) fn resting_state(shared: &Shared) -> SourceState {
 const LOOK_ALARM: &str = "catalog";
 /// The alarm for what keeps a snapshot from being read.
 const PASS_ALARM: &str = "snapshot";
+/// The alarm for tables that were not listed for a while.
+const BACK_ALARM: &str = "tables-back";
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 const RETRY_MIN: Duration = Duration::from_secs(1);
