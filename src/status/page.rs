@@ -9,10 +9,10 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 
 use crate::{
     telemetry::{
-        board::{SourceState, TableProgress},
+        board::{SourceState, SourceStatus, TableProgress},
         report::{Report, SourceReport},
     },
-    units::ByteSize,
+    units::{ByteSize, Timestamp},
 };
 
 /// The header that lets the page's own style in and nothing else.
@@ -23,23 +23,31 @@ pub(super) fn content_security_policy() -> &'static str {
 /// The page.
 pub fn render(report: &Report) -> String {
     let name = escape(&report.appliance);
-    let (class, word) = match (report.ready, report.healthy) {
-        (false, _) => ("wait", "recovering"),
-        (true, true) => ("well", "healthy"),
-        (true, false) => ("bad", "needs a person"),
+    let alarms = report.sources.values().any(|source| !source.status.alarms.is_empty());
+    let (class, word) = match (report.ready, report.healthy, alarms) {
+        (false, _, _) => ("wait", "recovering"),
+        (true, true, false) => ("well", "healthy"),
+        (true, true, true) => ("wait", "heals by itself"),
+        (true, false, _) => ("bad", "needs a person"),
     };
     let mut page = format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>{name}: {word}</title>\
-         <meta name=\"viewport\" content=\"width=device-width\"><meta http-equiv=\"refresh\" content=\"5\">\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><meta http-equiv=\"refresh\" content=\"5\">\
          <style>{STYLE}</style></head><body><h1>{name} <span class=\"{class}\">{word}</span></h1>\
-         <p>lakehead {}, process {} since {}; as of {} UTC</p>",
+         <p>As of {} UTC. Lakehead {}, process {}, started {} UTC.</p>",
+        seconds(report.at),
         escape(&report.version),
         report.pid,
-        report.started_at.rfc3339(),
-        report.at.rfc3339(),
+        seconds(report.started_at),
     );
     for name in &report.hanging {
-        push(&mut page, format_args!("<p class=\"bad\">hangs: {}</p>", escape(name)));
+        push(
+            &mut page,
+            format_args!(
+                "<p class=\"bad\"><b>hangs: {}</b><br>The watchdog restarts the process.</p>",
+                escape(name)
+            ),
+        );
     }
     for (name, source) in &report.sources {
         section(&mut page, name, source);
@@ -55,19 +63,26 @@ fn section(page: &mut String, name: &str, source: &SourceReport) {
         SourceState::Blocked | SourceState::Fenced => "bad",
         SourceState::Starting | SourceState::Connecting | SourceState::Stopped => "wait",
     };
-    let state = format!("{:?}", status.state).to_lowercase();
+    let state = match status.state {
+        SourceState::Starting => "starting",
+        SourceState::Connecting => "connecting",
+        SourceState::Snapshot => "snapshot, and streaming",
+        SourceState::Streaming => "streaming",
+        SourceState::Blocked => "blocked: a person must act",
+        SourceState::Fenced => "fenced: another appliance owns it",
+        SourceState::Stopped => "stopped",
+    };
     push(page, format_args!("<h2>{} <span class=\"{class}\">{state}</span></h2>", escape(name)));
     alarms(page, source);
     page.push_str("<table>");
-    row(page, "server", &format!("{} (version {})", status.server, status.server_version));
-    row(page, "received", &status.received.to_string());
-    for (what, point) in
-        [("durable", status.durable), ("sealed", status.sealed), ("in the lake", status.shipped)]
-    {
-        row(page, what, &format!("{} (change {})", point.position, point.sequence.0));
-    }
-    row(page, "confirmed", &format!("{} (release {})", status.confirmed, status.release));
-    row(page, "ledger", &format!("entry {}", status.entry));
+    facts(page, source);
+    page.push_str("</table>");
+    road(page, status);
+    snapshot(page, source);
+}
+
+fn facts(page: &mut String, source: &SourceReport) {
+    let status = &source.status;
     let lag = format!(
         "{:.1} s, {}, {} transactions, {} changes",
         source.lag_s,
@@ -75,36 +90,81 @@ fn section(page: &mut String, name: &str, source: &SourceReport) {
         source.lag_transactions,
         source.lag_changes
     );
-    row(page, "lag", &lag);
+    row(page, "the lake lacks", &lag);
+    let committed = match status.shipped_at {
+        Some(at) => format!("entry {}, up to a commit of {} UTC", status.entry, seconds(at)),
+        None => format!("entry {}", status.entry),
+    };
+    row(page, "ledger", &committed);
     let left = match source.journal_hours_left {
         Some(hours) => format!("; {hours:.1} h of outage left at the present rate"),
         None => String::new(),
     };
+    let full = if status.journal_full { "; full: reading from the database pauses" } else { "" };
     let (bytes, max) = (status.journal_bytes, status.journal_bytes_max);
-    row(page, "journal", &format!("{} of {}{left}", ByteSize(bytes), ByteSize(max)));
+    row(page, "journal", &format!("{} of {}{left}{full}", ByteSize(bytes), ByteSize(max)));
     row(page, "waiting to be sent", &ByteSize(status.spool_bytes).to_string());
-    row(
-        page,
-        "sent",
-        &format!("{} objects, {}", status.shipped_objects, ByteSize(status.sent_bytes)),
-    );
+    let (objects, sent) = (status.shipped_objects, ByteSize(status.sent_bytes));
+    row(page, "sent since the start", &format!("{objects} objects, {sent}"));
+    let kept = status.server.0.saturating_sub(status.confirmed.0);
+    let release = match status.release.as_str() {
+        "journal" => "; it may forget what the journal has",
+        "lake" => "; it may forget what the ledger covers",
+        _ => "",
+    };
+    row(page, "log kept by the database", &format!("{}{release}", ByteSize(kept)));
+    if !status.server_version.is_empty() {
+        row(page, "database", &format!("PostgreSQL {}", status.server_version));
+    }
     for damage in &status.journal_damage {
         row(page, "damaged", damage);
     }
+}
+
+/// How far the log is where, in the order in which it travels.
+fn road(page: &mut String, status: &SourceStatus) {
+    page.push_str(
+        "<h3>Positions</h3><table class=\"road\"><tr><th></th><th>position</th><th>behind</th>\
+         <th>change</th></tr>",
+    );
+    let stages = [
+        ("database", status.server, None),
+        ("received", status.received, None),
+        ("durable in the journal", status.durable.position, Some(status.durable.sequence)),
+        ("sealed", status.sealed.position, Some(status.sealed.sequence)),
+        ("in the lake", status.shipped.position, Some(status.shipped.sequence)),
+        ("confirmed to the database", status.confirmed, None),
+    ];
+    for (stage, position, change) in stages {
+        // 0: nothing is known yet, which is not the same as far behind.
+        let (position, behind) = match position.0 {
+            0 => ("–".into(), "–".into()),
+            at => (position.to_string(), ByteSize(status.server.0.saturating_sub(at)).to_string()),
+        };
+        let change = change.map(|change| change.0.to_string()).unwrap_or_default();
+        push(
+            page,
+            format_args!(
+                "<tr><th>{stage}</th><td>{position}</td><td>{behind}</td><td>{change}</td></tr>"
+            ),
+        );
+    }
     page.push_str("</table>");
-    snapshot(page, source);
 }
 
 fn alarms(page: &mut String, source: &SourceReport) {
     for (room, alarm) in &source.status.alarms {
-        let class = if alarm.heals { "wait" } else { "bad" };
+        let (class, heals) = match alarm.heals {
+            true => ("wait", "heals by itself"),
+            false => ("bad", "a person must act"),
+        };
         push(
             page,
             format_args!(
-                "<p class=\"{class}\"><b>{}: {}</b> since {}: {}<br>{}</p>",
-                escape(room),
+                "<p class=\"{class}\"><b>{}</b> ({}; {heals}) since {} UTC<br>{}<br>What to do: {}</p>",
                 escape(&alarm.cause),
-                alarm.since.rfc3339(),
+                escape(room),
+                seconds(alarm.since),
                 escape(&alarm.what),
                 escape(&alarm.remedy)
             ),
@@ -118,17 +178,24 @@ fn snapshot(page: &mut String, source: &SourceReport) {
         return;
     }
     let done = |table: &TableProgress| table.chunks > 0 && table.chunks_done >= table.chunks;
-    let finished = tables.values().filter(|table| done(table)).count();
-    push(page, format_args!("<h3>Snapshot: {finished} of {} tables</h3><table>", tables.len()));
-    let open = tables.iter().filter(|(_, table)| !done(table));
-    for (name, table) in open.take(TABLES_SHOWN_MAX) {
+    let open: Vec<_> = tables.iter().filter(|(_, table)| !done(table)).collect();
+    let finished = tables.len() - open.len();
+    push(page, format_args!("<h3>Snapshot: {finished} of {} tables whole</h3>", tables.len()));
+    if open.is_empty() {
+        return;
+    }
+    page.push_str("<table>");
+    let hidden = open.len().saturating_sub(TABLES_SHOWN_MAX);
+    for (name, table) in open.into_iter().take(TABLES_SHOWN_MAX) {
         push(
             page,
             format_args!(
-                "<tr><th>{}</th><td><progress max=\"{}\" value=\"{}\"></progress> {} of about {} rows, {}</td></tr>",
+                "<tr><th>{}</th><td><progress max=\"{}\" value=\"{}\"></progress> {} of {} parts; {} of about {} rows, {}</td></tr>",
                 escape(name),
                 table.chunks.max(1),
                 table.chunks_done,
+                table.chunks_done,
+                table.chunks,
                 table.rows,
                 table.rows_estimated.max(table.rows),
                 ByteSize(table.bytes)
@@ -136,6 +203,9 @@ fn snapshot(page: &mut String, source: &SourceReport) {
         );
     }
     page.push_str("</table>");
+    if hidden > 0 {
+        push(page, format_args!("<p>and {hidden} tables more</p>"));
+    }
 }
 
 fn row(page: &mut String, what: &str, value: &str) {
@@ -144,6 +214,11 @@ fn row(page: &mut String, what: &str, value: &str) {
 
 fn push(page: &mut String, text: std::fmt::Arguments<'_>) {
     page.write_fmt(text).expect("writing to a String does not fail");
+}
+
+/// `2026-11-21 08:30:00`: no finer than a person reads.
+fn seconds(at: Timestamp) -> String {
+    at.rfc3339().chars().take(19).map(|c| if c == 'T' { ' ' } else { c }).collect()
 }
 
 /// Text that means nothing in HTML, neither between tags nor in a quoted attribute.
@@ -168,10 +243,14 @@ fn escape(text: &str) -> String {
 const TABLES_SHOWN_MAX: usize = 100;
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222;background:#fff}\
-h1 span,h2 span{font-size:.7em;padding:.1em .5em;border-radius:.3em}\
-th{text-align:left;font-weight:normal;color:#666;padding-right:2em;vertical-align:top}\
-td{font-variant-numeric:tabular-nums}.well{background:#d7f0dc}.wait{background:#fdf0c4}.bad{background:#f8d3d0}\
-p.wait,p.bad{padding:.5em 1em}progress{width:12em}";
+h1,h2{border-bottom:1px solid #ddd}h1 span,h2 span{font-size:.65em;font-weight:normal;padding:.15em .6em;border-radius:.3em}\
+h3{margin:1.2em 0 .3em}th{text-align:left;font-weight:normal;color:#555;padding:.1em 2em .1em 0;vertical-align:top}\
+td{font-variant-numeric:tabular-nums;overflow-wrap:anywhere;vertical-align:top;padding:.1em 0}.road td{padding-right:2em;white-space:nowrap}\
+.road td+td{text-align:right}\
+.road tr:first-child th{font-size:.85em}.road tr:first-child th+th+th{text-align:right}\
+.well{background:#d7f0dc}.wait{background:#fdf0c4}.bad{background:#f8d3d0}\
+p.wait,p.bad{padding:.6em 1em;border-radius:.3em}progress{width:12em}\
+@media(max-width:40em){th{padding-right:1em}.road{font-size:.85em}.road th,.road td{padding-right:.7em}}";
 
 static POLICY: LazyLock<String> = LazyLock::new(|| {
     let hash = STANDARD.encode(digest::digest(&digest::SHA256, STYLE.as_bytes()));
@@ -189,7 +268,7 @@ mod tests {
         clock::SystemClock,
         error::Cause,
         telemetry::{board::Board, heartbeat::Heartbeat, report::Reporter},
-        units::{Position, Timestamp},
+        units::Position,
     };
 
     #[test]
@@ -217,6 +296,39 @@ mod tests {
         assert!(
             page.contains(Cause::TableRefused.disposition().remedy().split('`').next().unwrap())
         );
+    }
+
+    #[test]
+    fn the_page_says_what_is_not_known_and_what_a_person_must_do() {
+        let board = Board::default();
+        let source = board.source("erp");
+        source.write(|status| status.state = SourceState::Blocked);
+        source.alarm("source", Cause::WalLevel, &"wal_level is replica", Timestamp(0));
+        let reporter =
+            Reporter::new("plant7-a", board, Heartbeat::default(), Arc::new(SystemClock));
+        let page = render(&reporter.report());
+        for text in [
+            "plant7-a <span class=\"wait\">recovering</span>",
+            "erp <span class=\"bad\">blocked: a person must act</span>",
+            "<b>WalLevel</b> (source; a person must act) since 1970-01-01 00:00:00 UTC<br>wal_level is replica",
+            "What to do: set `wal_level = logical`",
+            "<tr><th>in the lake</th><td>–</td><td>–</td><td>0</td></tr>",
+        ] {
+            assert!(page.contains(text), "{text}\n{page}");
+        }
+    }
+
+    #[test]
+    fn a_box_with_an_alarm_is_not_called_healthy_even_if_it_heals() {
+        let board = Board::default();
+        let source = board.source("erp");
+        let reporter =
+            Reporter::new("plant7-a", board, Heartbeat::default(), Arc::new(SystemClock));
+        reporter.ready();
+        assert!(render(&reporter.report()).contains("<span class=\"well\">healthy</span>"));
+        source.alarm("ship", Cause::LakeUnavailable, &"503", Timestamp(0));
+        let page = render(&reporter.report());
+        assert!(page.contains("plant7-a <span class=\"wait\">heals by itself</span>"), "{page}");
     }
 
     #[test]

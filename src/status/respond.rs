@@ -86,6 +86,8 @@ pub(super) fn respond(
             let json = serde_json::to_string(sight.report).unwrap_or_default();
             answer(StatusCode::OK, "application/json", json)
         }
+        // Browsers ask for it unasked; a 404 would stand in their console.
+        "/favicon.ico" => plain(StatusCode::NO_CONTENT, ""),
         _ => plain(StatusCode::NOT_FOUND, "there are /, /metrics, /status.json and /healthz\n"),
     }
 }
