@@ -36,17 +36,26 @@ pub struct Finding {
     pub seen: String,
     /// What is wrong: the cause, and what happened.
     pub problem: Option<(Cause, String)>,
+    /// What to do about it, where more is known than the cause says.
+    pub remedy: Option<String>,
 }
 
 impl Finding {
     /// A line that is well.
     pub fn ok(check: impl Into<String>, seen: impl Into<String>) -> Self {
-        Self { check: check.into(), seen: seen.into(), problem: None }
+        Self { check: check.into(), seen: seen.into(), problem: None, remedy: None }
     }
 
     /// A line that is not.
     pub fn problem(check: impl Into<String>, cause: Cause, what: impl Into<String>) -> Self {
-        Self { check: check.into(), seen: String::new(), problem: Some((cause, what.into())) }
+        let problem = Some((cause, what.into()));
+        Self { check: check.into(), seen: String::new(), problem, remedy: None }
+    }
+
+    /// A line that is not, with what the error says.
+    pub fn failed(check: impl Into<String>, error: &impl Classified) -> Self {
+        let remedy = Some(error.remedy());
+        Self { remedy, ..Self::problem(check, Classified::cause(error), error.to_string()) }
     }
 }
 
@@ -109,11 +118,11 @@ causes! {
     /// The journal key does not open the journal.
     JournalKey => Halt("the journal key does not fit the journal in `data_dir`: give the key that it was written with"),
     /// S3 does not answer, or answers 5xx.
-    LakeUnavailable => Retry("waiting for S3: changes are kept in the journal meanwhile"),
+    LakeUnavailable => Retry("waiting for S3, with changes kept in the journal: check that the bucket's endpoint answers from this box"),
     /// S3 asks for fewer requests.
     LakeSlowDown => Retry("S3 asks to slow down: fewer requests at once"),
     /// Wrong or expired credentials.
-    LakeCredentials => Halt("S3 refused the credentials: check `credentials_file`"),
+    LakeCredentials => Halt("there are no credentials that S3 accepts: check `credentials_file`"),
     /// The credentials do not allow the request.
     LakeForbidden => Halt("S3 denied the request: allow PutObject, AbortMultipartUpload, ListMultipartUploadParts and ListBucketMultipartUploads on the prefix"),
     /// No such bucket.

@@ -2,7 +2,7 @@
 
 use std::io::{BufWriter, ErrorKind, Write, stdout};
 
-use clap::Args;
+use clap::{Args, builder::NonEmptyStringValueParser};
 
 use super::{
     Failure, Global,
@@ -14,9 +14,13 @@ use crate::{
     replay::{self, ReplayError, fetch::Fetcher},
 };
 
+pub(super) const EXAMPLES: &str = "Example:
+  lakehead cat raw/erp/public.orders/dt=2026-11-21/changes-….parquet | head";
+
 #[derive(Args, Debug)]
 pub(super) struct CatArgs {
     /// The object's key in the bucket, prefix included.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     key: String,
     #[command(flatten)]
     reading: Reading,

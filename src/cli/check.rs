@@ -15,7 +15,7 @@ use crate::{
     clock::{Clock, SystemClock},
     config::{self, Config, ConfigError, Encryption},
     disk,
-    error::{Cause, Classified, Exit, Finding},
+    error::{Cause, Exit, Finding},
     pipeline, ship, source,
     units::{ByteSize, Timestamp},
 };
@@ -43,7 +43,7 @@ async fn rooms(config: &Config) -> Vec<Finding> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     match pipeline::lake(config, &clock) {
         Ok(s3) => findings.extend(ship::check::check(&config.lake, &s3).await),
-        Err(error) => findings.push(Finding::problem("lake", error.cause(), error.to_string())),
+        Err(error) => findings.push(Finding::failed("lake", &error)),
     }
     findings
 }
@@ -105,7 +105,7 @@ fn secrets(config: &Config) -> Vec<Finding> {
     let mut look = |name: String, path: &PathBuf, read: Result<config::Secret, ConfigError>| {
         findings.push(match read {
             Ok(_) => Finding::ok(name, path.display().to_string()),
-            Err(wrong) => Finding::problem(name, wrong.cause(), told(&wrong)),
+            Err(wrong) => Finding::failed(name, &wrong),
         });
     };
     for source in &config.sources {
@@ -140,11 +140,6 @@ fn secrets(config: &Config) -> Vec<Finding> {
         });
     }
     findings
-}
-
-fn told(error: &ConfigError) -> String {
-    let pairs = error.pairs().into_iter();
-    pairs.map(|(what, remedy)| format!("{what}: {remedy}")).collect::<Vec<_>>().join("; ")
 }
 
 /// The clock is not before this firmware was written, nor before what this box has written itself.
@@ -194,7 +189,7 @@ struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    remedy: Option<&'static str>,
+    remedy: Option<String>,
 }
 
 impl From<&Finding> for Line {
@@ -206,7 +201,10 @@ impl From<&Finding> for Line {
             seen: finding.seen.clone(),
             cause: problem.map(|(cause, _)| cause.name()),
             problem: problem.map(|(_, what)| what.clone()),
-            remedy: problem.map(|(cause, _)| cause.disposition().remedy()),
+            remedy: problem.map(|(cause, _)| {
+                let own = finding.remedy.as_deref();
+                own.unwrap_or(cause.disposition().remedy()).to_owned()
+            }),
         }
     }
 }
@@ -258,7 +256,9 @@ mod tests {
 
     fn problems(findings: &[Finding]) -> Vec<String> {
         let problem = |finding: &Finding| {
-            finding.problem.as_ref().map(|(cause, what)| format!("{}: {what}", cause.name()))
+            let remedy = finding.remedy.iter().fold(String::new(), |_, own| format!(": {own}"));
+            let problem = finding.problem.as_ref();
+            problem.map(|(cause, what)| format!("{}: {what}{remedy}", cause.name()))
         };
         findings.iter().filter_map(problem).collect()
     }

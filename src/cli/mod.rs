@@ -52,16 +52,16 @@ struct Cli {
 #[derive(Args, Clone, Debug)]
 struct Global {
     /// The site's configuration.
-    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/lakehead/site.toml")]
+    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/lakehead/site.toml", help_heading = EVERYWHERE)]
     config: PathBuf,
     /// Answers, and failures, as JSON.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     json: bool,
     /// No progress on stderr: only warnings, and failures.
     #[arg(long, short, global = true, help_heading = EVERYWHERE)]
     quiet: bool,
     /// How the log is written to stderr; which events, LAKEHEAD_LOG says.
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Auto)]
+    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Auto, help_heading = EVERYWHERE)]
     log_format: LogFormat,
 }
 
@@ -87,12 +87,15 @@ enum Command {
     /// Show what the running gateway does: positions, lag, alarms.
     Status,
     /// Audit the lake from its ledger.
+    #[command(after_help = verify::EXAMPLES)]
     Verify(verify::VerifyArgs),
     /// Take over the chain of a lost box.
     Adopt(adopt::AdoptArgs),
     /// Print the rows of one object as JSON lines.
+    #[command(after_help = cat::EXAMPLES)]
     Cat(cat::CatArgs),
     /// Rebuild a source in a PostgreSQL, at a consistent point.
+    #[command(after_help = restore::EXAMPLES)]
     Restore(restore::RestoreArgs),
     /// Look at the journal of a stopped box.
     Journal(journal::JournalArgs),
@@ -205,6 +208,8 @@ impl Global {
     }
 }
 
+/// The heading of the options of all commands, behind a command's own.
+const EVERYWHERE: &str = "Options of every command";
 const WORKERS_MIN: usize = 2;
 const RUNTIME_END_MAX: Duration = Duration::from_millis(300);
 

@@ -136,7 +136,7 @@ mod tests {
             "  durable    00000016/00000100  change 42",
             "  journal    0 B of 50.0 GiB",
             "  ALARM      ship: LakeUnavailable since 1970-01-01T00:00:00.000000Z: 503",
-            "             waiting for S3: changes are kept in the journal meanwhile",
+            "             waiting for S3, with changes kept in the journal: check that the bucket's endpoint answers from this box",
         ] {
             assert!(shown.lines().any(|known| known == line), "{line}\n{shown}");
         }

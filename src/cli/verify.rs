@@ -21,6 +21,11 @@ use crate::{
     pipeline,
 };
 
+pub(super) const EXAMPLES: &str = "Examples:
+  lakehead verify                           every source, with the box's own key
+  lakehead verify --source erp --deep --credentials-file reader.aws
+  lakehead verify --config audit.toml --public-key identity.pub    anywhere, without the box";
+
 #[derive(Args, Debug)]
 pub(super) struct VerifyArgs {
     /// Only this source; else all.
@@ -154,10 +159,14 @@ pub(super) fn public_keys(config: &Config, source: &str, named: Vec<PathBuf>) ->
 
 /// The keys in a PEM file: a box's own, or those that a box trusts after it adopted a chain.
 pub(super) fn read_public_keys(path: &Path) -> Result<Vec<PublicKey>, Failure> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|why| Failure::system(&format!("read public key {}", path.display()), &why))?;
-    PublicKey::all_from_pem(&text).filter(|keys| !keys.is_empty()).ok_or_else(|| {
-        let what = format!("public key {}: it is no Ed25519 key in PEM", path.display());
-        Failure::new(Cause::Config, what, "give the identity.pub of the box that wrote the ledger")
-    })
+    let wrong = |why: &dyn fmt::Display| {
+        let what = format!("read public key {}: {why}", path.display());
+        Failure::new(Cause::Config, what, PUBLIC_KEY_REMEDY)
+    };
+    let text = std::fs::read_to_string(path).map_err(|why| wrong(&why))?;
+    let keys = PublicKey::all_from_pem(&text).filter(|keys| !keys.is_empty());
+    keys.ok_or_else(|| wrong(&"it is no Ed25519 key in PEM"))
 }
+
+const PUBLIC_KEY_REMEDY: &str = "name with --public-key the identity.pub that the box keeps in its data_dir, \
+    and wrote to its log at the first start";

@@ -87,6 +87,7 @@ impl ConfigError {
             io::ErrorKind::PermissionDenied => {
                 "give the user that runs lakehead the right to read the file"
             }
+            io::ErrorKind::IsADirectory => "name a file with --config, not its folder",
             io::ErrorKind::InvalidData => "save the file as UTF-8 text",
             _ => "look at the file system under the file",
         };

@@ -126,7 +126,7 @@ fn finding(check: &str, seen: &str, end: Result<(), ShipError>) -> Finding {
 }
 
 fn problem(check: &str, error: &ShipError) -> Finding {
-    Finding::problem(check, error.cause(), error.to_string())
+    Finding::failed(check, error)
 }
 
 /// Never changes, so that one object is enough for all boxes and times.

@@ -78,6 +78,8 @@ pub struct S3Options {
 #[derive(Clone, Debug)]
 pub struct S3 {
     client: Client,
+    /// Where it answers, for people.
+    at: String,
     bucket: String,
     owner: Option<String>,
     encryption: Encryption,
@@ -96,6 +98,8 @@ impl S3 {
         if let Some(endpoint) = &options.endpoint {
             confidential(endpoint).map_err(setup(Cause::Config))?;
         }
+        let aws = || format!("S3 in {}", options.region);
+        let at = options.endpoint.clone().unwrap_or_else(aws);
         let provider = Provider::new(credentials);
         provider.load()?;
         let ahead = Ahead::new(options.clock.clone());
@@ -121,6 +125,7 @@ impl S3 {
             .app_name(app);
         config.set_endpoint_url(options.endpoint);
         Ok(Self {
+            at,
             client: Client::from_conf(config.build()),
             bucket: options.bucket,
             owner: options.owner,
@@ -190,8 +195,16 @@ impl S3 {
         let patience = self.patience * patience;
         match patiently(taken, patience, Box::pin(call)).await {
             Some(Ok(answer)) => Ok(answer),
-            Some(Err(error)) => Err(failure(request, key, &error)),
-            None => Err(unanswered(request, key, format!("nothing moved for {patience:?}"))),
+            Some(Err(error)) => Err(match failure(request, key, &error) {
+                ShipError::Unanswered { why, .. } => {
+                    unanswered(request, key, format!("{}: {why}", self.at))
+                }
+                answered => answered,
+            }),
+            None => {
+                let why = format!("{}: nothing moved for {patience:?}", self.at);
+                Err(unanswered(request, key, why))
+            }
         }
     }
 

@@ -278,7 +278,7 @@ impl Check<'_> {
     }
 
     fn error(&mut self, check: &str, error: &SourceError) {
-        self.problem(check, error.cause(), error.to_string());
+        self.findings.push(Finding::failed(self.line(check), error));
     }
 }
 
