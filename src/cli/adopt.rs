@@ -11,7 +11,7 @@ use tokio::time::interval;
 
 use super::{
     Failure, Global,
-    meter::Meter,
+    meter::{Meter, Step},
     reading::{self, Reading},
     verify,
 };
@@ -48,7 +48,7 @@ pub(super) async fn adopt(global: &Global, args: AdoptArgs) -> Result<Exit, Fail
     let _hold = super::journal::hold(&config)?;
     let source = config.sources.iter().find(|source| source.name == name);
     let source = source.expect("a source that was found by its name");
-    let takeover = take_over(&config, &reading, source, &keys).await?;
+    let takeover = take_over(&config, &reading, source, &keys, &mut global.meter()).await?;
     let json = serde_json::json!({ "source": name, "adopted": takeover });
     global.output().tell(&json, &Lines { source: &name, takeover: &takeover });
     Ok(Exit::Done)
@@ -59,6 +59,7 @@ async fn take_over(
     reading: &Config,
     source: &config::Source,
     public_keys: &[PublicKey],
+    meter: &mut Meter,
 ) -> Result<Takeover, Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let work = reading::work_dir(config)?;
@@ -73,16 +74,33 @@ async fn take_over(
         board: board.clone(),
         clock: Arc::clone(&clock),
     };
-    let mut meter = Meter::new("adopt", &clock);
-    let mut show = |progress| match progress {
-        Progress::Audit(Audited::Entries { done, all, .. }) => meter.show(done, all, "entries"),
-        Progress::Audit(Audited::Listed { done, .. }) => meter.show(done, done, "keys listed"),
-        Progress::Audit(Audited::Read { done, all, .. }) => meter.show(done, all, "objects"),
-        Progress::Reading { entries } => meter.show(entries, entries, "entries are this box's"),
-    };
+    let mut show = |progress| meter.show(&step(progress));
     tokio::select! {
         taken = Box::pin(pipeline::adopt(&asked, &mut show)) => taken.map_err(failure),
         never = tell_waits(&board) => match never {},
+    }
+}
+
+fn step(progress: Progress) -> Step<'static> {
+    let more = String::new();
+    match progress {
+        Progress::Audit(Audited::Entries { done, all, .. }) => {
+            Step { phase: "adopt: entries", done, all: Some(all), bytes: false, more }
+        }
+        Progress::Audit(Audited::Listed { done, .. }) => {
+            Step { phase: "adopt: keys listed", done, all: None, bytes: false, more }
+        }
+        Progress::Audit(Audited::Read { bytes, all_bytes, .. }) => {
+            let all = Some(all_bytes);
+            Step { phase: "adopt: read again", done: bytes, all, bytes: true, more }
+        }
+        Progress::Reading { entries } => Step {
+            phase: "adopt: entries are this box's",
+            done: entries,
+            all: None,
+            bytes: false,
+            more,
+        },
     }
 }
 

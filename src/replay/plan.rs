@@ -445,7 +445,7 @@ mod tests {
             changes(&["a"], point(1, 20), point(2, 30)),
         ];
         let positions = |until: Option<u64>| {
-            let plan = plan(&entries, &known(), until.map(Position)).unwrap();
+            let plan = plan(&entries, &known(), until.map(Position), &[]).unwrap();
             let table = &plan.tables[&1];
             assert_eq!(
                 (table.first, table.last, table.rows.len()),

@@ -16,7 +16,6 @@ mod story_kill;
 mod story_memory;
 mod story_new_table;
 mod story_outage;
-
 mod story_page;
 mod story_reread;
 mod story_road;

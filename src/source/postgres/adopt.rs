@@ -104,8 +104,14 @@ pub async fn unused(config: &config::Source, appliances: &[String]) -> Result<()
 
 /// Adds the fact that the rows of a table are in the lake, all of them.
 pub fn put_whole(batch: &mut FactBatch, table_id: u32, qualified: &str) {
-    let plan =
-        Plan { table: qualified.into(), filenode: 0, chunks: vec![], done: true, again: false, gone: false };
+    let plan = Plan {
+        table: qualified.into(),
+        filenode: 0,
+        chunks: vec![],
+        done: true,
+        again: false,
+        gone: false,
+    };
     batch.put(plan_fact(table_id), &plan);
 }
 

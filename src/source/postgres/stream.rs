@@ -34,7 +34,6 @@ use super::{
     wire::Wire,
 };
 use crate::{
-    facts::FactBatch,
     source::{Durable, RecordKind, Run, Table},
     units::{Point, Position, Timestamp},
 };
