@@ -33,6 +33,8 @@ mod restore;
 mod run;
 mod service;
 mod status;
+#[cfg(feature = "demo")]
+mod store;
 mod verify;
 
 /// Moves databases into an S3 data lake and proves that nothing was lost.
@@ -101,6 +103,10 @@ enum Command {
     Journal(journal::JournalArgs),
     /// Show the whole road on this machine: database, gateway, lake, verify and restore.
     Demo(demo::DemoArgs),
+    /// The demo's S3 store alone, until SIGTERM: for benches, and tests of an installed box.
+    #[cfg(feature = "demo")]
+    #[command(hide = true)]
+    Store(store::StoreArgs),
     /// Print the version.
     Version,
 }
@@ -175,6 +181,8 @@ fn dispatch(global: &Global, command: Command) -> Done<'_> {
         Command::Restore(args) => Box::pin(restore::restore(global, args)),
         Command::Journal(args) => Box::pin(journal::journal(global, args)),
         Command::Demo(args) => Box::pin(demo::demo(global, args)),
+        #[cfg(feature = "demo")]
+        Command::Store(args) => Box::pin(store::store(global, args)),
         Command::Version => Box::pin(async { Ok(version(global)) }),
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -38,6 +39,16 @@ impl Bucket {
     ///
     /// The store cannot listen or write.
     pub async fn open(root: &Path, tls: bool) -> io::Result<Self> {
+        let port = free_port().map_err(io::Error::other)?;
+        Self::open_at(root, tls, ([127, 0, 0, 1], port).into()).await
+    }
+
+    /// Starts a store under `root` at an address of loopback; port 0 for any.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot listen or write.
+    pub async fn open_at(root: &Path, tls: bool, address: SocketAddr) -> io::Result<Self> {
         let (writer, reader) = (key("WRITER")?, key("READER")?);
         let known = |key: &Key, role| s3::Key::new(&key.id, &key.secret, role);
         let options = DoubleOptions {
@@ -46,7 +57,7 @@ impl Bucket {
             region: REGION.into(),
             buckets: vec![BUCKET.into()],
             tls,
-            address: ([127, 0, 0, 1], free_port().map_err(io::Error::other)?).into(),
+            address,
         };
         let double = S3Double::start(options).await?;
         Ok(Self { double, root: root.into(), writer, reader })

@@ -24,6 +24,7 @@ pub mod proxy;
 pub mod report;
 pub mod s3;
 pub mod site;
+pub mod store;
 mod story;
 pub mod workload;
 

@@ -57,6 +57,23 @@ pub struct Lake {
     pub reader: Key,
 }
 
+impl Lake {
+    /// Writes both credentials and the authority's certificate into `dir`: [`WRITER`], [`READER`],
+    /// [`CA`].
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be written.
+    pub fn write(&self, dir: &Path) -> io::Result<()> {
+        disk::write_durably(&dir.join(WRITER), credentials(&self.writer).as_bytes())?;
+        disk::write_durably(&dir.join(READER), credentials(&self.reader).as_bytes())?;
+        match &self.ca_pem {
+            Some(pem) => disk::write_durably(&dir.join(CA), pem.as_bytes()),
+            None => Ok(()),
+        }
+    }
+}
+
 /// An access key.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Key {
@@ -77,11 +94,7 @@ impl Site {
         disk::create_dir(&self.dir)?;
         disk::write_durably(&self.file("source.password"), self.password.as_bytes())?;
         disk::write_durably(&self.file("lake.key"), STANDARD.encode(lake_key).as_bytes())?;
-        disk::write_durably(&self.file(WRITER), credentials(&self.lake.writer).as_bytes())?;
-        disk::write_durably(&self.file(READER), credentials(&self.lake.reader).as_bytes())?;
-        if let Some(pem) = &self.lake.ca_pem {
-            disk::write_durably(&self.file("lake-ca.pem"), pem.as_bytes())?;
-        }
+        self.lake.write(&self.dir)?;
         let (site, audit) = (self.file("site.toml"), self.file("audit.toml"));
         disk::write_durably(&site, self.text(WRITER).as_bytes())?;
         disk::write_durably(&audit, self.text(READER).as_bytes())?;
@@ -92,9 +105,10 @@ impl Site {
     pub fn text(&self, credentials: &str) -> String {
         let mut tables: Vec<String> = vec![];
         tables.extend(self.tables.iter().map(|pattern| quoted(pattern)));
-        let ca = self.lake.ca_pem.as_ref().map_or_else(String::new, |_| {
-            format!("ca_file = {}\n", quoted_path(&self.file("lake-ca.pem")))
-        });
+        let ca =
+            self.lake.ca_pem.as_ref().map_or_else(String::new, |_| {
+                format!("ca_file = {}\n", quoted_path(&self.file(CA)))
+            });
         let listen = self.listen.as_ref().map_or_else(String::new, |listen| {
             format!("\n[status]\nlisten = {}\n", quoted(listen))
         });
@@ -183,6 +197,8 @@ pub const NONE: &str = "mode = \"none\"";
 pub const WRITER: &str = "lake.credentials";
 /// Name of the credentials that only read.
 pub const READER: &str = "audit.credentials";
+/// Name of the certificate of the store's authority.
+pub const CA: &str = "lake-ca.pem";
 
 #[cfg(test)]
 mod tests {
