@@ -43,6 +43,7 @@ pub mod float;
 mod gauge;
 mod gulp;
 mod login;
+mod lull;
 mod message;
 mod name;
 mod nested;

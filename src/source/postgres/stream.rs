@@ -18,7 +18,7 @@ use bytes::{BufMut, BytesMut};
 use postgres_protocol::message::frontend;
 use tokio::{
     sync::watch,
-    time::{Interval, MissedTickBehavior, interval, sleep},
+    time::{Interval, MissedTickBehavior, interval, timeout},
 };
 
 use super::{
@@ -27,11 +27,12 @@ use super::{
     confirm::{Confirm, Now},
     definition,
     error::SourceError,
+    lull::NAP,
     message::unknown,
     relation::Relation,
     session::{Session, Shared},
     vocabulary::Vocabulary,
-    wire::Wire,
+    wire::{SMALL_READ_BYTES, Wire},
 };
 use crate::{
     source::{Durable, RecordKind, Run, Table},
@@ -159,9 +160,7 @@ impl Stream {
             };
             self.line.heard_at = self.line.shared.clock.now();
             if read < SMALL_READ_BYTES {
-                // The server writes message by message: a moment's patience saves both sides most
-                // of their wake-ups.
-                sleep(NAP).await;
+                self.line.wire.nap().await;
             }
         }
     }
@@ -169,7 +168,7 @@ impl Stream {
     /// Says good-bye, with the last position that may be confirmed.
     pub(crate) async fn leave(mut self) {
         // Nobody waits for the answer; the server has the last status update otherwise.
-        drop(tokio::time::timeout(LEAVE_LIMIT, self.line.report(true)).await);
+        drop(timeout(LEAVE_LIMIT, self.line.report(true)).await);
         self.line.wire.leave().await;
     }
 
@@ -228,8 +227,11 @@ impl Stream {
             |now: Instant| self.batcher.since().map(|since| now.saturating_duration_since(since));
         let old = age(self.line.shared.clock.now()).is_some_and(|age| age >= HOLD_MAX);
         if !old {
-            sleep(NAP).await;
-            if self.line.wire.fill_now()? > 0 {
+            // Of a TLS record that is not there as a whole nothing can be read yet.
+            if self.line.wire.nap().await
+                && let Ok(read) = timeout(NAP, self.line.wire.fill()).await
+            {
+                read?;
                 self.line.heard_at = self.line.shared.clock.now();
                 return Ok(());
             }
@@ -472,9 +474,6 @@ fn start_statement(shared: &Shared, version: u32, from: Position, binary: bool) 
 const XLOG_DATA_HEADER_BYTES: usize = 25;
 /// Kind, position, clock, answer wanted.
 const KEEPALIVE_BYTES: usize = 18;
-/// A read below it is followed by a nap.
-const SMALL_READ_BYTES: usize = 32 << 10;
-const NAP: Duration = Duration::from_millis(1);
 /// Whole transactions are handed on after this, however busy the server.
 const HOLD_MAX: Duration = Duration::from_millis(10);
 /// News of the confirmed position go out at most this often.

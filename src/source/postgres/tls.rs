@@ -41,6 +41,16 @@ pub(crate) enum Channel {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+impl Channel {
+    /// The connection below.
+    pub(super) fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+}
+
 /// The TLS settings of a URL; `None` for connections in the clear.
 ///
 /// # Errors

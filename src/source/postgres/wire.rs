@@ -7,7 +7,6 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use bytes::{Buf, Bytes, BytesMut};
-use futures_util::FutureExt;
 use postgres_protocol::message::frontend;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -17,6 +16,7 @@ use tokio::{
 use super::{
     error::SourceError,
     gulp::{Gulp, Rows},
+    lull,
     message::{self, Head, TextRow, unknown},
     tls::Channel,
 };
@@ -90,9 +90,9 @@ impl Wire {
         }
     }
 
-    /// Takes what can be read without waiting. How many bytes.
-    pub(crate) fn fill_now(&mut self) -> Result<usize, SourceError> {
-        self.fill().now_or_never().unwrap_or(Ok(0))
+    /// Naps, so that the server's messages come many at a time. Whether something came. Cancel-safe.
+    pub(crate) async fn nap(&self) -> bool {
+        lull::nap(self.channel.socket()).await
     }
 
     /// Room for the rest of the first message, or for a good read.
@@ -258,10 +258,13 @@ impl Wire {
             if !asked && self.row_ahead()? > alone {
                 return Ok(Some(gulp.take().unwrap_or_default()));
             }
-            match timeout(COPY_LIMIT, self.fill()).await {
+            let read = match timeout(COPY_LIMIT, self.fill()).await {
                 Ok(read) => read?,
                 Err(_) => return Err(self.broken(doing, "no rows in time")),
             };
+            if read < SMALL_READ_BYTES {
+                self.nap().await;
+            }
         }
     }
 
@@ -328,6 +331,8 @@ impl Wire {
 
 /// A good read: several hundred messages. Also the input buffer's usual size.
 const READ_BYTES: usize = 256 << 10;
+/// A read below it has taken all there was, and is followed by a nap. Reads have more room than that.
+pub(super) const SMALL_READ_BYTES: usize = READ_BYTES / 4;
 /// A query of the catalog. Locks are waited for less long (`lock_timeout`).
 const QUERY_LIMIT: Duration = Duration::from_secs(60);
 /// Between two rows; a scan may pass over much that is dead.
@@ -337,6 +342,7 @@ const GOODBYE_LIMIT: Duration = Duration::from_millis(300);
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
@@ -366,7 +372,7 @@ mod tests {
                 () = tokio::time::sleep(Duration::from_millis(50)) => {}
             }
             // Cancelled while nothing is there to be read.
-            assert_eq!(wire.fill_now().unwrap(), 0);
+            assert!(wire.fill().now_or_never().is_none());
         }
         let head = wire.head().unwrap().unwrap();
         assert_eq!(wire.body(head), [7; 1000]);
