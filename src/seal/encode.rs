@@ -17,6 +17,7 @@ use parquet::{
         metadata::KeyValue,
         properties::{EnabledStatistics, WriterProperties, WriterVersion},
     },
+    schema::types::ColumnPath,
 };
 
 use super::{
@@ -25,7 +26,7 @@ use super::{
     object::{Draft, Maker, Sink},
 };
 use crate::{
-    journal::{Cell, Decode, OldRow, Row},
+    journal::{Cell, Decode, LakeType, OldRow, Row},
     units::Sequence,
 };
 
@@ -232,7 +233,11 @@ fn properties(source: &str, table: &Table, layout: Layout) -> WriterProperties {
         .set_key_value_metadata(Some(metadata))
         .set_max_row_group_row_count(Some(GROUP_ROWS_MAX));
     match layout {
-        Layout::Rows => properties.set_dictionary_page_size_limit(DICTIONARY_BYTES_MAX).build(),
+        Layout::Rows => distinct(table)
+            .map(|column| ColumnPath::new(vec![column]))
+            .fold(properties, |to, path| to.set_column_dictionary_enabled(path, false))
+            .set_dictionary_page_size_limit(DICTIONARY_BYTES_MAX)
+            .build(),
         Layout::Large => properties
             .set_writer_version(WriterVersion::PARQUET_2_0)
             .set_encoding(Encoding::PLAIN)
@@ -244,6 +249,17 @@ fn properties(source: &str, table: &Table, layout: Layout) -> WriterProperties {
     }
 }
 
+/// Columns whose values, of fixed width, hardly ever come twice: a dictionary of them costs a look-up for
+/// each, and holds them all beside their numbers.
+fn distinct(table: &Table) -> impl Iterator<Item = String> {
+    let fixed = |lake| matches!(lake, LakeType::Int32 | LakeType::Int64 | LakeType::Uuid);
+    let key = match &table.key[..] {
+        [key] => table.columns.iter().find(|column| column.name == *key && fixed(column.lake)),
+        _ => None,
+    };
+    key.map(|column| file_name(&column.name)).into_iter().chain(["_sequence".into()])
+}
+
 /// Rows whose values weigh more than this are written in [`Layout::Large`].
 pub(super) const LARGE_ROW_BYTES: usize = 8 << 20;
 /// A row group ends when it holds this much memory.
@@ -253,7 +269,8 @@ const BATCH_ROWS: usize = 8192;
 /// As above.
 const BATCH_BYTES: usize = 1 << 20;
 const GROUP_ROWS_MAX: usize = 1 << 20;
-const DICTIONARY_BYTES_MAX: usize = 512 << 10;
+/// Of a column: one with more distinct values soon costs more to look up than it saves.
+const DICTIONARY_BYTES_MAX: usize = 128 << 10;
 /// Level 1: level 3 buys nothing inside Parquet (FACTS §4).
 const ZSTD_LEVEL: i32 = 1;
 /// `_op`, `_sequence` and so on, as leaves.
@@ -266,3 +283,23 @@ const BUILDER_MEMORY: usize = 1 << 10;
 const WRITER_MEMORY: usize = 32 << 10;
 /// What the metadata of a column in an ended row group costs.
 const GROUP_MEMORY: usize = 1 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seal::memory::table;
+
+    #[test]
+    fn what_never_comes_twice_has_no_dictionary() {
+        let mut orders = table(1, "a");
+        let has = |table: &Table, column: &str| {
+            properties("shop", table, Layout::Rows).dictionary_enabled(&ColumnPath::from(column))
+        };
+        let key = orders.key[0].clone();
+        assert!(!has(&orders, "_sequence") && !has(&orders, &key));
+        assert!(has(&orders, "_position") && has(&orders, &orders.columns[1].name));
+        // Either half of such a key comes many times.
+        orders.key.push(orders.columns[1].name.clone());
+        assert!(has(&orders, &key));
+    }
+}
