@@ -11,13 +11,18 @@ SEED ?= 1
 TRIALS ?= 20
 FS ?= ext4
 STORES ?= target/conformance
+SCALE ?= 1
+TURNS ?= 3
+SETS ?= wide tpcb
+LOADS ?= ins upd
+export SCALE TURNS SETS LOADS COLD
 PY := target/py/bin/python
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 export SSL_CERT_FILE ?= /etc/ssl/certs/ca-certificates.crt
 export RUST_BACKTRACE ?= 1
 
 help: ## This list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
 
 demo: demo-tools ## The whole road on this machine: make demo MINUTES=2 DIR=demo-data
 	cargo build --release --locked --features demo
@@ -37,7 +42,7 @@ check: ## Formatting, lints, documentation, the unit file; no tests
 	cargo clippy --locked --all-features --test conformance -- -D warnings
 	cargo clippy --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --all-features --no-deps --quiet
-	python3 -m py_compile tests/py/*.py tests/power/*.py tests/conformance/*.py
+	python3 -m py_compile tests/py/*.py tests/power/*.py tests/conformance/*.py benches/*.py
 	@if command -v systemd-analyze >/dev/null && [ -f systemd/lakehead.service ]; then \
 		systemd-analyze security --offline=true --threshold=15 systemd/lakehead.service >target/exposure.txt \
 			|| { cat target/exposure.txt; exit 1; }; tail -n 1 target/exposure.txt; fi
@@ -46,6 +51,22 @@ conformance: conformance-tools ## The S3 side against stores of others, as root:
 	@tests/conformance/install.sh $(STORES)
 	cargo test --locked --all-features --test conformance \
 		--config 'target."cfg(unix)".runner = "$(CURDIR)/tests/conformance/enclose.sh"' -- $(abspath $(STORES)) $(ONLY)
+
+bench: ## The rooms by themselves: decode, seal, journal
+	cargo bench --locked --bench decode -- 64
+	cargo bench --locked --bench seal_encrypt -- target 128
+	cargo bench --locked --bench journal_append -- target 64
+
+bench-snapshot: bench-tools ## Beside COPY | zstd | openssl | aws: make bench-snapshot SCALE=1 TURNS=3 SETS="wide tpcb"
+	cargo build --release --locked --features demo
+	@python3 benches/snapshot.py
+
+bench-stream: bench-tools ## Beside pg_recvlogical: make bench-stream SCALE=1 TURNS=3 LOADS="ins upd"
+	cargo build --release --locked --features demo
+	@python3 benches/stream.py
+
+sizes: ## The binary's size and what a build costs: make sizes COLD=1
+	@python3 benches/sizes.py
 
 deny: ## Licences, advisories and doubles among the dependencies
 	@cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny
@@ -57,6 +78,14 @@ $(PY): tests/py/requirements.txt
 	target/py/bin/pip install --quiet uv==0.13.8
 	target/py/bin/uv pip install --quiet --python $(PY) -r tests/py/requirements.txt
 	@touch $(PY)
+
+# The peers, for the benches.
+bench-tools: demo-tools target/bench-py/bin/aws
+	@$(call install,/usr/bin/zstd:zstd /usr/bin/openssl:openssl /usr/bin/pgbench:postgresql)
+target/bench-py/bin/aws: benches/requirements.txt
+	python3 -m venv target/bench-py
+	target/bench-py/bin/pip install --quiet -r benches/requirements.txt
+	@touch $@
 
 # What Debian 12 lacks. Nothing is installed that is there already.
 demo-tools:
@@ -94,5 +123,5 @@ clean: ## What was built, and the demo's folder
 	cargo clean
 	rm -rf demo-data
 
-.PHONY: help demo build test check conformance deny campaign unit-test power-loss python demo-tools test-tools \
-	power-tools conformance-tools clean
+.PHONY: help demo build test check conformance bench bench-snapshot bench-stream sizes deny campaign unit-test \
+	power-loss python demo-tools test-tools power-tools bench-tools conformance-tools clean

@@ -15,6 +15,8 @@ use lakehead::{
     units::Position,
 };
 
+mod cpu;
+
 fn main() {
     let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
     let folder = arguments.next().map_or_else(|| PathBuf::from("."), PathBuf::from);
@@ -41,14 +43,14 @@ async fn measure(folder: &std::path::Path, name: &str, bytes: Vec<u8>, total: us
     let journal = Journal::open(options, board.clone(), Arc::new(clock), &Tasks::new()).unwrap();
     let mut durable = journal.durable();
     let runs = total / bytes.len();
-    let (start, cpu, io) = (clock.now(), cpu_seconds(), written_bytes());
+    let (start, cpu, io) = (clock.now(), cpu::seconds(), written_bytes());
     for number in 1..=runs as u64 {
         journal.append(run(&bytes, number)).await.unwrap();
     }
     durable.wait_for(|durable| durable.batch == runs as u64).await.unwrap();
     let seconds = (clock.now() - start).as_secs_f64();
     let payload = (runs * bytes.len()) as f64;
-    let (cpu, io) = (cpu_seconds() - cpu, (written_bytes() - io) as f64);
+    let (cpu, io) = (cpu::seconds() - cpu, (written_bytes() - io) as f64);
     let syncs = board.read().journal_syncs;
 
     // The latency of one commit on an idle journal.
@@ -96,13 +98,6 @@ fn rows(bytes: usize) -> Vec<u8> {
     }
     text.truncate(bytes);
     text
-}
-
-fn cpu_seconds() -> f64 {
-    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).unwrap();
-    let seconds =
-        |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
-    seconds(usage.user_time()) + seconds(usage.system_time())
 }
 
 fn written_bytes() -> u64 {

@@ -24,6 +24,8 @@ use lakehead::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+mod cpu;
+
 fn main() {
     let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
     let folder = arguments.next().map_or_else(|| PathBuf::from("."), PathBuf::from);
@@ -72,10 +74,10 @@ fn measure(folder: &Path, mode: &str, encryption: SealEncryption, total: usize) 
     drop(give);
     let chunks = Arc::new(Mutex::new(chunks));
     let (groups, _passed) = mpsc::channel(4);
-    let (start, cpu) = (clock.now(), cpu_seconds());
+    let (start, cpu) = (clock.now(), cpu::seconds());
     let decoder = PgDecoder::new(Vec::<Table>::new());
     sealer.run_snapshots(&chunks, &decoder, groups, CancellationToken::new()).unwrap();
-    let (seconds, cpu) = ((clock.now() - start).as_secs_f64(), cpu_seconds() - cpu);
+    let (seconds, cpu) = ((clock.now() - start).as_secs_f64(), cpu::seconds() - cpu);
     let payload = (batches * batch.len()) as f64;
     let sealed = board.read();
     println!(
@@ -141,10 +143,4 @@ fn rows(bytes: usize) -> (Vec<u8>, usize) {
         }
     }
     (out, rows)
-}
-fn cpu_seconds() -> f64 {
-    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).unwrap();
-    let seconds =
-        |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
-    seconds(usage.user_time()) + seconds(usage.system_time())
 }

@@ -1,0 +1,319 @@
+//! What it costs to read rows: from the bytes that PostgreSQL sent to cells, to values, to columns.
+//!
+//! `cargo bench --bench decode [-- MIB]`: so many MiB go through each stage. `copy` is what a snapshot
+//! reads (tuples of a binary COPY), `stream` what follows (binary Insert and Update messages of
+//! pgoutput). Each stage holds the one before: `cells` finds where the values lie, `values` reads them,
+//! `columns` appends them to Arrow arrays, with the columns that the lake adds.
+
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench speaks to a person")]
+
+use std::hint::black_box;
+
+use lakehead::{
+    clock::{Clock, SystemClock},
+    journal::{Column, Decode, DecodeError, Event, Identity, Op, RecordKind, Row, Table},
+    seal::columns::{RowBuilder, RowMeta},
+    source::postgres::{pgoutput::PgDecoder, types},
+    units::{Position, Timestamp},
+};
+
+mod cpu;
+
+fn main() {
+    let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
+    let mib: usize = arguments.next().map_or(256, |text| text.parse().unwrap());
+    println!("from    table   stage    bytes/row     rows/s  ns/row  ns/value  CPU-s/GB");
+    for table in [orders(), wide()] {
+        for stage in [Stage::Cells, Stage::Values, Stage::Columns] {
+            measure(&Tuples::new(&table), stage, mib << 20);
+        }
+        for stage in [Stage::Cells, Stage::Values, Stage::Columns] {
+            measure(&Messages::new(&table), stage, mib << 20);
+        }
+    }
+}
+
+/// How far a row is read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Stage {
+    Cells,
+    Values,
+    Columns,
+}
+
+/// Rows in the form that a server sends them.
+trait Source {
+    const NAME: &str;
+    fn table(&self) -> &Table;
+    /// Bytes of one batch.
+    fn bytes(&self) -> usize;
+    /// Reads the batch once, and calls `each` with every row.
+    fn read(&mut self, each: &mut Each<'_>);
+}
+
+/// Hears of a row: how to read it, what was done to it, its cells, and what they point into.
+type Each<'a> = dyn FnMut(&PgDecoder, Op, &Row, &[u8]) + 'a;
+
+fn measure<S: Source + Clone>(source: &S, stage: Stage, total: usize) {
+    let mut source = source.clone();
+    let table = source.table().clone();
+    let mut builder = RowBuilder::new(&table);
+    let (mut rows, mut values) = (0_u64, 0_u64);
+    let batches = (total / source.bytes()).max(1);
+    let (clock, cpu) = (SystemClock, cpu::seconds());
+    let start = clock.now();
+    for _ in 0..batches {
+        source.read(&mut |decoder, op, row, bytes| {
+            rows += 1;
+            values += row.len() as u64;
+            match stage {
+                Stage::Cells => drop(black_box(row.len())),
+                Stage::Values => {
+                    for (column, cell) in table.columns.iter().zip(row) {
+                        black_box(decoder.value(column, cell, bytes).unwrap());
+                    }
+                }
+                Stage::Columns => {
+                    let meta = RowMeta {
+                        op,
+                        sequence: rows,
+                        position: Position(rows / 100),
+                        committed_at: Timestamp(0),
+                        xid: Some(7),
+                    };
+                    builder.append(meta, Some(row), None, bytes, decoder).unwrap();
+                    if builder.rows() >= BATCH_ROWS || builder.bytes() >= BATCH_BYTES {
+                        black_box(builder.finish());
+                    }
+                }
+            }
+        });
+    }
+    let (seconds, cpu) = ((clock.now() - start).as_secs_f64(), cpu::seconds() - cpu);
+    let bytes = (batches * source.bytes()) as f64;
+    println!(
+        "{:7} {:7} {:8} {:9.0} {:10.0} {:7.0} {:9.1} {:9.2}",
+        S::NAME,
+        table.name,
+        format!("{stage:?}").to_lowercase(),
+        bytes / rows as f64,
+        rows as f64 / seconds,
+        cpu / rows as f64 * 1e9,
+        cpu / values as f64 * 1e9,
+        cpu / bytes * 1e9,
+    );
+}
+
+/// Tuples of a binary COPY.
+#[derive(Clone)]
+struct Tuples {
+    table: Table,
+    decoder: PgDecoder,
+    batch: Vec<u8>,
+}
+
+impl Tuples {
+    fn new(table: &Table) -> Self {
+        let (mut batch, mut dice, mut number) = (vec![], fastrand::Rng::with_seed(1), 0);
+        while batch.len() < SOURCE_BYTES {
+            number += 1;
+            let values = row(table, number, &mut dice);
+            batch.extend(u16::try_from(values.len()).unwrap().to_be_bytes());
+            for value in values {
+                put_length(&mut batch, value.as_deref());
+            }
+        }
+        Self { table: table.clone(), decoder: PgDecoder::new([table.clone()]), batch }
+    }
+}
+
+impl Source for Tuples {
+    const NAME: &str = "copy";
+
+    fn table(&self) -> &Table {
+        &self.table
+    }
+
+    fn bytes(&self) -> usize {
+        self.batch.len()
+    }
+
+    fn read(&mut self, each: &mut Each<'_>) {
+        let Self { table, decoder, batch } = self;
+        let mut every = |row: &Row| -> Result<(), DecodeError> {
+            each(decoder, Op::Snapshot, row, batch);
+            Ok(())
+        };
+        decoder.rows(table, batch, &mut every).unwrap();
+    }
+}
+
+/// Messages of pgoutput, in binary: an Insert, then an Update of the same row, and so on.
+#[derive(Clone)]
+struct Messages {
+    table: Table,
+    decoder: PgDecoder,
+    messages: Vec<Vec<u8>>,
+}
+
+impl Messages {
+    fn new(table: &Table) -> Self {
+        let (mut messages, mut bytes) = (vec![], 0);
+        let (mut dice, mut number) = (fastrand::Rng::with_seed(1), 0);
+        while bytes < SOURCE_BYTES {
+            number += 1;
+            for kind in [b'I', b'U'] {
+                let values = row(table, number, &mut dice);
+                let mut message = vec![kind];
+                message.extend(table.id.to_be_bytes());
+                message.push(b'N');
+                message.extend(u16::try_from(values.len()).unwrap().to_be_bytes());
+                for value in values {
+                    message.push(if value.is_some() { b'b' } else { b'n' });
+                    if value.is_some() {
+                        put_length(&mut message, value.as_deref());
+                    }
+                }
+                bytes += message.len();
+                messages.push(message);
+            }
+        }
+        Self { table: table.clone(), decoder: PgDecoder::new([table.clone()]), messages }
+    }
+}
+
+impl Source for Messages {
+    const NAME: &str = "stream";
+
+    fn table(&self) -> &Table {
+        &self.table
+    }
+
+    fn bytes(&self) -> usize {
+        self.messages.iter().map(Vec::len).sum()
+    }
+
+    fn read(&mut self, each: &mut Each<'_>) {
+        for message in &self.messages {
+            let event = self.decoder.decode(RecordKind::Message, message).unwrap();
+            if let Event::Change(change) = event {
+                each(&self.decoder, change.op, &change.new.unwrap(), message);
+            }
+        }
+    }
+}
+
+fn put_length(out: &mut Vec<u8>, value: Option<&[u8]>) {
+    let length = value.map_or(-1, |value| i32::try_from(value.len()).unwrap());
+    out.extend(length.to_be_bytes());
+    out.extend(value.unwrap_or_default());
+}
+
+/// Five columns: about 80 bytes.
+fn orders() -> Table {
+    let columns = [("id", 20), ("customer", 23), ("amount", 701), ("at", 1184), ("note", 25)];
+    table("orders", columns.map(|(name, type_id)| column(name, type_id, -1)).into())
+}
+
+/// Eighteen columns of many types: about 600 bytes.
+fn wide() -> Table {
+    let numeric = |precision: i32, scale: i32| (precision << 16 | scale) + 4;
+    let columns = [
+        ("id", 20, -1),
+        ("k1", 20, -1),
+        ("k2", 23, -1),
+        ("status", 21, -1),
+        ("flag", 16, -1),
+        ("name", 25, -1),
+        ("city", 25, -1),
+        ("note", 25, -1),
+        ("amount", 1700, numeric(14, 2)),
+        ("rate", 1700, numeric(10, 6)),
+        ("created", 1184, -1),
+        ("updated", 1184, -1),
+        ("d", 1082, -1),
+        ("uid", 2950, -1),
+        ("ratio", 701, -1),
+        ("doc", 3802, -1),
+        ("blob", 17, -1),
+        ("big", 25, -1),
+    ];
+    table("wide", columns.map(|(name, id, modifier)| column(name, id, modifier)).into())
+}
+
+fn table(name: &str, columns: Vec<Column>) -> Table {
+    Table {
+        id: 16_384,
+        schema: "public".into(),
+        name: name.into(),
+        version: 1,
+        columns,
+        key: vec!["id".into()],
+        identity: Identity::Default,
+        types: vec![],
+    }
+}
+
+fn column(name: &str, type_id: u32, type_modifier: i32) -> Column {
+    Column {
+        name: name.into(),
+        source_type: "as in the bench".into(),
+        type_id,
+        type_modifier,
+        lake: types::lake_type(type_id, type_modifier),
+        identity: name == "id",
+        not_null: false,
+        default: None,
+        generated: None,
+    }
+}
+
+/// A row's values in their binary forms. One in four of the columns that may be NULL is.
+fn row(table: &Table, number: u64, dice: &mut fastrand::Rng) -> Vec<Option<Vec<u8>>> {
+    let value = |column: &Column| {
+        let optional = matches!(column.name.as_str(), "note" | "updated" | "big");
+        if optional && (dice.u8(..4) == 0 || column.name == "big") {
+            return None;
+        }
+        let words: String = (0..dice.usize(3..9))
+            .map(|_| ["paid ", "late ", "ship ", "gift "][dice.usize(..4)])
+            .collect();
+        Some(match column.type_id {
+            16 => vec![dice.u8(..2)],
+            17 => (0..64).map(|_| dice.u8(..)).collect(),
+            20 if column.name == "id" => number.to_be_bytes().into(),
+            20 => dice.u64(..1_000_000_007).to_be_bytes().into(),
+            21 => dice.u16(..8).to_be_bytes().into(),
+            23 => dice.u32(..100_000).to_be_bytes().into(),
+            701 => dice.f64().to_be_bytes().into(),
+            1082 => dice.u32(7_305..9_305).to_be_bytes().into(),
+            1184 => (631_152_000_000_000 + number * 37_000_000).to_be_bytes().into(),
+            1700 => numeric(dice),
+            2950 => dice.u128(..).to_be_bytes().into(),
+            3802 => [b"\x01", json(number).as_bytes()].concat(),
+            _ => words.into_bytes(),
+        })
+    };
+    table.columns.iter().map(value).collect()
+}
+
+/// Two digits of base 10,000 before the point and one after it.
+fn numeric(dice: &mut fastrand::Rng) -> Vec<u8> {
+    let digits = [dice.u16(1..99), dice.u16(..10_000), dice.u16(..100) * 100];
+    let head = [3_u16, 1, 0, 2];
+    head.iter().chain(&digits).flat_map(|word| word.to_be_bytes()).collect()
+}
+
+fn json(number: u64) -> String {
+    let (sku, quantity, zip) = (number % 5_000, number % 10, 10_000 + number % 89_999);
+    format!(
+        r#"{{"qty": {quantity}, "sku": {sku}, "addr": {{"zip": {zip}, "street": "{number:032x}"}}, "tags": ["a{quantity}", "c"]}}"#
+    )
+}
+
+/// As the encoder hands them on.
+const BATCH_ROWS: usize = 8192;
+/// As above.
+const BATCH_BYTES: usize = 1 << 20;
+/// Of one batch of a COPY, and of the messages read over and over.
+const SOURCE_BYTES: usize = 256 << 10;

@@ -1,0 +1,116 @@
+"""What the rounds gave: medians, how far they lie apart, ratios within a round, JSON, Markdown."""
+
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import ground
+
+RESULTS = Path(__file__).resolve().parent.parent / "target/bench"
+STABLE = 0.10
+OWN, ROUNDS = "lakehead", int(os.environ.get("TURNS", "3"))
+ROUNDS_MAX = 2 * ROUNDS
+
+
+def alternate(lines, figure="cpu_s"):
+    """Runs every line in turn, round after round, until the last rounds of each agree."""
+    runs = {name: [] for name in lines}
+    for number in range(1, ROUNDS_MAX + 1):
+        for name, line in lines.items():
+            os.sync()
+            run = line(number)
+            runs[name].append(run)
+            ground.say(f"round {number} {name}: " + ", ".join(f"{k} {shown(v)}" for k, v in run.items()))
+        if number >= ROUNDS and all(spread(done, figure) <= STABLE for done in runs.values()):
+            break
+    return runs
+
+
+def spread(runs, figure):
+    """How far the last rounds lie apart, in parts of their median."""
+    last = [run[figure] for run in runs[-ROUNDS:]]
+    return (max(last) - min(last)) / statistics.median(last)
+
+
+def summary(runs, ratios):
+    """Medians of all rounds by line, the spread of the last, and our ratio to each peer, round by round."""
+    lines = {}
+    for name, done in runs.items():
+        lines[name] = {key: round(statistics.median(run[key] for run in done), 4) for key in done[0]}
+        lines[name]["cpu_spread"] = round(spread(done, "cpu_s"), 3)
+    against = {}
+    for peer in runs:
+        if peer == OWN:
+            continue
+        against[peer] = {
+            key: span([ours[key] / theirs[key] for ours, theirs in zip(runs[OWN], runs[peer])])
+            for key in ratios
+        }
+    return {"rounds": len(runs[OWN]), "median": lines, "ratio": against, "runs": runs}
+
+
+def span(values):
+    named = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return {name: round(value, 3) for name, value in named.items()}
+
+
+def shown(value):
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def markdown(title, result, columns):
+    """A table of the medians, and our ratios below it. `columns`: heading, key and format by column."""
+    lines = [f"### {title}", "", "| | " + " | ".join(head for head, _, _ in columns) + " |"]
+    lines.append("|---|" + "---:|" * len(columns))
+    for name, median in result["median"].items():
+        cells = (form.format(median[key]) if key in median else "" for _, key, form in columns)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines.append("")
+    for peer, ratios in result["ratio"].items():
+        said = (
+            f"{key} {ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"
+            for key, ratio in ratios.items()
+        )
+        lines.append(f"{OWN} / {peer}, within a round: " + ", ".join(said) + ".")
+    spreads = (f"{name} {median['cpu_spread']:.0%}" for name, median in result["median"].items())
+    lines.append(f"{result['rounds']} rounds; the last {ROUNDS} differ in CPU by: {', '.join(spreads)}.")
+    return "\n".join(lines) + "\n"
+
+
+def keep(name, results, cluster, scale):
+    """Writes `target/bench/<name>.json`. No path, host or port stands in it. The load is that of the machine."""
+    commit = said(["git", "-C", str(ground.HERE), "rev-parse", "--short", "HEAD"])
+    document = {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "lakehead": f"{said([str(ground.BINARY), 'version'])} ({commit})",
+        "postgresql": cluster.version,
+        "scale": scale,
+        "load": round(os.getloadavg()[1], 1),
+        "results": results,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"{document['date']}, {document['machine']}, {document['lakehead']}, PostgreSQL {cluster.version}\n")
+
+
+def machine():
+    with open("/proc/cpuinfo") as file:
+        model = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    return f"{os.cpu_count()} shared cores, {model}"
+
+
+def said(command):
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return done.stdout.strip()
+
+
+def demand(holds, what):
+    """A figure of a run that did not do its work is no figure."""
+    if not holds:
+        sys.exit(f"the run does not count: {what}")
