@@ -11,7 +11,7 @@ use std::{
 
 use lakehead::{
     demo::{
-        bucket::Bucket,
+        bucket::{BUCKET, Bucket},
         cluster::{Cluster, ClusterOptions, SUPERUSER, connect},
         compare::{Compared, compare},
         gateway::{Ended, Gateway, run},
@@ -272,7 +272,10 @@ impl World {
     }
 
     /// DuckDB and pyarrow open every object, and find each change once. Gives what they counted.
-    pub(crate) async fn assert_readable(&self) -> Value {
+    pub(crate) async fn assert_readable(&mut self) -> Value {
+        if self.gateway.pid().is_some() {
+            self.assert_no_upload_is_open().await;
+        }
         let lake = &self.site.lake;
         let ca = lake.ca_pem.as_ref().map(|_| self.site.dir.join("lake-ca.pem"));
         let key = (self.site.encryption == site::CLIENT).then(|| self.site.key_file());
@@ -284,6 +287,26 @@ impl World {
         let ended = python("readers.py", &site, &self.dir).await;
         assert_eq!(ended.code, 0, "{}\n{}", ended.stdout, ended.stderr);
         serde_json::from_str(&ended.stdout).unwrap()
+    }
+
+    /// Whatever was begun is completed or aborted; of the ledger, what nobody used is an hour later.
+    pub(crate) async fn assert_no_upload_is_open(&mut self) {
+        let mut open = vec![];
+        for tick in 0..UPLOAD_TICKS {
+            open = self.bucket.double.open_uploads(BUCKET);
+            if open.is_empty() {
+                self.bucket.double.age_uploads_s(0);
+                return;
+            }
+            if tick == HOUR_TICK {
+                assert!(open.iter().all(|(key, _)| key.contains("/_ledger/")), "{open:?}");
+                self.bucket.double.age_uploads_s(3600);
+                self.gateway.kill();
+                self.start();
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        panic!("uploads are left open: {open:?}");
     }
 
     /// No key was stored twice, and of each part at most what a kill can have cut was sent again.
@@ -365,7 +388,7 @@ async fn the_readers_list_and_get_what_the_store_holds() {
     let dir = fresh_dir("readers");
     let bucket = Bucket::open(&dir.join("lake"), true).await.unwrap();
     let key = "raw/shop/B%C3%BCro.a b+c/dt=2026-11-21/ü.parquet";
-    bucket.double.tamper(lakehead::demo::bucket::BUCKET, key, Some(b"bytes")).unwrap();
+    bucket.double.tamper(BUCKET, key, Some(b"bytes")).unwrap();
     let lake = bucket.lake("raw");
     let ca = dir.join("ca.pem");
     fs::write(&ca, lake.ca_pem.as_ref().unwrap()).unwrap();
@@ -417,3 +440,7 @@ const TICK: Duration = Duration::from_millis(250);
 const PATIENCE_TICKS: u32 = 2_400;
 /// Between two marks.
 const MARK_TICKS: u32 = 20;
+/// 60 s for what was begun to end.
+const UPLOAD_TICKS: u32 = 240;
+/// After 20 s an hour passes.
+const HOUR_TICK: u32 = 80;

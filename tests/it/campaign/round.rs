@@ -180,7 +180,7 @@ impl Campaign {
         self.world.caught_up().await;
         self.world.assert_proven().await;
         self.assert_once();
-        self.assert_no_upload_is_open().await;
+        self.world.assert_no_upload_is_open().await;
         let ended = self.world.restore(FOLLOWED, &[]).await;
         assert_eq!(ended.code, 0, "{ended:?}");
         let admin = self.world.admin().await;
@@ -211,26 +211,6 @@ impl Campaign {
                 assert!(pair[0].1 < pair[1].0, "{table}: {} and {}", pair[0].2, pair[1].2);
             }
         }
-    }
-
-    /// Whatever was begun is completed or aborted; of the ledger, what nobody used is an hour later.
-    async fn assert_no_upload_is_open(&mut self) {
-        let mut open = vec![];
-        for tick in 0..UPLOAD_TICKS {
-            open = self.world.bucket.double.open_uploads(BUCKET);
-            if open.is_empty() {
-                self.world.bucket.double.age_uploads_s(0);
-                return;
-            }
-            if tick == HOUR_TICK {
-                assert!(open.iter().all(|(key, _)| key.contains("/_ledger/")), "{open:?}");
-                self.world.bucket.double.age_uploads_s(3600);
-                self.world.gateway.kill();
-                self.world.start();
-            }
-            sleep(Duration::from_millis(250)).await;
-        }
-        panic!("uploads are left open: {open:?}");
     }
 
     /// The lake as a whole, by readers that are not ours, and rebuilt from nothing.
@@ -284,7 +264,3 @@ async fn work(workload: &Workload, tasks: &Tasks, stop: &CancellationToken, larg
 
 /// The database that follows.
 const FOLLOWED: &str = "followed";
-/// 60 s for what was begun to end.
-const UPLOAD_TICKS: u32 = 240;
-/// After 20 s an hour passes.
-const HOUR_TICK: u32 = 80;
