@@ -110,6 +110,22 @@ fn ledger(world: &World) -> Vec<Entry> {
     bytes.map(|bytes| serde_json::from_slice(&line(bytes)).unwrap()).collect()
 }
 
+/// Waits until the rows of every table are proven, and some changes.
+async fn whole(world: &mut World) {
+    for _ in 0..600 {
+        let status = world.status().await;
+        let entries = ledger(world);
+        let proven = |name: &String| entries.iter().any(|entry| entry.completes.contains_key(name));
+        let rows = !status.snapshot.is_empty() && status.snapshot.keys().all(proven);
+        if rows && status.shipped.sequence.0 > 0 {
+            return;
+        }
+        world.must_run();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("not whole in time:\n{}", world.gateway.log_end());
+}
+
 /// Removes what no entry names, as someone does who may; gives the keys.
 fn remove_strangers(world: &World) -> Vec<String> {
     let entries = ledger(world);
@@ -150,7 +166,7 @@ async fn a_new_box_goes_on_where_a_lost_one_ended() {
     let tasks = world.tasks.clone();
     let work = workload.run(&tally, &tasks, &stop);
     let story = async {
-        world.until("a few epochs", |status| status.entry >= 4).await;
+        whole(&mut world).await;
         // Objects arrive, and no entry with them: what a loss leaves on its way.
         let refuse = Rule::always("CompleteMultipartUpload", Fault::Refuse(503, "SlowDown"));
         world.bucket.double.fault(Rule { key: "/_ledger/".into(), ..refuse });
