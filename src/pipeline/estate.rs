@@ -1,7 +1,9 @@
 //! What a lost box has left in the lake, read from its ledger's entries. Pure.
 //!
 //! **Invariant:** a table counts as whole only if the ledger says that the snapshot of this very table
-//! was completed: one that was dropped and made anew under its name is another table.
+//! was completed, and all its parts stand at one position: one that was dropped and made anew under its
+//! name is another table; and which rows of an interrupted snapshot were yet to be read again, only the
+//! lost box knew.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,7 +44,7 @@ impl Estate {
     /// source's folders that it does not name.
     pub(super) fn of(entries: &[Entry], known: &Definitions, strangers: &[String]) -> Self {
         let mut estate = Self { versions: known.values().cloned().collect(), ..Self::default() };
-        let mut last = BTreeMap::new();
+        let mut found = Found::default();
         for entry in entries {
             if !estate.appliances.contains(&entry.appliance) {
                 estate.appliances.push(entry.appliance.clone());
@@ -54,7 +56,7 @@ impl Estate {
                     estate.reached = Some(entry.to);
                     estate.whole.clear();
                 }
-                EntryKind::Snapshot => estate.complete(entry, known, &mut last),
+                EntryKind::Snapshot => estate.complete(entry, known, &mut found),
                 EntryKind::Schema | EntryKind::Repair | EntryKind::Fence => {}
             }
         }
@@ -68,30 +70,21 @@ impl Estate {
         estate
     }
 
-    /// `last`: the table whose rows were last found under a name.
-    fn complete(
-        &mut self,
-        entry: &Entry,
-        known: &Definitions,
-        last: &mut BTreeMap<String, Arc<Table>>,
-    ) {
-        let mut youngest: BTreeMap<String, Position> = BTreeMap::new();
+    fn complete(&mut self, entry: &Entry, known: &Definitions, found: &mut Found) {
         for (name, content) in entry.objects.iter().filter_map(|object| parse(&object.key)) {
             let Content::Rows { position } = content else { continue };
             self.snapshot = Some(self.snapshot.map_or(position, |oldest| oldest.min(position)));
             let qualified = name.qualified();
             let version = entry.tables.get(&qualified).copied().unwrap_or_default();
             if let Some(table) = known.get(&(name, version)) {
-                last.insert(qualified.clone(), Arc::clone(table));
+                found.positions.entry(table.id).or_default().insert(position);
+                found.last.insert(qualified, table.id);
             }
-            let youngest = youngest.entry(qualified).or_default();
-            *youngest = position.max(*youngest);
         }
         for (qualified, position) in &entry.completes {
-            // Younger rows in one entry with it are of another table that has the name by now.
-            let replaced = youngest.get(qualified).is_some_and(|youngest| youngest > position);
-            if let Some(table) = last.get(qualified).filter(|_| !replaced) {
-                self.whole.insert(table.id, qualified.clone());
+            let Some(id) = found.last.get(qualified) else { continue };
+            if found.positions[id].iter().all(|at| at == position) {
+                self.whole.insert(*id, qualified.clone());
             }
         }
     }
@@ -104,6 +97,15 @@ impl Estate {
         let lacking = now.into_iter().filter(|(_, table)| !self.whole.contains_key(&table.id));
         lacking.map(|(name, _)| name.qualified()).collect()
     }
+}
+
+/// What was found of snapshots so far.
+#[derive(Default)]
+struct Found {
+    /// The table whose rows were last found under a name.
+    last: BTreeMap<String, u32>,
+    /// Where the parts of a table stand.
+    positions: BTreeMap<u32, BTreeSet<Position>>,
 }
 
 #[cfg(test)]
@@ -204,8 +206,18 @@ mod tests {
         let begun = snapshot(&[("t", 1, 100), ("u", 1, 100)], &[]);
         let none = whole(std::slice::from_ref(&begun), &known);
         assert_eq!(none, (vec![], vec!["public.t".to_owned(), "public.u".to_owned()]));
-        let ended = whole(&[begun, snapshot(&[], &[("t", 200)])], &known);
+        let ended = whole(&[begun, snapshot(&[], &[("t", 100)])], &known);
         assert_eq!(ended, (vec![7], vec!["public.u".to_owned()]));
+    }
+
+    #[test]
+    fn a_table_whose_parts_stand_at_several_positions_is_not_whole() {
+        let (known, lacking) = ([table(7, "t", 1)], (vec![], vec!["public.t".to_owned()]));
+        let begun = snapshot(&[("t", 1, 100)], &[]);
+        let (rows, empty) =
+            (snapshot(&[("t", 1, 200)], &[("t", 200)]), snapshot(&[], &[("t", 200)]));
+        assert_eq!(whole(&[begun.clone(), rows], &known), lacking);
+        assert_eq!(whole(&[begun, empty], &known), lacking);
     }
 
     #[test]
