@@ -12,6 +12,7 @@ mod campaign;
 mod harness;
 mod story_adopt;
 mod story_badinput;
+mod story_failover;
 mod story_kill;
 mod story_memory;
 mod story_new_table;

@@ -1,0 +1,101 @@
+//! The primary is lost, and a standby promoted: with the slot the road goes on, without it the gap is said.
+
+use lakehead::{
+    demo::{
+        cluster::{Cluster, Stop},
+        ground::random_key,
+    },
+    error::Cause,
+    telemetry::board::SourceState,
+};
+
+use crate::harness::{SOURCE, Setup, World};
+
+/// The box's slot, as it is named after appliance and source.
+const SLOT: &str = "lakehead_demo_a_shop";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promoted_standby_with_the_slot_is_followed() {
+    let (mut world, mut standby) = pair("failover").await;
+    world.start();
+    world.caught_up().await;
+    // In order: the standby has all that the primary wrote.
+    world.cluster.stop(Stop::Fast);
+    standby.stop(Stop::Fast);
+    standby.copy_slot(&world.cluster, SLOT).unwrap();
+    standby.start().unwrap();
+    promote(&mut world, standby).await;
+    change(&world).await;
+    world.caught_up().await;
+    let status = world.status().await;
+    assert_eq!(status.state, SourceState::Streaming);
+    assert!(
+        !status.alarms.values().any(|alarm| alarm.cause == Cause::SourceGap.name()),
+        "{status:?}"
+    );
+    world.assert_proven().await;
+    world.assert_readable().await;
+    world.assert_restored_equal().await;
+
+    // Nor does a start on the new timeline stop it.
+    world.gateway.kill();
+    world.start();
+    change(&world).await;
+    world.caught_up().await;
+    world.assert_proven().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promoted_standby_without_the_slot_is_a_gap_that_is_said() {
+    let (mut world, standby) = pair("failover-gap").await;
+    world.start();
+    world.caught_up().await;
+    let before = world.status().await.shipped;
+    world.cluster.stop(Stop::Immediate);
+    promote(&mut world, standby).await;
+    change(&world).await;
+    let gap = |alarm: &lakehead::telemetry::board::Alarm| alarm.cause == Cause::SourceGap.name();
+    let status = world.until("the gap is said", |status| status.alarms.values().any(gap)).await;
+    let alarm = status.alarms.values().find(|alarm| gap(alarm)).unwrap();
+    assert!(!alarm.heals, "a person must decide: {alarm:?}");
+    assert_ne!(status.state, SourceState::Streaming);
+    // It does not help itself to a slot, and takes nothing from behind the gap.
+    let admin = world.admin().await;
+    let slots = admin.query("SELECT FROM pg_replication_slots", &[]).await.unwrap();
+    assert_eq!(slots.len(), 0);
+    assert_eq!(world.status().await.shipped.sequence, before.sequence);
+    world.assert_proven().await;
+    world.end().await;
+}
+
+/// A world whose gateway knows two hosts: a primary, and a standby that follows it.
+async fn pair(story: &str) -> (World, Cluster) {
+    let mut world = World::new(story, Setup::default()).await;
+    world.execute("CREATE TABLE t (id bigint PRIMARY KEY, a text)").await;
+    change(&world).await;
+    let standby = world.cluster.standby(&world.dir.join("standby")).unwrap();
+    let (first, second) = (world.cluster.port(), standby.port());
+    let hosts = format!(":{first},127.0.0.1:{second}/{SOURCE}");
+    world.site.url = world.site.url.replace(&format!(":{first}/{SOURCE}"), &hosts);
+    world.site.write(&random_key().unwrap()).unwrap();
+    (world, standby)
+}
+
+/// The standby becomes the primary; the old one is gone for good.
+async fn promote(world: &mut World, standby: Cluster) {
+    let old = std::mem::replace(&mut world.cluster, standby);
+    old.remove().unwrap();
+    let admin = world.admin().await;
+    admin.batch_execute("SELECT pg_promote(true, 60)").await.unwrap();
+}
+
+async fn change(world: &World) {
+    world
+        .execute(
+            "INSERT INTO t SELECT coalesce((SELECT max(id) FROM t), 0) + n, repeat('x', 100)
+             FROM generate_series(1, 1000) AS n;
+             UPDATE t SET a = a || 'y' WHERE id % 7 = 0",
+        )
+        .await;
+}
