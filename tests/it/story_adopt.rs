@@ -256,17 +256,8 @@ async fn a_table_whose_snapshot_was_not_whole_is_read_anew() {
     let refuse = Rule::always("PutObject", Fault::Refuse(503, "SlowDown"));
     world.bucket.double.fault(Rule { key: "/public.late/dt=".into(), ..refuse });
     world.start();
-    let early = |world: &World| {
-        ledger(world).iter().any(|entry| entry.completes.contains_key("public.early"))
-    };
-    for _ in 0..600 {
-        if early(&world) {
-            break;
-        }
-        world.must_run();
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    assert!(early(&world), "{}", world.gateway.log_end());
+    let early = |entry: &Entry| entry.completes.contains_key("public.early");
+    eventually(&mut world, |world| ledger(world).iter().any(early)).await;
     // Groups are written in the order in which they were sealed: its rows come after the other's.
     world
         .execute(
@@ -274,16 +265,9 @@ async fn a_table_whose_snapshot_was_not_whole_is_read_anew() {
              INSERT INTO late SELECT n, 'late' FROM generate_series(1, 2000) AS n",
         )
         .await;
-    let late = |world: &World| {
-        world.bucket.double.requests().iter().any(|asked| asked.key.contains("/public.late/dt="))
-    };
-    for _ in 0..600 {
-        if late(&world) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    assert!(late(&world), "its rows are sealed, and cannot be sent");
+    let late = |asked: &lakehead::demo::s3::Asked| asked.key.contains("/public.late/dt=");
+    // Its rows are sealed, and cannot be sent.
+    eventually(&mut world, |world| world.bucket.double.requests().iter().any(late)).await;
     let mut lost = lose(&mut world).await;
     world.bucket.double.heal();
     world
@@ -401,4 +385,15 @@ async fn a_box_that_lives_or_that_has_work_of_its_own_is_refused_and_nothing_cha
     world.assert_proven().await;
     world.assert_restored_equal().await;
     world.end().await;
+}
+
+async fn eventually(world: &mut World, ready: impl Fn(&World) -> bool) {
+    for _ in 0..600 {
+        if ready(world) {
+            return;
+        }
+        world.must_run();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("not in time:\n{}", world.gateway.log_end());
 }

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fs};
 
+use lakehead::telemetry::board::SourceStatus;
+
 use crate::harness::{Setup, World};
 
 /// The largest value in the story.
@@ -67,6 +69,35 @@ async fn two_tables_with_large_values_are_sealed_at_once_within_the_budget() {
     eprintln!("{} MiB resident at most; ticks of the threads: {sealing:?}", peak >> 20);
     assert!(peak <= RESIDENT_BYTES_MAX, "{} MiB resident", peak >> 20);
     assert!(sealing.len() == 2 && sealing.values().all(|ticks| *ticks > 0), "{sealing:?}");
+    world.assert_restored_equal().await;
+    world.end().await;
+}
+
+/// A reader whose rows nobody takes yet must not hold what the others wait for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_readers_than_sealers_get_through_large_values() {
+    let mut world = World::new("memory-readers", Setup::default()).await;
+    let path = world.site.dir.join("site.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let more = text.replace("\nrelease = ", "\nsnapshot_workers = 6\nrelease = ");
+    assert_ne!(text, more);
+    lakehead::disk::write_durably(&path, more.as_bytes()).unwrap();
+    let tables = ["a", "b", "c", "d", "e", "f"].map(|name| {
+        format!(
+            "CREATE TABLE {name} (id integer PRIMARY KEY, body bytea);
+             ALTER TABLE {name} ALTER body SET STORAGE EXTERNAL;
+             INSERT INTO {name} SELECT n, decode(repeat(md5(n::text), 600000), 'hex') FROM generate_series(1, 6) AS n"
+        )
+    });
+    world.execute(&tables.join(";")).await;
+    world.start();
+    let whole = |status: &SourceStatus| {
+        let mut parts = status.snapshot.values();
+        status.snapshot.len() > tables.len() && parts.all(|table| table.chunks_done == table.chunks)
+    };
+    world.until("all tables are sealed", whole).await;
+    world.caught_up().await;
+    world.assert_proven().await;
     world.assert_restored_equal().await;
     world.end().await;
 }

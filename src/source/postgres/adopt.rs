@@ -15,7 +15,15 @@ use super::{
     own_url, slot,
     snapshot::plan_fact,
 };
-use crate::{config, facts::FactBatch, source::Origin, units::Position};
+use crate::{
+    config,
+    facts::FactBatch,
+    source::{
+        Origin,
+        reread::{Span, span_fact},
+    },
+    units::Position,
+};
 
 /// What a chain says of the database that it was written from.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -102,7 +110,7 @@ pub async fn unused(config: &config::Source, appliances: &[String]) -> Result<()
     }
 }
 
-/// Adds the fact that the rows of a table are in the lake, all of them.
+/// Adds the facts that the rows of a table are in the lake, all of them, as they were at one position.
 pub fn put_whole(batch: &mut FactBatch, table_id: u32, qualified: &str) {
     let plan = Plan {
         table: qualified.into(),
@@ -113,6 +121,7 @@ pub fn put_whole(batch: &mut FactBatch, table_id: u32, qualified: &str) {
         gone: false,
     };
     batch.put(plan_fact(table_id), &plan);
+    batch.put(span_fact(table_id), &Span::with(None, Position(0), true));
 }
 
 /// The server, and the first of the slots that is there.
@@ -249,9 +258,12 @@ mod tests {
     fn a_table_that_is_whole_is_not_read_again() {
         let mut batch = FactBatch::default();
         put_whole(&mut batch, 7, "public.t");
-        let (key, value) = batch.changes.pop().unwrap();
-        assert_eq!(key, "source/snapshot/0000000007");
-        let plan: Plan = serde_json::from_slice(&value.unwrap()).unwrap();
+        let [(plan_key, plan), (span_key, span)] = &batch.changes[..] else { panic!("{batch:?}") };
+        assert_eq!(plan_key, "source/snapshot/0000000007");
+        let plan: Plan = serde_json::from_slice(plan.as_ref().unwrap()).unwrap();
+        assert_eq!(*span_key, span_fact(7));
+        let span: Span = serde_json::from_slice(span.as_ref().unwrap()).unwrap();
+        assert!(!Span::may_lose(Some(&span), Position(5)), "no change of it is noted");
         assert_eq!(plan.missing(&std::collections::BTreeSet::new()).count(), 0);
     }
 }

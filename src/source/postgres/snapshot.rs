@@ -75,6 +75,8 @@ struct Work {
     aside: Mutex<BTreeSet<u32>>,
     /// Parts handed to seal as a whole: their tables, and keys of the facts that they are sealed.
     handed: Mutex<Vec<(u32, String)>>,
+    /// As many parts are read at once as seal takes: one whose rows nobody takes could hold `large` for good.
+    turns: Semaphore,
     /// Of all workers one has a large row on its way (P4).
     large: Semaphore,
 }
@@ -95,6 +97,7 @@ impl Pass {
         let target = Target::load(&shared.config, &shared.url)?;
         let covered = tables.into_iter().filter(|(id, _)| fresh.tables.contains(id)).collect();
         let jobs = plan(&shared, &target, &fresh, &covered, &keys).await?;
+        let turns = Semaphore::new(chunks.max_capacity());
         let workers = usize::try_from(shared.config.snapshot_workers).unwrap_or(1).clamp(1, 16);
         let workers = workers.min(jobs.len());
         tracing::info!(parts = jobs.len(), position = %fresh.held.position, "reading a snapshot");
@@ -108,6 +111,7 @@ impl Pass {
             jobs: Mutex::new(jobs),
             aside: Mutex::default(),
             handed: Mutex::default(),
+            turns,
             large: Semaphore::new(1),
         });
         let mut ends = vec![];
@@ -252,6 +256,7 @@ async fn worker(work: &Work, target: &Target) -> Result<(), SourceError> {
     let mut wire = target.open(Purpose::Sql).await?;
     let mut first = Ok(());
     loop {
+        let _turn = work.turns.acquire().await.map_err(|_| SourceError::Ended)?;
         let age = work.shared.clock.now().saturating_duration_since(work.since);
         if age >= SNAPSHOT_AGE_MAX {
             // The server cannot clean up behind a snapshot (P5): the next pass takes a fresh one.

@@ -74,7 +74,7 @@ impl Tables {
         let (mut looking, mut reading) = (Backoff::default(), Backoff::default());
         let mut pass: Option<oneshot::Receiver<Result<(), SourceError>>> = None;
         loop {
-            let wait = match self.look().await {
+            let wait = match self.look(pass.is_some()).await {
                 Ok(missing) => {
                     self.shared.board.calm(LOOK_ALARM);
                     looking.reset();
@@ -119,8 +119,9 @@ impl Tables {
         }
     }
 
-    /// Looks at the catalog, brings the publications to it. What of its tables the lake lacks.
-    async fn look(&mut self) -> Result<Missing, SourceError> {
+    /// Looks at the catalog, brings the publications to it. What of its tables the lake lacks. While a pass
+    /// is `running`, which waits for facts of its parts, none are settled.
+    async fn look(&mut self, running: bool) -> Result<Missing, SourceError> {
         let wire = match &mut self.wire {
             Some(wire) => wire,
             none => {
@@ -137,6 +138,7 @@ impl Tables {
             }
             let plan = progress(&self.shared, id)?.filter(|plan| plan.done);
             let standing = match &plan {
+                Some(_) if running => Standing::Waiting,
                 Some(plan) => reread::settle(&self.shared, id, plan).await?,
                 None => Standing::Parts,
             };
