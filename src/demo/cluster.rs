@@ -24,6 +24,8 @@ use super::ground::{
 };
 use crate::{disk, shutdown::Tasks, units::Position};
 
+mod standby;
+
 /// How to make a cluster.
 #[derive(Clone, Debug, Default)]
 pub struct ClusterOptions {
@@ -133,62 +135,6 @@ impl Cluster {
         cluster.initialize(options)?;
         cluster.start_somewhere()?;
         Ok(cluster)
-    }
-
-    /// Makes a standby of this server in `dir`, from a base backup, and starts it. It follows until it
-    /// is told to be a primary (`pg_promote()`).
-    ///
-    /// # Errors
-    ///
-    /// See [`ClusterError`]; no standby runs then.
-    pub fn standby(&self, dir: &Path) -> Result<Self, ClusterError> {
-        let mut standby = Self {
-            dir: dir.into(),
-            home: make_home(dir, self.owner)?,
-            binaries: self.binaries.clone(),
-            port: 0,
-            password: self.password.clone(),
-            owner: self.owner,
-            server: None,
-        };
-        let mut command = standby.command("pg_basebackup");
-        command.arg("-D").arg(&standby.home).arg("-p").arg(self.port.to_string());
-        command.args([
-            "-h",
-            "127.0.0.1",
-            "-U",
-            SUPERUSER,
-            "-X",
-            "stream",
-            "-c",
-            "fast",
-            "-R",
-            "--no-sync",
-        ]);
-        let run = command.env("PGPASSWORD", &self.password).stdin(Stdio::null()).output();
-        let run = run.map_err(|why| program_error("pg_basebackup", &why))?;
-        if !run.status.success() {
-            let said = String::from_utf8_lossy(&run.stderr).trim().to_owned();
-            return Err(ClusterError::Program { program: "pg_basebackup", said });
-        }
-        standby.start_somewhere()?;
-        Ok(standby)
-    }
-
-    /// Copies a replication slot from another server, as tools for failover do for servers before 17.
-    /// Both are stopped.
-    ///
-    /// # Errors
-    ///
-    /// The slot's files cannot be read or written.
-    pub fn copy_slot(&self, from: &Self, slot: &str) -> Result<(), ClusterError> {
-        let place = |cluster: &Self| cluster.home.join("pg_replslot").join(slot);
-        let (there, here) = (place(from), place(self));
-        fs::create_dir_all(&here).map_err(|why| file_error("make", &here, why))?;
-        self.give(&here, 0o700)?;
-        let state = here.join("state");
-        fs::copy(there.join("state"), &state).map_err(|why| file_error("copy", &state, why))?;
-        self.give(&state, 0o600)
     }
 
     fn start_somewhere(&mut self) -> Result<(), ClusterError> {
