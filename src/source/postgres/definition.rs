@@ -5,12 +5,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    catalog::{FIRST_USER_ID, identifier, literal, quoted},
+    catalog::{FIRST_USER_ID, identifier, quoted},
     error::SourceError,
+    labels::{create_enum, labels},
     message::TextRow,
     wire::Wire,
 };
-use crate::source::{Table, TypeDefinition};
+use crate::source::TypeDefinition;
 
 /// Types, with all that they are made of.
 #[derive(Debug, Default)]
@@ -169,64 +170,6 @@ impl Type {
     }
 }
 
-/// Gives the enums that `tables` use the labels that the catalog has now, and gives the tables for which
-/// that changed something.
-pub(crate) async fn relabel_all<'a>(
-    wire: &mut Wire,
-    tables: Vec<&'a mut Table>,
-) -> Result<Vec<&'a Table>, SourceError> {
-    let types = tables.iter().flat_map(|table| &table.types);
-    let enums = types.filter(|known| known.labels.is_some()).map(|known| known.id).collect();
-    let labels = labels(wire, &enums).await?;
-    let changed = tables.into_iter().filter_map(|table| {
-        let changed = relabel(&mut table.types, &labels);
-        changed.then_some(&*table)
-    });
-    Ok(changed.collect())
-}
-
-/// Gives the enums among `types` the labels that the catalog has now, where it has any. Whether that
-/// changed something.
-fn relabel(types: &mut [TypeDefinition], labels: &BTreeMap<u32, Vec<String>>) -> bool {
-    let mut changed = false;
-    for definition in types {
-        if let (Some(before), Some(now)) = (&mut definition.labels, labels.get(&definition.id))
-            && before != now
-        {
-            definition.create = create_enum(&definition.name, now);
-            before.clone_from(now);
-            changed = true;
-        }
-    }
-    changed
-}
-
-/// The labels of enums, by type; of one that is gone none.
-async fn labels(
-    wire: &mut Wire,
-    enums: &BTreeSet<u32>,
-) -> Result<BTreeMap<u32, Vec<String>>, SourceError> {
-    let ids: Vec<String> = enums.iter().map(ToString::to_string).collect();
-    if ids.is_empty() {
-        return Ok(BTreeMap::new());
-    }
-    let sql = format!(
-        "SELECT enumtypid, enumlabel FROM pg_enum WHERE enumtypid IN ({}) \
-         ORDER BY enumtypid, enumsortorder",
-        ids.join(",")
-    );
-    let mut labels: BTreeMap<u32, Vec<String>> = BTreeMap::new();
-    for row in wire.query("read the labels of enums", &sql).await? {
-        labels.entry(row.parse_as(0)?).or_default().push(row.text(1)?.into());
-    }
-    Ok(labels)
-}
-
-fn create_enum(name: &str, labels: &[String]) -> String {
-    let labels: Vec<_> = labels.iter().map(|label| literal(label)).collect();
-    format!("CREATE TYPE {name} AS ENUM ({})", labels.join(", "))
-}
-
 async fn parse(row: &TextRow, wire: &mut Wire) -> Result<Type, SourceError> {
     let id: u32 = row.parse_as(0)?;
     let output = row.text(4)?.to_owned();
@@ -352,6 +295,7 @@ const TYPES: &str = "SELECT t.oid, n.nspname, t.typname,
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::postgres::labels::relabel;
 
     fn made(name: &str, kind: Kind) -> Type {
         Type { name: name.into(), kind, output: "f".into(), extension: None }

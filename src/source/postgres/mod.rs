@@ -5,7 +5,7 @@
 //! | `url`, `tls`, `wire`, `message`, `login`, `connect` | a connection to the primary |
 //! | `pattern`, `catalog`, `definition`, `relation` | what tables there are and what they look like |
 //! | `name`, `publication`, `slot`, `origin`, `session` | what we make on the server, and whether it continues what we hold |
-//! | `stream`, `batch`, `vocabulary`, `confirm`, `gauge` | the change stream |
+//! | `stream`, `batch`, `vocabulary`, `labels`, `confirm`, `gauge` | the change stream |
 //! | `tables`, `chunks`, `snapshot`, `gulp` | the rows that were there before |
 //! | `adopt` | the slot of a lost box, taken over |
 //! | `reread` | rows to be read again |
@@ -42,6 +42,7 @@ mod fields;
 pub mod float;
 mod gauge;
 mod gulp;
+mod labels;
 mod login;
 mod lull;
 mod message;

@@ -25,8 +25,8 @@ use super::{
     batch::{Batcher, POSTGRES_EPOCH_US, Seen, Then},
     catalog,
     confirm::{Confirm, Now},
-    definition,
     error::SourceError,
+    labels,
     lull::NAP,
     message::unknown,
     relation::Relation,
@@ -35,7 +35,7 @@ use super::{
     wire::{SMALL_READ_BYTES, Wire},
 };
 use crate::{
-    source::{Durable, RecordKind, Run, Table},
+    source::{Durable, Run, Table},
     units::{Point, Position, Timestamp},
 };
 
@@ -52,6 +52,8 @@ pub(crate) struct Stream {
     vocabulary: Vocabulary,
     /// Tables with rows whose labels the recorded definitions may lack.
     unproven: BTreeSet<u32>,
+    /// Whether an enum has got labels, so that definitions that wait to be recorded may lack them.
+    relabelled: bool,
 }
 
 /// Why a stream ended without an error.
@@ -132,6 +134,7 @@ impl Stream {
             told: BTreeSet::new(),
             vocabulary: Vocabulary::default(),
             unproven: BTreeSet::new(),
+            relabelled: false,
         })
     }
 
@@ -244,7 +247,8 @@ impl Stream {
 
     async fn append(&mut self, mut run: Run) -> Result<(), SourceError> {
         self.line.watch(&self.batcher);
-        if !self.unproven.is_empty() {
+        // A mark has no records, and is to have none.
+        if !run.bytes.is_empty() {
             self.prove(&mut run).await?;
         }
         let keep = Arc::clone(&self.line.shared.keep);
@@ -253,16 +257,20 @@ impl Stream {
         Ok(())
     }
 
-    /// Puts the definitions of enums that have new labels before the rows that came so far.
+    /// Gives the definitions in a run, and one before it if there is none of a table, the labels without
+    /// which the rows that came so far cannot be read.
     async fn prove(&mut self, run: &mut Run) -> Result<(), SourceError> {
-        let unproven = std::mem::take(&mut self.unproven);
-        let tables = self.described.iter_mut().filter(|(id, _)| unproven.contains(id));
-        let tables = tables.map(|(_, table)| table).collect();
-        let relabelled = definition::relabel_all(&mut self.sql, tables);
-        for table in self.line.meanwhile(relabelled).await?? {
-            tracing::info!(table = table.qualified(), "an enum has other labels than before");
-            let json = serde_json::to_vec(table).expect("a table is plain data");
-            run.put_before(RecordKind::Definition, &json);
+        let mut relabelled = BTreeSet::new();
+        if !self.unproven.is_empty() {
+            let unproven = std::mem::take(&mut self.unproven);
+            let tables = self.described.iter_mut().filter(|(id, _)| unproven.contains(id));
+            let tables = tables.map(|(_, table)| table).collect();
+            let looked = labels::relabel_all(&mut self.sql, tables);
+            relabelled = self.line.meanwhile(looked).await??;
+            self.relabelled |= !relabelled.is_empty();
+        }
+        if self.relabelled {
+            labels::restate(run, &self.described, relabelled);
         }
         Ok(())
     }
