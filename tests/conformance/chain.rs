@@ -204,7 +204,8 @@ impl<'a> World<'a> {
             key,
         };
         let (from, to) = (point(id - 1), point(id));
-        let kind = GroupKind::Changes { from, to, batch: id, committed_at: Timestamp(1) };
+        let committed_at = Timestamp(1);
+        let kind = GroupKind::Changes { from, to, batch: id, committed_at, transactions: 1 };
         Group { id, kind, objects: vec![object], at: Timestamp(1) }
     }
 
