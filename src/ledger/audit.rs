@@ -194,7 +194,6 @@ async fn read_entries(
     Ok(entries)
 }
 
-/// The entries' keys and numbers by source, in order.
 /// Whether there is an entry of the source.
 pub(super) async fn has_entries(
     reader: &dyn ObjectReader,
@@ -210,6 +209,7 @@ pub(super) async fn has_entries(
     Ok(false)
 }
 
+/// The entries' keys and numbers by source, in order.
 async fn chains(
     reader: &dyn ObjectReader,
     what: &Audit<'_>,
