@@ -33,7 +33,7 @@ use super::{
 use crate::{
     facts::{self, FactBatch},
     shutdown::Tasks,
-    source::{Reading, RowBatch, SnapshotChunk, chunk_fact, chunk_facts, reread::reread_fact},
+    source::{Reading, RowBatch, SnapshotChunk, chunk_facts},
     units::{Position, Timestamp},
 };
 
@@ -73,8 +73,7 @@ struct Work {
     jobs: Mutex<VecDeque<Job>>,
     /// Tables that changed under our hands: the next pass reads them.
     aside: Mutex<BTreeSet<u32>>,
-    /// Parts handed to seal as a whole: their tables, and keys of the facts that they are sealed.
-    handed: Mutex<Vec<(u32, String)>>,
+    handed: Mutex<Handed>,
     /// As many parts are read at once as seal takes: one whose rows nobody takes could hold `large` for good.
     turns: Semaphore,
     /// Of all workers one has a large row on its way (P4).
@@ -132,8 +131,7 @@ impl Pass {
         }
         // The server may clean up from here on; sealing needs it no more.
         drop(fresh);
-        let handed = lock(&work.handed).clone();
-        wait_sealed(&shared, &handed).await?;
+        wait_sealed(&shared, &work.handed).await?;
         first
     }
 }
@@ -271,7 +269,7 @@ async fn worker(work: &Work, target: &Target) -> Result<(), SourceError> {
             continue;
         }
         match read(work, &mut wire, &job).await {
-            Ok(()) => lock(&work.handed).push((id, job.done_fact(work.position))),
+            Ok(tell) => lock(&work.handed).add(id, tell),
             // The server refused: this table waits, the others go on.
             Err(error @ (SourceError::Server { .. } | SourceError::Gap(_))) => {
                 let table = job.described.table.qualified();
@@ -288,8 +286,12 @@ async fn worker(work: &Work, target: &Target) -> Result<(), SourceError> {
     }
 }
 
-/// Reads one part into seal.
-async fn read(work: &Work, wire: &mut Wire, job: &Job) -> Result<(), SourceError> {
+/// Reads one part into seal, and gives the channel by which it went: it closes when seal is done with it.
+async fn read(
+    work: &Work,
+    wire: &mut Wire,
+    job: &Job,
+) -> Result<mpsc::Sender<RowBatch>, SourceError> {
     let table = &job.described.table;
     let from = quoted(&table.schema, &table.name);
     begin(wire, &work.snapshot).await?;
@@ -332,19 +334,32 @@ async fn read(work: &Work, wire: &mut Wire, job: &Job) -> Result<(), SourceError
         total += rows.rows;
         hand(work, &table.qualified(), &tell, rows, turn).await?;
     }
-    // Nothing can fail any more once seal has the end: a part that it may record is not read again.
+    // Nothing here can fail any more once seal has the end: a part that it may record is not read again.
     wire.query("end a part", "COMMIT").await?;
-    tell.send(RowBatch::End(total)).await.map_err(|_| SourceError::Ended)
+    tell.send(RowBatch::End(total)).await.map_err(|_| SourceError::Ended)?;
+    Ok(tell)
 }
 
-impl Job {
-    /// Key of the fact that it is sealed, if it is read at `position`.
-    fn done_fact(&self, position: Position) -> String {
-        let id = self.described.table.id;
-        match self.reading {
-            Reading::Snapshot | Reading::Again => chunk_fact(id, self.number),
-            Reading::Keys(_) => reread_fact(id, position, self.number),
-        }
+/// Parts that were handed to seal as a whole.
+#[derive(Default)]
+struct Handed {
+    tables: BTreeSet<u32>,
+    /// The channels of those that seal may still be at.
+    open: Vec<mpsc::Sender<RowBatch>>,
+}
+
+impl Handed {
+    fn add(&mut self, table: u32, tell: mpsc::Sender<RowBatch>) {
+        self.tables.insert(table);
+        self.is_open();
+        self.open.push(tell);
+    }
+
+    /// Whether seal is still at one. A part that it could not seal is not waited for: it is missing, and
+    /// the next pass reads it.
+    fn is_open(&mut self) -> bool {
+        self.open.retain(|tell| !tell.is_closed());
+        !self.open.is_empty()
     }
 }
 
@@ -391,18 +406,17 @@ async fn begin(wire: &mut Wire, snapshot: &str) -> Result<(), SourceError> {
     wire.query("read under the snapshot", &sql).await.map(drop)
 }
 
-/// Waits until seal has recorded every part it was handed.
-async fn wait_sealed(shared: &Shared, handed: &[(u32, String)]) -> Result<(), SourceError> {
+/// Waits until seal has let go of every part it was handed.
+async fn wait_sealed(shared: &Shared, handed: &Mutex<Handed>) -> Result<(), SourceError> {
     loop {
-        let mut open = 0;
-        for (_, fact) in handed {
-            open += usize::from(shared.facts.get(fact).is_none());
-        }
-        let tables: BTreeSet<u32> = handed.iter().map(|(id, _)| *id).collect();
+        let (open, tables) = {
+            let mut handed = lock(handed);
+            (handed.is_open(), handed.tables.clone())
+        };
         for id in tables {
             progress(shared, id)?;
         }
-        if open == 0 {
+        if !open {
             return Ok(());
         }
         sleep(SEALED_POLL).await;
@@ -461,3 +475,24 @@ const ALONE_BYTES: usize = 8 << 20;
 /// How long one snapshot is read under.
 const SNAPSHOT_AGE_MAX: Duration = Duration::from_secs(2 * 3600);
 const SEALED_POLL: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_that_seal_gave_up_is_waited_for_no_longer() {
+        let mut handed = Handed::default();
+        assert!(!handed.is_open());
+        let parts = [1, 2].map(|table| {
+            let (tell, rows) = mpsc::channel(1);
+            handed.add(table, tell);
+            rows
+        });
+        assert!(handed.is_open());
+        // Whether it was recorded or failed, seal drops what it was given.
+        drop(parts);
+        assert!(!handed.is_open());
+        assert_eq!(handed.tables.len(), 2);
+    }
+}
