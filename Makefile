@@ -91,7 +91,7 @@ target/bench-py/bin/aws: benches/requirements.txt
 demo-tools:
 	@$(call install,/usr/lib/postgresql/*/bin/initdb:postgresql /usr/bin/cc:gcc /usr/include/stdlib.h:libc6-dev)
 test-tools: demo-tools
-	@$(call install,/usr/bin/python3:python3 /usr/lib/python3*/ensurepip:python3-venv /usr/bin/pgbench:postgresql /usr/bin/unshare:util-linux /usr/bin/strace:strace /usr/bin/chromium:chromium)
+	@$(call install,/usr/bin/python3:python3 /usr/lib/python3*/ensurepip:python3-venv /usr/bin/pgbench:postgresql /usr/bin/unshare:util-linux /usr/sbin/ip:iproute2 /usr/bin/strace:strace /usr/bin/chromium:chromium)
 conformance-tools: demo-tools
 	@$(call install,/usr/bin/python3:python3 /usr/lib/python3*/ensurepip:python3-venv /usr/bin/unshare:util-linux \
 		/usr/sbin/ip:iproute2 /usr/bin/mmdebstrap:mmdebstrap /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring)

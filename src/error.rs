@@ -117,6 +117,8 @@ causes! {
     JournalDamaged => Halt("the journal is damaged: run `lakehead journal check`, which names the range"),
     /// The journal key does not open the journal.
     JournalKey => Halt("the journal key does not fit the journal in `data_dir`: give the key that it was written with"),
+    /// The link's interface is down, or not there.
+    LinkDown => Retry("waiting for the link, with changes kept in the journal: check its cable, and that the interface named in `[[link]]` is there, up, and has an address"),
     /// S3 does not answer, or answers 5xx.
     LakeUnavailable => Retry("waiting for S3, with changes kept in the journal: check that the bucket's endpoint answers from this box"),
     /// S3 asks for fewer requests.

@@ -13,8 +13,8 @@
 //! is the only one to import them all; a room imports its upstream neighbour's output and the foundations.
 //!
 //! Reading back: [`replay`] (cat, restore) and `ledger::verify`. Side rooms, which no customer byte
-//! passes: [`status`]. Foundations: [`units`], [`clock`], [`disk`], [`error`], [`facts`],
-//! [`shutdown`], [`config`], [`telemetry`].
+//! passes in the clear: [`link`], by which bytes leave, and [`status`]. Foundations: [`units`], [`clock`],
+//! [`disk`], [`error`], [`facts`], [`shutdown`], [`config`], [`telemetry`].
 //!
 //! # What must never be false
 //!
@@ -41,6 +41,7 @@ pub mod ledger;
 pub mod replay;
 pub mod pipeline;
 
+pub mod link;
 pub mod status;
 pub mod cli;
 

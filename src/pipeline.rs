@@ -69,8 +69,13 @@ pub async fn run(
     tasks: Tasks,
     ready: oneshot::Sender<()>,
 ) -> Result<(), RunError> {
+    let link = access::link(&config, &board, &clock);
+    if let Some(link) = link.clone() {
+        let token = tasks.token();
+        tasks.spawn(async move { link.watch(token).await });
+    }
     let shared = Shared {
-        s3: Arc::new(lake(&config, &clock)?),
+        s3: Arc::new(access::lake_over(link, &config, &clock)?),
         identity: IdentityKey::open(&config.appliance.data_dir)?,
         journal_key: journal_key(&config)?,
         encryption: encryption(&config)?,

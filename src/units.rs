@@ -168,6 +168,14 @@ impl FromStr for BitRate {
     }
 }
 
+impl fmt::Display for BitRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let whole = |(_, unit): &&(&str, u64)| self.0 >= *unit && self.0.is_multiple_of(*unit);
+        let (name, unit) = RATE_UNITS.iter().rev().find(whole).copied().unwrap_or(("bit/s", 1));
+        write!(f, "{} {name}", self.0 / unit)
+    }
+}
+
 impl FromStr for Age {
     type Err = UnitError;
 
@@ -253,6 +261,9 @@ mod tests {
         assert_eq!("800 Mbit/s".parse(), Ok(BitRate(800_000_000)));
         assert_eq!("2 h".parse(), Ok(Age(Duration::from_secs(7200))));
         assert!("0 bit/s".parse::<BitRate>().is_err());
+        for text in ["800 Mbit/s", "1 Gbit/s", "1500 kbit/s", "64001 bit/s"] {
+            assert_eq!(text.parse::<BitRate>().unwrap().to_string(), text);
+        }
         assert_eq!(ByteSize(1536 << 20).to_string(), "1.5 GiB");
     }
 }

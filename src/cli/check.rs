@@ -16,7 +16,7 @@ use crate::{
     config::{self, Config, ConfigError, Encryption},
     disk,
     error::{Cause, Exit, Finding},
-    pipeline, ship, source,
+    link, pipeline, ship, source,
     units::{ByteSize, Timestamp},
 };
 
@@ -27,6 +27,7 @@ pub(super) async fn check(global: &Global) -> Result<Exit, Failure> {
     findings.extend(secrets(&config));
     findings.push(clock(&config, SystemClock.wall()));
     findings.extend(encryption(&config));
+    findings.extend(config.link.as_ref().map(link::check));
     findings.extend(rooms(&config).await);
     let lines: Vec<Line> = findings.iter().map(Line::from).collect();
     let well = lines.iter().all(|line| line.ok);

@@ -6,8 +6,11 @@ use super::{Failure, Global};
 use crate::{
     error::Exit,
     status::admin,
-    telemetry::report::{Report, SourceReport},
-    units::ByteSize,
+    telemetry::{
+        board::{Alarm, LinkStatus},
+        report::{Report, SourceReport},
+    },
+    units::{BitRate, ByteSize},
 };
 
 pub(super) async fn status(global: &Global) -> Result<Exit, Failure> {
@@ -39,8 +42,27 @@ impl fmt::Display for Table<'_> {
         for name in &report.hanging {
             writeln!(f, "  HANGS      {name}")?;
         }
+        report.links.iter().try_for_each(|(name, status)| link(f, name, status))?;
         report.sources.iter().try_for_each(|(name, source)| one(f, name, source))
     }
+}
+
+fn link(f: &mut fmt::Formatter<'_>, name: &str, status: &LinkStatus) -> fmt::Result {
+    let state = match status.up {
+        Some(true) => "up",
+        Some(false) => "down",
+        None => "unknown",
+    };
+    let rate = BitRate(status.rate_bytes_per_s.saturating_mul(8));
+    let sent = ByteSize(status.sent_bytes);
+    writeln!(f, "\nlink {name}  {state}  {}, at most {rate}, {sent} sent", status.interface)?;
+    status.alarm.iter().try_for_each(|raised| alarm(f, "link", raised))
+}
+
+fn alarm(f: &mut fmt::Formatter<'_>, room: &str, alarm: &Alarm) -> fmt::Result {
+    let since = alarm.since.rfc3339();
+    writeln!(f, "  ALARM      {room}: {} since {since}: {}", alarm.cause, alarm.what)?;
+    writeln!(f, "             {}", alarm.remedy)
 }
 
 fn one(f: &mut fmt::Formatter<'_>, name: &str, source: &SourceReport) -> fmt::Result {
@@ -79,17 +101,7 @@ fn one(f: &mut fmt::Formatter<'_>, name: &str, source: &SourceReport) -> fmt::Re
     for damage in &status.journal_damage {
         writeln!(f, "  DAMAGED    {damage}")?;
     }
-    for (room, alarm) in &status.alarms {
-        writeln!(
-            f,
-            "  ALARM      {room}: {} since {}: {}",
-            alarm.cause,
-            alarm.since.rfc3339(),
-            alarm.what
-        )?;
-        writeln!(f, "             {}", alarm.remedy)?;
-    }
-    Ok(())
+    status.alarms.iter().try_for_each(|(room, raised)| alarm(f, room, raised))
 }
 
 fn snapshot(f: &mut fmt::Formatter<'_>, source: &SourceReport) -> fmt::Result {
@@ -128,11 +140,19 @@ mod tests {
             status.journal_bytes_max = 50 << 30;
         });
         erp.alarm("ship", Cause::LakeUnavailable, &"503", Timestamp(0));
+        let dx = board.link("dx-1");
+        dx.write(|status| {
+            (status.interface, status.rate_bytes_per_s) = ("eth1".into(), 100_000_000);
+            (status.up, status.sent_bytes) = (Some(false), 3 << 30);
+        });
+        dx.alarm(Cause::LinkDown, &"interface eth1 is down", Timestamp(0));
         let reporter =
             Reporter::new("plant7-a", board, Heartbeat::default(), Arc::new(SystemClock));
         reporter.ready();
         let shown = Table(&reporter.report()).to_string();
         for line in [
+            "link dx-1  down  eth1, at most 800 Mbit/s, 3.0 GiB sent",
+            "  ALARM      link: LinkDown since 1970-01-01T00:00:00.000000Z: interface eth1 is down",
             "  durable    00000016/00000100  change 42",
             "  journal    0 B of 50.0 GiB",
             "  ALARM      ship: LakeUnavailable since 1970-01-01T00:00:00.000000Z: 503",

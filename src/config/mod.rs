@@ -23,6 +23,8 @@ pub use environment::{AwsKeys, Environment};
 pub use error::{ConfigError, Problem};
 pub use secret::{Secret, load_key32, load_secret, make_key32};
 
+use crate::units::BitRate;
+
 /// The whole file.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Config {
@@ -40,8 +42,8 @@ pub struct Config {
     pub seal: Seal,
     /// `[ship]`
     pub ship: Ship,
-    /// `[[link]]`
-    pub links: Vec<Link>,
+    /// `[[link]]`; none: unshaped, the routing table's way.
+    pub link: Option<Link>,
     /// `[status]`
     pub status: Option<Status>,
 }
@@ -167,12 +169,12 @@ pub struct Ship {
 /// `[[link]]`
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Link {
-    /// Its name.
+    /// `[a-z0-9_-]`, 1 to 40 characters, the first a letter or digit.
     pub name: String,
-    /// Network interface.
+    /// Network interface that all bytes for S3 leave by, and none for the databases.
     pub interface: String,
-    /// Bits per second.
-    pub rate: u64,
+    /// The most that leaves, on the wire; at least 64 kbit/s.
+    pub rate: BitRate,
 }
 
 /// `[status]`

@@ -8,7 +8,7 @@ use std::{path::PathBuf, time::Duration};
 use url::{Host, Url};
 
 use super::{Environment, error::Fault};
-use crate::units::{Age, ByteSize, UnitError};
+use crate::units::{Age, BitRate, ByteSize, UnitError};
 
 /// `[a-z0-9-]`, 1 to 40 characters.
 pub(super) fn appliance_name(text: &str) -> Result<String, Fault> {
@@ -129,6 +129,28 @@ pub(super) fn prefix(text: &str) -> Result<String, Fault> {
     Ok(prefix.into())
 }
 
+/// A network interface's name, as the kernel takes it.
+/// <https://github.com/torvalds/linux/blob/v6.1/net/core/dev.c#L1025>
+pub(super) fn interface(text: &str) -> Result<String, Fault> {
+    let wrong = |c: char| matches!(c, '/' | ':' | '\0') || c.is_whitespace();
+    let fits = (1..=INTERFACE_BYTES_MAX).contains(&text.len())
+        && !text.contains(wrong)
+        && !matches!(text, "." | "..");
+    fits.then(|| text.into()).ok_or_else(|| {
+        Fault::new("is not the name of an interface", "write it as `ip link` shows it: \"eth1\"")
+    })
+}
+
+/// A link's rate.
+pub(super) fn rate(text: &str) -> Result<BitRate, Fault> {
+    let rate: BitRate = text.parse().map_err(unit)?;
+    if (RATE_MIN..=RATE_MAX).contains(&rate) {
+        return Ok(rate);
+    }
+    let remedy = format!("write a rate from {RATE_MIN} to {RATE_MAX}");
+    Err(Fault::new("is slower or faster than links are", remedy))
+}
+
 pub(super) fn region(text: &str) -> Result<String, Fault> {
     let fits = !text.is_empty()
         && text.len() <= IDENTIFIER_BYTES_MAX
@@ -226,6 +248,11 @@ fn unit(error: UnitError) -> Fault {
 const CREDENTIALS: &str = "${CREDENTIALS_DIRECTORY}";
 const NAME_CHARS_MAX: usize = 40;
 const PREFIX_BYTES_MAX: usize = 200;
+/// IFNAMSIZ less its NUL.
+const INTERFACE_BYTES_MAX: usize = 15;
+/// Slower, a request's headers alone take seconds.
+const RATE_MIN: BitRate = BitRate(64_000);
+const RATE_MAX: BitRate = BitRate(1_000_000_000_000);
 /// <https://www.postgresql.org/docs/18/sql-syntax-lexical.html#SQL-SYNTAX-IDENTIFIERS>
 const IDENTIFIER_BYTES_MAX: usize = 63;
 

@@ -5,8 +5,8 @@
 use std::{collections::BTreeSet, path::Path, path::PathBuf, time::Duration};
 
 use super::{
-    Appliance, Config, ConfigError, Encryption, Environment, Journal, Lake, Release, Seal, Ship,
-    Source, SourceKind, Status,
+    Appliance, Config, ConfigError, Encryption, Environment, Journal, Lake, Link, Release, Seal,
+    Ship, Source, SourceKind, Status,
     document::{Document, Section},
     error::Fault,
     rules,
@@ -41,7 +41,7 @@ fn read(top: &Section<'_>, environment: &Environment) -> Option<Config> {
     let journal = journal(top, environment);
     let seal = seal(top);
     let ship = ship(top);
-    refuse_links(top);
+    let link = link(top);
     let status = status(top, environment);
     Some(Config {
         appliance: appliance?,
@@ -51,7 +51,7 @@ fn read(top: &Section<'_>, environment: &Environment) -> Option<Config> {
         journal: journal?,
         seal: seal?,
         ship: ship?,
-        links: vec![],
+        link: link?,
         status: status?,
     })
 }
@@ -263,15 +263,20 @@ fn ship(top: &Section<'_>) -> Option<Ship> {
     })
 }
 
-/// A link that were read and not obeyed would send beyond its rate: refused until links are shaped.
-fn refuse_links(top: &Section<'_>) {
-    if let Some(link) = top.sections("link").first() {
-        let what = "this firmware does not shape links yet: they come with a later one";
-        link.wrong_here(Fault::new(
-            what,
-            "remove every [[link]] table: data goes the routing table's way, unshaped",
-        ));
+/// The outer `None`: it is wrong. The inner: there is none.
+#[expect(clippy::option_option, reason = "as said")]
+fn link(top: &Section<'_>) -> Option<Option<Link>> {
+    let mut tables = top.sections("link").into_iter();
+    let Some(table) = tables.next() else { return Some(None) };
+    let name = table.required("name", "name = \"dx-1\"", rules::source_name);
+    let interface = table.required("interface", "interface = \"eth1\"", rules::interface);
+    let rate = table.required("rate", "rate = \"800 Mbit/s\"", rules::rate);
+    table.finish();
+    for more in tables {
+        let what = "is a second link, and this firmware sends over one";
+        more.wrong_here(Fault::new(what, "keep the one that leads to S3, and remove the others"));
     }
+    Some(Some(Link { name: name?, interface: interface?, rate: rate? }))
 }
 
 /// The outer `None`: it is wrong. The inner: there is none.

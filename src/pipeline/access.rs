@@ -7,20 +7,37 @@ use crate::{
     clock::Clock,
     config::{self, Config, ConfigError, Environment, Secret},
     error::Cause,
+    link::{Dialer, Link},
     seal::{LakeKey, SealEncryption},
     ship::{
         Encryption, ShipError,
         credentials::{Credentials, Keys},
         s3::{PATIENCE, S3, S3Options},
     },
+    telemetry::board::Board,
 };
 
-/// The way to the bucket, with the configured credentials.
+/// The configured link, if there is one. `board` tells of it.
+pub(super) fn link(config: &Config, board: &Board, clock: &Arc<dyn Clock>) -> Option<Arc<Link>> {
+    let one = |link: &config::Link| Link::new(link, board.link(&link.name), Arc::clone(clock));
+    config.link.as_ref().map(one).map(Arc::new)
+}
+
+/// The way to the bucket, over the configured link, with the configured credentials.
 ///
 /// # Errors
 ///
 /// A file or value of the configuration cannot be used.
 pub fn lake(config: &Config, clock: &Arc<dyn Clock>) -> Result<S3, RunError> {
+    lake_over(link(config, &Board::default(), clock), config, clock)
+}
+
+/// As [`lake`], over a link that is there already.
+pub(super) fn lake_over(
+    link: Option<Arc<Link>>,
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+) -> Result<S3, RunError> {
     let lake = &config.lake;
     let credentials = match (&lake.credentials_file, Environment::read().aws) {
         (Some(file), _) => Credentials::File(file.clone()),
@@ -48,7 +65,7 @@ pub fn lake(config: &Config, clock: &Arc<dyn Clock>) -> Result<S3, RunError> {
         clock: Arc::clone(clock),
         patience: PATIENCE,
     };
-    Ok(S3::new(options, credentials)?)
+    Ok(S3::new(options, credentials, Dialer::new(link))?)
 }
 
 /// The key that the journal and the spool are encrypted with: the operator's, or one made at the first start.

@@ -22,6 +22,7 @@ pub mod drive;
 mod endpoint;
 mod failure;
 pub mod gate;
+pub mod http;
 #[cfg(any(test, feature = "demo"))]
 pub mod memory;
 mod object;

@@ -44,8 +44,9 @@ use super::{
     answer,
     body::{Sliced, Taken, patiently},
     credentials::{Credentials, Provider},
-    endpoint::{confidential, http_client, setup},
+    endpoint::{confidential, setup, tls},
     failure::{chain, failure, unanswered},
+    http::{Dial, http_client},
 };
 use crate::{clock::Clock, error::Cause, units::Timestamp};
 
@@ -89,12 +90,16 @@ pub struct S3 {
 }
 
 impl S3 {
-    /// Prepares the way; sends nothing.
+    /// Prepares the way, over connections that `dial` makes; sends nothing.
     ///
     /// # Errors
     ///
     /// [`ShipError::Setup`]: an endpoint, authority or credentials file that cannot be used.
-    pub fn new(options: S3Options, credentials: Credentials) -> Result<Self, ShipError> {
+    pub fn new(
+        options: S3Options,
+        credentials: Credentials,
+        dial: impl Dial,
+    ) -> Result<Self, ShipError> {
         if let Some(endpoint) = &options.endpoint {
             confidential(endpoint).map_err(setup(Cause::Config))?;
         }
@@ -107,14 +112,15 @@ impl S3 {
             options.appliance.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
         let app = AppName::new(format!("lakehead-{name}"))
             .map_err(|error| setup(Cause::Config)(error.to_string()))?;
+        let tls = tls(options.endpoint.as_deref(), options.ca_file.as_deref())?;
         let mut config = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new(options.region))
             .credentials_provider(SharedCredentialsProvider::new(provider))
             .identity_cache(IdentityCache::no_cache())
-            .http_client(http_client(options.endpoint.as_deref(), options.ca_file.as_deref())?)
+            .http_client(http_client(dial, tls))
             .retry_config(RetryConfig::disabled())
-            .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT).build())
+            .timeout_config(TimeoutConfig::disabled())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .disable_clock_skew_correction(true)
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
@@ -486,6 +492,5 @@ fn stored(part: aws_sdk_s3::types::Part) -> Option<StoredPart> {
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// S3 may take minutes over a Complete: <https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html>.
 const COMPLETE_PATIENCE: u32 = 10;
-const CONNECT: Duration = Duration::from_secs(10);
 /// Ledger entries and schemas are far below this.
 const GET_BYTES_MAX: usize = 64 << 20;

@@ -9,10 +9,10 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 
 use crate::{
     telemetry::{
-        board::{SourceState, SourceStatus, TableProgress},
+        board::{Alarm, LinkStatus, SourceState, SourceStatus, TableProgress},
         report::{Report, SourceReport},
     },
-    units::{ByteSize, Timestamp},
+    units::{BitRate, ByteSize, Timestamp},
 };
 
 /// The header that lets the page's own style in and nothing else.
@@ -23,7 +23,8 @@ pub(super) fn content_security_policy() -> &'static str {
 /// The page.
 pub fn render(report: &Report) -> String {
     let name = escape(&report.appliance);
-    let alarms = report.sources.values().any(|source| !source.status.alarms.is_empty());
+    let alarms = report.sources.values().any(|source| !source.status.alarms.is_empty())
+        || report.links.values().any(|link| link.alarm.is_some());
     let (class, word) = match (report.ready, report.healthy, alarms) {
         (false, _, _) => ("wait", "recovering"),
         (true, true, false) => ("well", "healthy"),
@@ -49,11 +50,34 @@ pub fn render(report: &Report) -> String {
             ),
         );
     }
+    for (name, status) in &report.links {
+        link(&mut page, name, status);
+    }
     for (name, source) in &report.sources {
         section(&mut page, name, source);
     }
     page.push_str("</body></html>\n");
     page
+}
+
+fn link(page: &mut String, name: &str, status: &LinkStatus) {
+    let (class, state) = match status.up {
+        Some(true) => ("well", "up"),
+        Some(false) => ("bad", "down"),
+        None => ("wait", "unknown"),
+    };
+    push(
+        page,
+        format_args!("<h2>link {} <span class=\"{class}\">{state}</span></h2>", escape(name)),
+    );
+    if let Some(raised) = &status.alarm {
+        alarm(page, "link", raised);
+    }
+    page.push_str("<table>");
+    row(page, "interface", &status.interface);
+    row(page, "at most", &BitRate(status.rate_bytes_per_s.saturating_mul(8)).to_string());
+    row(page, "on the wire since the start", &ByteSize(status.sent_bytes).to_string());
+    page.push_str("</table>");
 }
 
 fn section(page: &mut String, name: &str, source: &SourceReport) {
@@ -153,23 +177,27 @@ fn road(page: &mut String, status: &SourceStatus) {
 }
 
 fn alarms(page: &mut String, source: &SourceReport) {
-    for (room, alarm) in &source.status.alarms {
-        let (class, heals) = match alarm.heals {
-            true => ("wait", "heals by itself"),
-            false => ("bad", "a person must act"),
-        };
-        push(
-            page,
-            format_args!(
-                "<p class=\"{class}\"><b>{}</b> ({}; {heals}) since {} UTC<br>{}<br>What to do: {}</p>",
-                escape(&alarm.cause),
-                escape(room),
-                seconds(alarm.since),
-                escape(&alarm.what),
-                escape(&alarm.remedy)
-            ),
-        );
+    for (room, raised) in &source.status.alarms {
+        alarm(page, room, raised);
     }
+}
+
+fn alarm(page: &mut String, room: &str, alarm: &Alarm) {
+    let (class, heals) = match alarm.heals {
+        true => ("wait", "heals by itself"),
+        false => ("bad", "a person must act"),
+    };
+    push(
+        page,
+        format_args!(
+            "<p class=\"{class}\"><b>{}</b> ({}; {heals}) since {} UTC<br>{}<br>What to do: {}</p>",
+            escape(&alarm.cause),
+            escape(room),
+            seconds(alarm.since),
+            escape(&alarm.what),
+            escape(&alarm.remedy)
+        ),
+    );
 }
 
 fn snapshot(page: &mut String, source: &SourceReport) {

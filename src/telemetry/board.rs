@@ -143,13 +143,76 @@ pub struct Alarm {
     pub since: Timestamp,
 }
 
+/// What a link is and does.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct LinkStatus {
+    /// Its network interface.
+    pub interface: String,
+    /// The most that leaves.
+    pub rate_bytes_per_s: u64,
+    /// Whether the interface is up; not known before it was looked at.
+    pub up: Option<bool>,
+    /// Bytes on the wire since the process started, frames and what TCP sent again included.
+    pub sent_bytes: u64,
+    /// What is wrong now.
+    pub alarm: Option<Alarm>,
+}
+
+/// One link's part of the [`Board`].
+#[derive(Clone, Debug, Default)]
+pub struct LinkBoard(Arc<Mutex<LinkStatus>>);
+
 /// One source's part of the [`Board`].
 #[derive(Clone, Debug, Default)]
 pub struct SourceBoard(Arc<Mutex<SourceStatus>>);
 
-/// All sources, by name.
+/// All sources and links, by name.
 #[derive(Clone, Debug, Default)]
-pub struct Board(Arc<Mutex<BTreeMap<String, SourceBoard>>>);
+pub struct Board {
+    sources: Arc<Mutex<BTreeMap<String, SourceBoard>>>,
+    links: Arc<Mutex<BTreeMap<String, LinkBoard>>>,
+}
+
+impl Alarm {
+    /// `since` is that of the alarm `before`, where its cause was the same.
+    fn new(cause: Cause, what: String, before: Option<&Self>, now: Timestamp) -> Self {
+        let disposition = cause.disposition();
+        Self {
+            cause: cause.name().into(),
+            what,
+            remedy: disposition.remedy().into(),
+            heals: matches!(disposition, Disposition::Retry(_)),
+            since: before
+                .filter(|alarm| alarm.cause == cause.name())
+                .map_or(now, |alarm| alarm.since),
+        }
+    }
+}
+
+impl LinkBoard {
+    /// Changes the status.
+    pub fn write(&self, change: impl FnOnce(&mut LinkStatus)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// A copy of the status.
+    pub fn read(&self) -> LinkStatus {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Raises the alarm. `since` is kept while the cause stays the same.
+    pub fn alarm(&self, cause: Cause, what: &dyn std::fmt::Display, now: Timestamp) {
+        self.write(|status| {
+            let alarm = Alarm::new(cause, what.to_string(), status.alarm.as_ref(), now);
+            status.alarm = Some(alarm);
+        });
+    }
+
+    /// Takes the alarm down.
+    pub fn calm(&self) {
+        self.write(|status| status.alarm = None);
+    }
+}
 
 impl SourceBoard {
     /// Changes the status.
@@ -165,17 +228,7 @@ impl SourceBoard {
     /// Raises `room`'s alarm. `since` is kept while the cause stays the same.
     pub fn alarm(&self, room: &str, cause: Cause, what: &dyn std::fmt::Display, now: Timestamp) {
         self.write(|status| {
-            let before = status.alarms.get(room);
-            let since =
-                before.filter(|alarm| alarm.cause == cause.name()).map_or(now, |alarm| alarm.since);
-            let disposition = cause.disposition();
-            let alarm = Alarm {
-                cause: cause.name().into(),
-                what: what.to_string(),
-                remedy: disposition.remedy().into(),
-                heals: matches!(disposition, Disposition::Retry(_)),
-                since,
-            };
+            let alarm = Alarm::new(cause, what.to_string(), status.alarms.get(room), now);
             status.alarms.insert(room.into(), alarm);
         });
     }
@@ -189,14 +242,26 @@ impl SourceBoard {
 impl Board {
     /// The part of `source`, made at its first use.
     pub fn source(&self, source: &str) -> SourceBoard {
-        let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         sources.entry(source.into()).or_default().clone()
     }
 
-    /// A copy of all.
-    pub fn read(&self) -> BTreeMap<String, SourceStatus> {
-        let sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The part of `link`, made at its first use.
+    pub fn link(&self, link: &str) -> LinkBoard {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.entry(link.into()).or_default().clone()
+    }
+
+    /// A copy of all sources.
+    pub fn sources(&self) -> BTreeMap<String, SourceStatus> {
+        let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         sources.iter().map(|(name, board)| (name.clone(), board.read())).collect()
+    }
+
+    /// A copy of all links.
+    pub fn links(&self) -> BTreeMap<String, LinkStatus> {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.iter().map(|(name, board)| (name.clone(), board.read())).collect()
     }
 }
 

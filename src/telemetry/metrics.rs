@@ -6,7 +6,7 @@
 use prometheus::{CounterVec, Encoder, GaugeVec, Opts, Registry, TextEncoder};
 
 use super::{
-    board::SourceState,
+    board::{LinkStatus, SourceState},
     process::Usage,
     report::{Report, SourceReport},
 };
@@ -35,6 +35,10 @@ enum Read {
     States,
     /// Requests sent again, for each source and cause.
     Retries,
+    /// One value for each link; grows from 0 at each start.
+    LinkCounter(fn(&LinkStatus) -> u64),
+    /// One value for each link.
+    Link(fn(&LinkStatus) -> u64),
     /// One value; grows.
     Total(fn(&Report, Usage) -> f64),
     /// One value.
@@ -97,6 +101,18 @@ fn registered(
                     let cause = known.into_iter().find(|known| known == cause).unwrap_or("other");
                     counters.with_label_values(&[name.as_str(), cause]).inc_by(*count as f64);
                 }
+            }
+        }
+        Read::LinkCounter(read) => {
+            let counters = counter(opts, &["link"], registry)?;
+            for (name, link) in &report.links {
+                counters.with_label_values(&[name.as_str()]).inc_by(read(link) as f64);
+            }
+        }
+        Read::Link(read) => {
+            let gauges = gauge(opts, &["link"], registry)?;
+            for (name, link) in &report.links {
+                gauges.with_label_values(&[name.as_str()]).set(read(link) as f64);
             }
         }
         Read::Total(read) => {
@@ -274,6 +290,21 @@ pub const METRICS: &[Metric] = &[
     ),
     metric("lakehead_ship_retries_total", Read::Retries, "Requests sent again, by cause."),
     metric(
+        "lakehead_link_up",
+        Read::Link(|link| u64::from(link.up == Some(true))),
+        "1 if the link's interface is up.",
+    ),
+    metric(
+        "lakehead_link_rate_bytes_per_second",
+        Read::Link(|link| link.rate_bytes_per_s),
+        "The most that leaves by the link.",
+    ),
+    metric(
+        "lakehead_link_sent_bytes_total",
+        Read::LinkCounter(|link| link.sent_bytes),
+        "Bytes on the wire, frames and what TCP sent again included.",
+    ),
+    metric(
         "lakehead_ledger_entry",
         Read::Gauge(|one| one.status.entry as f64),
         "Number of the ledger's last entry.",
@@ -380,6 +411,7 @@ mod tests {
             status.retries.insert("LakeSlowDown".into(), 2);
             status.retries.insert("evil\"} 1\n".into(), 3);
         });
+        board.link("dx-1").write(|status| status.sent_bytes = 8);
         let reporter = Reporter::new("a", board, Heartbeat::default(), Arc::new(SystemClock));
         render(&reporter.report(), Usage { cpu_seconds: 1.5, resident_bytes: 4096 })
     }
@@ -401,6 +433,7 @@ mod tests {
             "lakehead_source_state{source=\"erp\",state=\"fenced\"} 0",
             "lakehead_ship_retries_total{cause=\"LakeSlowDown\",source=\"erp\"} 2",
             "lakehead_ship_retries_total{cause=\"other\",source=\"erp\"} 3",
+            "lakehead_link_sent_bytes_total{link=\"dx-1\"} 8",
             "lakehead_process_cpu_seconds_total 1.5",
             "lakehead_process_resident_bytes 4096",
         ] {
@@ -411,7 +444,7 @@ mod tests {
 
     #[test]
     fn names_follow_the_house_and_counters_end_in_total() {
-        let rooms = ["source", "journal", "seal", "ship", "ledger", "status", "process"];
+        let rooms = ["source", "journal", "seal", "ship", "link", "ledger", "status", "process"];
         let mut seen = BTreeSet::new();
         for metric in METRICS {
             let room = metric.name.split('_').nth(1).unwrap();
@@ -420,7 +453,10 @@ mod tests {
                 "{}",
                 metric.name
             );
-            let counts = matches!(metric.read, Read::Counter(_) | Read::Retries | Read::Total(_));
+            let counts = matches!(
+                metric.read,
+                Read::Counter(_) | Read::LinkCounter(_) | Read::Retries | Read::Total(_)
+            );
             assert_eq!(metric.name.ends_with("_total"), counts, "{}", metric.name);
             assert!(metric.help.ends_with('.') && seen.insert(metric.name), "{}", metric.name);
         }

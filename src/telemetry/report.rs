@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    board::{Board, SourceState, SourceStatus},
+    board::{Board, LinkStatus, SourceState, SourceStatus},
     heartbeat::Heartbeat,
     trend::Trend,
 };
@@ -37,6 +37,8 @@ pub struct Report {
     pub healthy: bool,
     /// Loops that hang.
     pub hanging: Vec<String>,
+    /// The links by name; none: unshaped, the routing table's way.
+    pub links: BTreeMap<String, LinkStatus>,
     /// The sources by name.
     pub sources: BTreeMap<String, SourceReport>,
 }
@@ -93,7 +95,7 @@ impl Reporter {
     pub fn sample(&self) {
         let now = self.clock.now();
         let mut trends = self.trends.lock().unwrap_or_else(PoisonError::into_inner);
-        for (name, status) in self.board.read() {
+        for (name, status) in self.board.sources() {
             trends.entry(name).or_default().sample(now, &status);
         }
     }
@@ -110,7 +112,7 @@ impl Reporter {
             (name, SourceReport::new(status, lag_s, hours))
         };
         let sources: BTreeMap<String, SourceReport> =
-            self.board.read().into_iter().map(one).collect();
+            self.board.sources().into_iter().map(one).collect();
         let late = self.heart.late(now).into_iter();
         let hanging: Vec<String> = late.map(|late| late.name).collect();
         let ready = self.ready.load(Ordering::Relaxed);
@@ -124,6 +126,7 @@ impl Reporter {
             ready,
             healthy: ready && well && hanging.is_empty(),
             hanging,
+            links: self.board.links(),
             sources,
         }
     }

@@ -16,6 +16,7 @@ use lakehead::{
     clock::{Clock, SystemClock},
     config::Secret,
     demo::{gateway::run, ground::random_hex, site::Key},
+    link::Dialer,
     ship::{
         Encryption,
         credentials::{Credentials, Keys},
@@ -210,7 +211,7 @@ impl Ground {
             secret_access_key: secret(&who.secret),
             session_token: who.token.as_ref().map(secret),
         };
-        S3::new(options, Credentials::Keys(keys)).unwrap()
+        S3::new(options, Credentials::Keys(keys), Dialer::new(None)).unwrap()
     }
 
     pub(crate) fn ca_file(&self) -> PathBuf {

@@ -417,7 +417,7 @@ pub(crate) fn interpreter() -> PathBuf {
     interpreter
 }
 
-fn fresh_dir(story: &str) -> PathBuf {
+pub(crate) fn fresh_dir(story: &str) -> PathBuf {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/it").join(story);
     clear(&dir.join("postgres")).unwrap();
     fs::remove_dir_all(&dir).ok();

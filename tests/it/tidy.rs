@@ -13,7 +13,7 @@ const ROAD: [&str; 5] = ["source", "journal", "seal", "ship", "ledger"];
 /// Reads what the road wrote: may import all of it.
 const BACK: &str = "replay";
 /// No customer byte passes: they import the foundations only.
-const SIDE: [&str; 2] = ["status", "demo"];
+const SIDE: [&str; 3] = ["link", "status", "demo"];
 /// Import each other, and no room.
 const BASE: [&str; 8] =
     ["units", "clock", "disk", "error", "facts", "shutdown", "config", "telemetry"];
@@ -27,7 +27,7 @@ const DOORS: [(&str, &str); 12] = [
     ("catch_unwind", "src/shutdown/panics.rs"),
     ("clap::", "src/cli/"),
     ("indicatif", "src/demo/progress.rs"),
-    ("nix::", "src/disk.rs src/cli/ src/demo/ src/source/postgres/lull.rs"),
+    ("nix::", "src/disk.rs src/cli/ src/demo/ src/link/ src/source/postgres/lull.rs"),
     ("prometheus::", "src/telemetry/metrics.rs"),
     ("rayon::", "src/journal/store.rs"),
     ("rcgen", "src/demo/ src/status/"),

@@ -5,9 +5,9 @@ use std::{net::SocketAddr, path::Path};
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::Problem;
+use crate::{config::Problem, units::BitRate};
 
-/// DESIGN §12, verbatim, but for the `[[link]]` table.
+/// DESIGN §12, verbatim.
 const SITE: &str = r#"[appliance]
 name = "plant7-a"                    # [a-z0-9-]
 data_dir = "/var/lib/lakehead"
@@ -40,15 +40,13 @@ max_bytes = "50 GiB"
 object_bytes = "64 MiB"
 object_age = "60 s"
 
-[status]
-listen = "0.0.0.0:8443"
-"#;
-
-const LINK: &str = r#"
 [[link]]                             # optional: none means unshaped, the routing table's way
 name = "dx-1"
 interface = "eth1"
 rate = "800 Mbit/s"
+
+[status]
+listen = "0.0.0.0:8443"
 "#;
 
 fn parsed(text: &str) -> Result<Config, Vec<Problem>> {
@@ -94,6 +92,9 @@ fn the_designs_file_is_read_whole() {
     assert_eq!(config.journal, journal);
     assert_eq!(config.seal, Seal { object_bytes: 64 << 20, object_age: Duration::from_secs(60) });
     assert_eq!(config.ship, Ship { part_bytes: 16 << 20, requests: 4 });
+    let link = config.link.unwrap();
+    assert_eq!((link.name.as_str(), link.interface.as_str()), ("dx-1", "eth1"));
+    assert_eq!(link.rate, BitRate(800_000_000));
     assert_eq!(config.status.unwrap().listen, "0.0.0.0:8443".parse::<SocketAddr>().unwrap());
 }
 
@@ -102,20 +103,31 @@ fn the_optional_tables_have_defaults() {
     let end = SITE.find("[journal]").unwrap();
     let short = parsed(&SITE[..end]).unwrap();
     let long = parsed(SITE).unwrap();
-    assert_eq!(short, Config { status: None, ..long });
+    assert_eq!(short, Config { link: None, status: None, ..long });
 }
 
 #[test]
-fn a_link_is_refused_rather_than_ignored() {
-    let [link] = parsed(&format!("{SITE}{LINK}")).unwrap_err().try_into().unwrap();
+fn a_second_link_is_refused_rather_than_ignored() {
+    let second = "\n[[link]]\nname = \"dx-2\"\ninterface = \"eth2\"\nrate = \"1 Gbit/s\"\n";
+    let [link] = parsed(&format!("{SITE}{second}")).unwrap_err().try_into().unwrap();
     assert_eq!((link.key.as_str(), link.line), ("link", SITE.lines().count() + 2));
-    assert!(link.what.contains("later"), "{link}");
-    assert!(link.remedy.starts_with("remove every [[link]] table"));
+    assert!(link.what.contains("second link"), "{link}");
 }
 
 #[test]
 fn each_wrong_value_is_named_with_its_line_key_and_remedy() {
     for (from, to, said) in [
+        (
+            "\"eth1\"",
+            "\"eth 1\"",
+            "35:13: link.interface = \"eth 1\": is not the name of an interface",
+        ),
+        ("800 Mbit/s", "800 MB/s", "36:8: link.rate = \"800 MB/s\": is not a rate"),
+        (
+            "800 Mbit/s",
+            "1 kbit/s",
+            "36:8: link.rate = \"1 kbit/s\": is slower or faster than links are",
+        ),
         ("plant7-a\"", "Plant 7\"", "2:8: appliance.name = \"Plant 7\": is not a name"),
         (
             "\"/var/lib",
@@ -169,7 +181,7 @@ fn each_wrong_value_is_named_with_its_line_key_and_remedy() {
         (
             "\"0.0.0.0:8443\"",
             "\"8443\"",
-            "34:10: status.listen = \"8443\": is not an address with a port",
+            "39:10: status.listen = \"8443\": is not an address with a port",
         ),
     ] {
         assert_eq!(changed(from, to), said);
@@ -258,7 +270,7 @@ fn two_sources_cannot_have_one_name() {
 #[test]
 fn a_certificate_comes_with_its_key() {
     let found = problem("0:8443\"\n", "0:8443\"\ncertificate = \"/etc/lakehead/page.pem\"\n");
-    assert_eq!(found.to_string(), "33:1: status.certificate_key: is missing");
+    assert_eq!(found.to_string(), "38:1: status.certificate_key: is missing");
 }
 
 #[test]

@@ -20,6 +20,7 @@ use crate::{
     config,
     error::{Cause, Classified, Finding},
     facts::{FactBatch, Facts, MemoryFacts},
+    link::Dialer,
     ship::{
         Complete, Encryption, Group, GroupKind, Head, ObjectReader, ObjectStore, Part, Put,
         ReadSpool, ShipError, StoredPart,
@@ -97,7 +98,7 @@ impl House {
 
     fn s3(&self, access: &str) -> S3 {
         let key = keys().into_iter().find(|key| key.access == access).unwrap();
-        S3::new(self.options(), credentials(access, &key.secret)).unwrap()
+        S3::new(self.options(), credentials(access, &key.secret), Dialer::new(None)).unwrap()
     }
 
     fn lake(&self) -> config::Lake {
@@ -160,7 +161,9 @@ async fn the_box_needs_its_four_permissions_and_has_no_more() {
 async fn credentials_clock_bucket_and_authority_are_told_apart() {
     let house = House::new(true).await;
     let cause = async |s3: &S3| put(s3, "raw/x", b"1").await.unwrap_err().cause();
-    let with = |access, secret| S3::new(house.options(), credentials(access, secret)).unwrap();
+    let with = |access, secret| {
+        S3::new(house.options(), credentials(access, secret), Dialer::new(None)).unwrap()
+    };
     assert_eq!(cause(&with("AKWRITER", "wrong")).await, Cause::LakeCredentials);
     assert_eq!(cause(&with("AKNOBODY", "x")).await, Cause::LakeCredentials);
     let mut expired = keys();
@@ -171,7 +174,7 @@ async fn credentials_clock_bucket_and_authority_are_told_apart() {
     let elsewhere = |change: &dyn Fn(&mut S3Options)| {
         let mut options = house.options();
         change(&mut options);
-        S3::new(options, credentials("AKWRITER", "writer-secret")).unwrap()
+        S3::new(options, credentials("AKWRITER", "writer-secret"), Dialer::new(None)).unwrap()
     };
     let bucket = elsewhere(&|options| options.bucket = "nowhere".into());
     assert_eq!(cause(&bucket).await, Cause::LakeBucket);
@@ -199,7 +202,7 @@ async fn keys_are_rotated_by_writing_the_file() {
         crate::disk::rename(&beside, &file).unwrap();
     };
     write("AKWRITER", "old-secret");
-    let s3 = S3::new(house.options(), Credentials::File(file.clone())).unwrap();
+    let s3 = S3::new(house.options(), Credentials::File(file.clone()), Dialer::new(None)).unwrap();
     assert_eq!(put(&s3, "raw/x", b"1").await.unwrap_err().cause(), Cause::LakeCredentials);
     write("AKWRITER", "writer-secret");
     put(&s3, "raw/x", b"1").await.unwrap();
@@ -300,7 +303,7 @@ async fn what_stands_still_is_given_up_and_what_is_late_is_not() {
     let house = House::new(false).await;
     let patience = Duration::from_millis(300);
     let options = S3Options { patience, ..house.options() };
-    let s3 = S3::new(options, credentials("AKADMIN", "admin-secret")).unwrap();
+    let s3 = S3::new(options, credentials("AKADMIN", "admin-secret"), Dialer::new(None)).unwrap();
     house.double.fault(Rule::once("PutObject", Fault::Stall));
     let stalled = put(&s3, "raw/x", b"1").await;
     assert!(matches!(stalled, Err(ShipError::Unanswered { .. })), "{stalled:?}");
@@ -380,7 +383,8 @@ async fn a_check_names_what_is_wrong_and_leaves_one_small_object() {
 
     let mut options = house.options();
     options.bucket = "nowhere".into();
-    let nowhere = S3::new(options, credentials("AKWRITER", "writer-secret")).unwrap();
+    let nowhere =
+        S3::new(options, credentials("AKWRITER", "writer-secret"), Dialer::new(None)).unwrap();
     let found = check(&house.lake(), &nowhere).await;
     assert_eq!(problems(&found), [("lake: reach", Cause::LakeBucket)]);
 
