@@ -107,6 +107,8 @@ causes! {
     SourceUnknown => Halt("the database sent something this firmware does not know: nothing was skipped; send the log to support"),
     /// A table that cannot be copied exactly.
     TableRefused => Halt("a table cannot be copied exactly: give it a primary key or REPLICA IDENTITY FULL, or exclude it in `tables`"),
+    /// The keys of a table change faster than its rows, of which some lack values, can be read again.
+    TableRestless => Halt("rows of a table lack values, and its keys change faster than they can be read again: let the keys rest, or set REPLICA IDENTITY FULL on the table until the alarm is gone"),
     /// The journal reached its quota: reading pauses until S3 takes objects again.
     JournalFull => Retry("the journal is full: reading from the database pauses until objects are shipped; raise `[journal] max_bytes` or mend the link"),
     /// The file system refuses writes.

@@ -103,8 +103,13 @@ fn seal(
         facts.put(&fact, &ChunkDone { position, rows });
         let done = done_chunks(&*desk.facts, table_id) + 1;
         let completes = done == u64::from(chunk.chunks);
-        let span = span(&*desk.facts, table_id)?;
-        facts.put(span_fact(table_id), &Span::with(span, position, completes));
+        let by_key = chunk.reading == Reading::Again { by_key: true };
+        let span = match done {
+            // What stands there is of what was before.
+            1 => Span::begun(position, by_key),
+            _ => span(&*desk.facts, table_id)?.unwrap_or(Span::begun(position, by_key)),
+        };
+        facts.put(span_fact(table_id), &Span::with(Some(span), position, completes));
         show(desk, &qualified, &chunk, done);
         Ok(Some(match again {
             true => repair,
@@ -117,7 +122,7 @@ fn seal(
 /// Key of the fact that the chunk is sealed.
 fn done_fact(chunk: &SnapshotChunk) -> String {
     match chunk.reading {
-        Reading::Snapshot | Reading::Again => chunk_fact(chunk.table.id, chunk.number),
+        Reading::Snapshot | Reading::Again { .. } => chunk_fact(chunk.table.id, chunk.number),
         Reading::Keys(_) => reread_fact(chunk.table.id, chunk.position, chunk.number),
     }
 }
@@ -126,7 +131,7 @@ fn done_fact(chunk: &SnapshotChunk) -> String {
 fn op(chunk: &SnapshotChunk) -> Op {
     match chunk.reading {
         Reading::Snapshot => Op::Snapshot,
-        Reading::Again | Reading::Keys(_) => Op::Repair,
+        Reading::Again { .. } | Reading::Keys(_) => Op::Repair,
     }
 }
 
@@ -380,11 +385,29 @@ mod tests {
         assert_eq!(span(), None);
         let (ten, thirty) = (Position(10), Position(30));
         seal_all(&bench, vec![part(0, 10), part(1, 30)]).unwrap();
-        assert_eq!(span(), Some(Span { first: ten, last: thirty, whole: false }));
-        let last = SnapshotChunk { reading: Reading::Again, ..part(2, 20) };
+        let two = |whole, by_key| Span { first: ten, last: thirty, whole, by_key };
+        assert_eq!(span(), Some(two(false, false)));
+        let last = SnapshotChunk { reading: Reading::Again { by_key: false }, ..part(2, 20) };
         let groups = seal_all(&bench, vec![last]).unwrap();
         assert!(matches!(groups[0].kind, GroupKind::Repair { chunk: 2, .. }));
-        assert_eq!(span(), Some(Span { first: ten, last: thirty, whole: true }));
+        assert_eq!(span(), Some(two(true, false)));
+    }
+
+    #[test]
+    fn the_first_part_of_a_table_that_is_read_again_begins_its_span_anew() {
+        let bench = Bench::new();
+        let mut batch = FactBatch::default();
+        batch.put(span_fact(7), &Span::begun(Position(0), true));
+        bench.facts().record_blocking(batch).unwrap();
+        let part = |number, position| SnapshotChunk {
+            position: Position(position),
+            reading: Reading::Again { by_key: true },
+            ..chunk(number, 2, vec![rows(0..1), RowBatch::End(1)])
+        };
+        seal_all(&bench, vec![part(1, 30), part(0, 10)]).unwrap();
+        let span = facts::read::<Span>(&*bench.facts(), &span_fact(7)).unwrap().unwrap();
+        assert_eq!((span.first, span.last), (Position(10), Position(30)));
+        assert!(span.whole && span.by_key);
     }
 
     #[test]

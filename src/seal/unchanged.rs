@@ -90,7 +90,8 @@ impl Notes {
         if standing.all {
             return Ok(());
         }
-        let lost = Span::may_lose(standing.span.as_ref(), position);
+        let rekeyed = old.is_some_and(|old| is_rekeyed(table, new, old, bytes));
+        let lost = Span::may_lose(standing.span.as_ref(), position, rekeyed);
         let noted = standing.noted || self.fresh.contains_key(&table.id);
         let renamed = old.is_some() && noted && standing.span.is_some_and(|span| !span.is_one());
         if !lost && !renamed {
@@ -195,6 +196,18 @@ fn is_lost(cell: &Cell, column: &Column) -> bool {
     *cell == Cell::Unchanged && column.generated.as_deref() != Some("stored")
 }
 
+/// Whether the new row has another key than the old one. A key that did not change is sent, too, if it
+/// has a large value.
+fn is_rekeyed(table: &Table, new: &Row, old: &Row, bytes: &[u8]) -> bool {
+    let told = |cell: &Cell| match cell {
+        Cell::Binary(range) | Cell::Text(range) => bytes.get(range.clone()).map(<[u8]>::to_vec),
+        Cell::Null | Cell::Unchanged => None,
+    };
+    let cells = table.columns.iter().zip(new.iter().zip(old));
+    let mut named = cells.filter(|(column, _)| column.identity);
+    named.any(|(_, (new, old))| *new != Cell::Unchanged && told(new) != told(old))
+}
+
 /// What names the new row: columns and values. `None`: nothing does.
 fn key(
     table: &Table,
@@ -247,7 +260,8 @@ mod tests {
 
     fn span(facts: &MemoryFacts, first: u64, last: u64, whole: bool) {
         let mut batch = FactBatch::default();
-        let span = Span { first: Position(first), last: Position(last), whole };
+        let (first, last) = (Position(first), Position(last));
+        let span = Span { first, last, whole, by_key: false };
         facts.record_blocking(std::mem::take(batch.put(span_fact(7), &span))).unwrap();
     }
 
@@ -310,6 +324,36 @@ mod tests {
         // It may have been read under that key before it was this row's.
         assert_eq!(update(&facts, 4, 40, "2", Some("9")), "2: 1; 3: 2; 4: 2");
         assert_eq!(update(&facts, 5, 50, "2", None), "2: 1; 3: 2; 4: 2");
+    }
+
+    /// Else a table that takes long to be read, and changes meanwhile, is read again for ever.
+    #[test]
+    fn of_a_table_read_again_by_its_keys_only_new_keys_are_noted() {
+        let facts = MemoryFacts::default();
+        let begun = |span: &Span| {
+            let mut batch = FactBatch::default();
+            batch.put(span_fact(7), span);
+            facts.record_blocking(batch).unwrap();
+        };
+        begun(&Span::begun(Position(0), true));
+        assert_eq!(update(&facts, 1, 5, "1", None), "", "its part is still to be read");
+        begun(&Span::with(Some(Span::begun(Position(10), true)), Position(10), false));
+        assert_eq!(update(&facts, 2, 11, "1", None), "");
+        assert_eq!(update(&facts, 3, 12, "1", Some("1")), "", "the key was sent, and is the same");
+        assert_eq!(update(&facts, 4, 13, "2", Some("1")), "4: 2");
+        begun(&Span::with(Some(Span::begun(Position(10), true)), Position(20), true));
+        let mut notes = Notes::default();
+        let key = "k".repeat(1000);
+        let new = vec![Cell::Text(0..key.len()), Cell::Unchanged];
+        for position in 0..=NOTES_BYTES_MAX as u64 / 500 {
+            let at = Position(14 + position % 10);
+            let row = (&new, None);
+            let decode = &Plain::DECODER;
+            notes.take(&facts, &table(7, "t"), at, row, key.as_bytes(), decode).unwrap();
+        }
+        assert!(notes.fresh.is_empty());
+        // Behind the last part the new key of a row that is noted counts as it always does.
+        assert_eq!(update(&facts, 5, 21, "3", Some("2")), "4: 2; 5: 3");
     }
 
     #[test]

@@ -26,8 +26,11 @@ use crate::units::{Point, Position};
 pub enum Reading {
     /// A part of the table's snapshot.
     Snapshot,
-    /// The same part again: too many rows of the table may lack values.
-    Again,
+    /// A part of the same table again: too many of its rows may lack values.
+    Again {
+        /// Whether it is a range of keys: then a row stays in it for as long as it keeps its key.
+        by_key: bool,
+    },
     /// The rows whose keys these [`unchanged_fact`]s hold.
     Keys(Vec<String>),
 }
@@ -50,6 +53,9 @@ pub struct Span {
     pub last: Position,
     /// Whether all parts are sealed.
     pub whole: bool,
+    /// Whether the parts are ranges of keys: only a row that gets another key moves between them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_key: bool,
 }
 
 /// Rows of a table that an epoch changed without saying all their values.
@@ -117,8 +123,14 @@ pub fn reread_fact(table_id: u32, position: Position, chunk: u32) -> String {
 impl Span {
     /// With one more part.
     pub fn with(before: Option<Self>, position: Position, whole: bool) -> Self {
-        let before = before.unwrap_or(Self { first: position, last: position, whole });
-        Self { first: before.first.min(position), last: before.last.max(position), whole }
+        let before = before.unwrap_or(Self { last: position, ..Self::begun(position, false) });
+        let (first, last) = (before.first.min(position), before.last.max(position));
+        Self { first, last, whole, ..before }
+    }
+
+    /// Before the first part, which will be read at `first` or later.
+    pub fn begun(first: Position, by_key: bool) -> Self {
+        Self { first, last: first, whole: false, by_key }
     }
 
     /// Whether no row can have moved from one part to another: all were read at one position.
@@ -127,9 +139,12 @@ impl Span {
     }
 
     /// Whether a row may have moved, at `position`, out of a part that was still to be read into one that
-    /// was done. While parts are missing, every later position may be.
-    pub fn may_lose(span: Option<&Self>, position: Position) -> bool {
-        span.is_none_or(|span| span.first < position && (!span.whole || position <= span.last))
+    /// was done. While parts are missing, every later position may be. `rekeyed`: it got another key there.
+    pub fn may_lose(span: Option<&Self>, position: Position, rekeyed: bool) -> bool {
+        span.is_none_or(|span| {
+            let open = span.first < position && (!span.whole || position <= span.last);
+            open && (rekeyed || !span.by_key)
+        })
     }
 }
 
@@ -139,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_row_may_be_lost_between_the_first_part_and_the_last() {
-        let lost = |span: Option<Span>, at| Span::may_lose(span.as_ref(), Position(at));
+        let lost = |span: Option<Span>, at| Span::may_lose(span.as_ref(), Position(at), false);
         assert!(lost(None, 1), "before its first part, nothing is known");
         let begun = Span::with(None, Position(10), false);
         assert!(!lost(Some(begun), 10) && lost(Some(begun), 11) && lost(Some(begun), 999));
@@ -149,6 +164,15 @@ mod tests {
         assert!(!two.is_one());
         let found: Vec<u64> = (0..30).filter(|at| lost(Some(two), *at)).collect();
         assert_eq!(found, (11..=20).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn between_ranges_of_keys_only_a_row_with_another_key_is_lost() {
+        let span = Span::with(Some(Span::begun(Position(10), true)), Position(20), true);
+        assert!(!span.is_one());
+        let lost = |at, rekeyed| Span::may_lose(Some(&span), Position(at), rekeyed);
+        assert!((0..30).all(|at| !lost(at, false)));
+        assert_eq!((lost(10, true), lost(11, true), lost(21, true)), (false, true, false));
     }
 
     #[test]

@@ -112,14 +112,7 @@ pub async fn unused(config: &config::Source, appliances: &[String]) -> Result<()
 
 /// Adds the facts that the rows of a table are in the lake, all of them, as they were at one position.
 pub fn put_whole(batch: &mut FactBatch, table_id: u32, qualified: &str) {
-    let plan = Plan {
-        table: qualified.into(),
-        filenode: 0,
-        chunks: vec![],
-        done: true,
-        again: false,
-        gone: false,
-    };
+    let plan = Plan { done: true, ..Plan::empty(qualified.into()) };
     batch.put(plan_fact(table_id), &plan);
     batch.put(span_fact(table_id), &Span::with(None, Position(0), true));
 }
@@ -263,7 +256,7 @@ mod tests {
         let plan: Plan = serde_json::from_slice(plan.as_ref().unwrap()).unwrap();
         assert_eq!(*span_key, span_fact(7));
         let span: Span = serde_json::from_slice(span.as_ref().unwrap()).unwrap();
-        assert!(!Span::may_lose(Some(&span), Position(5)), "no change of it is noted");
+        assert!(!Span::may_lose(Some(&span), Position(5), true), "no change of it is noted");
         assert_eq!(plan.missing(&std::collections::BTreeSet::new()).count(), 0);
     }
 }

@@ -1,6 +1,6 @@
 //! Plans which parts of a table are read, one by one, for its snapshot. Pure.
 //!
-//! A part is a range of the table's blocks. Fact `source/snapshot/<table id>`: a [`Plan`], recorded
+//! A part is a range of the table's blocks; where all of it is read again, of its keys. Fact `source/snapshot/<table id>`: a [`Plan`], recorded
 //! before its first part is read; the numbers of its parts never change their number, so that parts
 //! which are sealed stay sealed over restarts.
 //!
@@ -11,6 +11,8 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
+
+use super::ranges::Ranges;
 
 /// The parts of a table.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -26,6 +28,12 @@ pub(crate) struct Plan {
     /// Whether they are read a second time, for the rows that may lack values.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) again: bool,
+    /// The parts of that, which then count instead of `chunks`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ranges: Option<Ranges>,
+    /// How often all of it was begun to be read again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) passes: u32,
     /// Whether the table was seen to be gone: dropped, or no longer among those to be copied.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) gone: bool,
@@ -58,12 +66,40 @@ impl Plan {
             false => 1,
         };
         let chunks = divided(extent.blocks, count);
-        Self { table, filenode, chunks, done: false, again: false, gone: false }
+        Self { filenode, chunks, ..Self::empty(table) }
     }
 
-    /// The table was rewritten: the parts not done cover it anew.
+    /// A plan without parts.
+    pub(crate) fn empty(table: String) -> Self {
+        Self {
+            table,
+            filenode: 0,
+            chunks: vec![],
+            done: false,
+            again: false,
+            ranges: None,
+            passes: 0,
+            gone: false,
+        }
+    }
+
+    /// The plan by which all of it is read again. The number of its parts is kept for those to come.
+    pub(crate) fn again(&self) -> Self {
+        let passes = self.passes.saturating_add(1);
+        Self { done: false, again: true, ranges: None, passes, ..self.clone() }
+    }
+
+    /// Whether it is read again by its keys because even that did not do.
+    pub(crate) fn is_restless(&self) -> bool {
+        self.passes > 1
+    }
+
+    /// The table was rewritten: the parts not done cover it anew. Ranges of keys are what they were.
     pub(crate) fn renew(&mut self, done: &BTreeSet<u32>, filenode: u32, extent: Extent) {
         self.filenode = filenode;
+        if self.ranges.is_some() {
+            return;
+        }
         let open: Vec<u32> = self.missing(done).collect();
         let count = u32::try_from(open.len()).unwrap_or(u32::MAX);
         for (number, blocks) in open.into_iter().zip(divided(extent.blocks, count.max(1))) {
@@ -76,7 +112,8 @@ impl Plan {
 
     /// How many parts there are.
     pub(crate) fn count(&self) -> u32 {
-        u32::try_from(self.chunks.len()).unwrap_or(u32::MAX)
+        let blocks = || u32::try_from(self.chunks.len()).unwrap_or(u32::MAX);
+        self.ranges.as_ref().map_or_else(blocks, Ranges::count)
     }
 
     /// Numbers of the parts that are not done.
@@ -84,15 +121,30 @@ impl Plan {
         (0..self.count()).filter(move |number| !done.contains(number))
     }
 
-    /// A part.
-    pub(crate) fn blocks(&self, number: u32) -> Option<Blocks> {
+    /// The condition on the rows of a part, with its WHERE.
+    pub(crate) fn condition(&self, number: u32) -> Option<String> {
+        match &self.ranges {
+            Some(ranges) => Some(ranges.condition(number)),
+            None => self.blocks(number).map(Blocks::condition),
+        }
+    }
+
+    fn blocks(&self, number: u32) -> Option<Blocks> {
         self.chunks.get(usize::try_from(number).ok()?).copied()
     }
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it so")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
 impl Blocks {
+    /// The whole table.
+    pub(crate) const ALL: Self = Self { from: 0, to: None };
+
     /// The condition on the rows of the part, with its WHERE; empty for the whole table.
-    pub(crate) fn condition(self) -> String {
+    fn condition(self) -> String {
         let from = (self.from > 0).then(|| format!("ctid >= '({},0)'", self.from));
         let to = self.to.map(|to| format!("ctid < '({to},0)'"));
         match (from, to) {
@@ -152,8 +204,25 @@ mod tests {
         );
         let gone = serde_json::to_string(&Plan { gone: true, ..plan.clone() }).unwrap();
         assert!(gone.ends_with(r#","done":false,"gone":true}"#), "{gone}");
-        assert_eq!(plan.blocks(0).unwrap().condition(), " WHERE ctid < '(8192,0)'");
-        assert_eq!(plan.blocks(1).unwrap().condition(), " WHERE ctid >= '(8192,0)'");
+        assert_eq!(plan.condition(0).unwrap(), " WHERE ctid < '(8192,0)'");
+        assert_eq!(plan.condition(1).unwrap(), " WHERE ctid >= '(8192,0)'");
+        let again = r#"{"table":"public.t","filenode":9,"chunks":[],"done":false,"again":true,"ranges":{"columns":[{"name":"id","of":"bigint"}],"bounds":[["7"]]},"passes":1}"#;
+        let again: Plan = serde_json::from_str(again).unwrap();
+        assert_eq!((again.count(), again.passes), (2, 1));
+        assert_eq!(again.condition(1).unwrap(), r#" WHERE ("id") > ('7'::bigint)"#);
+    }
+
+    #[test]
+    fn a_rewrite_moves_no_key_to_another_part() {
+        let again = r#"{"table":"public.t","filenode":9,"chunks":[{"from":0,"to":7},{"from":7,"to":null}],"done":false,"again":true,"ranges":{"columns":[{"name":"id","of":"bigint"}],"bounds":[["7"]]}}"#;
+        let mut plan: Plan = serde_json::from_str(again).unwrap();
+        let before = plan.clone();
+        plan.renew(&BTreeSet::from([0]), 10, extent(100, true));
+        assert_eq!(plan, Plan { filenode: 10, ..before });
+        let next = plan.again();
+        assert_eq!((&next.ranges, next.passes, next.chunks.len()), (&None, 1, 2));
+        // A person hears of it when a second one is needed.
+        assert!(!next.is_restless() && next.again().is_restless());
     }
 
     #[test]

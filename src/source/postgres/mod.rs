@@ -8,7 +8,7 @@
 //! | `stream`, `batch`, `vocabulary`, `labels`, `confirm`, `gauge` | the change stream |
 //! | `tables`, `chunks`, `snapshot`, `gulp` | the rows that were there before |
 //! | `adopt` | the slot of a lost box, taken over |
-//! | `reread` | rows to be read again |
+//! | `reread`, `ranges` | rows to be read again |
 //! | `check` | all that can be looked at beforehand |
 //! | `pgoutput`, `copy`, `fields` | records and rows, read again behind the journal |
 //! | `types`, `builtin` and its forms | values |
@@ -54,6 +54,7 @@ mod origin;
 mod pattern;
 pub mod pgoutput;
 mod publication;
+mod ranges;
 mod relation;
 mod render;
 mod reread;

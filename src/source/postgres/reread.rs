@@ -4,18 +4,25 @@
 //! then, or not at all if it is gone: all that happened to it is in the stream. A note is forgotten only when
 //! the changes up to the position of that reading are sealed: the row may have got another key before it,
 //! and that one is noted then too.
+//!
+//! Where the notes would be too many, all of the table is read again, by ranges of its key. That ends: whatever
+//! happens to a row meanwhile, it stays in its part, so that only rows which get another key are noted. Of
+//! a table whose keys change without rest a person is told, who can give it REPLICA IDENTITY FULL: then its
+//! changes say all values, and nothing is noted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     catalog::{Described, identifier, literal},
-    chunks::Plan,
+    chunks::{Blocks, Extent, Plan},
     error::SourceError,
+    ranges::Ranges,
     session::Shared,
     snapshot::plan_fact,
+    wire::Wire,
 };
 use crate::{
-    facts::{self, FactBatch},
+    facts::{self, FactBatch, Facts},
     source::{
         chunk_facts,
         reread::{
@@ -112,14 +119,43 @@ fn find(shared: &Shared, table_id: u32) -> Result<Found, SourceError> {
 async fn begin_again(shared: &Shared, table_id: u32, plan: &Plan) -> Result<(), SourceError> {
     tracing::warn!(table = plan.table, "too many rows may lack values: reading all of them again");
     let mut batch = FactBatch::default();
+    delete_all(&*shared.facts, table_id, &mut batch);
+    // No part is read yet, and from here on a row that keeps its key cannot be missed.
+    batch.put(span_fact(table_id), &Span::begun(Position(0), true));
+    batch.put(plan_fact(table_id), &plan.again());
+    Ok(shared.facts.record(batch).await?)
+}
+
+/// Deletes all that is known of the table's parts and of its rows.
+pub(crate) fn delete_all(facts: &dyn Facts, table_id: u32, batch: &mut FactBatch) {
     for prefix in [chunk_facts(table_id), unchanged_facts(table_id), reread_facts(table_id)] {
-        for (key, _) in shared.facts.scan(&prefix) {
+        for (key, _) in facts.scan(&prefix) {
             batch.delete(key);
         }
     }
-    batch.delete(span_fact(table_id));
-    batch.put(plan_fact(table_id), &Plan { done: false, again: true, ..plan.clone() });
-    Ok(shared.facts.record(batch).await?)
+}
+
+/// The plan of a table that is read again, divided by its key before its first part. `None`: its rows are
+/// named otherwise than when it was divided, so that it begins anew.
+pub(crate) async fn divide(
+    shared: &Shared,
+    wire: &mut Wire,
+    described: &Described,
+    mut plan: Plan,
+    (done, extent): (&BTreeSet<u32>, Extent),
+) -> Result<Option<Plan>, SourceError> {
+    if done.is_empty() {
+        let count = u32::try_from(plan.chunks.len()).unwrap_or(u32::MAX);
+        plan.ranges = Ranges::divide(wire, described, extent.blocks, count).await?;
+        if plan.ranges.is_none() {
+            // One part is read at one position.
+            plan.chunks = vec![Blocks::ALL];
+        }
+    } else if plan.ranges.as_ref().is_some_and(|ranges| !ranges.fits(&described.table)) {
+        begin_again(shared, described.table.id, &plan).await?;
+        return Ok(None);
+    }
+    Ok(Some(plan))
 }
 
 impl Found {
@@ -167,6 +203,19 @@ impl Found {
         let facts = self.notes.into_iter().chain(self.rereads.into_keys());
         Step::Forget(facts.chain(self.all).collect())
     }
+}
+
+/// What names the rows of a table that is read again is not what it was: the next pass begins anew. Parts
+/// of this one may still be sealed.
+pub(crate) async fn spoil(shared: &Shared, table_id: u32) -> Result<(), SourceError> {
+    let key = plan_fact(table_id);
+    let Some(mut plan) = facts::read::<Plan>(&*shared.facts, &key)? else { return Ok(()) };
+    if let Some(ranges) = &mut plan.ranges {
+        ranges.spoil();
+    }
+    let mut batch = FactBatch::default();
+    batch.put(key, &plan);
+    Ok(shared.facts.record(batch).await?)
 }
 
 /// Notes the whole table: its rows cannot be read by the keys that are noted.
@@ -242,7 +291,8 @@ mod tests {
     use super::*;
 
     fn span(first: u64, last: u64) -> Option<Span> {
-        Some(Span { first: Position(first), last: Position(last), whole: true })
+        let begun = Span::begun(Position(first), false);
+        Some(Span::with(Some(begun), Position(last), true))
     }
 
     fn notes(names: &[&str]) -> Vec<String> {

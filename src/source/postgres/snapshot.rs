@@ -165,20 +165,27 @@ async fn plan(
         }
         let done = sealed(shared, id);
         let known: Option<Plan> = facts::read(&*shared.facts, &plan_fact(id))?;
-        let plan = match known {
-            Some(plan) if plan.filenode == filenode => plan,
-            Some(mut plan) => {
-                plan.renew(&done, filenode, size.extent);
-                plan
+        let mut plan =
+            known.unwrap_or_else(|| Plan::new(listed.qualified(), filenode, size.extent));
+        if plan.again {
+            let standing = (&done, size.extent);
+            match reread::divide(shared, &mut wire, &described, plan, standing).await? {
+                Some(divided) => plan = divided,
+                None => continue,
             }
-            None => Plan::new(listed.qualified(), filenode, size.extent),
-        };
+        }
+        if plan.filenode != filenode {
+            plan.renew(&done, filenode, size.extent);
+        }
         batch.put(plan_fact(id), &plan);
         size.tell(shared, &plan, &done);
-        let reading = if plan.again { Reading::Again } else { Reading::Snapshot };
+        let reading = match plan.again {
+            true => Reading::Again { by_key: plan.ranges.is_some() },
+            false => Reading::Snapshot,
+        };
         let parts = plan.missing(&done).filter_map(|number| {
             let (described, chunks) = (Arc::clone(&described), plan.count());
-            let (condition, reading) = (plan.blocks(number)?.condition(), reading.clone());
+            let (condition, reading) = (plan.condition(number)?, reading.clone());
             Some(Job { described, filenode, number, chunks, condition, reading })
         });
         jobs.extend(parts);
@@ -274,8 +281,14 @@ async fn worker(work: &Work, target: &Target) -> Result<(), SourceError> {
             Err(error @ (SourceError::Server { .. } | SourceError::Gap(_))) => {
                 let table = job.described.table.qualified();
                 tracing::warn!(table, %error, "a table's snapshot waits for the next pass");
-                if matches!(job.reading, Reading::Keys(_)) && is_data_exception(&error) {
-                    reread::note_all(&work.shared, id).await?;
+                match &job.reading {
+                    Reading::Keys(_) if is_data_exception(&error) => {
+                        reread::note_all(&work.shared, id).await?;
+                    }
+                    Reading::Again { by_key: true } if is_data_exception(&error) => {
+                        reread::spoil(&work.shared, id).await?;
+                    }
+                    Reading::Snapshot | Reading::Again { .. } | Reading::Keys(_) => {}
                 }
                 lock(&work.aside).insert(id);
                 first = first.and(Err(error));
@@ -321,6 +334,10 @@ async fn read(
         rows,
     };
     work.sender.send(chunk).await.map_err(|_| SourceError::Ended)?;
+    if job.reading == (Reading::Again { by_key: true }) {
+        // Without statistics the whole table would be read for each part.
+        wire.query("read by the key's index", "SET LOCAL enable_seqscan = off").await?;
+    }
     let (list, condition) = (job.described.select_list(), &job.condition);
     let sql = format!("COPY (SELECT {list} FROM ONLY {from}{condition}) TO STDOUT (FORMAT binary)");
     let mut gulp = wire.copy_out(COPYING, &sql).await?;

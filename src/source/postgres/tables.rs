@@ -131,20 +131,24 @@ impl Tables {
         };
         let listing = session::tables(&self.shared, wire).await?.tables;
         let (mut batch, mut missing) = (FactBatch::default(), Missing::default());
+        let mut restless = vec![];
         self.part(&listing, &mut batch)?;
         for (id, listed) in listing {
             if self.whole.contains(&id) {
                 continue;
             }
-            let plan = progress(&self.shared, id)?.filter(|plan| plan.done);
-            let standing = match &plan {
+            let known = progress(&self.shared, id)?;
+            let plan = known.as_ref().filter(|plan| plan.done);
+            let standing = match plan {
                 Some(_) if running => Standing::Waiting,
                 Some(plan) => reread::settle(&self.shared, id, plan).await?,
                 None => Standing::Parts,
             };
+            let known = known.as_ref().filter(|_| standing != Standing::Whole);
+            restless.extend(known.filter(|plan| plan.is_restless()).map(|plan| plan.table.clone()));
             match standing {
                 Standing::Whole => {
-                    if let Some(plan) = &plan {
+                    if let Some(plan) = plan {
                         batch.put(plan_fact(id), plan);
                     }
                     self.whole.insert(id);
@@ -160,6 +164,7 @@ impl Tables {
         if !batch.changes.is_empty() {
             self.shared.facts.record(batch).await?;
         }
+        self.tell_restless(&restless);
         let reading = missing.tables.len() > missing.keys.len();
         self.shared.board.write(|status| match (status.state, reading) {
             (SourceState::Streaming, true) => status.state = SourceState::Snapshot,
@@ -167,6 +172,21 @@ impl Tables {
             _ => {}
         });
         Ok(missing)
+    }
+
+    /// Tells of tables that were read again as a whole, and are to be once more.
+    fn tell_restless(&self, tables: &[String]) {
+        match tables {
+            [] => self.shared.board.calm(RESTLESS_ALARM),
+            tables => {
+                let what = format!(
+                    "{}: too many rows got another key while all of it was read again",
+                    tables.join(", ")
+                );
+                let now = self.shared.clock.wall();
+                self.shared.board.alarm(RESTLESS_ALARM, Cause::TableRestless, &what, now);
+            }
+        }
     }
 
     /// Takes leave of tables that are not listed any more, and says so once. What was copied of them stays
@@ -266,6 +286,8 @@ pub(crate) fn resting_state(shared: &Shared) -> SourceState {
 const LOOK_ALARM: &str = "catalog";
 /// The alarm for what keeps a snapshot from being read.
 const PASS_ALARM: &str = "snapshot";
+/// The alarm for tables that are read again and again.
+const RESTLESS_ALARM: &str = "tables-restless";
 /// The alarm for tables that were not listed for a while.
 const BACK_ALARM: &str = "tables-back";
 const LOOK_EVERY: Duration = Duration::from_secs(10);
