@@ -83,6 +83,16 @@ impl Plan {
         }
     }
 
+    /// What is left of it when the table is gone.
+    pub(crate) fn parted(&self) -> Self {
+        Self { done: self.done, gone: true, ..Self::empty(self.table.clone()) }
+    }
+
+    /// Whether it has no parts yet: the table was gone.
+    pub(crate) fn is_to_be_made(&self) -> bool {
+        !self.done && self.count() == 0
+    }
+
     /// The plan by which all of it is read again. The number of its parts is kept for those to come.
     pub(crate) fn again(&self) -> Self {
         let passes = self.passes.saturating_add(1);

@@ -6,7 +6,7 @@
 //! | `pattern`, `catalog`, `definition`, `relation` | what tables there are and what they look like |
 //! | `name`, `publication`, `slot`, `origin`, `session` | what we make on the server, and whether it continues what we hold |
 //! | `stream`, `batch`, `vocabulary`, `labels`, `confirm`, `gauge` | the change stream |
-//! | `tables`, `chunks`, `snapshot`, `gulp` | the rows that were there before |
+//! | `tables`, `gone`, `chunks`, `snapshot`, `gulp` | the rows that were there before |
 //! | `adopt` | the slot of a lost box, taken over |
 //! | `reread`, `ranges` | rows to be read again |
 //! | `check` | all that can be looked at beforehand |
@@ -41,6 +41,7 @@ pub mod error;
 mod fields;
 pub mod float;
 mod gauge;
+mod gone;
 mod gulp;
 mod labels;
 mod login;

@@ -165,8 +165,12 @@ async fn plan(
         }
         let done = sealed(shared, id);
         let known: Option<Plan> = facts::read(&*shared.facts, &plan_fact(id))?;
-        let mut plan =
-            known.unwrap_or_else(|| Plan::new(listed.qualified(), filenode, size.extent));
+        let new = || Plan::new(listed.qualified(), filenode, size.extent);
+        let mut plan = match known {
+            Some(plan) if plan.is_to_be_made() => Plan { gone: plan.gone, ..new() },
+            Some(plan) => plan,
+            None => new(),
+        };
         if plan.again {
             let standing = (&done, size.extent);
             match reread::divide(shared, &mut wire, &described, plan, standing).await? {
@@ -447,7 +451,7 @@ pub(crate) fn progress(shared: &Shared, id: u32) -> Result<Option<Plan>, SourceE
     };
     let done = sealed(shared, id);
     let open = plan.missing(&done).count();
-    plan.done = open == 0;
+    plan.done = open == 0 && (plan.done || plan.count() > 0);
     shared.board.write(|status| {
         let progress = status.snapshot.entry(plan.table.clone()).or_default();
         progress.chunks = plan.count();

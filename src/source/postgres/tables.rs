@@ -20,16 +20,17 @@ use super::{
     chunks::Plan,
     connect::{Backoff, Target},
     error::SourceError,
+    gone::{self, Gone},
     login::Purpose,
     reread::{self, Standing},
     session::{self, Fresh, Shared},
     slot,
-    snapshot::{PLAN_FACTS, Pass, plan_fact, progress},
+    snapshot::{Pass, plan_fact, progress},
     wire::Wire,
 };
 use crate::{
     error::{Cause, Classified},
-    facts::{self, FactBatch},
+    facts::FactBatch,
     shutdown::Tasks,
     source::SnapshotChunk,
     telemetry::board::SourceState,
@@ -129,10 +130,14 @@ impl Tables {
                 none.insert(target.open(Purpose::Sql).await?)
             }
         };
+        let noted = gone::noted(&*self.shared.facts);
         let listing = session::tables(&self.shared, wire).await?.tables;
         let (mut batch, mut missing) = (FactBatch::default(), Missing::default());
         let mut restless = vec![];
-        self.part(&listing, &mut batch)?;
+        let listed = |id| listing.contains_key(&id);
+        let gone = gone::look(&*self.shared.facts, listed, &noted, running, &mut batch)?;
+        self.tell_gone(gone);
+        look_again(&mut self.whole, listed, &noted);
         for (id, listed) in listing {
             if self.whole.contains(&id) {
                 continue;
@@ -189,52 +194,35 @@ impl Tables {
         }
     }
 
-    /// Takes leave of tables that are not listed any more, and says so once. What was copied of them stays
-    /// in the lake.
-    fn part(
-        &mut self,
-        listing: &BTreeMap<u32, Listed>,
-        batch: &mut FactBatch,
-    ) -> Result<(), SourceError> {
-        let mut back = vec![];
-        for (fact, mut plan) in facts::read_all::<Plan>(&*self.shared.facts, PLAN_FACTS)? {
-            let id = fact.strip_prefix(PLAN_FACTS).and_then(|id| id.parse().ok());
-            let listed = id.is_some_and(|id| listing.contains_key(&id));
-            if listed && plan.gone {
-                back.push(plan.table);
-            } else if !listed && !plan.gone {
-                plan.gone = true;
-                batch.put(fact, &plan);
-                self.shared.board.write(|status| {
-                    status.snapshot.remove(&plan.table);
-                });
-                let table = plan.table;
-                match plan.done {
-                    true => tracing::warn!(
-                        table,
-                        "the table is gone, or excluded: what the lake has of it stays"
-                    ),
-                    false => tracing::warn!(
-                        table,
-                        "the table is gone, or excluded, before its snapshot was whole: \
-                         `lakehead restore` needs --except with its name, until another one has it"
-                    ),
-                }
+    /// Says once which tables are gone, and as long as it is so which of them are back.
+    fn tell_gone(&self, gone: Gone) {
+        for Plan { table, done, .. } in gone.left {
+            self.shared.board.write(|status| {
+                status.snapshot.remove(&table);
+            });
+            match done {
+                true => tracing::warn!(
+                    table,
+                    "the table is gone, or excluded: what the lake has of it stays"
+                ),
+                false => tracing::warn!(
+                    table,
+                    "the table is gone, or excluded, before its snapshot was whole: \
+                     `lakehead restore` needs --except with its name, until another one has it"
+                ),
             }
         }
-        match back.is_empty() {
-            true => self.shared.board.calm(BACK_ALARM),
-            false => {
-                let what = format!(
-                    "{}: left out for a while, so that changes of it are not in the lake: \
-                     copy it under another source's name",
-                    back.join(", ")
-                );
-                let now = self.shared.clock.wall();
-                self.shared.board.alarm(BACK_ALARM, Cause::TableRefused, &what, now);
-            }
+        if gone.back.is_empty() {
+            self.shared.board.calm(BACK_ALARM);
+            return;
         }
-        Ok(())
+        let what = format!(
+            "{}: left out for a while, so that changes of it are not in the lake: \
+             copy it under another source's name",
+            gone.back.join(", ")
+        );
+        let now = self.shared.clock.wall();
+        self.shared.board.alarm(BACK_ALARM, Cause::TableRefused, &what, now);
     }
 
     /// Begins to read what is missing.
@@ -262,6 +250,12 @@ impl Tables {
         tracing::warn!(%error, "the tables cannot be looked at or read; trying again");
         self.shared.board.alarm(room, error.cause(), error, self.shared.clock.wall());
     }
+}
+
+/// Tables that are to be looked at though they were whole: an epoch that was open when one became so may
+/// still have noted rows of it, and one that comes back is not what it was.
+fn look_again(whole: &mut BTreeSet<u32>, listed: impl Fn(u32) -> bool, noted: &BTreeSet<u32>) {
+    whole.retain(|id| listed(*id) && !noted.contains(id));
 }
 
 /// A snapshot at a position of its own: that of a slot which ends with it.
@@ -292,3 +286,15 @@ const RESTLESS_ALARM: &str = "tables-restless";
 const BACK_ALARM: &str = "tables-back";
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 const RETRY_MIN: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_table_of_which_a_row_is_noted_late_is_looked_at_again() {
+        let mut whole = BTreeSet::from([1, 2, 3]);
+        look_again(&mut whole, |id| id != 3, &BTreeSet::from([2, 9]));
+        assert_eq!(whole, BTreeSet::from([1]));
+    }
+}

@@ -1,0 +1,183 @@
+//! Takes leave of tables that are not listed any more: they were dropped, or are excluded or unreadable.
+//!
+//! What was copied of them stays in the lake. What this box knows of their parts and rows goes: no row of
+//! them is read again, and what is noted of them would take the room of others. While they are away their
+//! span says that nothing of them is to be noted: the journal may still hold changes of them.
+//!
+//! **Invariant:** a table that comes back before it was whole is read anew, under a span that begins with
+//! its new snapshot (I12).
+
+use std::collections::BTreeSet;
+
+use super::{chunks::Plan, reread::delete_all, snapshot::PLAN_FACTS};
+use crate::{
+    facts::{self, FactBatch, FactDamaged, Facts},
+    source::reread::{Span, UNCHANGED_FACTS, span_fact},
+    units::Position,
+};
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(crate) struct Gone {
+    /// Tables that went since the last look.
+    pub(crate) left: Vec<Plan>,
+    /// Names of tables that are there again.
+    pub(crate) back: Vec<String>,
+}
+
+/// Tables of which rows are noted, by id.
+pub(crate) fn noted(facts: &dyn Facts) -> BTreeSet<u32> {
+    let keys = facts.scan(UNCHANGED_FACTS).into_iter();
+    keys.filter_map(|(key, _)| key[UNCHANGED_FACTS.len()..].split('/').next()?.parse().ok())
+        .collect()
+}
+
+/// Looks which tables are not `listed` any more, and which are again. `noted`: those of which rows were
+/// noted before the list was made. While a pass is `running`, nothing is changed of tables that are back.
+///
+/// # Errors
+///
+/// A fact does not read.
+pub(crate) fn look(
+    facts: &dyn Facts,
+    listed: impl Fn(u32) -> bool,
+    noted: &BTreeSet<u32>,
+    running: bool,
+    batch: &mut FactBatch,
+) -> Result<Gone, FactDamaged> {
+    let (mut gone, mut planned) = (Gone::default(), BTreeSet::new());
+    for (fact, plan) in facts::read_all::<Plan>(facts, PLAN_FACTS)? {
+        let Some(id) = fact.strip_prefix(PLAN_FACTS).and_then(|id| id.parse().ok()) else {
+            continue;
+        };
+        planned.insert(id);
+        if !listed(id) {
+            release(facts, id, batch)?;
+            if !plan.gone {
+                batch.put(fact, &plan.parted());
+                gone.left.push(plan);
+            }
+        } else if plan.gone {
+            if plan.is_to_be_made() && !running {
+                delete_all(facts, id, batch);
+                batch.delete(span_fact(id));
+            }
+            gone.back.push(plan.table);
+        }
+    }
+    // Of tables that came and went between two looks there is no plan.
+    for id in noted.iter().filter(|id| !listed(**id) && !planned.contains(id)) {
+        release(facts, *id, batch)?;
+    }
+    Ok(gone)
+}
+
+/// Removes what is known of a table's parts and rows. What seal adds meanwhile goes with the next look.
+fn release(facts: &dyn Facts, table_id: u32, batch: &mut FactBatch) -> Result<(), FactDamaged> {
+    delete_all(facts, table_id, batch);
+    let span: Option<Span> = facts::read(facts, &span_fact(table_id))?;
+    if !span.is_some_and(|span| span.is_one()) {
+        batch.put(span_fact(table_id), &Span::with(None, Position(0), true));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        facts::MemoryFacts,
+        source::postgres::{chunks::Extent, snapshot::plan_fact},
+        source::{
+            ChunkDone, chunk_fact,
+            reread::{Reread, Unchanged, reread_fact, unchanged_all_fact, unchanged_fact},
+        },
+    };
+
+    fn plan(done: bool) -> Plan {
+        let extent = Extent { blocks: 40_000, block_bytes: 8192, divisible: true };
+        Plan { done, ..Plan::new("public.t".into(), 9, extent) }
+    }
+
+    /// Facts of a table that was read at two positions, and of which rows are to be read again.
+    fn known(id: u32, plan: Option<&Plan>) -> MemoryFacts {
+        let (facts, mut batch) = (MemoryFacts::default(), FactBatch::default());
+        let position = Position(20);
+        let span = Span::with(Some(Span::begun(Position(10), false)), position, true);
+        let reread = Reread { position, group: 3, notes: vec![] };
+        batch
+            .put(chunk_fact(id, 0), &ChunkDone { position, rows: 1 })
+            .put(span_fact(id), &span)
+            .put(unchanged_fact(id, 4), &Unchanged::default())
+            .put(unchanged_all_fact(id), &true)
+            .put(reread_fact(id, position, 0), &reread);
+        if let Some(plan) = plan {
+            batch.put(plan_fact(id), plan);
+        }
+        facts.record_blocking(batch).unwrap();
+        facts
+    }
+
+    fn look_once(facts: &MemoryFacts, listed: bool, running: bool) -> Gone {
+        let mut batch = FactBatch::default();
+        let gone = look(facts, |_| listed, &noted(facts), running, &mut batch).unwrap();
+        facts.record_blocking(batch).unwrap();
+        gone
+    }
+
+    fn span(facts: &MemoryFacts) -> Option<Span> {
+        facts::read(facts, &span_fact(7)).unwrap()
+    }
+
+    /// All keys but those of the plan and the span.
+    fn rest(facts: &MemoryFacts) -> Vec<String> {
+        let keys = facts.scan("").into_iter().map(|(key, _)| key);
+        keys.filter(|key| *key != plan_fact(7) && *key != span_fact(7)).collect()
+    }
+
+    #[test]
+    fn of_a_table_that_is_gone_nothing_is_kept_and_nothing_is_noted() {
+        for done in [false, true] {
+            let facts = known(7, Some(&plan(done)));
+            let gone = look_once(&facts, false, true);
+            assert_eq!((gone.left.len(), gone.back.len()), (1, 0));
+            assert_eq!(rest(&facts), [""; 0]);
+            assert!(!Span::may_lose(span(&facts).as_ref(), Position(99), true));
+            // A part or an epoch that was under way comes behind it.
+            let mut late = FactBatch::default();
+            late.put(unchanged_fact(7, 5), &Unchanged::default());
+            late.put(span_fact(7), &Span::with(span(&facts), Position(30), false));
+            facts.record_blocking(late).unwrap();
+            assert!(look_once(&facts, false, false).left.is_empty());
+            assert_eq!(rest(&facts), [""; 0]);
+            assert!(span(&facts).is_some_and(|span| span.is_one()));
+            // What was whole stays so, and is not read again when the table is back.
+            let kept: Plan = facts::read(&facts, &plan_fact(7)).unwrap().unwrap();
+            assert_eq!((kept.done, kept.gone, kept.count()), (done, true, 0));
+        }
+    }
+
+    #[test]
+    fn a_table_that_comes_back_before_it_was_whole_begins_a_span_of_its_own() {
+        let facts = known(7, Some(&plan(false)));
+        look_once(&facts, false, false);
+        assert_eq!(look_once(&facts, true, true).back, ["public.t"]);
+        assert!(span(&facts).is_some(), "a part of it may be on its way");
+        look_once(&facts, true, false);
+        assert_eq!((span(&facts), rest(&facts).len()), (None, 0));
+        // Once its parts are planned nothing is taken from under them.
+        let facts = known(7, Some(&Plan { gone: true, ..plan(false) }));
+        look_once(&facts, true, false);
+        assert_eq!(rest(&facts).len(), 4);
+    }
+
+    #[test]
+    fn a_table_that_was_gone_before_it_was_planned_is_released_too() {
+        let facts = known(7, None);
+        assert_eq!(noted(&facts), BTreeSet::from([7]));
+        look_once(&facts, true, false);
+        assert_eq!(rest(&facts).len(), 4, "it is listed");
+        look_once(&facts, false, false);
+        assert_eq!((rest(&facts).len(), noted(&facts).len()), (0, 0));
+    }
+}
