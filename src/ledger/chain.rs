@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Adoption, Entry, EntryKind, Group, GroupKind, LedgerError, Proven, SourceIdentity,
+    Adoption, Entry, EntryKind, Fates, Group, GroupKind, LedgerError, Proven, SourceIdentity,
     entry::{self, NO_PREVIOUS},
 };
 use crate::units::{Point, Position};
@@ -102,10 +102,12 @@ impl ChainHead {
                 GroupKind::Schema => next.kind = EntryKind::Schema,
             }
             for object in &group.objects {
-                let version = next.tables.entry(object.table.clone()).or_default();
-                *version = object.version.max(*version);
+                raise(&mut next.tables, &object.table, object.version);
                 next.objects.push(entry::proof(object));
             }
+            let Fates { whole, left } = &group.fates;
+            whole.iter().for_each(|(name, version)| raise(&mut next.fates.whole, name, *version));
+            left.iter().for_each(|(name, version)| raise(&mut next.fates.left, name, *version));
         }
         next.objects.sort_by(|a, b| a.key.cmp(&b.key));
         Ok((next, head))
@@ -139,6 +141,7 @@ impl ChainHead {
             tables: BTreeMap::new(),
             objects: vec![],
             completes: BTreeMap::<String, Position>::new(),
+            fates: Fates::default(),
             adopts: None,
             release: stamp.release,
             committed_at: None,
@@ -146,6 +149,12 @@ impl ChainHead {
             at: stamp.at,
         }
     }
+}
+
+/// Of two tables of one name the younger one counts.
+fn raise(versions: &mut BTreeMap<String, u32>, table: &str, version: u32) {
+    let known = versions.entry(table.into()).or_default();
+    *known = version.max(*known);
 }
 
 /// Whether `next` may share an entry with the groups before it, of which `last` is the last and which
@@ -206,6 +215,20 @@ mod tests {
         *completes = true;
         let (entry, _) = start().next(&[last], stamp()).unwrap();
         assert_eq!(entry.completes, BTreeMap::from([("public.t".into(), Position(50))]));
+    }
+
+    #[test]
+    fn an_entry_says_what_becomes_of_tables() {
+        let said = |name: &str, version| BTreeMap::from([(name.to_owned(), version)]);
+        let fates = |whole, left| Fates { whole, left };
+        let first = Group { fates: fates(said("a", 1), said("b", 2)), ..snapshot(1, 1) };
+        let second = Group { fates: fates(said("a", 3), said("c", 1)), ..snapshot(2, 1) };
+        let (entry, _) = start().next(&[first, second], stamp()).unwrap();
+        let left = BTreeMap::from([("b".to_owned(), 2), ("c".to_owned(), 1)]);
+        assert_eq!(entry.fates, fates(said("a", 3), left));
+        let json = serde_json::to_string(&entry).unwrap();
+        assert!(json.contains(r#""whole":{"a":3},"left":{"b":2,"c":1}"#), "{json}");
+        assert_eq!(serde_json::from_str::<Entry>(&json).unwrap(), entry);
     }
 
     #[test]

@@ -126,7 +126,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        ledger::{EntryKind, SourceIdentity},
+        ledger::{EntryKind, Fates, SourceIdentity},
         ship::Op,
         units::{Point, Position, Sequence},
     };
@@ -154,6 +154,7 @@ mod tests {
             tables: BTreeMap::from([("public.t".into(), 2)]),
             objects: vec![object],
             completes: BTreeMap::new(),
+            fates: Fates::default(),
             adopts: None,
             release: "lake".into(),
             committed_at: Some("2026-11-21T08:30:00.000000Z".into()),

@@ -31,7 +31,7 @@ pub use key::{IdentityKey, PublicKey};
 pub use verify::{Damage, DamageKind, SourceReport};
 pub use write::{Ledger, LedgerOptions};
 
-pub use crate::ship::{Encryption, Group, GroupKind, Object, Op, Shipped};
+pub use crate::ship::{Encryption, Fates, Group, GroupKind, Object, Op, Shipped};
 use crate::{
     error::{Cause, Classified},
     facts::{FactDamaged, FactsError},
@@ -62,6 +62,10 @@ pub struct Entry {
     /// Tables whose snapshot is whole with this entry: qualified name → the position of its last chunk.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub completes: BTreeMap<String, Position>,
+    /// Tables of which all rows are in the lake with this entry, with all their values; and tables that are
+    /// not copied any more.
+    #[serde(flatten)]
+    pub fates: Fates,
     /// Of a `fence`: who takes the chain over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopts: Option<Adoption>,

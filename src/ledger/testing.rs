@@ -75,7 +75,7 @@ fn object(key: String, op: Option<Op>) -> Object {
 fn group(id: u64, kind: GroupKind, folder: &str, count: usize, op: Option<Op>) -> Group {
     let keys = (0..count).rev().map(|number| format!("raw/{folder}/{id:08}-{number:04}"));
     let objects = keys.map(|key| object(key, op)).collect();
-    Group { id, kind, objects, at: Timestamp(1) }
+    Group { id, kind, objects, fates: super::Fates::default(), at: Timestamp(1) }
 }
 
 pub(super) fn snapshot(id: u64, count: usize) -> Group {

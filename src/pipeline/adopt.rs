@@ -31,7 +31,7 @@ use crate::{
     ship::ObjectStore,
     shutdown::Tasks,
     source::{
-        postgres::{Chain, Outlook, Succession, put_whole, succeed, unused},
+        postgres::{Chain, Outlook, Said, Succession, put_said, succeed, unused},
         reread::{EPOCH_FACT, EpochEnd},
     },
     telemetry::board::SourceBoard,
@@ -294,8 +294,9 @@ async fn tell(facts: &dyn Facts, prepared: &Prepared) -> Result<(), RunError> {
     for (name, version) in &estate.taken {
         put_taken(&mut batch, name, *version);
     }
-    for (id, name) in &estate.whole {
-        put_whole(&mut batch, *id, name);
+    for (id, name) in estate.whole.iter().chain(&estate.left) {
+        let (whole, left) = (estate.whole.contains_key(id), estate.left.contains_key(id));
+        put_said(&mut batch, *id, name, Said { whole, left });
     }
     if let Some(end) = estate.reached {
         // The new journal's batches, and seal's groups, are numbered from 1.

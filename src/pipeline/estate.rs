@@ -1,9 +1,9 @@
 //! What a lost box has left in the lake, read from its ledger's entries. Pure.
 //!
-//! **Invariant:** a table counts as whole only if the ledger says that the snapshot of this very table
-//! was completed, and all its parts stand at one position: one that was dropped and made anew under its
-//! name is another table; and which rows of an interrupted snapshot were yet to be read again, only the
-//! lost box knew.
+//! **Invariant:** a table counts as whole only if the ledger says so of this very table: one that was
+//! dropped and made anew under its name is another one; and which rows of an interrupted snapshot were yet
+//! to be read again, only the lost box knew. It says so with the last part of a snapshot that was read at
+//! one position, and when the last of those rows is there.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,6 +33,8 @@ pub(super) struct Estate {
     pub(super) versions: Vec<Arc<Table>>,
     /// Tables of whose rows all are there: id, and qualified name.
     pub(super) whole: BTreeMap<u32, String>,
+    /// Tables that were not copied any more, for good or for a while: id, and qualified name.
+    pub(super) left: BTreeMap<u32, String>,
     /// Tables of whose rows not all are there, by qualified name.
     pub(super) partial: BTreeSet<String>,
     /// Greatest version under which an object stands that no entry names, by qualified name.
@@ -44,7 +46,10 @@ impl Estate {
     /// source's folders that it does not name.
     pub(super) fn of(entries: &[Entry], known: &Definitions, strangers: &[String]) -> Self {
         let mut estate = Self { versions: known.values().cloned().collect(), ..Self::default() };
-        let mut found = Found::default();
+        let versions: BTreeMap<(String, u32), u32> = known
+            .iter()
+            .map(|((name, version), table)| ((name.qualified(), *version), table.id))
+            .collect();
         for entry in entries {
             if !estate.appliances.contains(&entry.appliance) {
                 estate.appliances.push(entry.appliance.clone());
@@ -56,8 +61,16 @@ impl Estate {
                     estate.reached = Some(entry.to);
                     estate.whole.clear();
                 }
-                EntryKind::Snapshot => estate.complete(entry, known, &mut found),
-                EntryKind::Schema | EntryKind::Repair | EntryKind::Fence => {}
+                EntryKind::Snapshot | EntryKind::Schema | EntryKind::Repair | EntryKind::Fence => {}
+            }
+            estate.look_at_rows(entry);
+            for (said, to) in
+                [(&entry.fates.whole, &mut estate.whole), (&entry.fates.left, &mut estate.left)]
+            {
+                let tables = said.iter().filter_map(|(name, version)| {
+                    Some((*versions.get(&(name.clone(), *version))?, name.clone()))
+                });
+                to.extend(tables);
             }
         }
         estate.partial = estate.lacking(known);
@@ -70,22 +83,14 @@ impl Estate {
         estate
     }
 
-    fn complete(&mut self, entry: &Entry, known: &Definitions, found: &mut Found) {
-        for (name, content) in entry.objects.iter().filter_map(|object| parse(&object.key)) {
-            let Content::Rows { position } = content else { continue };
-            self.snapshot = Some(self.snapshot.map_or(position, |oldest| oldest.min(position)));
-            let qualified = name.qualified();
-            let version = entry.tables.get(&qualified).copied().unwrap_or_default();
-            if let Some(table) = known.get(&(name, version)) {
-                found.positions.entry(table.id).or_default().insert(position);
-                found.last.insert(qualified, table.id);
-            }
-        }
-        for (qualified, position) in &entry.completes {
-            let Some(id) = found.last.get(qualified) else { continue };
-            if found.positions[id].iter().all(|at| at == position) {
-                self.whole.insert(*id, qualified.clone());
-            }
+    fn look_at_rows(&mut self, entry: &Entry) {
+        let parsed = entry.objects.iter().filter_map(|object| parse(&object.key));
+        let positions = parsed.filter_map(|(_, content)| match content {
+            Content::Rows { position } => Some(position),
+            Content::Changes { .. } | Content::Schema { .. } => None,
+        });
+        if entry.kind == EntryKind::Snapshot {
+            self.snapshot = self.snapshot.into_iter().chain(positions).min();
         }
     }
 
@@ -99,21 +104,12 @@ impl Estate {
     }
 }
 
-/// What was found of snapshots so far.
-#[derive(Default)]
-struct Found {
-    /// The table whose rows were last found under a name.
-    last: BTreeMap<String, u32>,
-    /// Where the parts of a table stand.
-    positions: BTreeMap<u32, BTreeSet<Position>>,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         journal::Identity,
-        ledger::{EntryObject, SourceIdentity},
+        ledger::{EntryObject, Fates, SourceIdentity},
         units::Sequence,
     };
 
@@ -161,6 +157,7 @@ mod tests {
                 .collect(),
             objects: rows.iter().map(object).collect(),
             completes: BTreeMap::new(),
+            fates: Fates::default(),
             adopts: None,
             release: "lake".into(),
             committed_at: None,
@@ -169,10 +166,18 @@ mod tests {
         }
     }
 
-    fn snapshot(rows: &[(&str, u32, u64)], completes: &[(&str, u64)]) -> Entry {
-        let completes =
-            completes.iter().map(|(name, at)| (format!("public.{name}"), Position(*at))).collect();
-        Entry { completes, ..entry(EntryKind::Snapshot, "a", rows) }
+    fn snapshot(rows: &[(&str, u32, u64)]) -> Entry {
+        entry(EntryKind::Snapshot, "a", rows)
+    }
+
+    fn named(tables: &[(&str, u32)]) -> BTreeMap<String, u32> {
+        tables.iter().map(|(name, version)| (format!("public.{name}"), *version)).collect()
+    }
+
+    /// An entry that says of tables, by name and version, that they are whole.
+    fn says_whole(kind: EntryKind, rows: &[(&str, u32, u64)], tables: &[(&str, u32)]) -> Entry {
+        let fates = Fates { whole: named(tables), ..Fates::default() };
+        Entry { fates, ..entry(kind, "a", rows) }
     }
 
     fn whole(entries: &[Entry], known: &[((Name, u32), Arc<Table>)]) -> (Vec<u32>, Vec<String>) {
@@ -183,8 +188,9 @@ mod tests {
     #[test]
     fn an_estate_says_where_it_ends_and_who_left_it() {
         let entries = [
-            snapshot(&[("t", 1, 300)], &[]),
-            snapshot(&[("t", 1, 100)], &[("t", 100)]),
+            snapshot(&[("t", 1, 300)]),
+            snapshot(&[("t", 1, 100)]),
+            entry(EntryKind::Repair, "a", &[("t", 1, 50)]),
             entry(EntryKind::Changes, "a", &[]),
             entry(EntryKind::Fence, "b", &[]),
             entry(EntryKind::Schema, "a", &[]),
@@ -201,45 +207,60 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_whole_when_its_last_chunk_is_there_also_an_empty_one() {
+    fn a_table_is_whole_when_the_chain_says_so_also_an_empty_one() {
         let known = [table(7, "t", 1), table(8, "u", 1)];
-        let begun = snapshot(&[("t", 1, 100), ("u", 1, 100)], &[]);
+        let begun = snapshot(&[("t", 1, 100), ("u", 1, 100)]);
         let none = whole(std::slice::from_ref(&begun), &known);
         assert_eq!(none, (vec![], vec!["public.t".to_owned(), "public.u".to_owned()]));
-        let ended = whole(&[begun, snapshot(&[], &[("t", 100)])], &known);
-        assert_eq!(ended, (vec![7], vec!["public.u".to_owned()]));
+        let ended = says_whole(EntryKind::Snapshot, &[], &[("t", 1)]);
+        assert_eq!(whole(&[begun, ended], &known), (vec![7], vec!["public.u".to_owned()]));
     }
 
+    /// Parts without rows leave no object: of those only the chain's word tells.
     #[test]
-    fn a_table_whose_parts_stand_at_several_positions_is_not_whole() {
+    fn a_table_that_is_complete_is_not_whole_before_its_rows_were_read_again() {
         let (known, lacking) = ([table(7, "t", 1)], (vec![], vec!["public.t".to_owned()]));
-        let begun = snapshot(&[("t", 1, 100)], &[]);
-        let (rows, empty) =
-            (snapshot(&[("t", 1, 200)], &[("t", 200)]), snapshot(&[], &[("t", 200)]));
-        assert_eq!(whole(&[begun.clone(), rows], &known), lacking);
-        assert_eq!(whole(&[begun, empty], &known), lacking);
+        let completes = BTreeMap::from([("public.t".to_owned(), Position(200))]);
+        let ended = Entry { completes, ..snapshot(&[("t", 1, 200)]) };
+        assert_eq!(whole(std::slice::from_ref(&ended), &known), lacking);
+        let keys = entry(EntryKind::Repair, "a", &[("t", 1, 300)]);
+        assert_eq!(whole(&[ended.clone(), keys.clone()], &known), lacking);
+        let told = says_whole(EntryKind::Changes, &[], &[("t", 1)]);
+        assert_eq!(whole(&[ended.clone(), keys, told], &known), (vec![7], vec![]));
+        // All of it was read again, by this box or by one that took its chain over.
+        for kind in [EntryKind::Repair, EntryKind::Snapshot] {
+            let anew = says_whole(kind, &[("t", 1, 400)], &[("t", 1)]);
+            assert_eq!(whole(&[ended.clone(), anew], &known), (vec![7], vec![]));
+        }
     }
 
     #[test]
     fn a_table_made_anew_under_an_old_name_is_not_whole_with_the_old_one() {
         let known = [table(7, "t", 1), table(9, "t", 2)];
-        let old = snapshot(&[("t", 1, 100)], &[("t", 100)]);
-        let new = snapshot(&[("t", 2, 500)], &[]);
+        let old = says_whole(EntryKind::Snapshot, &[("t", 1, 100)], &[("t", 1)]);
+        let new = snapshot(&[("t", 2, 500)]);
         let lacking = vec!["public.t".to_owned()];
-        assert_eq!(whole(&[old.clone(), new.clone()], &known), (vec![7], lacking.clone()));
-        let ended = snapshot(&[], &[("t", 500)]);
+        assert_eq!(whole(&[old.clone(), new.clone()], &known), (vec![7], lacking));
+        let ended = says_whole(EntryKind::Snapshot, &[], &[("t", 2)]);
         assert_eq!(whole(&[old, new, ended], &known), (vec![7, 9], vec![]));
-        // Both in one entry: it is the old one that was completed.
-        let mut merged = snapshot(&[("t", 2, 500)], &[("t", 100)]);
-        merged.objects.extend(snapshot(&[("t", 1, 100)], &[]).objects);
-        assert_eq!(whole(&[merged], &known), (vec![], lacking));
     }
 
     #[test]
     fn behind_a_gap_older_snapshots_do_not_count() {
         let known = [table(7, "t", 1)];
-        let old = snapshot(&[("t", 1, 100)], &[("t", 100)]);
+        let old = says_whole(EntryKind::Snapshot, &[("t", 1, 100)], &[("t", 1)]);
         let gap = entry(EntryKind::Gap, "a", &[]);
         assert_eq!(whole(&[old, gap], &known), (vec![], vec!["public.t".to_owned()]));
+    }
+
+    #[test]
+    fn that_a_table_left_is_known_for_good() {
+        let known = Definitions::from([table(7, "t", 1), table(9, "t", 2)]);
+        let whole = says_whole(EntryKind::Snapshot, &[("t", 1, 100)], &[("t", 1)]);
+        let mut left = entry(EntryKind::Changes, "a", &[]);
+        left.fates.left = named(&[("t", 1), ("stranger", 1)]);
+        let gap = entry(EntryKind::Gap, "a", &[]);
+        let estate = Estate::of(&[whole, left, gap], &known, &[]);
+        assert_eq!(estate.left, BTreeMap::from([(7, "public.t".to_owned())]));
     }
 }

@@ -307,7 +307,7 @@ fn definition(entry: &Entry, name: &Name, known: &Definitions) -> Result<Arc<Tab
 mod tests {
     use super::*;
     use crate::{
-        ledger::SourceIdentity,
+        ledger::{Fates, SourceIdentity},
         replay::sample::{column, table},
         units::Sequence,
     };
@@ -342,6 +342,7 @@ mod tests {
             tables: ["a", "b"].map(|name| (format!("public.{name}"), 1)).into(),
             objects: keys.iter().map(|key| object(key)).collect(),
             completes: BTreeMap::new(),
+            fates: Fates::default(),
             adopts: None,
             release: "lake".into(),
             committed_at: None,

@@ -265,8 +265,10 @@ impl<'a> Changes<'a> {
         let objects = drafts.len();
         let notes = mem::take(&mut self.notes).settle(&*self.desk.facts)?;
         let (remembered, decode) = (&mut self.remembered, &*self.decode);
+        let (fates, said) = self.desk.fates()?;
         let kind = |id, facts: &mut FactBatch| {
             notes.record(id, facts);
+            facts.changes.extend(said.changes);
             facts.put(EPOCH_FACT, &EpochEnd { end: to, batch });
             for table in decode.tables() {
                 if remembered.get(&table.id) != Some(&table) {
@@ -274,7 +276,8 @@ impl<'a> Changes<'a> {
                     remembered.insert(table.id, table);
                 }
             }
-            Ok(Some(GroupKind::Changes { from, to, batch, committed_at, transactions }))
+            let kind = GroupKind::Changes { from, to, batch, committed_at, transactions };
+            Ok(Some((kind, fates)))
         };
         let recorded = self.desk.record(self.outlet, drafts, kind)?;
         if recorded {

@@ -17,6 +17,7 @@ mod encode;
 mod envelope;
 mod epoch;
 mod error;
+mod fates;
 mod gcm;
 #[cfg(test)]
 mod memory;
@@ -32,6 +33,7 @@ mod unchanged;
 
 pub use envelope::{LakeKey, Metadata};
 pub use error::SealError;
+pub use fates::Fates;
 pub use object::SealEncryption;
 pub use open::{open_bytes, open_file};
 pub use schema::{put_taken, put_version};
@@ -58,6 +60,9 @@ pub struct Group {
     pub kind: GroupKind,
     /// Its objects; of an epoch without rows none.
     pub objects: Vec<Object>,
+    /// What it says of tables beside them.
+    #[serde(default, skip_serializing_if = "Fates::is_empty")]
+    pub fates: Fates,
     /// When it was sealed.
     pub at: Timestamp,
 }

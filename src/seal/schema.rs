@@ -49,6 +49,11 @@ impl Versions {
         known.iter().find(|version| version.same_shape(table))
     }
 
+    /// The version of the table that was learned last.
+    pub(super) fn last(&self, table_id: u32) -> Option<Arc<Table>> {
+        self.known.get(&table_id)?.last().cloned()
+    }
+
     /// `table` with the next free number. It counts only when [`Versions::learn`]ed.
     pub(super) fn number(&self, table: &Table) -> Arc<Table> {
         let same = |known: &&Arc<Table>| {

@@ -9,6 +9,7 @@
 //! | `seal/table/<table id>/<version>` | a version of a table's schema |
 //! | `seal/taken/<qualified name>` | version numbers that a lost box took |
 //! | `seal/chunk/<table id>/<chunk>` | a sealed chunk of a snapshot |
+//! | `seal/fate` | what is to be said of tables: see [`fate`](crate::journal::fate) |
 //! | `seal/span`, `seal/unchanged`, `seal/reread` | rows to be read again: see [`reread`](crate::journal::reread) |
 //!
 //! **Invariant:** a group's objects are fsynced before its fact is, and its fact before it is passed on;
@@ -25,10 +26,11 @@ use tokio::sync::mpsc::{Receiver, Sender, error::TrySendError};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    EPOCH_FACT, EpochEnd, GROUP_FACTS, Group, GroupKind, SealEncryption, SealError, Table,
+    EPOCH_FACT, EpochEnd, Fates, GROUP_FACTS, Group, GroupKind, SealEncryption, SealError, Table,
     changes::Changes,
     cut::Cut,
     epoch::OPEN_TABLES_MAX,
+    fates,
     key::Keys,
     object::{Draft, Maker},
     schema::{self, Versions},
@@ -38,7 +40,7 @@ use super::{
 use crate::{
     clock::Clock,
     config::Secret,
-    facts::{self, FactBatch, Facts},
+    facts::{self, FactBatch, FactDamaged, Facts},
     journal::{Decode, ReadBatches, SnapshotChunk},
     telemetry::board::SourceBoard,
 };
@@ -203,7 +205,7 @@ impl Desk {
         &self,
         outlet: &Outlet,
         mut drafts: Vec<Draft>,
-        kind: impl FnOnce(u64, &mut FactBatch) -> Result<Option<GroupKind>, SealError>,
+        kind: impl FnOnce(u64, &mut FactBatch) -> Result<Option<(GroupKind, Fates)>, SealError>,
     ) -> Result<bool, SealError> {
         drafts.sort_by(|one, other| one.object.key.cmp(&other.object.key));
         if !drafts.is_empty() {
@@ -214,10 +216,10 @@ impl Desk {
             return Ok(false);
         }
         let mut facts = FactBatch::default();
-        let Some(kind) = kind(*last + 1, &mut facts)? else { return Ok(false) };
+        let Some((kind, fates)) = kind(*last + 1, &mut facts)? else { return Ok(false) };
         let (objects, files): (Vec<_>, Vec<_>) =
             drafts.into_iter().map(|draft| (draft.object, draft.file)).unzip();
-        let group = Group { id: *last + 1, kind, objects, at: self.clock.wall() };
+        let group = Group { id: *last + 1, kind, objects, fates, at: self.clock.wall() };
         facts.put(group.fact(), &group).put(LAST_GROUP_FACT, &group.id);
         // From here on the files stay, come what may: a fact whose fsync failed can still be there after a
         // restart. If it is not, they are removed then.
@@ -244,13 +246,19 @@ impl Desk {
         let draft = schema::draft(&self.maker, &numbered)?;
         let kind = |_, facts: &mut FactBatch| {
             schema::put_version(facts, &numbered);
-            Ok(Some(GroupKind::Schema))
+            Ok(Some((GroupKind::Schema, Fates::default())))
         };
         if self.record(outlet, vec![draft], kind)? {
             tracing::info!(table = numbered.qualified(), version = numbered.version, "new schema");
             versions.learn(Arc::clone(&numbered));
         }
         Ok(numbered)
+    }
+
+    /// What of tables is to be said with the next epoch, and the facts that go with that.
+    pub(super) fn fates(&self) -> Result<(Fates, FactBatch), FactDamaged> {
+        let versions = lock(&self.versions);
+        fates::due(&*self.facts, |id| versions.last(id))
     }
 
     /// Whether more may be sealed; if not, it has waited a little.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc::error::TryRecvError;
 
 use super::{
-    GroupKind, Op, SealError, Table,
+    Fates, GroupKind, Op, SealError, Table,
     columns::RowMeta,
     encode::{LARGE_ROW_BYTES, RowIn},
     sealer::{Desk, Outlet, PAUSE, SnapshotChunks, lock},
@@ -20,6 +20,7 @@ use crate::{
     facts::{self, FactBatch, FactDamaged, Facts},
     journal::{
         ChunkDone, Decode, DecodeError, Reading, RowBatch, SnapshotChunk, chunk_fact, chunk_facts,
+        fate::Fate,
         reread::{Reread, Span, reread_fact, span_fact},
     },
     units::Sequence,
@@ -93,12 +94,12 @@ fn seal(
             tracing::warn!(table = qualified, chunk = chunk.number, "a chunk was sealed twice");
             return Ok(None);
         }
-        let (table, table_id) = (qualified.clone(), chunk.table.id);
+        let (name, table_id) = (qualified.clone(), chunk.table.id);
         let (position, number) = (chunk.position, chunk.number);
-        let repair = GroupKind::Repair { table: table.clone(), table_id, chunk: number, position };
+        let repair = GroupKind::Repair { table: name.clone(), table_id, chunk: number, position };
         if let Reading::Keys(notes) = &chunk.reading {
             facts.put(&fact, &Reread { position, group: id, notes: notes.clone() });
-            return Ok(Some(repair));
+            return Ok(Some((repair, Fates::default())));
         }
         facts.put(&fact, &ChunkDone { position, rows });
         let done = done_chunks(&*desk.facts, table_id) + 1;
@@ -109,12 +110,19 @@ fn seal(
             1 => Span::begun(position, by_key),
             _ => span(&*desk.facts, table_id)?.unwrap_or(Span::begun(position, by_key)),
         };
-        facts.put(span_fact(table_id), &Span::with(Some(span), position, completes));
+        let mut span = Span::with(Some(span), position, completes);
+        let mut fates = Fates::default();
+        // Else rows of it may have to be read again first, which the source knows.
+        span.told = span.is_one() && fates.add(Fate::Whole, &table);
+        facts.put(span_fact(table_id), &span);
         show(desk, &qualified, &chunk, done);
-        Ok(Some(match again {
+        let kind = match again {
             true => repair,
-            false => GroupKind::Snapshot { table, table_id, chunk: number, position, completes },
-        }))
+            false => {
+                GroupKind::Snapshot { table: name, table_id, chunk: number, position, completes }
+            }
+        };
+        Ok(Some((kind, fates)))
     };
     desk.record(outlet, drafts, kind).map(drop)
 }
@@ -255,6 +263,9 @@ mod tests {
         assert_eq!(groups.iter().map(|group| group.id).collect::<Vec<_>>(), [1, 2, 3]);
         assert_eq!(groups[0].kind, GroupKind::Schema);
         assert_eq!(groups.iter().map(completes).collect::<Vec<_>>(), [false, false, true]);
+        let whole = BTreeMap::from([("public.t".to_owned(), 1)]);
+        let fates = [Fates::default(), Fates::default(), Fates { whole, ..Fates::default() }];
+        assert!(groups.iter().map(|group| &group.fates).eq(&fates), "{groups:?}");
         let object = &groups[1].objects[0];
         assert!(
             object
@@ -385,12 +396,13 @@ mod tests {
         assert_eq!(span(), None);
         let (ten, thirty) = (Position(10), Position(30));
         seal_all(&bench, vec![part(0, 10), part(1, 30)]).unwrap();
-        let two = |whole, by_key| Span { first: ten, last: thirty, whole, by_key };
+        let two = |whole, by_key| Span { first: ten, last: thirty, whole, by_key, told: false };
         assert_eq!(span(), Some(two(false, false)));
         let last = SnapshotChunk { reading: Reading::Again { by_key: false }, ..part(2, 20) };
         let groups = seal_all(&bench, vec![last]).unwrap();
         assert!(matches!(groups[0].kind, GroupKind::Repair { chunk: 2, .. }));
         assert_eq!(span(), Some(two(true, false)));
+        assert!(groups[0].fates.is_empty(), "its parts were read at several positions");
     }
 
     #[test]

@@ -439,6 +439,7 @@ mod tests {
             id: 1,
             kind: crate::seal::GroupKind::Schema,
             objects: vec![object.clone()],
+            fates: crate::seal::Fates::default(),
             at: crate::units::Timestamp(0),
         };
         let key = Secret::new(vec![2; 32]);

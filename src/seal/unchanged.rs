@@ -261,7 +261,7 @@ mod tests {
     fn span(facts: &MemoryFacts, first: u64, last: u64, whole: bool) {
         let mut batch = FactBatch::default();
         let (first, last) = (Position(first), Position(last));
-        let span = Span { first, last, whole, by_key: false };
+        let span = Span { first, last, whole, by_key: false, told: false };
         facts.record_blocking(std::mem::take(batch.put(span_fact(7), &span))).unwrap();
     }
 

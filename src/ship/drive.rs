@@ -361,7 +361,7 @@ mod tests {
         clock::SystemClock,
         facts::MemoryFacts,
         ship::{
-            Encryption, GroupKind, Head, Object, checksum,
+            Encryption, Fates, GroupKind, Head, Object, checksum,
             memory::{Fault, Memory, Rule},
         },
         units::Timestamp,
@@ -417,7 +417,8 @@ mod tests {
                 }
             };
             let objects = sizes.iter().zip(0..).map(object).collect();
-            Group { id, kind: GroupKind::Schema, objects, at: Timestamp(0) }
+            let fates = Fates::default();
+            Group { id, kind: GroupKind::Schema, objects, fates, at: Timestamp(0) }
         }
 
         fn shipper(&self, requests: usize) -> Shipper {

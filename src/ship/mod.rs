@@ -36,7 +36,7 @@ pub mod upload;
 
 pub use drive::forget;
 
-pub use crate::seal::{Encryption, Group, GroupKind, Object, Op};
+pub use crate::seal::{Encryption, Fates, Group, GroupKind, Object, Op};
 use crate::{
     error::{Cause, Classified},
     units::Timestamp,

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::{Point, Position, Timestamp};
 
+pub mod fate;
 pub mod postgres;
 pub mod reread;
 mod rows;

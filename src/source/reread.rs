@@ -56,6 +56,9 @@ pub struct Span {
     /// Whether the parts are ranges of keys: only a row that gets another key moves between them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_key: bool,
+    /// Whether the ledger was told that the table is whole.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub told: bool,
 }
 
 /// Rows of a table that an epoch changed without saying all their values.
@@ -128,9 +131,14 @@ impl Span {
         Self { first, last, whole, ..before }
     }
 
+    /// Of a table of which nothing is missing, and nothing is to be said any more.
+    pub fn settled(position: Position) -> Self {
+        Self { whole: true, told: true, ..Self::begun(position, false) }
+    }
+
     /// Before the first part, which will be read at `first` or later.
     pub fn begun(first: Position, by_key: bool) -> Self {
-        Self { first, last: first, whole: false, by_key }
+        Self { first, last: first, whole: false, by_key, told: false }
     }
 
     /// Whether no row can have moved from one part to another: all were read at one position.

@@ -14,8 +14,8 @@ use lakehead::{
         entry,
     },
     ship::{
-        Encryption, Group, GroupKind, Head, Object, ObjectStore, Op, Part, Put, Request, Shipped,
-        checksum,
+        Encryption, Fates, Group, GroupKind, Head, Object, ObjectStore, Op, Part, Put, Request,
+        Shipped, checksum,
     },
     telemetry::board::SourceBoard,
     units::{Point, Position, Sequence, Timestamp},
@@ -206,7 +206,7 @@ impl<'a> World<'a> {
         let (from, to) = (point(id - 1), point(id));
         let committed_at = Timestamp(1);
         let kind = GroupKind::Changes { from, to, batch: id, committed_at, transactions: 1 };
-        Group { id, kind, objects: vec![object], at: Timestamp(1) }
+        Group { id, kind, objects: vec![object], fates: Fates::default(), at: Timestamp(1) }
     }
 
     async fn store_objects(&self, groups: &[Group]) {

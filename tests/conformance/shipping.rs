@@ -8,7 +8,7 @@ use lakehead::{
     config,
     facts::{Facts, MemoryFacts},
     ship::{
-        Encryption, Group, GroupKind, Object, ObjectReader, ObjectStore, ReadSpool, Request,
+        Encryption, Fates, Group, GroupKind, Object, ObjectReader, ObjectStore, ReadSpool, Request,
         ShipError, checksum, drive::Shipper,
     },
     telemetry::board::SourceBoard,
@@ -155,7 +155,8 @@ impl<'a> House<'a> {
             spool: String::new(),
         });
         let objects = objects.collect();
-        let group = Group { id: 1, kind: GroupKind::Schema, objects, at: Timestamp(0) };
+        let fates = Fates::default();
+        let group = Group { id: 1, kind: GroupKind::Schema, objects, fates, at: Timestamp(0) };
         let facts = Arc::default();
         Self { ground, source: source.into(), spool: Arc::new(spool), facts, group }
     }

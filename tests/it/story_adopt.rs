@@ -329,6 +329,46 @@ async fn a_box_that_released_by_its_journal_leaves_a_gap_that_is_said() {
     world.end().await;
 }
 
+/// A table that was left out for a while lacks changes; the box that takes over knows it from the chain.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_lost_box_left_out_for_a_while_is_told_by_the_next_one() {
+    let mut world = World::new("adopt-left", Setup::default()).await;
+    world
+        .execute_each(
+            "CREATE TABLE t (id integer PRIMARY KEY);\n\
+             CREATE TABLE u (id integer PRIMARY KEY);\nINSERT INTO u VALUES (1)",
+        )
+        .await;
+    world.start();
+    world.until("it streams", |status| status.state == SourceState::Streaming).await;
+    world.execute("INSERT INTO t VALUES (1)").await;
+    whole(&mut world).await;
+    assert_eq!(world.gateway.stop().await, Some(0));
+    let site = world.site.dir.join("site.toml");
+    let config = fs::read_to_string(&site).unwrap();
+    let line = config.lines().find(|line| line.starts_with("tables = [")).unwrap();
+    let left_out = line.replace(']', ", \"!public.u\"]");
+    disk::write_durably(&site, config.replace(line, &left_out).as_bytes()).unwrap();
+    world.start();
+    world.execute("INSERT INTO u VALUES (2)").await;
+    world.execute("INSERT INTO t VALUES (2)").await;
+    let left = |entry: &Entry| entry.fates.left.contains_key("public.u");
+    eventually(&mut world, |world| ledger(world).iter().any(left)).await;
+    let lost = lose(&mut world).await;
+    let taken = adopted(&adopt(&world, Some(&lost.public_key)).await);
+    assert_eq!(taken["partial"], Value::Array(vec![]), "{taken}");
+    world.start();
+    let told = |status: &SourceStatus| {
+        status.alarms.get("tables-back").is_some_and(|alarm| alarm.what.contains("public.u"))
+    };
+    world.until("it says which table lacks changes", told).await;
+    world.execute("INSERT INTO t VALUES (3)").await;
+    world.caught_up().await;
+    world.assert_proven().await;
+    assert_proven_independently(&world, &lost).await;
+    world.end().await;
+}
+
 /// A world whose box has copied all there is.
 async fn idle(release: &str) -> World {
     let setup = Setup { release: release.into(), ..Setup::default() };

@@ -22,7 +22,7 @@ use crate::{
     facts::{FactBatch, Facts, MemoryFacts},
     link::Dialer,
     ship::{
-        Complete, Encryption, Group, GroupKind, Head, ObjectReader, ObjectStore, Part, Put,
+        Complete, Encryption, Fates, Group, GroupKind, Head, ObjectReader, ObjectStore, Part, Put,
         ReadSpool, ShipError, StoredPart,
         check::check,
         checksum,
@@ -433,7 +433,7 @@ fn group(spool: &Spool, id: u64) -> Group {
         }
     };
     let objects = [(11 << 20, 1), (100, 2), (6 << 20, 3)].map(object).to_vec();
-    Group { id, kind: GroupKind::Schema, objects, at: Timestamp(0) }
+    Group { id, kind: GroupKind::Schema, objects, fates: Fates::default(), at: Timestamp(0) }
 }
 
 /// The whole room over TLS against a store that does everything a store can do wrong.

@@ -110,11 +110,21 @@ pub async fn unused(config: &config::Source, appliances: &[String]) -> Result<()
     }
 }
 
-/// Adds the facts that the rows of a table are in the lake, all of them, as they were at one position.
-pub fn put_whole(batch: &mut FactBatch, table_id: u32, qualified: &str) {
-    let plan = Plan { done: true, ..Plan::empty(qualified.into()) };
+/// What a chain says of a table.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Said {
+    /// All its rows are in the lake, with all their values. Else they are read anew.
+    pub whole: bool,
+    /// It was not copied any more for a while, or is not.
+    pub left: bool,
+}
+
+/// Adds the facts of a table that is whole, or left.
+pub fn put_said(batch: &mut FactBatch, table_id: u32, qualified: &str, said: Said) {
+    let Said { whole: done, left } = said;
+    let plan = Plan { done, gone: left, told: left, ..Plan::empty(qualified.into()) };
     batch.put(plan_fact(table_id), &plan);
-    batch.put(span_fact(table_id), &Span::with(None, Position(0), true));
+    batch.put(span_fact(table_id), &Span::settled(Position(0)));
 }
 
 /// The server, and the first of the slots that is there.
@@ -250,7 +260,7 @@ mod tests {
     #[test]
     fn a_table_that_is_whole_is_not_read_again() {
         let mut batch = FactBatch::default();
-        put_whole(&mut batch, 7, "public.t");
+        put_said(&mut batch, 7, "public.t", Said { whole: true, left: false });
         let [(plan_key, plan), (span_key, span)] = &batch.changes[..] else { panic!("{batch:?}") };
         assert_eq!(plan_key, "source/snapshot/0000000007");
         let plan: Plan = serde_json::from_slice(plan.as_ref().unwrap()).unwrap();

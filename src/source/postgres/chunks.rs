@@ -37,6 +37,9 @@ pub(crate) struct Plan {
     /// Whether the table was seen to be gone: dropped, or no longer among those to be copied.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) gone: bool,
+    /// Whether the ledger was told of that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) told: bool,
 }
 
 /// A range of blocks.
@@ -80,12 +83,13 @@ impl Plan {
             ranges: None,
             passes: 0,
             gone: false,
+            told: false,
         }
     }
 
     /// What is left of it when the table is gone.
     pub(crate) fn parted(&self) -> Self {
-        Self { done: self.done, gone: true, ..Self::empty(self.table.clone()) }
+        Self { done: self.done, gone: true, told: true, ..Self::empty(self.table.clone()) }
     }
 
     /// Whether it has no parts yet: the table was gone.

@@ -4,6 +4,8 @@
 //! them is read again, and what is noted of them would take the room of others. While they are away their
 //! span says that nothing of them is to be noted: the journal may still hold changes of them.
 //!
+//! The ledger says that they left: a box that takes the chain over has to know it when they come back.
+//!
 //! **Invariant:** a table that comes back before it was whole is read anew, under a span that begins with
 //! its new snapshot (I12).
 
@@ -12,7 +14,10 @@ use std::collections::BTreeSet;
 use super::{chunks::Plan, reread::delete_all, snapshot::PLAN_FACTS};
 use crate::{
     facts::{self, FactBatch, FactDamaged, Facts},
-    source::reread::{Span, UNCHANGED_FACTS, span_fact},
+    source::{
+        fate::{Fate, fate_fact},
+        reread::{Span, UNCHANGED_FACTS, span_fact},
+    },
     units::Position,
 };
 
@@ -53,14 +58,21 @@ pub(crate) fn look(
         planned.insert(id);
         if !listed(id) {
             release(facts, id, batch)?;
+            if !plan.told {
+                batch.put(fact, &plan.parted()).put(fate_fact(id, Fate::Left), &Fate::Left);
+            }
             if !plan.gone {
-                batch.put(fact, &plan.parted());
                 gone.left.push(plan);
             }
         } else if plan.gone {
             if plan.is_to_be_made() && !running {
                 delete_all(facts, id, batch);
                 batch.delete(span_fact(id));
+            }
+            if !plan.told {
+                // A firmware before this one saw it go.
+                batch.put(fact, &Plan { told: true, ..plan.clone() });
+                batch.put(fate_fact(id, Fate::Left), &Fate::Left);
             }
             gone.back.push(plan.table);
         }
@@ -77,7 +89,7 @@ fn release(facts: &dyn Facts, table_id: u32, batch: &mut FactBatch) -> Result<()
     delete_all(facts, table_id, batch);
     let span: Option<Span> = facts::read(facts, &span_fact(table_id))?;
     if !span.is_some_and(|span| span.is_one()) {
-        batch.put(span_fact(table_id), &Span::with(None, Position(0), true));
+        batch.put(span_fact(table_id), &Span::settled(Position(0)));
     }
     Ok(())
 }
@@ -129,10 +141,15 @@ mod tests {
         facts::read(facts, &span_fact(7)).unwrap()
     }
 
-    /// All keys but those of the plan and the span.
+    fn left() -> String {
+        fate_fact(7, Fate::Left)
+    }
+
+    /// All keys but those of the plan, the span and what is to be said.
     fn rest(facts: &MemoryFacts) -> Vec<String> {
         let keys = facts.scan("").into_iter().map(|(key, _)| key);
-        keys.filter(|key| *key != plan_fact(7) && *key != span_fact(7)).collect()
+        let told = |key: &String| *key == plan_fact(7) || *key == span_fact(7) || *key == left();
+        keys.filter(|key| !told(key)).collect()
     }
 
     #[test]
@@ -169,6 +186,27 @@ mod tests {
         let facts = known(7, Some(&Plan { gone: true, ..plan(false) }));
         look_once(&facts, true, false);
         assert_eq!(rest(&facts).len(), 4);
+    }
+
+    #[test]
+    fn that_a_table_left_is_told_once_also_of_what_an_older_firmware_saw() {
+        let facts = known(7, Some(&plan(true)));
+        let told = |facts: &MemoryFacts, listed| {
+            look_once(facts, listed, false);
+            let told = facts.get(&left()).is_some();
+            let mut said = FactBatch::default();
+            said.delete(left());
+            facts.record_blocking(said).unwrap();
+            told
+        };
+        assert_eq!(
+            [true, false, false, true].map(|listed| told(&facts, listed)),
+            [false, true, false, false]
+        );
+        for listed in [false, true] {
+            let facts = known(7, Some(&Plan { gone: true, ..plan(true) }));
+            assert_eq!([listed, listed].map(|listed| told(&facts, listed)), [true, false]);
+        }
     }
 
     #[test]

@@ -71,7 +71,7 @@ pub mod url;
 mod vocabulary;
 mod wire;
 
-pub use adopt::{Chain, Outlook, Succession, put_whole, succeed, unused};
+pub use adopt::{Chain, Outlook, Said, Succession, put_said, succeed, unused};
 pub use check::check;
 pub use connect::client;
 pub use error::SourceError;

@@ -22,9 +22,10 @@ use super::{
     wire::Wire,
 };
 use crate::{
-    facts::{self, FactBatch, Facts},
+    facts::{self, FactBatch, FactDamaged, Facts},
     source::{
         chunk_facts,
+        fate::{Fate, fate_fact},
         reread::{
             EPOCH_FACT, EpochEnd, Reread, Span, Unchanged, group_fact, reread_facts, span_fact,
             unchanged_all_fact, unchanged_facts,
@@ -93,6 +94,22 @@ pub(crate) async fn settle(
             }
         }
     }
+}
+
+/// Has the ledger told that a table is whole, if it was not. Of one that left and came back it is not so.
+pub(crate) fn tell(
+    facts: &dyn Facts,
+    table_id: u32,
+    plan: &Plan,
+    batch: &mut FactBatch,
+) -> Result<(), FactDamaged> {
+    let span: Option<Span> = facts::read(facts, &span_fact(table_id))?;
+    let (told, last) = span.map_or((false, Position(0)), |span| (span.told, span.last));
+    if !told && !plan.gone {
+        batch.put(span_fact(table_id), &Span::settled(last));
+        batch.put(fate_fact(table_id, Fate::Whole), &Fate::Whole);
+    }
+    Ok(())
 }
 
 fn find(shared: &Shared, table_id: u32) -> Result<Found, SourceError> {
@@ -317,6 +334,26 @@ mod tests {
         assert_eq!(found(&["1"], 20).next(), Step::Stand(Standing::Keys(notes(&["1"]))));
         let all = Found { all: Some("all".into()), ..found(&["1"], 20) };
         assert_eq!(all.next(), Step::Stand(Standing::Parts));
+    }
+
+    #[test]
+    fn that_a_table_is_whole_is_told_once_and_not_of_one_that_left() {
+        let facts = facts::MemoryFacts::default();
+        let told = |plan: &Plan| {
+            let mut batch = FactBatch::default();
+            tell(&facts, 7, plan, &mut batch).unwrap();
+            facts.record_blocking(batch.clone()).unwrap();
+            batch.changes.into_iter().map(|(key, _)| key).collect::<Vec<_>>()
+        };
+        let mut batch = FactBatch::default();
+        batch.put(span_fact(7), &span(10, 20).unwrap());
+        facts.record_blocking(batch).unwrap();
+        let plan = Plan { done: true, ..Plan::empty("public.t".into()) };
+        assert_eq!(told(&Plan { gone: true, ..plan.clone() }), [""; 0]);
+        assert_eq!(told(&plan), [span_fact(7), fate_fact(7, Fate::Whole)]);
+        assert_eq!(told(&plan), [""; 0]);
+        let settled = facts::read::<Span>(&facts, &span_fact(7)).unwrap().unwrap();
+        assert!(settled.is_one() && settled.last == Position(20));
     }
 
     #[test]

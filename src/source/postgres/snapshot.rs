@@ -166,8 +166,9 @@ async fn plan(
         let done = sealed(shared, id);
         let known: Option<Plan> = facts::read(&*shared.facts, &plan_fact(id))?;
         let new = || Plan::new(listed.qualified(), filenode, size.extent);
+        let to_be_made = known.as_ref().is_some_and(Plan::is_to_be_made);
         let mut plan = match known {
-            Some(plan) if plan.is_to_be_made() => Plan { gone: plan.gone, ..new() },
+            Some(Plan { gone, told, .. }) if to_be_made => Plan { gone, told, ..new() },
             Some(plan) => plan,
             None => new(),
         };

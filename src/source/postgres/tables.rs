@@ -155,6 +155,7 @@ impl Tables {
                 Standing::Whole => {
                     if let Some(plan) = plan {
                         batch.put(plan_fact(id), plan);
+                        reread::tell(&*self.shared.facts, id, plan, &mut batch)?;
                     }
                     self.whole.insert(id);
                 }

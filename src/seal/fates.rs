@@ -1,0 +1,122 @@
+//! What a group says of tables beside the rows that it holds.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::Table;
+use crate::{
+    facts::{self, FactBatch, FactDamaged, Facts},
+    journal::fate::{FATE_FACTS, Fate, fated_table},
+};
+
+/// Tables, each as qualified name → a version of its schema: a name alone may be that of several tables,
+/// one after the other.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Fates {
+    /// All their rows are in the lake with this group, with all their values.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub whole: BTreeMap<String, u32>,
+    /// They are not copied any more; should one come back, changes of it are missing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub left: BTreeMap<String, u32>,
+}
+
+impl Fates {
+    /// Whether there is nothing to say.
+    pub fn is_empty(&self) -> bool {
+        self.whole.is_empty() && self.left.is_empty()
+    }
+
+    /// Adds a table. False: another one of its name is there.
+    pub(super) fn add(&mut self, fate: Fate, table: &Table) -> bool {
+        let said = match fate {
+            Fate::Whole => &mut self.whole,
+            Fate::Left => &mut self.left,
+        };
+        match said.entry(table.qualified()) {
+            Entry::Vacant(place) => {
+                place.insert(table.version);
+                true
+            }
+            Entry::Occupied(_) => false,
+        }
+    }
+}
+
+/// What the source asked to be said, and the facts that go with that. What cannot be said yet stays: of a
+/// table that the lake does not know, or of another one of the same name.
+pub(super) fn due(
+    facts: &dyn Facts,
+    last_version: impl Fn(u32) -> Option<Arc<Table>>,
+) -> Result<(Fates, FactBatch), FactDamaged> {
+    let (mut fates, mut said) = (Fates::default(), FactBatch::default());
+    for (key, fate) in facts::read_all::<Fate>(facts, FATE_FACTS)? {
+        let Some(table) = fated_table(&key).and_then(&last_version) else { continue };
+        if fates.add(fate, &table) {
+            said.delete(key);
+        }
+    }
+    Ok((fates, said))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        facts::MemoryFacts,
+        journal::fate::fate_fact,
+        seal::memory::{Bench, Log, NOON, change, epochs, relation, table},
+    };
+
+    #[test]
+    fn the_epoch_that_is_cut_next_says_it() {
+        let bench = Bench::new();
+        let (key, mut asked) = (fate_fact(7, Fate::Left), FactBatch::default());
+        asked.put(&*key, &Fate::Left);
+        bench.facts().record_blocking(asked).unwrap();
+        let mut log = Log::default();
+        log.whole(NOON, &[&[relation(&table(7, "t")), change(b'I', 7, &["1", "n"])]]);
+        for _ in 0..7 {
+            log.whole(NOON, &[&[change(b'I', 7, &["1", "n"])]]);
+        }
+        let groups = bench.run(log.batches).unwrap();
+        let left: Vec<_> = epochs(&groups).iter().map(|epoch| epoch.fates.left.len()).collect();
+        assert!(
+            left.len() > 1 && left[0] == 1 && left[1..].iter().all(|said| *said == 0),
+            "{left:?}"
+        );
+        assert_eq!(bench.facts().get(&key), None);
+    }
+
+    #[test]
+    fn what_is_asked_is_said_once_and_what_cannot_be_said_waits() {
+        let (facts, mut asked) = (MemoryFacts::default(), FactBatch::default());
+        for (id, fate) in [(7, Fate::Whole), (7, Fate::Left), (8, Fate::Left), (9, Fate::Left)] {
+            asked.put(fate_fact(id, fate), &fate);
+        }
+        facts.record_blocking(asked).unwrap();
+        // Two of one name; of the third nothing was ever sealed.
+        let last = |id| {
+            let version = match id {
+                7 => 2,
+                8 => 3,
+                _ => return None,
+            };
+            Some(Arc::new(Table { version, ..table(id, "t") }))
+        };
+        let say = || {
+            let (fates, said) = due(&facts, last).unwrap();
+            facts.record_blocking(said).unwrap();
+            fates
+        };
+        let one = |version| BTreeMap::from([("public.t".to_owned(), version)]);
+        assert_eq!(say(), Fates { whole: one(2), left: one(2) });
+        assert_eq!(say(), Fates { left: one(3), ..Fates::default() });
+        assert!(say().is_empty());
+        assert_eq!(facts.scan(FATE_FACTS).len(), 1);
+    }
+}

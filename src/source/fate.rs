@@ -1,0 +1,52 @@
+//! What becomes of a table, for the ledger to say: the source asks for it by a fact, seal puts it into the
+//! next epoch's group, and the fact goes with that. Pure.
+//!
+//! | fact | what |
+//! |---|---|
+//! | `seal/fate/<table id>/<fate>` | a [`Fate`] that is still to be said |
+//!
+//! A box that takes a chain over knows of a table only what the chain says.
+
+use serde::{Deserialize, Serialize};
+
+/// What is to be said of a table.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fate {
+    /// All its rows are in the lake, with all their values.
+    Whole,
+    /// Its changes are not in the lake any more: it was dropped, excluded or unreadable. Should it come back,
+    /// those in between are missing.
+    Left,
+}
+
+/// Prefix of all [`fate_fact`]s.
+pub const FATE_FACTS: &str = "seal/fate/";
+
+/// Key of a [`Fate`] that is to be said.
+pub fn fate_fact(table_id: u32, fate: Fate) -> String {
+    let name = match fate {
+        Fate::Whole => "whole",
+        Fate::Left => "left",
+    };
+    format!("{FATE_FACTS}{table_id:010}/{name}")
+}
+
+/// The table of a [`fate_fact`].
+pub fn fated_table(key: &str) -> Option<u32> {
+    key.strip_prefix(FATE_FACTS)?.split('/').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_facts_are_pinned() {
+        let key = fate_fact(7, Fate::Left);
+        assert_eq!(key, "seal/fate/0000000007/left");
+        assert_eq!(fated_table(&key), Some(7));
+        assert_eq!(serde_json::to_string(&Fate::Whole).unwrap(), r#""whole""#);
+        assert_eq!(fated_table("seal/fates/0000000007/left"), None);
+    }
+}
