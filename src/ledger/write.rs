@@ -93,7 +93,7 @@ impl Ledger {
         }
         let pauses = Pauses::default();
         let swept_at = None;
-        let ledger =
+        let mut ledger =
             Self { options, key, lake, store, board, clock, release, head, pauses, swept_at };
         ledger.show(None);
         Ok(ledger)
@@ -222,7 +222,7 @@ impl Ledger {
     }
 
     async fn publish(
-        &self,
+        &mut self,
         out: &Outlets<'_>,
         committed_at: Option<Timestamp>,
     ) -> Result<(), LedgerError> {
@@ -234,12 +234,17 @@ impl Ledger {
         keep_head(&self.options, &self.head).await
     }
 
-    fn show(&self, committed_at: Option<Timestamp>) {
+    fn show(&mut self, committed_at: Option<Timestamp>) {
+        let head = &mut self.head;
         self.board.write(|status| {
-            status.entry = self.head.entry;
-            status.shipped = self.head.reached.unwrap_or_default();
+            status.entry = head.entry;
+            status.shipped = head.reached.unwrap_or_default();
             status.shipped_at = committed_at.or(status.shipped_at);
-            status.transactions_shipped = self.head.transactions;
+            if status.shipped == status.durable {
+                // What an older firmware left to be sealed it had not counted in the journal.
+                head.transactions = status.transactions_durable;
+            }
+            status.transactions_shipped = head.transactions;
         });
     }
 
@@ -514,6 +519,22 @@ mod tests {
     fn epochs(count: u64) -> Vec<Group> {
         let at = |id: u64| point(id * 10, 100 + id * 10);
         (1..=count).map(|id| changes(id, at(id - 1), at(id), 1)).collect()
+    }
+
+    #[tokio::test]
+    async fn a_ledger_that_has_caught_up_has_as_many_transactions_as_the_journal() {
+        let all = groups(7);
+        let world = World::new(Bucket::new(), &all);
+        // Of what it gives, the journal has counted less than there is.
+        world.board.write(|status| {
+            (status.durable, status.transactions_durable) = (point(70, 170), 5);
+        });
+        let End::Finished { .. } = world.live().await else { panic!() };
+        assert_eq!(world.board.read().transactions_shipped, 5);
+        // And so it goes on, also after a restart.
+        let next = [changes(8, point(70, 170), point(75, 175), 0)];
+        let (_, ahead) = world.open().unwrap().head.next(&next, testing::stamp()).unwrap();
+        assert_eq!(ahead.transactions, 5 + testing::TRANSACTIONS);
     }
 
     #[tokio::test]
