@@ -173,7 +173,7 @@ pub struct Link {
     pub name: String,
     /// Network interface that all bytes for S3 leave by, and none for the databases.
     pub interface: String,
-    /// The most that leaves, on the wire; at least 64 kbit/s.
+    /// The most that leaves, on the wire; at least 1 Mbit/s.
     pub rate: BitRate,
 }
 

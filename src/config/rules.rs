@@ -250,8 +250,8 @@ const NAME_CHARS_MAX: usize = 40;
 const PREFIX_BYTES_MAX: usize = 200;
 /// IFNAMSIZ less its NUL.
 const INTERFACE_BYTES_MAX: usize = 15;
-/// Slower, a request's headers alone take seconds.
-const RATE_MIN: BitRate = BitRate(64_000);
+/// Slower, requests at once wait longer for each other than S3 waits for them.
+const RATE_MIN: BitRate = BitRate(1_000_000);
 const RATE_MAX: BitRate = BitRate(1_000_000_000_000);
 /// <https://www.postgresql.org/docs/18/sql-syntax-lexical.html#SQL-SYNTAX-IDENTIFIERS>
 const IDENTIFIER_BYTES_MAX: usize = 63;

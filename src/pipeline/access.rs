@@ -12,7 +12,8 @@ use crate::{
     ship::{
         Encryption, ShipError,
         credentials::{Credentials, Keys},
-        s3::{PATIENCE, S3, S3Options},
+        patience,
+        s3::{S3, S3Options},
     },
     telemetry::board::Board,
 };
@@ -53,6 +54,7 @@ pub(super) fn lake_over(
             );
         }
     };
+    let rate = config.link.as_ref().map(|link| link.rate);
     let options = S3Options {
         bucket: lake.bucket.clone(),
         region: lake.region.clone(),
@@ -63,7 +65,8 @@ pub(super) fn lake_over(
         encryption: object_encryption(config),
         appliance: config.appliance.name.clone(),
         clock: Arc::clone(clock),
-        patience: PATIENCE,
+        // Each source has requests of its own, and its ledger one.
+        patience: patience(rate, config.sources.len() * (config.ship.requests + 1)),
     };
     Ok(S3::new(options, credentials, Dialer::new(link))?)
 }

@@ -18,6 +18,8 @@ use std::{
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 
+use crate::units::BitRate;
+
 /// Bytes that go out in slices.
 #[derive(Debug)]
 pub(super) struct Sliced {
@@ -81,6 +83,18 @@ pub(super) async fn patiently<T>(
     }
 }
 
+/// How long a request may stand still where `connections` share a link of this rate: all that they hold may
+/// have to leave before its last byte does.
+pub fn patience(rate: Option<BitRate>, connections: usize) -> Duration {
+    let held = u64::try_from(connections).unwrap_or(u64::MAX).saturating_mul(HELD_BYTES);
+    let leaves = |rate: BitRate| Duration::from_secs(held.saturating_mul(8) / rate.0.max(1));
+    PATIENCE + rate.map_or(Duration::ZERO, leaves)
+}
+
+/// How long a request may stand still on a link that is as fast as its interface.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// What a connection takes of a body before it leaves: a slice, hyper's buffer of 408 KiB and TLS's of 64.
+const HELD_BYTES: u64 = 640 << 10;
 const SLICE_BYTES: usize = 64 << 10;
 
 #[cfg(test)]

@@ -34,6 +34,7 @@ pub mod suite;
 pub mod sweep;
 pub mod upload;
 
+pub use body::{PATIENCE, patience};
 pub use drive::forget;
 
 pub use crate::seal::{Encryption, Fates, Group, GroupKind, Object, Op};

@@ -71,7 +71,7 @@ pub struct S3Options {
     pub appliance: String,
     /// Signs the requests.
     pub clock: Arc<dyn Clock>,
-    /// How long a request may stand still. [`PATIENCE`].
+    /// How long a request may stand still: [`super::patience`].
     pub patience: Duration,
 }
 
@@ -488,8 +488,6 @@ fn stored(part: aws_sdk_s3::types::Part) -> Option<StoredPart> {
     })
 }
 
-/// How long a request may stand still.
-pub const PATIENCE: Duration = Duration::from_secs(60);
 /// S3 may take minutes over a Complete: <https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html>.
 const COMPLETE_PATIENCE: u32 = 10;
 /// Ledger entries and schemas are far below this.

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -14,9 +15,10 @@ use lakehead::{
     demo::s3::{DoubleOptions, Key, Role, S3Double},
     link::{Dialer, Link},
     ship::{
-        Encryption, Head, ObjectStore, Put, checksum,
+        Encryption, Head, ObjectStore, PATIENCE, Put, ShipError, checksum,
         credentials::{Credentials, Keys},
-        s3::{PATIENCE, S3, S3Options},
+        patience,
+        s3::{S3, S3Options},
     },
     telemetry::board::Board,
     units::BitRate,
@@ -50,6 +52,10 @@ impl House {
     }
 
     fn s3(&self, link: Option<&str>) -> S3 {
+        self.patient(link, PATIENCE)
+    }
+
+    fn patient(&self, link: Option<&str>, patience: Duration) -> S3 {
         let options = S3Options {
             bucket: "acme-raw".into(),
             region: "eu-central-1".into(),
@@ -60,7 +66,7 @@ impl House {
             encryption: Encryption::None,
             appliance: "plant7-a".into(),
             clock: Arc::clone(&self.clock),
-            patience: PATIENCE,
+            patience,
         };
         let keys = Keys {
             access_key_id: "AKWRITER".into(),
@@ -76,7 +82,13 @@ impl House {
     }
 }
 
-async fn put(s3: &S3, key: &str, bytes: usize) -> Result<(), lakehead::ship::ShipError> {
+/// So many at once.
+async fn puts(s3: &S3, count: usize, bytes: usize) -> Vec<Result<(), ShipError>> {
+    let keys: Vec<String> = (0..count).map(|n| format!("raw/{count}-{n}")).collect();
+    futures_util::future::join_all(keys.iter().map(|key| put(s3, key, bytes))).await
+}
+
+async fn put(s3: &S3, key: &str, bytes: usize) -> Result<(), ShipError> {
     let body = Bytes::from(vec![b'x'; bytes]);
     let crc64nvme = &checksum::of(&body);
     let (metadata, encryption) = (&Default::default(), &Encryption::None);
@@ -91,9 +103,7 @@ async fn all_connections_together_keep_to_the_rate_and_use_it() {
     // The connections are made, and what the link saved up while idle is spent.
     put(&s3, "raw/first", 1 << 20).await.unwrap();
     let (started, before) = (house.clock.now(), house.board.links()["dx-1"].sent_bytes);
-    let keys: Vec<String> = (0..4).map(|n| format!("raw/{n}")).collect();
-    let puts = keys.iter().map(|key| put(&s3, key, BODY_BYTES));
-    for put in futures_util::future::join_all(puts).await {
+    for put in puts(&s3, 4, BODY_BYTES).await {
         put.unwrap();
     }
     let took = (house.clock.now() - started).as_secs_f64();
@@ -104,6 +114,19 @@ async fn all_connections_together_keep_to_the_rate_and_use_it() {
     // The bursts of 20 ms, and one quantum.
     assert!(rate < 1.0 + 0.06 / took, "{rate}");
     assert!(rate > 0.9, "{rate}");
+}
+
+/// Connections hold what the link has not let go yet: to whoever looks at bodies alone, nothing moves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_wait_for_the_link_are_not_given_up() {
+    let house = House::new("link-slow").await;
+    let (count, bytes) = (40, 400_000);
+    let short = Duration::from_secs(1);
+    let hasty = puts(&house.patient(Some("lo"), short), count, bytes).await;
+    assert!(hasty.iter().any(Result::is_err), "all of this would be to no purpose");
+    let patience = patience(Some(RATE), count) - PATIENCE + short;
+    let patient = puts(&house.patient(Some("lo"), patience), count - 1, bytes).await;
+    patient.into_iter().for_each(Result::unwrap);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
