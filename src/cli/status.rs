@@ -26,11 +26,7 @@ struct Table<'a>(&'a Report);
 impl fmt::Display for Table<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = self.0;
-        let health = match (report.ready, report.healthy) {
-            (false, _) => "recovering",
-            (true, true) => "healthy",
-            (true, false) => "needs a person",
-        };
+        let health = report.health();
         writeln!(
             f,
             "{}  {health}  (lakehead {}, process {}, since {})",
@@ -160,6 +156,6 @@ mod tests {
         ] {
             assert!(shown.lines().any(|known| known == line), "{line}\n{shown}");
         }
-        assert!(shown.starts_with("plant7-a  healthy"));
+        assert!(shown.starts_with("plant7-a  heals by itself  ("));
     }
 }

@@ -10,7 +10,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use crate::{
     telemetry::{
         board::{Alarm, LinkStatus, SourceState, SourceStatus, TableProgress},
-        report::{Report, SourceReport},
+        report::{Health, Report, SourceReport},
     },
     units::{BitRate, ByteSize, Timestamp},
 };
@@ -23,13 +23,11 @@ pub(super) fn content_security_policy() -> &'static str {
 /// The page.
 pub fn render(report: &Report) -> String {
     let name = escape(&report.appliance);
-    let alarms = report.sources.values().any(|source| !source.status.alarms.is_empty())
-        || report.links.values().any(|link| link.alarm.is_some());
-    let (class, word) = match (report.ready, report.healthy, alarms) {
-        (false, _, _) => ("wait", "recovering"),
-        (true, true, false) => ("well", "healthy"),
-        (true, true, true) => ("wait", "heals by itself"),
-        (true, false, _) => ("bad", "needs a person"),
+    let word = report.health();
+    let class = match word {
+        Health::Healthy => "well",
+        Health::Recovering | Health::Heals => "wait",
+        Health::NeedsPerson => "bad",
     };
     let mut page = format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>{name}: {word}</title>\

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -132,6 +133,44 @@ impl Reporter {
     }
 }
 
+/// The box in one word.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Health {
+    /// Recovery is not done.
+    Recovering,
+    /// Nothing is wrong.
+    Healthy,
+    /// Something is wrong that needs nobody.
+    Heals,
+    /// Someone must act.
+    NeedsPerson,
+}
+
+impl Report {
+    /// What the page and `lakehead status` say first.
+    pub fn health(&self) -> Health {
+        let alarms = self.sources.values().any(|source| !source.status.alarms.is_empty())
+            || self.links.values().any(|link| link.alarm.is_some());
+        match (self.ready, self.healthy, alarms) {
+            (false, _, _) => Health::Recovering,
+            (true, true, false) => Health::Healthy,
+            (true, true, true) => Health::Heals,
+            (true, false, _) => Health::NeedsPerson,
+        }
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Recovering => "recovering",
+            Self::Healthy => "healthy",
+            Self::Heals => "heals by itself",
+            Self::NeedsPerson => "needs a person",
+        })
+    }
+}
+
 impl SourceReport {
     fn new(status: SourceStatus, lag_s: f64, journal_hours_left: Option<f64>) -> Self {
         let unshipped = status.durable.position.0.saturating_sub(status.shipped.position.0);
@@ -181,6 +220,7 @@ mod tests {
         assert!(reporter.report().healthy);
         erp.alarm("ship", Cause::LakeUnavailable, &"503", Timestamp(0));
         assert!(reporter.report().healthy, "an outage heals");
+        assert_eq!(reporter.report().health(), Health::Heals);
         erp.alarm("ship", Cause::LakeCredentials, &"403", Timestamp(0));
         assert!(!reporter.report().healthy);
         erp.calm("ship");
