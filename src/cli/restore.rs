@@ -175,6 +175,7 @@ fn json(report: &RestoreReport) -> serde_json::Value {
         "changes": report.changes,
         "incomplete_rows": report.incomplete_rows,
         "unmatched_rows": report.unmatched_rows,
+        "left": report.left,
         "notes": report.notes,
     })
 }

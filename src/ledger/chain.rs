@@ -105,9 +105,10 @@ impl ChainHead {
                 raise(&mut next.tables, &object.table, object.version);
                 next.objects.push(entry::proof(object));
             }
-            let Fates { whole, left } = &group.fates;
+            let Fates { whole, left, anew } = &group.fates;
             whole.iter().for_each(|(name, version)| raise(&mut next.fates.whole, name, *version));
             left.iter().for_each(|(name, version)| raise(&mut next.fates.left, name, *version));
+            next.fates.anew.extend(anew.iter().map(|(name, position)| (name.clone(), *position)));
         }
         next.objects.sort_by(|a, b| a.key.cmp(&b.key));
         Ok((next, head))
@@ -220,14 +221,19 @@ mod tests {
     #[test]
     fn an_entry_says_what_becomes_of_tables() {
         let said = |name: &str, version| BTreeMap::from([(name.to_owned(), version)]);
-        let fates = |whole, left| Fates { whole, left };
+        let fates = |whole, left| Fates {
+            whole,
+            left,
+            anew: BTreeMap::from([("d".to_owned(), Position(0x50))]),
+        };
         let first = Group { fates: fates(said("a", 1), said("b", 2)), ..snapshot(1, 1) };
         let second = Group { fates: fates(said("a", 3), said("c", 1)), ..snapshot(2, 1) };
         let (entry, _) = start().next(&[first, second], stamp()).unwrap();
         let left = BTreeMap::from([("b".to_owned(), 2), ("c".to_owned(), 1)]);
         assert_eq!(entry.fates, fates(said("a", 3), left));
         let json = serde_json::to_string(&entry).unwrap();
-        assert!(json.contains(r#""whole":{"a":3},"left":{"b":2,"c":1}"#), "{json}");
+        let said = r#""whole":{"a":3},"left":{"b":2,"c":1},"anew":{"d":"00000000/00000050"}"#;
+        assert!(json.contains(said), "{json}");
         assert_eq!(serde_json::from_str::<Entry>(&json).unwrap(), entry);
     }
 

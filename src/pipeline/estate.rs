@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     journal::Table,
-    ledger::{Entry, EntryKind},
+    ledger::{Entry, EntryKind, Fates},
     replay::{
         key::{Content, Name, parse},
         plan::Definitions,
@@ -33,7 +33,7 @@ pub(super) struct Estate {
     pub(super) versions: Vec<Arc<Table>>,
     /// Tables of whose rows all are there: id, and qualified name.
     pub(super) whole: BTreeMap<u32, String>,
-    /// Tables that were not copied any more, for good or for a while: id, and qualified name.
+    /// Tables that were not copied any more, and were not read anew since: id, and qualified name.
     pub(super) left: BTreeMap<u32, String>,
     /// Tables of whose rows not all are there, by qualified name.
     pub(super) partial: BTreeSet<String>,
@@ -64,14 +64,17 @@ impl Estate {
                 EntryKind::Snapshot | EntryKind::Schema | EntryKind::Repair | EntryKind::Fence => {}
             }
             estate.look_at_rows(entry);
-            for (said, to) in
-                [(&entry.fates.whole, &mut estate.whole), (&entry.fates.left, &mut estate.left)]
-            {
-                let tables = said.iter().filter_map(|(name, version)| {
-                    Some((*versions.get(&(name.clone(), *version))?, name.clone()))
-                });
-                to.extend(tables);
+            // In this order: a table that left is read anew before it can be whole again.
+            let named = |(name, version): (&String, &u32)| {
+                Some((*versions.get(&(name.clone(), *version))?, name.clone()))
+            };
+            let Fates { whole, left, anew } = &entry.fates;
+            estate.left.extend(left.iter().filter_map(named));
+            for name in anew.keys() {
+                estate.left.retain(|_, left| left != name);
+                estate.whole.retain(|_, whole| whole != name);
             }
+            estate.whole.extend(whole.iter().filter_map(named));
         }
         estate.partial = estate.lacking(known);
         for (name, content) in strangers.iter().filter_map(|key| parse(key)) {
@@ -109,7 +112,7 @@ mod tests {
     use super::*;
     use crate::{
         journal::Identity,
-        ledger::{EntryObject, Fates, SourceIdentity},
+        ledger::{EntryObject, SourceIdentity},
         units::Sequence,
     };
 
@@ -254,13 +257,23 @@ mod tests {
     }
 
     #[test]
-    fn that_a_table_left_is_known_for_good() {
+    fn that_a_table_left_is_known_until_it_is_read_anew() {
         let known = Definitions::from([table(7, "t", 1), table(9, "t", 2)]);
         let whole = says_whole(EntryKind::Snapshot, &[("t", 1, 100)], &[("t", 1)]);
         let mut left = entry(EntryKind::Changes, "a", &[]);
         left.fates.left = named(&[("t", 1), ("stranger", 1)]);
         let gap = entry(EntryKind::Gap, "a", &[]);
-        let estate = Estate::of(&[whole, left, gap], &known, &[]);
-        assert_eq!(estate.left, BTreeMap::from([(7, "public.t".to_owned())]));
+        let chain = [whole.clone(), left.clone(), gap];
+        assert_eq!(
+            Estate::of(&chain, &known, &[]).left,
+            BTreeMap::from([(7, "public.t".to_owned())])
+        );
+        let mut anew = says_whole(EntryKind::Snapshot, &[("t", 1, 500)], &[]);
+        anew.fates.anew = BTreeMap::from([("public.t".to_owned(), Position(500))]);
+        let estate = Estate::of(&[whole.clone(), left.clone(), anew.clone()], &known, &[]);
+        assert!(estate.left.is_empty() && estate.whole.is_empty(), "{estate:?}");
+        anew.fates.whole = named(&[("t", 1)]);
+        let estate = Estate::of(&[whole, left, anew], &known, &[]);
+        assert!(estate.left.is_empty() && estate.whole.contains_key(&7), "{estate:?}");
     }
 }

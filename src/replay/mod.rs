@@ -130,6 +130,16 @@ pub enum ReplayError {
         /// Where it was to end.
         until: Position,
     },
+    /// The target has gone past changes of a table that it does not have.
+    #[error(
+        "{table} is not there as it is to be, and the database already stands at {at}, behind changes of it"
+    )]
+    Passed {
+        /// Its qualified name.
+        table: String,
+        /// Where it stands.
+        at: Position,
+    },
     /// Another restore fills the target.
     #[error("another restore of this source runs in the database")]
     Busy,
@@ -152,7 +162,9 @@ impl Classified for ReplayError {
             Self::File { .. } => Cause::DiskFull,
             Self::Incomplete { .. } => Cause::RestorePoint,
             Self::Unknown { .. } => Cause::Config,
-            Self::Beyond { .. } | Self::Busy | Self::Target { .. } => Cause::RestoreTarget,
+            Self::Beyond { .. } | Self::Passed { .. } | Self::Busy | Self::Target { .. } => {
+                Cause::RestoreTarget
+            }
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Which objects make a consistent state, from the ledger's entries. Pure.
 //!
 //! A table is whole at a point if its snapshot was completed at or before it, and the changes in the
-//! ledger reach from the snapshot to it. After a gap only snapshots begun behind the gap count. Tables
-//! are told apart by their id: a table made anew under an old name replaces the old one, a renamed
-//! table stays itself.
+//! ledger reach from the snapshot to it. After a gap only snapshots begun behind the gap count; of a table
+//! that left and is read anew, only what was read then. Tables are told apart by their id: a table made
+//! anew under an old name replaces the old one, a renamed table stays itself.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -45,6 +45,10 @@ pub struct TablePlan {
     pub last: Position,
     /// The definition with its youngest chunk.
     pub definition: Option<Arc<Table>>,
+    /// Where its rows begin to count: 0, or where it was read anew.
+    pub anew: Position,
+    /// The entry with which it left, if it was not read anew since: it stands as it was then.
+    pub left: Option<u64>,
 }
 
 /// An object of a snapshot or repair.
@@ -146,7 +150,10 @@ impl Gathered {
     ) -> Result<(), ReplayError> {
         match entry.kind {
             EntryKind::Snapshot | EntryKind::Repair => self.add_rows(entry, known, bound)?,
-            EntryKind::Changes if entry.from.position < bound => self.add_changes(entry, known)?,
+            EntryKind::Changes if entry.from.position < bound => {
+                self.add_changes(entry, known)?;
+                self.add_left(entry, known);
+            }
             EntryKind::Changes | EntryKind::Schema | EntryKind::Gap | EntryKind::Fence => {}
         }
         Ok(())
@@ -180,16 +187,55 @@ impl Gathered {
             }
         }
         for (qualified, position) in entry.completes.iter().filter(|(_, at)| **at <= bound) {
-            let name = known.keys().find(|(name, _)| name.qualified() == *qualified);
-            let Some((name, _)) = name else { continue };
-            let table = definition(entry, name, known)?;
-            let found = self.found(&table, name);
+            let Some((name, table)) = self.named(entry, qualified, known)? else { continue };
+            let found = self.found(&table, &name);
             found.completed = found.completed.max(Some(*position));
             found.snapshots.insert(*position);
             found.needed = true;
             found.plan.definition.get_or_insert(table);
         }
+        for (qualified, position) in entry.fates.anew.iter().filter(|(_, at)| **at <= bound) {
+            let Some((name, table)) = self.named(entry, qualified, known)? else { continue };
+            let found = self.found(&table, &name);
+            found.plan.anew = found.plan.anew.max(*position);
+            found.needed = true;
+            found.plan.left = None;
+        }
         Ok(())
+    }
+
+    /// The table that an entry of rows names, which need not hold an object of it: a part may be empty.
+    fn named(
+        &self,
+        entry: &Entry,
+        qualified: &str,
+        known: &Definitions,
+    ) -> Result<Option<(Name, Arc<Table>)>, ReplayError> {
+        let Some((name, _)) = known.keys().find(|(name, _)| name.qualified() == *qualified) else {
+            return Ok(None);
+        };
+        let last = self.last_by_name.get(qualified);
+        let table = match (entry.tables.contains_key(qualified), last) {
+            (false, Some(id)) => known.iter().rfind(|((_, _), table)| table.id == *id),
+            (true, _) | (_, None) => None,
+        };
+        let table = match table {
+            Some((_, table)) => table.clone(),
+            None => definition(entry, name, known)?,
+        };
+        Ok(Some((name.clone(), table)))
+    }
+
+    fn add_left(&mut self, entry: &Entry, known: &Definitions) {
+        for (qualified, version) in &entry.fates.left {
+            let named = |((name, of), _): &(&(Name, u32), &Arc<Table>)| {
+                of == version && name.qualified() == *qualified
+            };
+            let Some((_, table)) = known.iter().find(named) else { continue };
+            if let Some(found) = self.tables.get_mut(&table.id) {
+                found.plan.left = Some(entry.entry);
+            }
+        }
     }
 
     fn add_changes(&mut self, entry: &Entry, known: &Definitions) -> Result<(), ReplayError> {
@@ -213,6 +259,9 @@ impl Gathered {
     }
 
     fn finish(mut self, bound: Position) -> Result<Plan, ReplayError> {
+        for found in self.tables.values_mut() {
+            found.forget_before_anew();
+        }
         let snapshots: BTreeSet<Position> =
             self.tables.values().flat_map(|found| found.snapshots.iter().copied()).collect();
         // One snapshot for all, and no changes behind it yet: the snapshot itself is the point.
@@ -258,6 +307,16 @@ impl Gathered {
             (id, plan)
         });
         Ok(Plan { tables: tables.collect(), epochs: self.epochs, end })
+    }
+}
+
+impl Found {
+    fn forget_before_anew(&mut self) {
+        let anew = self.plan.anew;
+        self.snapshots.retain(|at| *at >= anew);
+        self.completed = self.completed.filter(|at| *at >= anew);
+        self.plan.rows.retain(|rows| rows.position >= anew);
+        self.plan.repairs.retain(|rows| rows.position >= anew);
     }
 }
 
@@ -488,6 +547,46 @@ mod tests {
         entries.insert(3, snapshot("a", 50, true));
         let whole = plan(&entries, &known(), None, &[]).unwrap();
         assert_eq!((whole.tables[&1].rows.len(), whole.epochs.len()), (1, 1));
+    }
+
+    #[test]
+    fn of_a_table_that_left_and_is_back_only_what_was_read_anew_counts() {
+        let mut left = changes(&["a"], point(1, 20), point(2, 30));
+        (left.entry, left.fates.left) = (7, BTreeMap::from([("public.a".to_owned(), 1)]));
+        let mut first = snapshot("a", 50, false);
+        first.fates.anew = BTreeMap::from([("public.a".to_owned(), Position(50))]);
+        let mut chain = vec![
+            snapshot("a", 10, true),
+            snapshot("b", 10, true),
+            changes(&["a"], point(0, 10), point(1, 20)),
+            left,
+            changes(&["b"], point(2, 30), point(3, 60)),
+        ];
+        let away = plan(&chain, &known(), None, &[]).unwrap();
+        let lefts: Vec<_> = away.tables.values().map(|table| table.left).collect();
+        assert_eq!(lefts, [Some(7), None]);
+        chain.push(first);
+        assert!(matches!(
+            plan(&chain, &known(), None, &[]),
+            Err(ReplayError::Incomplete { tables, .. }) if tables.len() == 1
+        ));
+        chain.push(snapshot("a", 55, true));
+        let back = plan(&chain, &known(), None, &[]).unwrap();
+        let table = &back.tables[&1];
+        assert_eq!((table.first, table.rows.len(), table.left), (Position(50), 2, None));
+        // Before that it stands as it was when it left.
+        let before = plan(&chain, &known(), Some(Position(45)), &[]).unwrap();
+        let table = &before.tables[&1];
+        assert_eq!((table.first, table.rows.len(), table.left), (Position(10), 1, Some(7)));
+    }
+
+    #[test]
+    fn a_snapshot_may_be_completed_by_a_part_without_rows() {
+        let mut last = snapshot("a", 10, true);
+        last.objects.clear();
+        last.tables.clear();
+        let plan = plan(&[snapshot("a", 10, false), last], &known(), None, &[]).unwrap();
+        assert_eq!(plan.tables[&1].rows.len(), 1);
     }
 
     #[test]

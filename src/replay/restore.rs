@@ -80,6 +80,9 @@ pub struct RestoreReport {
     pub incomplete_rows: u64,
     /// Updates and deletes by this run of rows that were nowhere. Not 0: something is missing.
     pub unmatched_rows: u64,
+    /// Qualified names of those of the tables that were not copied any more: they stand as they were when
+    /// they left.
+    pub left: Vec<String>,
     /// What of the definitions was not made again, in sentences.
     pub notes: Vec<String>,
 }
@@ -119,7 +122,7 @@ pub async fn restore(
     restore.make_tables(&plan).await?;
     restore.load_snapshots(&plan).await?;
     restore.apply_changes(&plan).await?;
-    Ok(restore.into_report())
+    Ok(restore.into_report(&plan))
 }
 
 /// Reads every definition in the ledger.

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     ledger::EntryObject,
     seal::Table,
-    units::{Point, Sequence, UnitError},
+    units::{Point, Position, Sequence, UnitError},
 };
 
 /// The target, through one connection.
@@ -93,15 +93,17 @@ impl<'a> Target<'a> {
         done.map(drop).map_err(|why| refused("record progress", &why))
     }
 
-    /// Tables that are there, with their definitions.
-    pub(super) async fn tables(&self) -> Result<BTreeMap<u32, Table>, ReplayError> {
-        let query = "SELECT definition FROM lakehead_restore.tables WHERE source = $1";
+    /// Tables that are there, with their definitions and where their rows were read anew.
+    pub(super) async fn tables(&self) -> Result<BTreeMap<u32, (Table, Position)>, ReplayError> {
+        let query = "SELECT definition, anew FROM lakehead_restore.tables WHERE source = $1";
         let rows = self.client.query(query, &[&self.source]).await;
         let rows = rows.map_err(|why| refused("read lakehead_restore.tables", &why))?;
         let tables = rows.iter().map(|row| {
-            let table: Table = serde_json::from_str(row.get(0))
-                .map_err(|why| ReplayError::object("lakehead_restore.tables", why))?;
-            Ok((table.id, table))
+            let damaged = |why: String| ReplayError::object("lakehead_restore.tables", why);
+            let table: Table =
+                serde_json::from_str(row.get(0)).map_err(|why| damaged(why.to_string()))?;
+            let anew = row.get::<_, &str>(1).parse();
+            Ok((table.id, (table, anew.map_err(|why: UnitError| damaged(why.to_string()))?)))
         });
         tables.collect()
     }
@@ -114,8 +116,12 @@ impl<'a> Target<'a> {
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
-    /// Makes a table, with its schema and types.
-    pub(super) async fn create(&mut self, table: &Table) -> Result<(), ReplayError> {
+    /// Makes a table, with its schema and types, for rows that were read anew there.
+    pub(super) async fn create(
+        &mut self,
+        table: &Table,
+        anew: Position,
+    ) -> Result<(), ReplayError> {
         self.begin().await?;
         self.types(table).await?;
         let doing = format!("create table {}", table.qualified());
@@ -128,6 +134,10 @@ impl<'a> Target<'a> {
         self.try_all(defaults.collect()).await?;
         self.notes.extend(schema::left_out(table));
         self.remember(table).await?;
+        let sql = "UPDATE lakehead_restore.tables SET anew = $3 WHERE source = $1 AND id = $2";
+        let (id, anew) = (i64::from(table.id), anew.to_string());
+        let done = self.client.execute(sql, &[&self.source, &id, &anew]).await;
+        done.map_err(|why| refused("record a table", &why))?;
         self.commit().await
     }
 
@@ -142,7 +152,7 @@ impl<'a> Target<'a> {
         self.remember(to).await
     }
 
-    /// Removes a table that another one of the same name replaces.
+    /// Removes a table that another one of the same name replaces, or another reading of it.
     pub(super) async fn drop_table(&self, table: &Table) -> Result<(), ReplayError> {
         let doing = format!("drop table {}", table.qualified());
         self.begin().await?;
@@ -416,7 +426,8 @@ const SESSION: &str = "SET client_encoding = 'UTF8'; SET datestyle = 'ISO, MDY';
 const RECORD: &str = "CREATE SCHEMA IF NOT EXISTS lakehead_restore; \
     CREATE TABLE IF NOT EXISTS lakehead_restore.progress (source text PRIMARY KEY, sequence bigint NOT NULL, position text NOT NULL, lacking text NOT NULL); \
     CREATE TABLE IF NOT EXISTS lakehead_restore.objects (source text, key text, sha256 text NOT NULL, rows bigint NOT NULL, PRIMARY KEY (source, key)); \
-    CREATE TABLE IF NOT EXISTS lakehead_restore.tables (source text, id bigint, definition text NOT NULL, PRIMARY KEY (source, id))";
+    CREATE TABLE IF NOT EXISTS lakehead_restore.tables (source text, id bigint, definition text NOT NULL, PRIMARY KEY (source, id)); \
+    ALTER TABLE lakehead_restore.tables ADD COLUMN IF NOT EXISTS anew text NOT NULL DEFAULT '00000000/00000000'";
 
 /// The labels of an enum, in order.
 const LABELS: &str = "SELECT (SELECT array_agg(enumlabel::text ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = t.oid) \

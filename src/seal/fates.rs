@@ -10,25 +10,30 @@ use serde::{Deserialize, Serialize};
 use super::Table;
 use crate::{
     facts::{self, FactBatch, FactDamaged, Facts},
-    journal::fate::{FATE_FACTS, Fate, fated_table},
+    journal::fate::{FATE_FACTS, Fate, anew_fact, fate_fact, fated_table},
+    units::Position,
 };
 
-/// Tables, each as qualified name → a version of its schema: a name alone may be that of several tables,
+/// Tables by qualified name; with a version of its schema, as a name alone may be that of several tables,
 /// one after the other.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Fates {
     /// All their rows are in the lake with this group, with all their values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub whole: BTreeMap<String, u32>,
-    /// They are not copied any more; should one come back, changes of it are missing.
+    /// They are not copied any more: what is here of them later counts only if they are read anew.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub left: BTreeMap<String, u32>,
+    /// They had left and are back: rows of them that were read before this position count no more. That of
+    /// the name's version with this group.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub anew: BTreeMap<String, Position>,
 }
 
 impl Fates {
     /// Whether there is nothing to say.
     pub fn is_empty(&self) -> bool {
-        self.whole.is_empty() && self.left.is_empty()
+        self.whole.is_empty() && self.left.is_empty() && self.anew.is_empty()
     }
 
     /// Adds a table. False: another one of its name is there.
@@ -45,6 +50,22 @@ impl Fates {
             Entry::Occupied(_) => false,
         }
     }
+}
+
+/// What the first part of a reading anew says, which stands at `position`: that the table had left goes with
+/// it, if no epoch has said so.
+pub(super) fn begun_anew(
+    facts: &dyn Facts,
+    table: &Table,
+    position: Position,
+    said: &mut FactBatch,
+) -> Fates {
+    let (mut fates, anew) = (Fates::default(), anew_fact(table.id));
+    if facts.get(&anew).is_some() {
+        fates.anew.insert(table.qualified(), position);
+        said.delete(anew).delete(fate_fact(table.id, Fate::Left));
+    }
+    fates
 }
 
 /// What the source asked to be said, and the facts that go with that. What cannot be said yet stays: of a
@@ -93,6 +114,23 @@ mod tests {
     }
 
     #[test]
+    fn a_reading_anew_is_said_by_its_first_part_and_takes_the_leaving_with_it() {
+        let (facts, mut asked) = (MemoryFacts::default(), FactBatch::default());
+        asked.put(anew_fact(7), &true).put(fate_fact(7, Fate::Left), &Fate::Left);
+        facts.record_blocking(asked).unwrap();
+        let say = |id| {
+            let mut said = FactBatch::default();
+            let fates = begun_anew(&facts, &table(id, "t"), Position(50), &mut said);
+            facts.record_blocking(said).unwrap();
+            fates.anew
+        };
+        assert_eq!(say(8), BTreeMap::new());
+        assert_eq!(say(7), BTreeMap::from([("public.t".to_owned(), Position(50))]));
+        assert_eq!(say(7), BTreeMap::new());
+        assert_eq!(facts.scan("seal/").len(), 0);
+    }
+
+    #[test]
     fn what_is_asked_is_said_once_and_what_cannot_be_said_waits() {
         let (facts, mut asked) = (MemoryFacts::default(), FactBatch::default());
         for (id, fate) in [(7, Fate::Whole), (7, Fate::Left), (8, Fate::Left), (9, Fate::Left)] {
@@ -114,7 +152,7 @@ mod tests {
             fates
         };
         let one = |version| BTreeMap::from([("public.t".to_owned(), version)]);
-        assert_eq!(say(), Fates { whole: one(2), left: one(2) });
+        assert_eq!(say(), Fates { whole: one(2), left: one(2), ..Fates::default() });
         assert_eq!(say(), Fates { left: one(3), ..Fates::default() });
         assert!(say().is_empty());
         assert_eq!(facts.scan(FATE_FACTS).len(), 1);

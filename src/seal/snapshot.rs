@@ -13,6 +13,7 @@ use super::{
     Fates, GroupKind, Op, SealError, Table,
     columns::RowMeta,
     encode::{LARGE_ROW_BYTES, RowIn},
+    fates,
     sealer::{Desk, Outlet, PAUSE, SnapshotChunks, lock},
     series::{Covers, Series},
 };
@@ -111,7 +112,7 @@ fn seal(
             _ => span(&*desk.facts, table_id)?.unwrap_or(Span::begun(position, by_key)),
         };
         let mut span = Span::with(Some(span), position, completes);
-        let mut fates = Fates::default();
+        let mut fates = fates::begun_anew(&*desk.facts, &table, position, facts);
         // Else rows of it may have to be read again first, which the source knows.
         span.told = span.is_one() && fates.add(Fate::Whole, &table);
         facts.put(span_fact(table_id), &span);

@@ -4,6 +4,7 @@
 //! | fact | what |
 //! |---|---|
 //! | `seal/fate/<table id>/<fate>` | a [`Fate`] that is still to be said |
+//! | `seal/anew/<table id>` | true: the next part of its snapshot is the first of a reading anew |
 //!
 //! A box that takes a chain over knows of a table only what the chain says.
 
@@ -16,7 +17,7 @@ pub enum Fate {
     /// All its rows are in the lake, with all their values.
     Whole,
     /// Its changes are not in the lake any more: it was dropped, excluded or unreadable. Should it come back,
-    /// those in between are missing.
+    /// it is read anew.
     Left,
 }
 
@@ -30,6 +31,11 @@ pub fn fate_fact(table_id: u32, fate: Fate) -> String {
         Fate::Left => "left",
     };
     format!("{FATE_FACTS}{table_id:010}/{name}")
+}
+
+/// Key of the fact that a table which was away is read anew. Goes with the first part of that reading.
+pub fn anew_fact(table_id: u32) -> String {
+    format!("seal/anew/{table_id:010}")
 }
 
 /// The table of a [`fate_fact`].
@@ -48,5 +54,6 @@ mod tests {
         assert_eq!(fated_table(&key), Some(7));
         assert_eq!(serde_json::to_string(&Fate::Whole).unwrap(), r#""whole""#);
         assert_eq!(fated_table("seal/fates/0000000007/left"), None);
+        assert_eq!(anew_fact(7), "seal/anew/0000000007");
     }
 }

@@ -127,6 +127,15 @@ impl World {
         outside(&self.site.dir.join("site.toml"), &self.dir)
     }
 
+    /// Has the next start copy these tables.
+    pub(crate) fn copy_only(&self, tables: &[&str]) {
+        let path = self.site.dir.join("site.toml");
+        let config = fs::read_to_string(&path).unwrap();
+        let line = config.lines().find(|line| line.starts_with("tables = [")).unwrap();
+        let config = config.replace(line, &format!("tables = {tables:?}"));
+        lakehead::disk::write_durably(&path, config.as_bytes()).unwrap();
+    }
+
     /// A session as superuser in the source's database.
     pub(crate) async fn admin(&self) -> Client {
         self.cluster.connect(SOURCE, &self.tasks).await.unwrap()

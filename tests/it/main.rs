@@ -11,6 +11,7 @@
 mod campaign;
 mod harness;
 mod story_adopt;
+mod story_away;
 mod story_badinput;
 mod story_failover;
 mod story_kill;

@@ -92,6 +92,11 @@ impl Plan {
         Self { done: self.done, gone: true, told: true, ..Self::empty(self.table.clone()) }
     }
 
+    /// The plan of a table that is back: its parts are still to be made.
+    pub(crate) fn anew(&self) -> Self {
+        Self::empty(self.table.clone())
+    }
+
     /// Whether it has no parts yet: the table was gone.
     pub(crate) fn is_to_be_made(&self) -> bool {
         !self.done && self.count() == 0

@@ -6,8 +6,8 @@
 //!
 //! The ledger says that they left: a box that takes the chain over has to know it when they come back.
 //!
-//! **Invariant:** a table that comes back before it was whole is read anew, under a span that begins with
-//! its new snapshot (I12).
+//! **Invariant:** a table that comes back is read anew, under a span that begins with its new snapshot, and the
+//! ledger says so: what was read of it before counts no more (I12).
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use super::{chunks::Plan, reread::delete_all, snapshot::PLAN_FACTS};
 use crate::{
     facts::{self, FactBatch, FactDamaged, Facts},
     source::{
-        fate::{Fate, fate_fact},
+        fate::{Fate, anew_fact, fate_fact},
         reread::{Span, UNCHANGED_FACTS, span_fact},
     },
     units::Position,
@@ -26,7 +26,7 @@ use crate::{
 pub(crate) struct Gone {
     /// Tables that went since the last look.
     pub(crate) left: Vec<Plan>,
-    /// Names of tables that are there again.
+    /// Names of tables that are there again, and are to be read anew.
     pub(crate) back: Vec<String>,
 }
 
@@ -64,14 +64,12 @@ pub(crate) fn look(
             if !plan.gone {
                 gone.left.push(plan);
             }
-        } else if plan.gone {
-            if plan.is_to_be_made() && !running {
-                delete_all(facts, id, batch);
-                batch.delete(span_fact(id));
-            }
+        } else if plan.gone && !running {
+            delete_all(facts, id, batch);
+            batch.delete(span_fact(id)).delete(fate_fact(id, Fate::Whole));
+            batch.put(fact, &plan.anew()).put(anew_fact(id), &true);
             if !plan.told {
                 // A firmware before this one saw it go.
-                batch.put(fact, &Plan { told: true, ..plan.clone() });
                 batch.put(fate_fact(id, Fate::Left), &Fate::Left);
             }
             gone.back.push(plan.table);
@@ -168,24 +166,33 @@ mod tests {
             assert!(look_once(&facts, false, false).left.is_empty());
             assert_eq!(rest(&facts), [""; 0]);
             assert!(span(&facts).is_some_and(|span| span.is_one()));
-            // What was whole stays so, and is not read again when the table is back.
+            // Whether it was whole stays known, for people.
             let kept: Plan = facts::read(&facts, &plan_fact(7)).unwrap().unwrap();
             assert_eq!((kept.done, kept.gone, kept.count()), (done, true, 0));
         }
     }
 
     #[test]
-    fn a_table_that_comes_back_before_it_was_whole_begins_a_span_of_its_own() {
-        let facts = known(7, Some(&plan(false)));
-        look_once(&facts, false, false);
-        assert_eq!(look_once(&facts, true, true).back, ["public.t"]);
-        assert!(span(&facts).is_some(), "a part of it may be on its way");
-        look_once(&facts, true, false);
-        assert_eq!((span(&facts), rest(&facts).len()), (None, 0));
-        // Once its parts are planned nothing is taken from under them.
-        let facts = known(7, Some(&Plan { gone: true, ..plan(false) }));
-        look_once(&facts, true, false);
-        assert_eq!(rest(&facts).len(), 4);
+    fn a_table_that_comes_back_is_read_anew_under_a_span_of_its_own() {
+        for done in [false, true] {
+            let facts = known(7, Some(&plan(done)));
+            look_once(&facts, false, false);
+            let mut whole = FactBatch::default();
+            whole.put(fate_fact(7, Fate::Whole), &Fate::Whole);
+            facts.record_blocking(whole).unwrap();
+            assert_eq!(look_once(&facts, true, true).back, [""; 0]);
+            assert!(span(&facts).is_some(), "a part of it may be on its way");
+            assert_eq!(look_once(&facts, true, false).back, ["public.t"]);
+            assert_eq!((span(&facts), rest(&facts)), (None, vec![anew_fact(7)]));
+            let plan: Plan = facts::read(&facts, &plan_fact(7)).unwrap().unwrap();
+            assert!(plan.is_to_be_made() && !plan.gone, "{plan:?}");
+            // Once it is so, nothing is taken from under its parts.
+            let mut part = FactBatch::default();
+            part.put(chunk_fact(7, 0), &ChunkDone { position: Position(50), rows: 1 });
+            facts.record_blocking(part).unwrap();
+            assert_eq!(look_once(&facts, true, false).back, [""; 0]);
+            assert_eq!(rest(&facts).len(), 2);
+        }
     }
 
     #[test]

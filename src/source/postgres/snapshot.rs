@@ -168,9 +168,8 @@ async fn plan(
         let new = || Plan::new(listed.qualified(), filenode, size.extent);
         let to_be_made = known.as_ref().is_some_and(Plan::is_to_be_made);
         let mut plan = match known {
-            Some(Plan { gone, told, .. }) if to_be_made => Plan { gone, told, ..new() },
-            Some(plan) => plan,
-            None => new(),
+            Some(plan) if !to_be_made => plan,
+            Some(_) | None => new(),
         };
         if plan.again {
             let standing = (&done, size.extent);

@@ -136,6 +136,9 @@ impl Tables {
         let mut restless = vec![];
         let listed = |id| listing.contains_key(&id);
         let gone = gone::look(&*self.shared.facts, listed, &noted, running, &mut batch)?;
+        if !batch.changes.is_empty() {
+            self.shared.facts.record(std::mem::take(&mut batch)).await?;
+        }
         self.tell_gone(gone);
         look_again(&mut self.whole, listed, &noted);
         for (id, listed) in listing {
@@ -195,7 +198,7 @@ impl Tables {
         }
     }
 
-    /// Says once which tables are gone, and as long as it is so which of them are back.
+    /// Says once which tables are gone, and which of them are back.
     fn tell_gone(&self, gone: Gone) {
         for Plan { table, done, .. } in gone.left {
             self.shared.board.write(|status| {
@@ -213,17 +216,9 @@ impl Tables {
                 ),
             }
         }
-        if gone.back.is_empty() {
-            self.shared.board.calm(BACK_ALARM);
-            return;
+        for table in gone.back {
+            tracing::warn!(table, "the table was left out for a while: all of it is read anew");
         }
-        let what = format!(
-            "{}: left out for a while, so that changes of it are not in the lake: \
-             copy it under another source's name",
-            gone.back.join(", ")
-        );
-        let now = self.shared.clock.wall();
-        self.shared.board.alarm(BACK_ALARM, Cause::TableRefused, &what, now);
     }
 
     /// Begins to read what is missing.
@@ -283,8 +278,6 @@ const LOOK_ALARM: &str = "catalog";
 const PASS_ALARM: &str = "snapshot";
 /// The alarm for tables that are read again and again.
 const RESTLESS_ALARM: &str = "tables-restless";
-/// The alarm for tables that were not listed for a while.
-const BACK_ALARM: &str = "tables-back";
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 const RETRY_MIN: Duration = Duration::from_secs(1);
 
