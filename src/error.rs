@@ -98,7 +98,9 @@ causes! {
     /// The role lacks a privilege.
     SourcePrivilege => Halt("grant the missing privilege: `lakehead check` prints the statement"),
     /// The slot that we had is gone, was made anew, or belongs to another history.
-    SourceGap => Halt("the replication slot no longer continues what this box holds: changes are missing; adopt the new slot with a new snapshot, see the README's \"Gap\""),
+    SourceGap => Halt("the database does not continue what this box holds, and nothing is skipped: see the README's \"Gap\""),
+    /// The log was lost in between; all tables are read anew behind it.
+    SourceRepair => Retry("changes were lost at the source, as the ledger says: all tables are being read anew"),
     /// Another process uses our slot.
     SlotBusy => Retry("waiting for the replication slot: another connection uses it"),
     /// No table matches.

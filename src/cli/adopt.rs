@@ -195,7 +195,10 @@ impl fmt::Display for Lines<'_> {
             write!(f, "; read anew: {}", takeover.partial.join(", "))?;
         }
         if let Some(gap) = &takeover.gap {
-            write!(f, "\n{source}: GAP: {gap}. `lakehead run` will stop at it: see \"Gap\"")?;
+            write!(
+                f,
+                "\n{source}: GAP: {gap}. `lakehead run` has the ledger say it and reads all tables anew, or stops, if it may be a mistake: see \"Gap\""
+            )?;
         }
         if let Some(why) = &takeover.unasked {
             write!(

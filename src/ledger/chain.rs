@@ -92,6 +92,12 @@ impl ChainHead {
                     (next.kind, next.from, next.to) = (EntryKind::Changes, *from, *to);
                     next.committed_at = Some(committed_at.rfc3339());
                 }
+                GroupKind::Gap { from, to, batch, what } => {
+                    tiles(head.reached, *from, *to, group.id)?;
+                    (head.reached, head.batch) = (Some(*to), *batch);
+                    (next.kind, next.from, next.to) = (EntryKind::Gap, *from, *to);
+                    next.lost = Some(what.clone());
+                }
                 GroupKind::Snapshot { table, position, completes, .. } => {
                     next.kind = EntryKind::Snapshot;
                     if *completes {
@@ -143,6 +149,7 @@ impl ChainHead {
             objects: vec![],
             completes: BTreeMap::<String, Position>::new(),
             fates: Fates::default(),
+            lost: None,
             adopts: None,
             release: stamp.release,
             committed_at: None,

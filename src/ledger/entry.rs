@@ -155,6 +155,7 @@ mod tests {
             objects: vec![object],
             completes: BTreeMap::new(),
             fates: Fates::default(),
+            lost: None,
             adopts: None,
             release: "lake".into(),
             committed_at: Some("2026-11-21T08:30:00.000000Z".into()),

@@ -66,6 +66,9 @@ pub struct Entry {
     /// not copied any more.
     #[serde(flatten)]
     pub fates: Fates,
+    /// Of a `gap`: how it came, in a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<String>,
     /// Of a `fence`: who takes the chain over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopts: Option<Adoption>,

@@ -22,7 +22,7 @@ use crate::units::{Point, Position};
 
 mod report;
 
-pub use report::{Damage, DamageKind, Signer, SourceReport};
+pub use report::{Damage, DamageKind, Lost, Signer, SourceReport};
 
 /// Follows one chain.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub struct Verifier {
     tables: BTreeMap<String, u32>,
     completes: BTreeMap<String, Position>,
     signers: Vec<Signer>,
-    gaps: Vec<(u64, Point, Point)>,
+    gaps: Vec<Lost>,
     chain_damage: Option<Damage>,
     /// By entry and key, so that the first is the first broken.
     object_damage: BTreeMap<(u64, String), Damage>,
@@ -225,7 +225,7 @@ impl Verifier {
             damage,
             more: count(more + both),
         };
-        report.gaps.retain(|(entry, ..)| *entry <= report.entries);
+        report.gaps.retain(|gap| gap.entry <= report.entries);
         report.signers.retain(|signer| signer.from_entry <= report.entries);
         for entry in accepted {
             report.objects += entry.objects;
@@ -345,7 +345,8 @@ impl Verifier {
             self.reached = Some(entry.to);
         }
         if entry.kind == EntryKind::Gap {
-            self.gaps.push((entry.entry, entry.from, entry.to));
+            let (from, to, what) = (entry.from, entry.to, entry.lost);
+            self.gaps.push(Lost { entry: entry.entry, from, to, what });
         }
         if self.signer != Some(signer) {
             self.signer = Some(signer);
@@ -412,6 +413,7 @@ mod tests {
         chain::ChainHead,
         testing::{self, Bucket, built, changes, groups, point},
     };
+    use crate::seal::{Group, GroupKind};
 
     fn key() -> IdentityKey {
         IdentityKey::from_seed(&[1; 32])
@@ -495,11 +497,10 @@ mod tests {
             signed_by: key().public().to_string(),
             transactions: 0,
         };
-        let mut stamp = Some(testing::stamp());
-        let (mut entry, next) = head
-            .next(&[changes(5, point(40, 140), point(40, 900), 0)], stamp.take().unwrap())
-            .unwrap();
-        entry.kind = EntryKind::Gap;
+        let (from, to, what) = (point(40, 140), point(40, 900), "the slot is gone".to_owned());
+        let kind = GroupKind::Gap { from, to, batch: 4, what: what.clone() };
+        let gap = Group { kind, objects: vec![], ..changes(5, from, to, 0) };
+        let (entry, next) = head.next(&[gap], testing::stamp()).unwrap();
         let signed = entry::sign(&entry, &key());
         bucket.insert(entry::key("raw", "erp", 5), signed.object.into());
         let head = ChainHead { hash: signed.hash, ..next };
@@ -511,8 +512,9 @@ mod tests {
         );
         let report = audit(&bucket, None);
         assert_eq!((report.damage.clone(), report.entries), (None, 6));
-        assert_eq!(report.gaps, [(5, point(40, 140), point(40, 900))]);
-        assert!(report.to_string().contains("GAP entry 5"), "{report}");
+        assert_eq!(report.gaps, [Lost { entry: 5, from, to, what: Some(what) }]);
+        let said = report.to_string();
+        assert!(said.contains("GAP entry 5") && said.contains("the slot is gone"), "{said}");
     }
 
     proptest! {

@@ -161,6 +161,7 @@ mod tests {
             objects: rows.iter().map(object).collect(),
             completes: BTreeMap::new(),
             fates: Fates::default(),
+            lost: None,
             adopts: None,
             release: "lake".into(),
             committed_at: None,

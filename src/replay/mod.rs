@@ -21,6 +21,7 @@ pub mod read;
 pub mod restore;
 mod restore_repairs;
 mod restore_rows;
+mod restore_tables;
 mod restore_target;
 pub mod schema;
 #[cfg(test)]

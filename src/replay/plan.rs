@@ -1,8 +1,8 @@
 //! Which objects make a consistent state, from the ledger's entries. Pure.
 //!
 //! A table is whole at a point if its snapshot was completed at or before it, and the changes in the
-//! ledger reach from the snapshot to it. After a gap only snapshots begun behind the gap count; of a table
-//! that left and is read anew, only what was read then. Tables are told apart by their id: a table made
+//! ledger reach from the snapshot to it. Behind a gap only rows count that were read behind it, whichever
+//! entry came first; of a table that left and is read anew, only what was read then. Tables are told apart by their id: a table made
 //! anew under an old name replaces the old one, a renamed table stays itself.
 
 use std::{
@@ -104,13 +104,10 @@ pub fn plan(
     }
     let bound = until.unwrap_or(Position(u64::MAX));
     let gap = entries.iter().rposition(|e| e.kind == EntryKind::Gap && e.from.position < bound);
-    let (entries, floor) = match gap {
-        Some(gap) => (&entries[gap + 1..], entries[gap].to),
-        None => (entries, Point::default()),
-    };
-    let mut gathered = Gathered { end: floor, ..Gathered::default() };
-    for entry in entries {
-        gathered.add(entry, definitions, bound)?;
+    let (behind, end) = gap.map_or((0, Point::default()), |gap| (gap + 1, entries[gap].to));
+    let mut gathered = Gathered { end, floor: end.position, ..Gathered::default() };
+    for (at, entry) in entries.iter().enumerate() {
+        gathered.add(entry, definitions, bound, at >= behind)?;
     }
     let last = gathered.last_by_name.iter().filter(|(name, _)| !except.contains(name));
     let alive: BTreeSet<u32> = last.map(|(_, id)| *id).collect();
@@ -126,6 +123,8 @@ struct Gathered {
     tables: BTreeMap<u32, Found>,
     epochs: Vec<Epoch>,
     end: Point,
+    /// Rows that were read before this do not count.
+    floor: Position,
     last_by_name: BTreeMap<String, u32>,
     /// The oldest snapshot that was left out because it is younger than asked for.
     too_young: Option<Position>,
@@ -147,10 +146,11 @@ impl Gathered {
         entry: &Entry,
         known: &Definitions,
         bound: Position,
+        behind: bool,
     ) -> Result<(), ReplayError> {
         match entry.kind {
             EntryKind::Snapshot | EntryKind::Repair => self.add_rows(entry, known, bound)?,
-            EntryKind::Changes if entry.from.position < bound => {
+            EntryKind::Changes if behind && entry.from.position < bound => {
                 self.add_changes(entry, known)?;
                 self.add_left(entry, known);
             }
@@ -171,6 +171,9 @@ impl Gathered {
                 self.too_young = Some(self.too_young.map_or(position, |young| young.min(position)));
                 continue;
             }
+            if position < self.floor {
+                continue;
+            }
             let table = definition(entry, &name, known)?;
             let found = self.found(&table, &name);
             found.needed = true;
@@ -186,7 +189,8 @@ impl Gathered {
                 found.plan.last = position;
             }
         }
-        for (qualified, position) in entry.completes.iter().filter(|(_, at)| **at <= bound) {
+        let counts = self.floor..=bound;
+        for (qualified, position) in entry.completes.iter().filter(|(_, at)| counts.contains(at)) {
             let Some((name, table)) = self.named(entry, qualified, known)? else { continue };
             let found = self.found(&table, &name);
             found.completed = found.completed.max(Some(*position));
@@ -194,7 +198,7 @@ impl Gathered {
             found.needed = true;
             found.plan.definition.get_or_insert(table);
         }
-        for (qualified, position) in entry.fates.anew.iter().filter(|(_, at)| **at <= bound) {
+        for (qualified, position) in entry.fates.anew.iter().filter(|(_, at)| counts.contains(at)) {
             let Some((name, table)) = self.named(entry, qualified, known)? else { continue };
             let found = self.found(&table, &name);
             found.plan.anew = found.plan.anew.max(*position);
@@ -260,6 +264,7 @@ impl Gathered {
 
     fn finish(mut self, bound: Position) -> Result<Plan, ReplayError> {
         for found in self.tables.values_mut() {
+            found.plan.anew = found.plan.anew.max(self.floor);
             found.forget_before_anew();
         }
         let snapshots: BTreeSet<Position> =
@@ -402,6 +407,7 @@ mod tests {
             objects: keys.iter().map(|key| object(key)).collect(),
             completes: BTreeMap::new(),
             fates: Fates::default(),
+            lost: None,
             adopts: None,
             release: "lake".into(),
             committed_at: None,
@@ -536,17 +542,20 @@ mod tests {
 
     #[test]
     fn behind_a_gap_only_what_was_read_anew_counts() {
-        let mut entries = vec![
-            snapshot("a", 10, true),
-            changes(&["a"], point(0, 10), point(1, 20)),
-            entry(EntryKind::Gap, point(1, 20), point(1, 50), &[]),
-            changes(&["a"], point(1, 50), point(2, 60)),
-        ];
-        assert!(plan(&entries, &known(), None, &[]).is_err());
-        assert!(plan(&entries, &known(), Some(Position(20)), &[]).is_ok());
-        entries.insert(3, snapshot("a", 50, true));
-        let whole = plan(&entries, &known(), None, &[]).unwrap();
-        assert_eq!((whole.tables[&1].rows.len(), whole.epochs.len()), (1, 1));
+        for at in 0..2 {
+            let mut entries = vec![
+                snapshot("a", 10, true),
+                changes(&["a"], point(0, 10), point(1, 20)),
+                entry(EntryKind::Gap, point(1, 20), point(1, 50), &[]),
+                changes(&["a"], point(1, 50), point(2, 60)),
+            ];
+            assert!(plan(&entries, &known(), None, &[]).is_err());
+            assert!(plan(&entries, &known(), Some(Position(20)), &[]).is_ok());
+            // It may have been read before the ledger came to the gap.
+            entries.insert(if at == 0 { 3 } else { 2 }, snapshot("a", 50, true));
+            let whole = plan(&entries, &known(), None, &[]).unwrap();
+            assert_eq!((whole.tables[&1].rows.len(), whole.epochs.len()), (1, 1));
+        }
     }
 
     #[test]

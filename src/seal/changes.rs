@@ -4,7 +4,8 @@
 //! its transaction's commit record, found by looking ahead) and its commit time. At a cut all open objects
 //! are ended, and one batch of facts makes the group, the place to resume and the decoder's tables durable.
 //!
-//! A batch without records is a mark: the epoch reaches its position, and holds nothing of it.
+//! A batch without records is a mark: the epoch reaches its position, and holds nothing of it. Where the
+//! source noted a gap the epoch ends, and a group of its own says what is lost.
 //!
 //! **Invariants:** after a restart exactly the batches after the last recorded epoch are sealed (I11);
 //! batches join without gap; each holds as many changes as the journal counted; a record that does not
@@ -17,7 +18,7 @@ use std::{
 };
 
 use super::{
-    EPOCH_FACT, EpochEnd, GroupKind, Op, SealError, Table,
+    EPOCH_FACT, EpochEnd, Fates, GroupKind, Op, SealError, Table,
     columns::RowMeta,
     encode::{LARGE_ROW_BYTES, RowIn},
     epoch::{Epoch, OPEN_MAX},
@@ -25,10 +26,12 @@ use super::{
     unchanged::Notes,
 };
 use crate::{
-    facts::{self, FactBatch},
+    facts::{self, FactBatch, FactDamaged},
     journal::{
         Batch, Change, Commit, Decode, DecodeError, Event, ORIGIN_FACT, OldRow, Origin, Piece,
-        ReadBatches, Row, split_record,
+        ReadBatches, Row,
+        gap::{GAP_FACTS, Gap, gap_fact},
+        split_record,
     },
     units::{Point, Position, Sequence, Timestamp},
 };
@@ -99,6 +102,11 @@ impl<'a> Changes<'a> {
             }
             let batch = reader.next(PAUSE)?.filter(|batch| batch.number > self.batch);
             let now = self.desk.clock.now();
+            if let Some(gap) = self.gap_before(batch.as_ref())?
+                && !self.pass(gap)?
+            {
+                return Ok(());
+            }
             if let Some(batch) = batch {
                 self.epoch.begin(now);
                 self.take(batch)?;
@@ -155,14 +163,54 @@ impl<'a> Changes<'a> {
     fn admit(&mut self, batch: &Batch) -> Result<(), SealError> {
         if self.from.is_none() {
             let origin: Option<Origin> = facts::read(&*self.desk.facts, ORIGIN_FACT)?;
-            let position = origin.ok_or(SealError::Origin)?.consistent_point;
-            self.to = Point { sequence: Sequence(0), position };
-            self.from = Some(self.to);
+            let origin = origin.ok_or(SealError::Origin)?;
+            // Of a gap that is still to come, or was passed, the origin tells where it ends.
+            let gap = self.gaps()?.into_iter().next();
+            self.begin(gap.map_or(origin.consistent_point, |gap| gap.began));
         }
         self.expect("number of a batch's first change", self.to.sequence.0 + 1, batch.first.0)?;
         let within = u64::from(matches!(batch.piece, Piece::Middle | Piece::Last));
         self.expect("transactions open before a batch", within, self.transaction.is_some().into())?;
         Ok(())
+    }
+
+    fn begin(&mut self, position: Position) {
+        self.to = Point { sequence: Sequence(0), position };
+        self.from = Some(self.to);
+    }
+
+    fn gaps(&self) -> Result<Vec<Gap>, FactDamaged> {
+        let gaps = facts::read_all::<Gap>(&*self.desk.facts, GAP_FACTS)?;
+        Ok(gaps.into_iter().map(|(_, gap)| gap).collect())
+    }
+
+    /// The gap that comes next: before `batch`, or, with none at hand, right here.
+    fn gap_before(&self, batch: Option<&Batch>) -> Result<Option<Gap>, FactDamaged> {
+        let here = batch.map_or(self.batch, |batch| batch.number - 1);
+        Ok(self.gaps()?.into_iter().find(|gap| gap.after <= here))
+    }
+
+    /// Ends the epoch before a gap, and says what is lost. False: stopped.
+    fn pass(&mut self, gap: Gap) -> Result<bool, SealError> {
+        self.expect("open transactions at a gap", 0, self.transaction.is_some().into())?;
+        if self.epoch.progress().is_some() && !self.seal()? {
+            return Ok(false);
+        }
+        if self.from.is_none() {
+            self.begin(gap.began);
+        }
+        let (from, batch) = (self.to, self.batch);
+        let to = Point { position: gap.to.max(from.position), ..from };
+        tracing::error!(%from.position, %to.position, what = gap.what, "a gap: changes are lost");
+        let kind = |_, facts: &mut FactBatch| {
+            facts.delete(gap_fact(gap.after)).put(EPOCH_FACT, &EpochEnd { end: to, batch });
+            Ok(Some((GroupKind::Gap { from, to, batch, what: gap.what }, Fates::default())))
+        };
+        let recorded = self.desk.record(self.outlet, vec![], kind)?;
+        if recorded {
+            (self.from, self.to) = (Some(to), to);
+        }
+        Ok(recorded)
     }
 
     /// The commits that end the transactions which begin in the batch.
@@ -384,6 +432,49 @@ mod tests {
         assert!(groups.iter().all(|group| group.kind != GroupKind::Schema), "{groups:?}");
         assert_eq!((bounds(&groups[0]).0, groups[0].objects[0].version), (end, 3));
         assert_eq!(sequences(&bench, &groups), [42, 43, 44]);
+    }
+
+    #[test]
+    fn a_gap_ends_the_epoch_and_is_said_once_before_what_comes_behind_it() {
+        let lines = |groups: &[Group]| {
+            let line = |group: &Group| match &group.kind {
+                GroupKind::Changes { from, to, .. } => Some(("changes", *from, *to)),
+                GroupKind::Gap { from, to, .. } => Some(("gap", *from, *to)),
+                GroupKind::Snapshot { .. } | GroupKind::Repair { .. } | GroupKind::Schema => None,
+            };
+            groups.iter().filter_map(line).collect::<Vec<_>>()
+        };
+        let point = |sequence, position| Point {
+            sequence: Sequence(sequence),
+            position: Position(position),
+        };
+        let bench = Bench::new();
+        let note = |after, began, to| {
+            let (began, to) = (Position(began), Position(to));
+            let gap = Gap { after, began, to, what: "the slot is gone".into() };
+            let mut batch = FactBatch::default();
+            batch.put(gap_fact(after), &gap);
+            bench.facts().record_blocking(batch).unwrap();
+        };
+        let mut log = Log::default();
+        log.whole(NOON, &[&[relation(&table(1, "a")), insert(1, 7)]]);
+        let before = log.batches[0].commit.unwrap().position;
+        note(1, 3, before.0 + 10);
+        let mut behind = Log::behind(1, before.0 + 10);
+        behind.whole(NOON, &[&[relation(&table(1, "a")), insert(1, 8)]]);
+        for _ in 0..3 {
+            behind.whole(NOON, &[&[insert(1, 9)]]);
+        }
+        for (number, batch) in (2..).zip(&mut behind.batches) {
+            batch.number = number;
+        }
+        log.batches.append(&mut behind.batches);
+        let groups = bench.run(log.batches).unwrap();
+        let (end, gap) = (point(1, before.0), point(1, before.0 + 10));
+        let seen = lines(&groups);
+        assert_eq!(seen[..2], [("changes", point(0, 3), end), ("gap", end, gap)]);
+        assert_eq!(seen[2].1, gap, "{seen:?}");
+        assert_eq!(bench.facts().scan(GAP_FACTS).len(), 0);
     }
 
     #[test]

@@ -98,6 +98,17 @@ pub enum GroupKind {
         /// Whether this was the table's last chunk to be read.
         completes: bool,
     },
+    /// A range of the source's log that is lost.
+    Gap {
+        /// Where the epoch before ended.
+        from: Point,
+        /// Behind it; no change has a number in it.
+        to: Point,
+        /// The last journal batch before it.
+        batch: u64,
+        /// How it came, in a sentence.
+        what: String,
+    },
     /// Rows read again, because their values may stand nowhere.
     Repair {
         /// Qualified name.

@@ -288,7 +288,7 @@ impl Desk {
             status.sealed_rows += rows;
             status.sealed_objects += group.objects.len() as u64;
             status.sealed_bytes += bytes;
-            if let GroupKind::Changes { to, .. } = &group.kind {
+            if let GroupKind::Changes { to, .. } | GroupKind::Gap { to, .. } = &group.kind {
                 status.sealed = *to;
             }
         });

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::units::{Point, Position, Timestamp};
 
 pub mod fate;
+pub mod gap;
 pub mod postgres;
 pub mod reread;
 mod rows;

@@ -21,6 +21,7 @@ use lakehead::{
         workload::{Rows, Workload, schema},
     },
     error::Cause,
+    ledger::Entry,
     shutdown::Tasks,
     telemetry::board::SourceStatus,
     units::Position,
@@ -244,6 +245,29 @@ impl World {
     pub(crate) async fn assert_proven(&self) {
         let ended = self.audit(&["verify"]).await;
         assert!(ended.code == 0 && ended.stdout.contains("PROVEN"), "{ended:?}");
+    }
+
+    /// `tests/verify.py`, which shares nothing with ours, says so too, with these keys beside the box's own.
+    pub(crate) async fn assert_proven_independently(&self, keys: &[&Path]) {
+        let folder = self.dir.join("copy");
+        for key in self.bucket.double.keys(BUCKET, "raw/") {
+            let path = folder.join(&key);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, self.bucket.double.object(BUCKET, &key).unwrap()).unwrap();
+        }
+        let mut command = Command::new(interpreter());
+        command.arg("tests/verify.py").arg(&folder).arg(SOURCE).args(keys);
+        command.arg(self.site.data_dir().join("identity.pub")).args(["--prefix", "raw", "--deep"]);
+        let ended = run(command, &self.dir.join("python")).await.unwrap();
+        assert_eq!(ended.code, 0, "{ended:?}");
+    }
+
+    /// The entries, in order.
+    pub(crate) fn ledger(&self) -> Vec<Entry> {
+        let keys = self.bucket.double.keys(BUCKET, &format!("raw/_ledger/{SOURCE}/"));
+        let bytes = keys.iter().map(|key| self.bucket.double.object(BUCKET, key).unwrap());
+        let line = |bytes: Vec<u8>| bytes.split(|byte| *byte == b'\n').next().unwrap().to_vec();
+        bytes.map(|bytes| serde_json::from_slice(&line(bytes)).unwrap()).collect()
     }
 
     /// Restores into a fresh database and compares every table with the source.

@@ -14,6 +14,7 @@ mod story_adopt;
 mod story_away;
 mod story_badinput;
 mod story_failover;
+mod story_gap;
 mod story_kill;
 mod story_link;
 mod story_memory;

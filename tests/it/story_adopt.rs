@@ -5,15 +5,16 @@ use std::{fs, path::PathBuf, time::Duration};
 use lakehead::{
     demo::{
         bucket::BUCKET,
-        gateway::{Ended, Gateway, run},
+        gateway::{Ended, Gateway},
         ground::random_key,
         s3::{Fault, Rule},
         site::READER,
         workload::Tally,
     },
     disk,
-    ledger::{Entry, IdentityKey},
-    telemetry::board::{SourceState, SourceStatus},
+    error::Cause,
+    ledger::{Entry, EntryKind, IdentityKey},
+    telemetry::board::SourceState,
 };
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -102,19 +103,11 @@ async fn come_back(world: &mut World, lost: &mut Lost) {
     world.until("it streams", |status| status.state == SourceState::Streaming).await;
 }
 
-/// The ledger as it stands in the bucket.
-fn ledger(world: &World) -> Vec<Entry> {
-    let keys = world.bucket.double.keys(BUCKET, &format!("raw/_ledger/{SOURCE}/"));
-    let bytes = keys.iter().map(|key| world.bucket.double.object(BUCKET, key).unwrap());
-    let line = |bytes: Vec<u8>| bytes.split(|byte| *byte == b'\n').next().unwrap().to_vec();
-    bytes.map(|bytes| serde_json::from_slice(&line(bytes)).unwrap()).collect()
-}
-
 /// Waits until the rows of every table are proven, and some changes.
 async fn whole(world: &mut World) {
     for _ in 0..600 {
         let status = world.status().await;
-        let entries = ledger(world);
+        let entries = world.ledger();
         let proven = |name: &String| entries.iter().any(|entry| entry.completes.contains_key(name));
         let rows = !status.snapshot.is_empty() && status.snapshot.keys().all(proven);
         if rows && status.shipped.sequence.0 > 0 {
@@ -128,7 +121,7 @@ async fn whole(world: &mut World) {
 
 /// Removes what no entry names, as someone does who may; gives the keys.
 fn remove_strangers(world: &World) -> Vec<String> {
-    let entries = ledger(world);
+    let entries = world.ledger();
     let named: Vec<&String> =
         entries.iter().flat_map(|entry| &entry.objects).map(|object| &object.key).collect();
     let mut all = world.bucket.double.keys(BUCKET, &format!("raw/{SOURCE}/"));
@@ -138,21 +131,6 @@ fn remove_strangers(world: &World) -> Vec<String> {
         world.bucket.double.tamper(BUCKET, key, None).unwrap();
     }
     all
-}
-
-/// The independent verifier, with both keys.
-async fn assert_proven_independently(world: &World, lost: &Lost) {
-    let folder = world.dir.join("copy");
-    for key in world.bucket.double.keys(BUCKET, "raw/") {
-        let path = folder.join(&key);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, world.bucket.double.object(BUCKET, &key).unwrap()).unwrap();
-    }
-    let mut command = std::process::Command::new(crate::harness::interpreter());
-    command.arg("tests/verify.py").arg(&folder).arg(SOURCE).arg(&lost.public_key);
-    command.arg(world.site.data_dir().join("identity.pub")).args(["--prefix", "raw", "--deep"]);
-    let ended = run(command, &world.dir.join("python")).await.unwrap();
-    assert_eq!(ended.code, 0, "{ended:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -177,14 +155,14 @@ async fn a_new_box_goes_on_where_a_lost_one_ended() {
         // Not without a key, nor with another's: and that changes nothing.
         let ended = adopt(&world, None).await;
         assert!(ended.code == 2 && ended.stderr.contains("identity.pub"), "{ended:?}");
-        let before = ledger(&world).len();
+        let before = world.ledger().len();
         let stranger = world.dir.join("stranger");
         disk::create_dir(&stranger).unwrap();
         IdentityKey::open(&stranger).unwrap();
         let wrong = stranger.join("identity.pub");
         let ended = adopt(&world, Some(&wrong)).await;
         assert!(ended.code == 1 && ended.stderr.contains("EntryAltered"), "{ended:?}");
-        assert_eq!(ledger(&world).len(), before);
+        assert_eq!(world.ledger().len(), before);
 
         // Cut while it waits for the fence: what was begun is not started on, and is finished.
         let refuse = Rule::always("CompleteMultipartUpload", Fault::Refuse(503, "SlowDown"));
@@ -205,7 +183,7 @@ async fn a_new_box_goes_on_where_a_lost_one_ended() {
         assert_eq!(taken["slot"], "lakehead_demo_a_shop");
         assert_eq!(taken["partial"], Value::Array(vec![]), "{taken}");
         assert!(!taken["strangers"].as_array().unwrap().is_empty(), "{taken}");
-        assert_eq!(ledger(&world).len(), before + 1);
+        assert_eq!(world.ledger().len(), before + 1);
         let again = adopted(&adopt(&world, Some(&lost.public_key)).await);
         assert_eq!((&again["earlier"], &again["entry"]), (&true.into(), &taken["entry"]));
 
@@ -225,8 +203,8 @@ async fn a_new_box_goes_on_where_a_lost_one_ended() {
     assert!(!remove_strangers(&world).is_empty());
     world.assert_readable().await;
     world.assert_restored_equal().await;
-    assert_proven_independently(&world, &lost).await;
-    let names: Vec<String> = ledger(&world).into_iter().map(|entry| entry.appliance).collect();
+    world.assert_proven_independently(&[&lost.public_key]).await;
+    let names: Vec<String> = world.ledger().into_iter().map(|entry| entry.appliance).collect();
     let change = names.iter().position(|name| name == "demo-b").unwrap();
     assert!(names[..change].iter().all(|name| name == "demo-a"), "{names:?}");
     assert!(names[change..].iter().all(|name| name == "demo-b"), "{names:?}");
@@ -257,7 +235,7 @@ async fn a_table_whose_snapshot_was_not_whole_is_read_anew() {
     world.bucket.double.fault(Rule { key: "/public.late/dt=".into(), ..refuse });
     world.start();
     let early = |entry: &Entry| entry.completes.contains_key("public.early");
-    eventually(&mut world, |world| ledger(world).iter().any(early)).await;
+    eventually(&mut world, |world| world.ledger().iter().any(early)).await;
     // Groups are written in the order in which they were sealed: its rows come after the other's.
     world
         .execute(
@@ -314,7 +292,7 @@ async fn an_idle_box_leaves_no_gap() {
 
 /// One that let the source forget what only its journal had: that is said.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_box_that_released_by_its_journal_leaves_a_gap_that_is_said() {
+async fn a_box_that_released_by_its_journal_leaves_a_gap_that_is_said_and_repaired() {
     let mut world = idle("journal").await;
     world.bucket.away(true);
     world.execute("INSERT INTO t VALUES (3)").await;
@@ -323,9 +301,14 @@ async fn a_box_that_released_by_its_journal_leaves_a_gap_that_is_said() {
     let taken = adopted(&adopt(&world, Some(&lost.public_key)).await);
     assert!(taken["gap"].as_str().is_some_and(|gap| gap.contains("are lost")), "{taken}");
     world.start();
-    let gap =
-        |status: &SourceStatus| status.alarms.values().any(|alarm| alarm.cause == "SourceGap");
-    world.until("it stops at the gap", gap).await;
+    let gap = |entry: &Entry| entry.kind == EntryKind::Gap;
+    eventually(&mut world, |world| world.ledger().iter().any(gap)).await;
+    world.calm(Cause::SourceRepair).await;
+    world.execute("INSERT INTO t VALUES (4)").await;
+    world.caught_up().await;
+    world.assert_proven().await;
+    world.assert_proven_independently(&[&lost.public_key]).await;
+    world.assert_restored_equal().await;
     world.end().await;
 }
 
@@ -349,7 +332,7 @@ async fn what_a_lost_box_left_out_for_a_while_the_next_one_reads_anew() {
     world.execute("INSERT INTO u VALUES (2); DELETE FROM u WHERE id = 1").await;
     world.execute("INSERT INTO t VALUES (2)").await;
     let left = |entry: &Entry| entry.fates.left.contains_key("public.u");
-    eventually(&mut world, |world| ledger(world).iter().any(left)).await;
+    eventually(&mut world, |world| world.ledger().iter().any(left)).await;
     let lost = lose(&mut world).await;
     let taken = adopted(&adopt(&world, Some(&lost.public_key)).await);
     assert_eq!(taken["partial"], Value::Array(vec![]), "{taken}");
@@ -357,12 +340,12 @@ async fn what_a_lost_box_left_out_for_a_while_the_next_one_reads_anew() {
     let anew = |entry: &Entry| {
         entry.completes.contains_key("public.u") && entry.fates.anew.contains_key("public.u")
     };
-    eventually(&mut world, |world| ledger(world).iter().any(anew)).await;
+    eventually(&mut world, |world| world.ledger().iter().any(anew)).await;
     world.execute("INSERT INTO t VALUES (3)").await;
     world.caught_up().await;
     world.assert_proven().await;
     world.assert_restored_equal().await;
-    assert_proven_independently(&world, &lost).await;
+    world.assert_proven_independently(&[&lost.public_key]).await;
     world.end().await;
 }
 
@@ -401,17 +384,17 @@ async fn a_box_that_lives_or_that_has_work_of_its_own_is_refused_and_nothing_cha
     slot_in_use(&world, true).await;
     let ended = adopt(&world, Some(&lost.public_key)).await;
     assert!(ended.code == 2 && ended.stderr.contains("SlotBusy"), "{ended:?}");
-    assert!(ledger(&world).iter().all(|entry| entry.appliance == "demo-a"));
+    assert!(world.ledger().iter().all(|entry| entry.appliance == "demo-a"));
     lost.gateway.kill();
     slot_in_use(&world, false).await;
 
     // A start without `adopt` finds the chain, and stays down; what it made must go first.
-    let before = ledger(&world).len();
+    let before = world.ledger().len();
     world.start();
     assert_eq!(end(&mut world.gateway).await, Some(3), "{}", world.gateway.log_end());
     let ended = adopt(&world, Some(&lost.public_key)).await;
     assert!(ended.code == 2 && ended.stderr.contains("empty data_dir"), "{ended:?}");
-    assert_eq!(ledger(&world).len(), before);
+    assert_eq!(world.ledger().len(), before);
     fs::remove_dir_all(world.site.data_dir()).unwrap();
     let drop = "SELECT pg_drop_replication_slot('lakehead_demo_b_shop')";
     world.admin().await.batch_execute(drop).await.unwrap();

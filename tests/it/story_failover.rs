@@ -1,4 +1,4 @@
-//! The primary is lost, and a standby promoted: with the slot the road goes on, without it the gap is said.
+//! The primary is lost, and a standby promoted: with the slot the road goes on, without it the gap is said and repaired.
 
 use lakehead::{
     demo::{
@@ -6,7 +6,7 @@ use lakehead::{
         ground::random_key,
     },
     error::Cause,
-    telemetry::board::SourceState,
+    telemetry::board::{SourceState, SourceStatus},
 };
 
 use crate::harness::{SOURCE, Setup, World};
@@ -47,25 +47,23 @@ async fn a_promoted_standby_with_the_slot_is_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_promoted_standby_without_the_slot_is_a_gap_that_is_said() {
+async fn a_promoted_standby_without_the_slot_is_a_gap_that_is_said_and_repaired() {
     let (mut world, standby) = pair("failover-gap").await;
     world.start();
     world.caught_up().await;
-    let before = world.status().await.shipped;
     world.cluster.stop(Stop::Immediate);
     promote(&mut world, standby).await;
     change(&world).await;
-    let gap = |alarm: &lakehead::telemetry::board::Alarm| alarm.cause == Cause::SourceGap.name();
-    let status = world.until("the gap is said", |status| status.alarms.values().any(gap)).await;
-    let alarm = status.alarms.values().find(|alarm| gap(alarm)).unwrap();
-    assert!(!alarm.heals, "a person must decide: {alarm:?}");
-    assert_ne!(status.state, SourceState::Streaming);
-    // It does not help itself to a slot, and takes nothing from behind the gap.
-    let admin = world.admin().await;
-    let slots = admin.query("SELECT FROM pg_replication_slots", &[]).await.unwrap();
-    assert_eq!(slots.len(), 0);
-    assert_eq!(world.status().await.shipped.sequence, before.sequence);
-    world.assert_proven().await;
+    let repairs = |status: &SourceStatus| {
+        status.alarms.values().any(|alarm| alarm.cause == Cause::SourceRepair.name())
+    };
+    world.until("the gap is said", repairs).await;
+    world.calm(Cause::SourceRepair).await;
+    change(&world).await;
+    world.caught_up().await;
+    let ended = world.audit(&["verify"]).await;
+    assert!(ended.code == 0 && ended.stdout.contains("GAP entry"), "{ended:?}");
+    world.assert_restored_equal().await;
     world.end().await;
 }
 

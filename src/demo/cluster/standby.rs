@@ -1,6 +1,10 @@
-//! A standby of a cluster, as failover needs one.
+//! A standby of a cluster, as failover needs one, and a backup to go back to.
 
-use std::{fs, path::Path, process::Stdio};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use super::{
     super::ground::make_home, Cluster, ClusterError, SUPERUSER, file_error, program_error,
@@ -47,6 +51,25 @@ impl Cluster {
         Ok(standby)
     }
 
+    /// Copies the stopped server's files to `dir`, which is not there yet.
+    ///
+    /// # Errors
+    ///
+    /// They cannot be copied.
+    pub fn back_up(&self, dir: &Path) -> Result<(), ClusterError> {
+        copy_all(&self.home, dir)
+    }
+
+    /// Puts the stopped server back to what [`Cluster::back_up`] copied to `dir`.
+    ///
+    /// # Errors
+    ///
+    /// The files cannot be replaced.
+    pub fn go_back(&self, dir: &Path) -> Result<(), ClusterError> {
+        fs::remove_dir_all(&self.home).map_err(|why| file_error("remove", &self.home, why))?;
+        copy_all(dir, &self.home)
+    }
+
     /// Copies a replication slot from another server, as tools for failover do for servers before 17.
     /// Both are stopped.
     ///
@@ -61,5 +84,17 @@ impl Cluster {
         let state = here.join("state");
         fs::copy(there.join("state"), &state).map_err(|why| file_error("copy", &state, why))?;
         self.give(&state, 0o600)
+    }
+}
+
+fn copy_all(from: &Path, to: &Path) -> Result<(), ClusterError> {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).output();
+    let copied = copied.map_err(|why| program_error("cp", &why))?;
+    match copied.status.success() {
+        true => Ok(()),
+        false => {
+            let said = String::from_utf8_lossy(&copied.stderr).trim().to_owned();
+            Err(ClusterError::Program { program: "cp", said })
+        }
     }
 }

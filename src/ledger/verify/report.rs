@@ -42,8 +42,8 @@ pub struct SourceReport {
     pub head: Head,
     /// Who signed, from which entry on.
     pub signers: Vec<Signer>,
-    /// Ranges of the log that the ledger itself declares lost: entry, from, to.
-    pub gaps: Vec<(u64, Point, Point)>,
+    /// Ranges of the log that the ledger itself declares lost.
+    pub gaps: Vec<Lost>,
     /// Objects under the source's folders that no entry names: on their way, or not ours.
     pub strangers: u64,
     /// The first of them.
@@ -54,6 +54,19 @@ pub struct SourceReport {
     pub damage: Option<Damage>,
     /// Further ones known.
     pub more: u64,
+}
+
+/// A range of the source's log that the ledger itself declares lost.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Lost {
+    /// The entry.
+    pub entry: u64,
+    /// After this.
+    pub from: Point,
+    /// Up to this.
+    pub to: Point,
+    /// How it came.
+    pub what: Option<String>,
 }
 
 /// Who signed a run of entries.
@@ -166,14 +179,16 @@ impl fmt::Display for SourceReport {
                 write!(f, ", rows {}", if rows.is_empty() { "0".into() } else { rows.join(" ") })?;
             }
         }
-        for (entry, from, to) in &self.gaps {
+        for Lost { entry, from, to, what } in &self.gaps {
+            let (from, to) = (place(Some(*from)), place(Some(*to)));
             write!(
                 f,
-                "\n{}: GAP entry {entry}: the log from {} to {} was lost",
-                self.source,
-                place(Some(*from)),
-                place(Some(*to))
+                "\n{}: GAP entry {entry}: the log from {from} to {to} was lost",
+                self.source
             )?;
+            if let Some(what) = what {
+                write!(f, ": {what}")?;
+            }
         }
         if let Some(damage) = &self.damage {
             write!(f, "\n{}: {damage}", self.source)?;

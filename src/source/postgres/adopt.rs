@@ -160,9 +160,9 @@ fn origin(chain: &Chain, names: &Names, database: &str, slot: Option<&Slot>) -> 
 }
 
 fn outlook(chain: &Chain, origin: &Origin, server: &Server, slot: Option<&Slot>) -> Outlook {
-    let why = match origin::check(origin, server, slot, chain.reached.unwrap_or_default()) {
+    let why = match origin::check(origin, server, slot, chain.reached.unwrap_or_default(), None) {
         Ok(_) => return Outlook::Continues,
-        Err(why) => why.to_string(),
+        Err(broken) => broken.what,
     };
     let (from, name) = (origin.consistent_point, &origin.slot);
     let confirmed = slot.and_then(|slot| slot.confirmed).filter(|confirmed| *confirmed > from);

@@ -11,7 +11,11 @@
 
 use std::collections::BTreeSet;
 
-use super::{chunks::Plan, reread::delete_all, snapshot::PLAN_FACTS};
+use super::{
+    chunks::Plan,
+    reread::delete_all,
+    snapshot::{PLAN_FACTS, plan_fact},
+};
 use crate::{
     facts::{self, FactBatch, FactDamaged, Facts},
     source::{
@@ -65,9 +69,7 @@ pub(crate) fn look(
                 gone.left.push(plan);
             }
         } else if plan.gone && !running {
-            delete_all(facts, id, batch);
-            batch.delete(span_fact(id)).delete(fate_fact(id, Fate::Whole));
-            batch.put(fact, &plan.anew()).put(anew_fact(id), &true);
+            read_anew(facts, id, &plan, batch);
             if !plan.told {
                 // A firmware before this one saw it go.
                 batch.put(fate_fact(id, Fate::Left), &Fate::Left);
@@ -80,6 +82,29 @@ pub(crate) fn look(
         release(facts, *id, batch)?;
     }
     Ok(gone)
+}
+
+/// Has all tables that are known read anew, as if each had left and were back.
+///
+/// # Errors
+///
+/// A fact does not read.
+pub(crate) fn all_anew(facts: &dyn Facts, batch: &mut FactBatch) -> Result<(), FactDamaged> {
+    for (fact, plan) in facts::read_all::<Plan>(facts, PLAN_FACTS)? {
+        let Some(id) = fact.strip_prefix(PLAN_FACTS).and_then(|id| id.parse().ok()) else {
+            continue;
+        };
+        if !plan.gone {
+            read_anew(facts, id, &plan, batch);
+        }
+    }
+    Ok(())
+}
+
+fn read_anew(facts: &dyn Facts, table_id: u32, plan: &Plan, batch: &mut FactBatch) {
+    delete_all(facts, table_id, batch);
+    batch.delete(span_fact(table_id)).delete(fate_fact(table_id, Fate::Whole));
+    batch.put(plan_fact(table_id), &plan.anew()).put(anew_fact(table_id), &true);
 }
 
 /// Removes what is known of a table's parts and rows. What seal adds meanwhile goes with the next look.
@@ -97,7 +122,7 @@ mod tests {
     use super::*;
     use crate::{
         facts::MemoryFacts,
-        source::postgres::{chunks::Extent, snapshot::plan_fact},
+        source::postgres::chunks::Extent,
         source::{
             ChunkDone, chunk_fact,
             reread::{Reread, Unchanged, reread_fact, unchanged_all_fact, unchanged_fact},

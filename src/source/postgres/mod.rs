@@ -28,6 +28,7 @@ use tokio::{
 
 mod adopt;
 mod batch;
+mod bridge;
 mod builtin;
 pub mod calendar;
 mod catalog;
@@ -60,6 +61,7 @@ mod relation;
 mod render;
 mod reread;
 mod session;
+mod size;
 mod slot;
 mod snapshot;
 mod stream;
@@ -129,6 +131,7 @@ impl Postgres {
             clock,
             log_end: AtomicU64::new(0),
             server_leaves: AtomicBool::new(false),
+            gaps: AtomicU64::new(0),
         };
         Ok(Self { shared: Arc::new(shared), text_only: false })
     }

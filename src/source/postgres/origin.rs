@@ -2,8 +2,8 @@
 //!
 //! **Invariant (DESIGN §4):** a slot that is lost, was made anew, was moved by others, or whose system,
 //! database, timeline or log does not continue ours, is a gap: said in a whole sentence, never passed over.
+//! Behind it positions only grow: where the server's log went back, it is waited for.
 
-use super::error::SourceError;
 use crate::{source::Origin, units::Position};
 
 /// The server, as IDENTIFY_SYSTEM says it.
@@ -46,73 +46,127 @@ pub(crate) enum Continues {
     },
 }
 
-/// Compares. `held`: the end of the last transaction, or the last mark, that is durable here.
+/// Why the server does not continue what is held, and how to go on all the same.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Break {
+    /// In a whole sentence.
+    pub(crate) what: String,
+    pub(crate) way: Way,
+}
+
+/// How to go on behind a gap.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Way {
+    /// Not at all: it may be no gap, but a mistake.
+    Stop,
+    /// When the server's log has grown past what is held: it went back.
+    Later,
+    /// With a slot made anew.
+    New,
+    /// With the slot as it stands, from there on.
+    At(Position),
+}
+
+/// Compares. `held`: the end of the last transaction, or the last mark, that is durable here. `regress`:
+/// what was seen of a log that went back, while it was so.
 ///
 /// # Errors
 ///
-/// [`SourceError::Gap`].
+/// It is a gap.
 pub(crate) fn check(
     origin: &Origin,
     server: &Server,
     slot: Option<&Slot>,
     held: Position,
-) -> Result<Continues, SourceError> {
-    let gap = |what: String| Err(SourceError::Gap(what));
+    regress: Option<&str>,
+) -> Result<Continues, Break> {
+    let gap = |way, what: String| Err(Break { what, way });
     if server.system_identifier != origin.system_identifier {
-        return gap(format!(
-            "the server is another one: its system identifier is {}, this box follows {}",
-            server.system_identifier, origin.system_identifier
-        ));
+        return gap(
+            Way::Stop,
+            format!(
+                "the server is another one: its system identifier is {}, this box follows {}",
+                server.system_identifier, origin.system_identifier
+            ),
+        );
     }
     if server.database != origin.database {
-        return gap(format!(
-            "the database is `{}`, this box follows `{}`",
-            server.database, origin.database
-        ));
+        return gap(
+            Way::Stop,
+            format!(
+                "the database is `{}`, this box follows `{}`",
+                server.database, origin.database
+            ),
+        );
     }
-    let continues = timeline(origin, server, held)?;
+    let grown = if server.log_end > held { Way::New } else { Way::Later };
+    let continues = timeline(origin, server, held).or_else(|what| gap(grown, what))?;
     if server.log_end < held {
-        return gap(format!(
-            "the server's log ends at {}, this box holds changes up to {held}: the database was restored to an earlier state",
-            server.log_end
-        ));
+        let ends = server.log_end;
+        return gap(
+            grown,
+            format!(
+                "the server's log ends at {ends}, this box holds changes up to {held}: the database was restored to an earlier state"
+            ),
+        );
     }
+    if let Some(what) = regress {
+        return gap(grown, what.into());
+    }
+    stands(origin, slot, held, grown)?;
+    Ok(continues)
+}
+
+/// Whether the slot has what comes after `held`. `grown`: how to go on with another slot.
+fn stands(origin: &Origin, slot: Option<&Slot>, held: Position, grown: Way) -> Result<(), Break> {
+    let gap = |way, what: String| Err(Break { what, way });
     let name = &origin.slot;
+    // Nothing after this was ever confirmed by us; the slot begins at its consistent point.
+    let ours = held.max(origin.consistent_point);
     let Some(slot) = slot else {
-        return gap(format!(
-            "the replication slot `{name}` is gone: changes after {} may be lost",
-            held.max(origin.consistent_point)
-        ));
+        let what =
+            format!("the replication slot `{name}` is gone: changes after {ours} may be lost");
+        return gap(grown, what);
     };
     if slot.plugin != "pgoutput" || slot.database != origin.database {
-        return gap(format!(
-            "the replication slot `{name}` was made anew: for the plugin `{}` in the database `{}`",
-            slot.plugin, slot.database
-        ));
+        let Slot { plugin, database, .. } = slot;
+        return gap(
+            Way::Stop,
+            format!(
+                "the replication slot `{name}` was made anew: for the plugin `{plugin}` in the database `{database}`"
+            ),
+        );
     }
     let (Some(restart), Some(confirmed), false) =
         (slot.restart, slot.confirmed, slot.wal_status == "lost")
     else {
-        return gap(format!(
-            "the server gave up the replication slot `{name}` and removed the log that it needs: changes after {held} are lost"
-        ));
+        return gap(
+            grown,
+            format!(
+                "the server gave up the replication slot `{name}` and removed the log that it needs: changes after {held} are lost"
+            ),
+        );
     };
-    // Nothing after these was ever confirmed by us; the slot begins at its consistent point.
-    let ours = held.max(origin.consistent_point);
     if confirmed > ours {
-        return gap(format!(
-            "the replication slot `{name}` stands at {confirmed}, this box holds changes up to {ours}: the slot was made anew, or another reader moved it",
-        ));
+        return gap(
+            Way::At(confirmed),
+            format!(
+                "the replication slot `{name}` stands at {confirmed}, this box holds changes up to {ours}: the slot was made anew, or another reader moved it",
+            ),
+        );
     }
     if restart > confirmed {
-        return gap(format!(
-            "the replication slot `{name}` keeps the log from {restart} only, and is confirmed at {confirmed}",
-        ));
+        return gap(
+            Way::Stop,
+            format!(
+                "the replication slot `{name}` keeps the log from {restart} only, and is confirmed at {confirmed}",
+            ),
+        );
     }
-    Ok(continues)
+    Ok(())
 }
 
-fn timeline(origin: &Origin, server: &Server, held: Position) -> Result<Continues, SourceError> {
+fn timeline(origin: &Origin, server: &Server, held: Position) -> Result<Continues, String> {
     if server.timeline == origin.timeline {
         return Ok(Continues::Same);
     }
@@ -122,12 +176,12 @@ fn timeline(origin: &Origin, server: &Server, held: Position) -> Result<Continue
         Some((_, end)) if held <= *end => {
             Ok(Continues::NewTimeline { timeline: now, branched: *end })
         }
-        Some((_, end)) => Err(SourceError::Gap(format!(
+        Some((_, end)) => Err(format!(
             "the server is on timeline {now}, which left timeline {before} at {end}; this box holds changes of timeline {before} up to {held}, which the server has lost"
-        ))),
-        None => Err(SourceError::Gap(format!(
+        )),
+        None => Err(format!(
             "the server is on timeline {now}, which does not come from timeline {before}, the one that this box follows"
-        ))),
+        )),
     }
 }
 
@@ -181,19 +235,20 @@ mod tests {
 
     const HELD: Position = Position(500);
 
+    fn broken(server: &Server, slot: Option<&Slot>, held: Position) -> Break {
+        check(&origin(), server, slot, held, None).unwrap_err()
+    }
+
     fn sentence(server: &Server, slot: Option<&Slot>, held: Position) -> String {
-        match check(&origin(), server, slot, held) {
-            Err(SourceError::Gap(what)) => what,
-            other => panic!("{other:?} is no gap"),
-        }
+        broken(server, slot, held).what
     }
 
     #[test]
     fn a_slot_behind_what_is_held_continues_it() {
-        let found = check(&origin(), &server(), Some(&slot()), HELD);
+        let found = check(&origin(), &server(), Some(&slot()), HELD, None);
         assert_eq!(found.unwrap(), Continues::Same);
         let fresh = Slot { confirmed: Some(Position(100)), ..slot() };
-        let nothing = check(&origin(), &server(), Some(&fresh), Position::default());
+        let nothing = check(&origin(), &server(), Some(&fresh), Position::default(), None);
         assert_eq!(nothing.unwrap(), Continues::Same);
     }
 
@@ -221,10 +276,37 @@ mod tests {
         let history = parse_history("1\t0/1F4\tno recovery target specified\n\n# a comment\n");
         assert_eq!(history, [(1, Position(500))]);
         let promoted = Server { timeline: 2, history, ..server() };
-        let found = check(&origin(), &promoted, Some(&slot()), HELD).unwrap();
+        let found = check(&origin(), &promoted, Some(&slot()), HELD, None).unwrap();
         assert_eq!(found, Continues::NewTimeline { timeline: 2, branched: Position(500) });
         assert!(sentence(&promoted, Some(&slot()), Position(501)).contains("has lost"));
         let stranger = Server { timeline: 2, ..server() };
         assert!(sentence(&stranger, Some(&slot()), HELD).contains("does not come from"));
+    }
+
+    #[test]
+    fn what_is_no_mistake_is_gone_past_where_positions_only_grow() {
+        let way = |server: &Server, slot: Option<&Slot>| broken(server, slot, HELD).way;
+        let other = Server { system_identifier: "8".into(), ..server() };
+        assert_eq!(way(&other, Some(&slot())), Way::Stop);
+        assert_eq!(way(&server(), None), Way::New);
+        let lost = Slot { wal_status: "lost".into(), ..slot() };
+        assert_eq!(way(&server(), Some(&lost)), Way::New);
+        let moved = Slot { confirmed: Some(Position(501)), ..slot() };
+        assert_eq!(way(&server(), Some(&moved)), Way::At(Position(501)));
+        let others = Slot { plugin: "test_decoding".into(), ..slot() };
+        assert_eq!(way(&server(), Some(&others)), Way::Stop);
+        // It went back, and has not come past what is held again.
+        for (ends, expected) in [(499, Way::Later), (500, Way::Later), (501, Way::New)] {
+            let history = vec![(1, Position(450))];
+            let log_end = Position(ends);
+            let back = Server { timeline: 2, history, log_end, ..server() };
+            assert_eq!(way(&back, Some(&slot())), expected);
+        }
+        let restored = Server { log_end: Position(499), ..server() };
+        let seen = broken(&restored, Some(&slot()), HELD);
+        assert_eq!(seen.way, Way::Later);
+        // What was seen then counts when the log has grown past it, on the same timeline too.
+        let grown = check(&origin(), &server(), Some(&slot()), HELD, Some(&seen.what));
+        assert_eq!(grown.unwrap_err(), Break { way: Way::New, ..seen });
     }
 }

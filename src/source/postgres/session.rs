@@ -13,6 +13,7 @@ use std::{
 };
 
 use super::{
+    bridge,
     catalog::{self, Listing, Refusal},
     connect::Target,
     error::SourceError,
@@ -48,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) log_end: AtomicU64,
     /// The server refuses connections because it shuts down; it waits for the stream to leave.
     pub(crate) server_leaves: AtomicBool,
+    /// Gaps that were gone past: what was begun to be read before counts no more.
+    pub(crate) gaps: AtomicU64,
 }
 
 /// A session that can begin to stream.
@@ -87,7 +90,7 @@ pub(crate) async fn open(shared: &Shared) -> Result<Session, SourceError> {
     let found = slot::look(&mut sql, &shared.names.slot).await?;
     let durable = shared.keep.session().await?;
     // Nothing is changed on a server, or for a slot, that is not ours.
-    let standing = judge(shared, &server, found, durable).await?;
+    let standing = judge(shared, &mut sql, &server, found, durable).await?;
     let listing = tables(shared, &mut sql).await?;
     let tables: BTreeSet<u32> = listing.tables.keys().copied().collect();
     let (confirmed, fresh) = match standing {
@@ -157,6 +160,7 @@ enum Standing {
 /// Judges whether the server continues what this box holds.
 async fn judge(
     shared: &Shared,
+    sql: &mut Wire,
     server: &origin::Server,
     found: Option<origin::Slot>,
     durable: Durable,
@@ -166,7 +170,16 @@ async fn judge(
     if let Some(origin) = facts::read::<Origin>(&*shared.facts, ORIGIN_FACT)? {
         // The operator may have named another slot since.
         let origin = Origin { slot: names.slot.clone(), ..origin };
-        let continues = origin::check(&origin, server, found.as_ref(), durable.point.position)?;
+        let (held, regress) = (durable.point.position, bridge::regress(shared)?);
+        let checked = origin::check(&origin, server, found.as_ref(), held, regress.as_deref());
+        let continues = match checked {
+            Ok(continues) => continues,
+            Err(broken) => {
+                let (seen, stood) = ((server, found.as_ref()), (origin, durable));
+                let to = bridge::go_past(shared, sql, seen, stood, broken).await?;
+                return Ok(Standing::Continues(to));
+            }
+        };
         if let Continues::NewTimeline { timeline, branched } = continues {
             tracing::warn!(timeline, %branched, "a standby was promoted; the slot continues");
             let mut batch = FactBatch::default();
@@ -187,7 +200,8 @@ async fn judge(
     if names.slot_given {
         // The first snapshot is taken later, and stands at a position of its own.
         let origin = first_origin(shared, server, confirmed);
-        origin::check(&origin, server, Some(&slot), Position::default())?;
+        origin::check(&origin, server, Some(&slot), Position::default(), None)
+            .map_err(|broken| SourceError::Gap(broken.what))?;
         record(shared, &origin).await?;
         return Ok(Standing::Continues(confirmed));
     }

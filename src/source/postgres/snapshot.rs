@@ -9,7 +9,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -21,13 +21,14 @@ use tokio::{
 
 use super::{
     catalog::{self, Described, Listed, literal, quoted},
-    chunks::{Extent, Plan},
+    chunks::Plan,
     connect::Target,
     error::SourceError,
     gulp::Rows,
     login::Purpose,
     reread,
     session::{Fresh, Shared},
+    size::size,
     wire::Wire,
 };
 use crate::{
@@ -70,6 +71,8 @@ struct Work {
     position: Position,
     at: Timestamp,
     since: Instant,
+    /// Gaps before it.
+    gaps: u64,
     jobs: Mutex<VecDeque<Job>>,
     /// Tables that changed under our hands: the next pass reads them.
     aside: Mutex<BTreeSet<u32>>,
@@ -93,6 +96,7 @@ impl Pass {
     /// The first thing that kept a part from being read. All others were read.
     pub(crate) async fn run(self, tasks: &Tasks) -> Result<(), SourceError> {
         let Self { shared, chunks, fresh, tables, keys } = self;
+        let gaps = shared.gaps.load(Ordering::Relaxed);
         let target = Target::load(&shared.config, &shared.url)?;
         let covered = tables.into_iter().filter(|(id, _)| fresh.tables.contains(id)).collect();
         let jobs = plan(&shared, &target, &fresh, &covered, &keys).await?;
@@ -107,6 +111,7 @@ impl Pass {
             position: fresh.held.position,
             at: fresh.held.at,
             since: shared.clock.now(),
+            gaps,
             jobs: Mutex::new(jobs),
             aside: Mutex::default(),
             handed: Mutex::default(),
@@ -217,49 +222,6 @@ fn key_jobs(
     })
 }
 
-/// What a table measures.
-struct Size {
-    extent: Extent,
-    rows: u64,
-    bytes: u64,
-}
-
-impl Size {
-    fn tell(&self, shared: &Shared, plan: &Plan, done: &BTreeSet<u32>) {
-        shared.board.write(|status| {
-            let progress = status.snapshot.entry(plan.table.clone()).or_default();
-            progress.chunks = plan.count();
-            progress.chunks_done = u32::try_from(done.len()).unwrap_or(u32::MAX);
-            progress.rows_estimated = self.rows.max(progress.rows);
-            progress.bytes_estimated = self.bytes;
-        });
-    }
-}
-
-/// The table's file and size; `None` if it was rewritten since the snapshot or is gone.
-async fn size(
-    wire: &mut Wire,
-    id: u32,
-    listed: &Listed,
-) -> Result<Option<(u32, Size)>, SourceError> {
-    let sql = format!(
-        "SELECT c.relfilenode, pg_relation_filenode(c.oid), \
-         pg_relation_size(c.oid) / current_setting('block_size')::int8, current_setting('block_size'), \
-         greatest(c.reltuples, 0)::int8, pg_table_size(c.oid) FROM pg_class c WHERE c.oid = {id}"
-    );
-    let rows = wire.query("measure a table", &sql).await?;
-    let Some(row) = rows.first().filter(|row| row.optional(2).is_some()) else {
-        return Ok(None);
-    };
-    let filenode: u32 = row.parse_as(0)?;
-    if row.optional(1) != row.optional(0) {
-        return Ok(None);
-    }
-    let divisible = listed.addressable && wire.version() >= 140_000;
-    let extent = Extent { blocks: row.parse_as(2)?, block_bytes: row.parse_as(3)?, divisible };
-    Ok(Some((filenode, Size { extent, rows: row.parse_as(4)?, bytes: row.parse_as(5)? })))
-}
-
 /// Reads parts until there are none. A connection that breaks ends it.
 async fn worker(work: &Work, target: &Target) -> Result<(), SourceError> {
     let mut wire = target.open(Purpose::Sql).await?;
@@ -270,6 +232,10 @@ async fn worker(work: &Work, target: &Target) -> Result<(), SourceError> {
         if age >= SNAPSHOT_AGE_MAX {
             // The server cannot clean up behind a snapshot (P5): the next pass takes a fresh one.
             tracing::info!("the snapshot has grown old: going on under a new one");
+            return first;
+        }
+        if work.shared.gaps.load(Ordering::Relaxed) != work.gaps {
+            tracing::info!("a gap came: all of it is read anew");
             return first;
         }
         let Some(job) = lock(&work.jobs).pop_front() else {

@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use super::{
+    bridge,
     catalog::Listed,
     chunks::Plan,
     connect::{Backoff, Target},
@@ -140,7 +141,13 @@ impl Tables {
             self.shared.facts.record(std::mem::take(&mut batch)).await?;
         }
         self.tell_gone(gone);
+        if bridge::look(&*self.shared.facts, running, &mut batch)? {
+            self.shared.facts.record(std::mem::take(&mut batch)).await?;
+            self.whole.clear();
+            self.fresh = None;
+        }
         look_again(&mut self.whole, listed, &noted);
+        let all: BTreeSet<u32> = listing.keys().copied().collect();
         for (id, listed) in listing {
             if self.whole.contains(&id) {
                 continue;
@@ -174,6 +181,7 @@ impl Tables {
             self.shared.facts.record(batch).await?;
         }
         self.tell_restless(&restless);
+        bridge::tell(&self.shared, !running && all.is_subset(&self.whole)).await?;
         let reading = missing.tables.len() > missing.keys.len();
         self.shared.board.write(|status| match (status.state, reading) {
             (SourceState::Streaming, true) => status.state = SourceState::Snapshot,

@@ -1,0 +1,66 @@
+//! The tables of a restore, before their rows: those that are not there are made, those that are stale are
+//! made again.
+
+use std::sync::Arc;
+
+use super::{
+    ReplayError,
+    plan::Plan,
+    restore_rows::{Live, Restore},
+};
+use crate::{seal::Table, units::Position};
+
+impl Restore<'_> {
+    /// Makes the tables that are not there, and drops those that others of the same name replace, or that
+    /// were read anew since.
+    pub(super) async fn make_tables(&mut self, plan: &Plan) -> Result<(), ReplayError> {
+        self.target.grow_enums().await?;
+        let mut there = self.target.tables().await?;
+        let wanted = plan.tables.values().filter_map(|table| table.definition.as_ref());
+        let names: Vec<String> = wanted.map(|table| table.qualified()).collect();
+        let stale = |id: &u32, table: &Table, anew: Position| match plan.tables.get(id) {
+            Some(planned) => planned.anew != anew,
+            None => names.contains(&table.qualified()),
+        };
+        let stale: Vec<_> =
+            there.extract_if(.., |id, (table, anew)| stale(id, table, *anew)).collect();
+        self.refuse_passed(plan, |id| there.contains_key(&id))?;
+        for (_, (table, _)) in stale {
+            self.target.drop_table(&table).await?;
+        }
+        for (id, planned) in &plan.tables {
+            let definition = match (there.remove(id), &planned.definition) {
+                (Some((table, _)), _) => Arc::new(table),
+                (None, Some(definition)) => {
+                    self.target.create(definition, planned.anew).await?;
+                    definition.clone()
+                }
+                (None, None) => continue,
+            };
+            self.live.insert(*id, Live::new(definition, planned.first, planned.last));
+        }
+        Ok(())
+    }
+
+    /// Refuses tables that are still to be made and whose changes an earlier run has gone past: it left
+    /// them out, or they were read anew.
+    fn refuse_passed(
+        &self,
+        plan: &Plan,
+        is_there: impl Fn(u32) -> bool,
+    ) -> Result<(), ReplayError> {
+        let at = self.applied.position;
+        let passed = plan.epochs.iter().filter(|epoch| epoch.from.position < at);
+        for (epoch, track) in
+            passed.flat_map(|epoch| epoch.tracks.iter().map(move |of| (epoch, of)))
+        {
+            let planned = plan.tables.get(&track.table).filter(|_| !is_there(track.table));
+            if planned.is_some_and(|planned| epoch.to.position > planned.first) {
+                let table = planned.and_then(|planned| planned.definition.as_ref());
+                let table = table.map(|table| table.qualified()).unwrap_or_default();
+                return Err(ReplayError::Passed { table, at });
+            }
+        }
+        Ok(())
+    }
+}

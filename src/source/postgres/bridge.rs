@@ -1,0 +1,161 @@
+//! Goes on behind a gap: notes what is lost, for the ledger; takes a slot that begins behind it; has all
+//! tables read anew.
+//!
+//! | fact | what |
+//! |---|---|
+//! | `source/regress` | the sentence of a log that went back, until it is gone past |
+//! | `source/repair` | a [`Repair`] under way |
+//!
+//! **Invariant:** slot, gap and repair are one record: a start after a crash in between finds a slot that
+//! stands behind what is held, which is the same gap (DESIGN §4). No part that was begun before a gap
+//! counts behind it.
+
+use std::sync::atomic::Ordering;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    connect::Target,
+    error::SourceError,
+    gone,
+    login::Purpose,
+    origin::{Break, Server, Slot, Way},
+    session::Shared,
+    slot,
+    wire::Wire,
+};
+use crate::{
+    error::Cause,
+    facts::{self, FactBatch, FactDamaged, Facts},
+    source::{
+        Durable, ORIGIN_FACT, Origin,
+        gap::{Gap, gap_fact},
+    },
+    units::Position,
+};
+
+/// The reading anew of all tables.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct Repair {
+    /// How it came, in a sentence.
+    pub(crate) what: String,
+    /// Whether what was read before is forgotten.
+    pub(crate) begun: bool,
+}
+
+/// What was seen of a log that went back.
+pub(crate) fn regress(shared: &Shared) -> Result<Option<String>, FactDamaged> {
+    facts::read(&*shared.facts, REGRESS_FACT)
+}
+
+/// The repair that is under way.
+pub(crate) fn repair(facts: &dyn Facts) -> Result<Option<Repair>, FactDamaged> {
+    facts::read(facts, REPAIR_FACT)
+}
+
+/// Goes past a break, if it can be; gives where the changes behind it begin.
+///
+/// # Errors
+///
+/// [`SourceError::Gap`] if it is for a person or for time to mend; or what the server says.
+pub(crate) async fn go_past(
+    shared: &Shared,
+    sql: &mut Wire,
+    (server, found): (&Server, Option<&Slot>),
+    (origin, durable): (Origin, Durable),
+    broken: Break,
+) -> Result<Position, SourceError> {
+    let Break { what, way } = broken;
+    let to = match way {
+        Way::At(position) => position,
+        Way::New if !shared.names.slot_given => anew(shared, sql, found).await?,
+        Way::Later => {
+            let mut seen = FactBatch::default();
+            seen.put(REGRESS_FACT, &what);
+            shared.facts.record(seen).await?;
+            let held = durable.point.position;
+            return Err(SourceError::Gap(format!(
+                "{what}; going on with all tables read anew once its log has grown past {held}"
+            )));
+        }
+        Way::New => {
+            let name = &shared.names.slot;
+            return Err(SourceError::Gap(format!(
+                "{what}; `slot` names one that is not this box's own: SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')"
+            )));
+        }
+        Way::Stop => return Err(SourceError::Gap(what)),
+    };
+    let began = origin.consistent_point;
+    let gap = Gap { after: durable.batch, began, to, what: what.clone() };
+    let fact = gap_fact(gap.after);
+    let unsaid: Option<Gap> = facts::read(&*shared.facts, &fact)?;
+    let gap = unsaid.map(|unsaid| unsaid.joined(gap.clone())).unwrap_or(gap);
+    let origin = Origin { timeline: server.timeline, consistent_point: to, ..origin };
+    let mut batch = FactBatch::default();
+    batch
+        .put(fact, &gap)
+        .put(ORIGIN_FACT, &origin)
+        .put(REPAIR_FACT, &Repair { what: what.clone(), begun: false })
+        .delete(REGRESS_FACT);
+    shared.facts.record(batch).await?;
+    shared.gaps.fetch_add(1, Ordering::Relaxed);
+    tracing::error!(what, %to, "a gap: going on behind it, with all tables read anew");
+    Ok(to)
+}
+
+/// A slot made anew, in the place of one that is of no use.
+async fn anew(
+    shared: &Shared,
+    sql: &mut Wire,
+    found: Option<&Slot>,
+) -> Result<Position, SourceError> {
+    let name = &shared.names.slot;
+    if let Some(found) = found {
+        if found.active {
+            return Err(SourceError::InUse { slot: name.clone() });
+        }
+        slot::drop_slot(sql, name).await?;
+    }
+    let target = Target::load(&shared.config, &shared.url)?;
+    let maker = target.open(Purpose::Replication).await?;
+    Ok(slot::create(maker, name, false, shared.clock.wall()).await?.position)
+}
+
+/// Brings a repair forward. While a pass is `running` that was begun before, nothing is forgotten. Whether
+/// all tables are to be looked at anew.
+pub(crate) fn look(
+    facts: &dyn Facts,
+    running: bool,
+    batch: &mut FactBatch,
+) -> Result<bool, FactDamaged> {
+    let Some(repair) = repair(facts)?.filter(|repair| !repair.begun && !running) else {
+        return Ok(false);
+    };
+    gone::all_anew(facts, batch)?;
+    batch.put(REPAIR_FACT, &Repair { begun: true, ..repair });
+    Ok(true)
+}
+
+/// Tells of a repair, or that it has ended: all tables are `whole`.
+pub(crate) async fn tell(shared: &Shared, whole: bool) -> Result<(), SourceError> {
+    let Some(repair) = repair(&*shared.facts)? else {
+        shared.board.calm(ALARM);
+        return Ok(());
+    };
+    if repair.begun && whole {
+        let mut done = FactBatch::default();
+        done.delete(REPAIR_FACT);
+        shared.facts.record(done).await?;
+        tracing::warn!(gap = repair.what, "all tables are read anew behind the gap");
+        shared.board.calm(ALARM);
+        return Ok(());
+    }
+    shared.board.alarm(ALARM, Cause::SourceRepair, &repair.what, shared.clock.wall());
+    Ok(())
+}
+
+const REGRESS_FACT: &str = "source/regress";
+const REPAIR_FACT: &str = "source/repair";
+/// The alarm for tables that are read anew behind a gap.
+const ALARM: &str = "repair";

@@ -1,0 +1,54 @@
+//! How large a table is before its snapshot.
+
+use std::collections::BTreeSet;
+
+use super::{
+    catalog::Listed,
+    chunks::{Extent, Plan},
+    error::SourceError,
+    session::Shared,
+    wire::Wire,
+};
+
+/// What a table measures.
+pub(super) struct Size {
+    pub(super) extent: Extent,
+    rows: u64,
+    bytes: u64,
+}
+
+impl Size {
+    pub(super) fn tell(&self, shared: &Shared, plan: &Plan, done: &BTreeSet<u32>) {
+        shared.board.write(|status| {
+            let progress = status.snapshot.entry(plan.table.clone()).or_default();
+            progress.chunks = plan.count();
+            progress.chunks_done = u32::try_from(done.len()).unwrap_or(u32::MAX);
+            progress.rows_estimated = self.rows.max(progress.rows);
+            progress.bytes_estimated = self.bytes;
+        });
+    }
+}
+
+/// The table's file and size; `None` if it was rewritten since the snapshot or is gone.
+pub(super) async fn size(
+    wire: &mut Wire,
+    id: u32,
+    listed: &Listed,
+) -> Result<Option<(u32, Size)>, SourceError> {
+    let sql = format!(
+        "SELECT c.relfilenode, pg_relation_filenode(c.oid), \
+         pg_relation_size(c.oid) / current_setting('block_size')::int8, current_setting('block_size'), \
+         greatest(c.reltuples, 0)::int8, pg_table_size(c.oid) FROM pg_class c WHERE c.oid = {id}"
+    );
+    let rows = wire.query("measure a table", &sql).await?;
+    let Some(row) = rows.first().filter(|row| row.optional(2).is_some()) else {
+        return Ok(None);
+    };
+    let filenode: u32 = row.parse_as(0)?;
+    if row.optional(1) != row.optional(0) {
+        return Ok(None);
+    }
+    let divisible = listed.addressable && wire.version() >= 140_000;
+    let extent = Extent { blocks: row.parse_as(2)?, block_bytes: row.parse_as(3)?, divisible };
+    Ok(Some((filenode, Size { extent, rows: row.parse_as(4)?, bytes: row.parse_as(5)? })))
+}

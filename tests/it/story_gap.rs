@@ -1,0 +1,244 @@
+//! The source forgets, or goes back: each gap is noticed, written into the ledger, and repaired.
+
+use std::{fs, time::Duration};
+
+use lakehead::{
+    demo::{cluster::Stop, compare::compare},
+    error::Cause,
+    ledger::EntryKind,
+    telemetry::board::{SourceState, SourceStatus},
+};
+
+use crate::harness::{Setup, World, assert_all_equal, copied};
+
+/// The box's slot, as it is named after appliance and source.
+const SLOT: &str = "lakehead_demo_a_shop";
+
+/// Tables with a key and without, copied, and restored as they are; the gateway is down.
+async fn begun(story: &str, setup: Setup) -> World {
+    let mut world = World::new(story, setup).await;
+    world
+        .execute_each(
+            "CREATE TABLE keyed (id integer PRIMARY KEY, a text);\n\
+        CREATE TABLE bare (id integer, a text);\nALTER TABLE bare REPLICA IDENTITY FULL;\n\
+        INSERT INTO keyed SELECT n, 'old' FROM generate_series(1, 3000) AS n;\n\
+        INSERT INTO bare SELECT n, 'old' FROM generate_series(1, 3000) AS n",
+        )
+        .await;
+    world.start();
+    world.until("it streams", |status| status.state == SourceState::Streaming).await;
+    world.execute("UPDATE keyed SET a = 'streamed' WHERE id < 10").await;
+    world.caught_up().await;
+    world.restored("grown", &[]).await;
+    world.gateway.kill();
+    world
+}
+
+/// Changes that nobody sends: rows come, change and go.
+async fn change(world: &World, round: u32) {
+    world
+        .execute(&format!(
+            "DELETE FROM keyed WHERE id % 7 = {round}; DELETE FROM bare WHERE id % 7 = {round};
+             UPDATE keyed SET a = 'round {round}' WHERE id % 5 = {round};
+             UPDATE bare SET a = 'round {round}' WHERE id % 5 = {round};
+             INSERT INTO keyed SELECT 10000 * {round} + n, 'new' FROM generate_series(1, 500) AS n
+             ON CONFLICT (id) DO UPDATE SET a = 'again'"
+        ))
+        .await;
+}
+
+/// Waits until nothing is left to repair, and judges what came of it: proven with its gaps, and equal, from
+/// nothing and from the state before.
+async fn repaired(world: &mut World) -> String {
+    repair_ends(world).await;
+    change(world, 6).await;
+    world.caught_up().await;
+    let ended = world.audit(&["verify"]).await;
+    assert!(ended.code == 0 && ended.stdout.contains("PROVEN"), "{ended:?}");
+    assert!(ended.stdout.contains("GAP entry"), "{ended:?}");
+    world.assert_proven_independently(&[]).await;
+    world.assert_readable().await;
+    world.assert_restored_equal().await;
+    let again = world.restore("grown", &[]).await;
+    assert_eq!(again.code, 0, "{again:?}");
+    let admin = world.admin().await;
+    let grown = world.cluster.connect("grown", &world.tasks).await.unwrap();
+    assert_all_equal(&compare(&admin, &grown, copied).await.unwrap());
+    let slots = admin.query("SELECT slot_name::text FROM pg_replication_slots", &[]).await.unwrap();
+    let slots: Vec<String> = slots.iter().map(|row| row.get(0)).collect();
+    assert_eq!(slots, [SLOT]);
+    ended.stdout
+}
+
+async fn repair_ends(world: &mut World) {
+    for _ in 0..1200 {
+        let status = world.status().await;
+        let gap = world.ledger().iter().any(|entry| entry.kind == EntryKind::Gap);
+        if gap && status.state == SourceState::Streaming && !is_open(&status) {
+            return;
+        }
+        world.must_run();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("not repaired: {:#?}\n{}", world.status().await, world.gateway.log_end());
+}
+
+fn is_open(status: &SourceStatus) -> bool {
+    let causes = [Cause::SourceGap.name(), Cause::SourceRepair.name()];
+    status.alarms.values().any(|alarm| causes.contains(&alarm.cause.as_str()))
+}
+
+async fn drop_slot(world: &World) {
+    let drop = format!("SELECT pg_drop_replication_slot('{SLOT}')");
+    for _ in 0..100 {
+        // Who reads from it may still be on its way out.
+        if world.admin().await.batch_execute(&drop).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("the slot cannot be dropped");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_is_dropped_is_a_gap_that_is_said_and_repaired() {
+    let mut world = begun("gap-dropped", Setup::default()).await;
+    change(&world, 1).await;
+    drop_slot(&world).await;
+    change(&world, 2).await;
+    // The repair is cut at many moments, and what it began is finished.
+    for after in [200, 400, 700, 1100, 1600] {
+        world.start();
+        change(&world, 3).await;
+        tokio::time::sleep(Duration::from_millis(after)).await;
+        world.gateway.kill();
+    }
+    world.start();
+    let said = repaired(&mut world).await;
+    assert!(said.contains("is gone"), "{said}");
+    world.end().await;
+}
+
+/// With what the box holds still on its way to the lake, and dropped once more before the repair has begun.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_is_dropped_twice_under_a_backlog_is_repaired() {
+    let setup = Setup { release: "journal".into(), ..Setup::default() };
+    let mut world = begun("gap-twice", setup).await;
+    world.bucket.away(true);
+    world.start();
+    world.until("it streams", |status| status.state == SourceState::Streaming).await;
+    change(&world, 1).await;
+    let admin = world.admin().await;
+    let wanted = world.cluster.position(&admin).await.unwrap();
+    admin.batch_execute("INSERT INTO public.mark VALUES (now())").await.unwrap();
+    world.until("it is durable", |status| status.durable.position > wanted).await;
+    for round in 2..4 {
+        world.gateway.kill();
+        drop_slot(&world).await;
+        change(&world, round).await;
+        world.start();
+        let repairs = |status: &SourceStatus| {
+            status.alarms.values().any(|alarm| alarm.cause == Cause::SourceRepair.name())
+        };
+        world.until("it says that it repairs", repairs).await;
+    }
+    world.bucket.away(false);
+    repaired(&mut world).await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_the_server_gave_up_is_a_gap_that_is_said_and_repaired() {
+    let settings = [("max_slot_wal_keep_size", "16MB"), ("max_wal_size", "32MB")];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let mut world = begun("gap-given-up", Setup { settings, ..Setup::default() }).await;
+    let admin = world.admin().await;
+    let mut lost = false;
+    for round in 0..20 {
+        change(&world, round % 6).await;
+        admin.batch_execute("SELECT pg_switch_wal(); CHECKPOINT").await.unwrap();
+        let state = "SELECT wal_status FROM pg_replication_slots";
+        lost = admin.query_one(state, &[]).await.unwrap().get::<_, String>(0) == "lost";
+        if lost {
+            break;
+        }
+    }
+    assert!(lost);
+    world.start();
+    let said = repaired(&mut world).await;
+    assert!(said.contains("gave up"), "{said}");
+    world.end().await;
+}
+
+/// The log goes back behind what the box holds: nothing is copied before it has grown past that, so that
+/// positions only grow in the lake.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_was_restored_from_a_backup_is_repaired_once_its_log_has_grown() {
+    let mut world = begun("gap-restored", Setup::default()).await;
+    world.cluster.stop(Stop::Fast);
+    let backup = world.dir.join("backup");
+    world.cluster.back_up(&backup).unwrap();
+    world.cluster.start().unwrap();
+    world.start();
+    for round in 1..4 {
+        change(&world, round).await;
+    }
+    world.caught_up().await;
+    let before = world.status().await.shipped;
+    world.gateway.kill();
+    world.cluster.stop(Stop::Fast);
+    world.cluster.go_back(&backup).unwrap();
+    world.cluster.start().unwrap();
+    world.start();
+    let blocked = |status: &SourceStatus| {
+        let gap = |alarm: &lakehead::telemetry::board::Alarm| {
+            alarm.cause == Cause::SourceGap.name() && alarm.what.contains("grown past")
+        };
+        status.state == SourceState::Blocked && status.alarms.values().any(gap)
+    };
+    let status = world.until("it waits", blocked).await;
+    assert_eq!(status.shipped, before);
+    world.assert_proven().await;
+    // Meanwhile the log grows, also while nobody looks.
+    world.gateway.kill();
+    let admin = world.admin().await;
+    for _ in 0..3 {
+        admin
+            .batch_execute(
+                "SELECT pg_switch_wal(); CREATE TABLE scratch_x (n integer); DROP TABLE scratch_x",
+            )
+            .await
+            .unwrap();
+    }
+    assert!(world.cluster.position(&admin).await.unwrap() > before.position);
+    world.start();
+    let said = repaired(&mut world).await;
+    assert!(said.contains("restored to an earlier state"), "{said}");
+    world.end().await;
+}
+
+/// Another database is no gap but a mistake: nothing is taken from it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_server_is_refused_and_nothing_of_it_comes_into_the_lake() {
+    let mut world = begun("gap-other", Setup::default()).await;
+    let other = World::new("gap-other-server", Setup::default()).await;
+    let (first, second) = (world.cluster.port(), other.cluster.port());
+    let site = world.site.dir.join("site.toml");
+    let config = fs::read_to_string(&site).unwrap();
+    let config = config.replace(&format!(":{first}/"), &format!(":{second}/"));
+    lakehead::disk::write_durably(&site, config.as_bytes()).unwrap();
+    let password = other.site.dir.join("source.password");
+    fs::copy(password, world.site.dir.join("source.password")).unwrap();
+    let entries = world.ledger().len();
+    world.start();
+    let refused = |status: &SourceStatus| {
+        status.state == SourceState::Blocked
+            && status.alarms.values().any(|alarm| alarm.what.contains("another one"))
+    };
+    world.until("it refuses", refused).await;
+    let slots = other.admin().await.query("SELECT FROM pg_replication_slots", &[]).await.unwrap();
+    assert_eq!(slots.len(), 0);
+    assert_eq!(world.ledger().len(), entries);
+    world.end().await;
+    other.end().await;
+}
