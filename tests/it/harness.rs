@@ -21,9 +21,9 @@ use lakehead::{
         workload::{Rows, Workload, schema},
     },
     error::Cause,
-    ledger::Entry,
+    ledger::{Entry, EntryKind},
     shutdown::Tasks,
-    telemetry::board::SourceStatus,
+    telemetry::board::{SourceState, SourceStatus},
     units::Position,
 };
 use serde_json::{Value, json};
@@ -220,6 +220,24 @@ impl World {
         let met =
             |status: &SourceStatus| status.alarms.values().any(|alarm| alarm.cause == cause.name());
         self.until("the alarm is over", |status| !met(status)).await
+    }
+
+    /// Waits until the ledger tells of a gap, and nothing is left to repair.
+    pub(crate) async fn repaired(&mut self) {
+        let open = |status: &SourceStatus| {
+            let causes = [Cause::SourceGap.name(), Cause::SourceRepair.name()];
+            status.alarms.values().any(|alarm| causes.contains(&alarm.cause.as_str()))
+        };
+        for _ in 0..PATIENCE_TICKS {
+            let status = self.status().await;
+            let gap = self.ledger().iter().any(|entry| entry.kind == EntryKind::Gap);
+            if gap && status.state == SourceState::Streaming && !open(&status) {
+                return;
+            }
+            self.must_run();
+            tokio::time::sleep(TICK).await;
+        }
+        panic!("not repaired: {:#?}\n{}", self.status().await, self.gateway.log_end());
     }
 
     /// Waits until the ledger covers everything committed so far. A mark committed before the slot was made

@@ -12,8 +12,7 @@ use lakehead::{
         workload::Tally,
     },
     disk,
-    error::Cause,
-    ledger::{Entry, EntryKind, IdentityKey},
+    ledger::{Entry, IdentityKey},
     telemetry::board::SourceState,
 };
 use serde_json::Value;
@@ -301,9 +300,7 @@ async fn a_box_that_released_by_its_journal_leaves_a_gap_that_is_said_and_repair
     let taken = adopted(&adopt(&world, Some(&lost.public_key)).await);
     assert!(taken["gap"].as_str().is_some_and(|gap| gap.contains("are lost")), "{taken}");
     world.start();
-    let gap = |entry: &Entry| entry.kind == EntryKind::Gap;
-    eventually(&mut world, |world| world.ledger().iter().any(gap)).await;
-    world.calm(Cause::SourceRepair).await;
+    world.repaired().await;
     world.execute("INSERT INTO t VALUES (4)").await;
     world.caught_up().await;
     world.assert_proven().await;

@@ -6,7 +6,7 @@ use lakehead::{
         ground::random_key,
     },
     error::Cause,
-    telemetry::board::{SourceState, SourceStatus},
+    telemetry::board::SourceState,
 };
 
 use crate::harness::{SOURCE, Setup, World};
@@ -54,11 +54,7 @@ async fn a_promoted_standby_without_the_slot_is_a_gap_that_is_said_and_repaired(
     world.cluster.stop(Stop::Immediate);
     promote(&mut world, standby).await;
     change(&world).await;
-    let repairs = |status: &SourceStatus| {
-        status.alarms.values().any(|alarm| alarm.cause == Cause::SourceRepair.name())
-    };
-    world.until("the gap is said", repairs).await;
-    world.calm(Cause::SourceRepair).await;
+    world.repaired().await;
     change(&world).await;
     world.caught_up().await;
     let ended = world.audit(&["verify"]).await;

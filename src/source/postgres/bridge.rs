@@ -101,6 +101,7 @@ pub(crate) async fn go_past(
     shared.facts.record(batch).await?;
     shared.gaps.fetch_add(1, Ordering::Relaxed);
     tracing::error!(what, %to, "a gap: going on behind it, with all tables read anew");
+    shared.board.alarm(ALARM, Cause::SourceRepair, &what, shared.clock.wall());
     Ok(to)
 }
 
