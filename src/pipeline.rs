@@ -21,7 +21,7 @@ use crate::{
     facts::{self, Facts},
     journal::{self, Journal, Keep, ORIGIN_FACT, Origin},
     ledger::{IdentityKey, Ledger, LedgerOptions, Proven, SourceIdentity},
-    seal::{Group, SealEncryption, SealOptions, Sealer, SpoolReader},
+    seal::{Group, SealEncryption, SealOptions, Sealer, SpoolReader, key::Keys},
     ship::{self, Encryption, ObjectStore, ShipError, Shipped, drive::Shipper, s3::S3},
     shutdown::Tasks,
     source::postgres::Postgres,
@@ -217,13 +217,12 @@ impl Road {
         let (proven, proven_in) = watch::channel(ledger.proven());
         let (released, released_in) = watch::channel(ledger.proven().point);
         self.journal.trim(ledger.proven().batch);
-        let slash = if lake.prefix.is_empty() { "" } else { "/" };
         let shipper = Shipper::new(
             store,
             Arc::new(Spool(self.sealer.spool())),
             facts,
             &shared.config.ship,
-            &format!("{}{slash}{}/", lake.prefix, self.name),
+            &Keys::new(&lake.prefix).all(&self.name),
             self.board.clone(),
             Arc::clone(&shared.clock),
         );

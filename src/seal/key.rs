@@ -125,6 +125,11 @@ impl Keys {
         format!("{}_schema/{source}/", self.prefix)
     }
 
+    /// What all that seal makes for a source begins with.
+    pub fn all(&self, source: &str) -> [String; 2] {
+        [self.source(source), self.schemas(source)]
+    }
+
     /// Reads the key of an object. `None`: it is none of ours.
     pub fn parse_data(&self, key: &str) -> Option<DataKey> {
         let mut parts = key.strip_prefix(&self.prefix)?.split('/');

@@ -45,7 +45,7 @@ pub struct Shipper {
     gate: Gate,
     pub(super) part_bytes: u64,
     pub(super) requests: usize,
-    own: String,
+    own: Vec<String>,
     pauses: (Duration, Duration),
     pub(super) active: Mutex<BTreeSet<String>>,
     troubled: Mutex<BTreeSet<u64>>,
@@ -80,13 +80,14 @@ struct Trouble<'a> {
 type Going<'a> = FuturesUnordered<BoxFuture<'a, (u64, Result<(), ShipError>)>>;
 
 impl Shipper {
-    /// `own`: the keys of this source's tables, `<prefix>/<source>/`; only there it sweeps.
+    /// `own`: where this source's keys begin, those of its rows and those of its schemas; only there it
+    /// sweeps.
     pub fn new(
         store: Arc<dyn ObjectStore>,
         spool: Arc<dyn ReadSpool>,
         facts: Arc<dyn Facts>,
         config: &config::Ship,
-        own: &str,
+        own: &[String],
         board: SourceBoard,
         clock: Arc<dyn Clock>,
     ) -> Self {
@@ -99,7 +100,7 @@ impl Shipper {
             gate: Gate::new(config.requests),
             part_bytes: config.part_bytes,
             requests: config.requests.max(1),
-            own: own.into(),
+            own: own.to_vec(),
             pauses: (PAUSE_MIN, PAUSE_MAX),
             active: Mutex::default(),
             troubled: Mutex::default(),
@@ -259,7 +260,7 @@ impl Shipper {
     /// Aborts orphaned uploads now and daily.
     async fn sweep_daily(&self, token: &CancellationToken) -> Result<(), ShipError> {
         loop {
-            match self.sweep(&self.own, token).await {
+            match self.sweep_own(token).await {
                 Ok(0) => {}
                 Ok(aborted) => info!(aborted, "aborted orphaned uploads"),
                 // `run` sees the token itself; what is left is swept at the next start.
@@ -268,6 +269,14 @@ impl Shipper {
             }
             tokio::time::sleep(SWEEP_EVERY).await;
         }
+    }
+
+    async fn sweep_own(&self, token: &CancellationToken) -> Result<usize, ShipError> {
+        let mut aborted = 0;
+        for own in &self.own {
+            aborted += self.sweep(own, token).await?;
+        }
+        Ok(aborted)
     }
 
     /// Aborts the orphaned uploads under `prefix`; how many.
@@ -360,6 +369,7 @@ mod tests {
     use crate::{
         clock::SystemClock,
         facts::MemoryFacts,
+        seal::key::Keys,
         ship::{
             Encryption, Fates, GroupKind, Head, Object, checksum,
             memory::{Fault, Memory, Rule},
@@ -425,8 +435,16 @@ mod tests {
             let config = config::Ship { part_bytes: 5 << 20, requests };
             let (spool, facts) = (self.spool.clone(), self.facts.clone());
             let (board, clock) = (self.board.clone(), Arc::new(SystemClock));
-            Shipper::new(self.memory.clone(), spool, facts, &config, "raw/erp/", board, clock)
-                .impatient()
+            Shipper::new(
+                self.memory.clone(),
+                spool,
+                facts,
+                &config,
+                &Keys::new("raw").all("erp"),
+                board,
+                clock,
+            )
+            .impatient()
         }
 
         /// Ships these groups to the end.
@@ -610,7 +628,9 @@ mod tests {
     async fn orphans_of_ours_are_aborted_at_the_start_and_no_others() {
         let house = House::new(1);
         let (metadata, encryption) = (BTreeMap::new(), Encryption::None);
-        for key in ["raw/erp/public.t/x", "raw/crm/public.t/x"] {
+        let ours = ["raw/erp/public.t/x", "raw/_schema/erp/public.t/1.json"];
+        let theirs = ["raw/_schema/crm/public.t/1.json", "raw/crm/public.t/x"];
+        for key in [ours, theirs].as_flattened() {
             let head = Head { key, metadata: &metadata, encryption: &encryption, content_type: "" };
             house.memory.create(head).await.unwrap();
         }
@@ -619,7 +639,7 @@ mod tests {
         let token = CancellationToken::new();
         let run = house.shipper(4).run(receive, shipped, token.clone());
         let look = async {
-            while house.memory.open_uploads().len() > 1 {
+            while house.memory.open_uploads().len() > theirs.len() {
                 yield_now().await;
             }
             token.cancel();
@@ -629,7 +649,9 @@ mod tests {
             .unwrap()
             .0
             .unwrap();
-        assert_eq!(house.memory.open_uploads()[0].0, "raw/crm/public.t/x");
+        let left: BTreeSet<_> =
+            house.memory.open_uploads().into_iter().map(|left| left.0).collect();
+        assert_eq!(left, theirs.map(String::from).into());
     }
 
     #[tokio::test]

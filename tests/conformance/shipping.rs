@@ -169,7 +169,7 @@ impl<'a> House<'a> {
         let config = config::Ship { part_bytes: 5 << 20, requests: REQUESTS };
         let (spool, facts, own) = (self.spool.clone(), self.facts.clone(), key(&self.source));
         let (board, clock) = (SourceBoard::default(), Arc::new(SystemClock));
-        Shipper::new(door, spool, facts, &config, &format!("{own}/"), board, clock)
+        Shipper::new(door, spool, facts, &config, &[format!("{own}/")], board, clock)
     }
 
     /// Ships until the power fails after this request has taken effect; how many parts were sent.

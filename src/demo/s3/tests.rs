@@ -461,7 +461,8 @@ async fn groups_reach_a_store_that_fails_in_every_way() {
     let clock = Arc::new(SystemClock);
     let (read, kept) = (spool.clone(), facts.clone());
     let shipper =
-        Shipper::new(store, read, kept, &config, "raw/erp/", board.clone(), clock).impatient();
+        Shipper::new(store, read, kept, &config, &["raw/erp/".into()], board.clone(), clock)
+            .impatient();
     let (send, receive) = mpsc::channel(8);
     for group in &groups {
         send.send(group.clone()).await.unwrap();
