@@ -73,7 +73,7 @@ pub(crate) async fn go_past(
             let mut seen = FactBatch::default();
             seen.put(REGRESS_FACT, &what);
             shared.facts.record(seen).await?;
-            let held = durable.point.position;
+            let held = durable.point.position.max(origin.consistent_point);
             return Err(SourceError::Gap(format!(
                 "{what}; going on with all tables read anew once its log has grown past {held}"
             )));

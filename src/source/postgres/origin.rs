@@ -99,16 +99,16 @@ pub(crate) fn check(
             ),
         );
     }
-    let grown = if server.log_end > held { Way::New } else { Way::Later };
-    let continues = timeline(origin, server, held).or_else(|what| gap(grown, what))?;
-    if server.log_end < held {
+    // A snapshot that was read where the slot begins is held too, though no change is.
+    let ours = held.max(origin.consistent_point);
+    let grown = if server.log_end > ours { Way::New } else { Way::Later };
+    let continues = timeline(origin, server, ours).or_else(|what| gap(grown, what))?;
+    if server.log_end < ours {
         let ends = server.log_end;
-        return gap(
-            grown,
-            format!(
-                "the server's log ends at {ends}, this box holds changes up to {held}: the database was restored to an earlier state"
-            ),
+        let what = format!(
+            "the server's log ends at {ends}, this box holds changes up to {ours}: the database was restored to an earlier state"
         );
+        return gap(grown, what);
     }
     if let Some(what) = regress {
         return gap(grown, what.into());
@@ -279,6 +279,10 @@ mod tests {
         let found = check(&origin(), &promoted, Some(&slot()), HELD, None).unwrap();
         assert_eq!(found, Continues::NewTimeline { timeline: 2, branched: Position(500) });
         assert!(sentence(&promoted, Some(&slot()), Position(501)).contains("has lost"));
+        // Rows were read at 100 before any change came; the branch has none of them.
+        let nothing = Position::default();
+        let early = Server { history: vec![(1, Position(99))], ..promoted.clone() };
+        assert!(sentence(&early, Some(&slot()), nothing).contains("has lost"));
         let stranger = Server { timeline: 2, ..server() };
         assert!(sentence(&stranger, Some(&slot()), HELD).contains("does not come from"));
     }
