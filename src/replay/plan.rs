@@ -30,6 +30,8 @@ pub struct Plan {
     pub epochs: Vec<Epoch>,
     /// The point that all of it makes.
     pub end: Point,
+    /// Tables that left before a gap, and the entry: nothing of them stands behind it.
+    pub away: Vec<(String, u64)>,
 }
 
 /// A table that is restored.
@@ -154,6 +156,7 @@ impl Gathered {
                 self.add_changes(entry, known)?;
                 self.add_left(entry, known);
             }
+            EntryKind::Changes if entry.from.position < bound => self.add_left(entry, known),
             EntryKind::Changes | EntryKind::Schema | EntryKind::Gap | EntryKind::Fence => {}
         }
         Ok(())
@@ -171,12 +174,12 @@ impl Gathered {
                 self.too_young = Some(self.too_young.map_or(position, |young| young.min(position)));
                 continue;
             }
-            if position < self.floor {
-                continue;
-            }
-            let table = definition(entry, &name, known)?;
+            let (table, floor) = (definition(entry, &name, known)?, self.floor);
             let found = self.found(&table, &name);
             found.needed = true;
+            if position < floor {
+                continue;
+            }
             let rows = RowsObject { position, object: object.clone() };
             if entry.kind == EntryKind::Repair {
                 found.plan.repairs.push(rows);
@@ -198,7 +201,7 @@ impl Gathered {
             found.needed = true;
             found.plan.definition.get_or_insert(table);
         }
-        for (qualified, position) in entry.fates.anew.iter().filter(|(_, at)| counts.contains(at)) {
+        for (qualified, position) in entry.fates.anew.iter().filter(|(_, at)| **at <= bound) {
             let Some((name, table)) = self.named(entry, qualified, known)? else { continue };
             let found = self.found(&table, &name);
             found.plan.anew = found.plan.anew.max(*position);
@@ -276,6 +279,12 @@ impl Gathered {
             self.end.position = *at;
         }
         let end = Point { position: self.end.position.min(bound), ..self.end };
+        let mut away = vec![];
+        self.tables.retain(|_, found| {
+            let left = found.plan.left.filter(|_| found.snapshots.is_empty());
+            away.extend(left.map(|entry| (found.name.clone(), entry)));
+            left.is_none()
+        });
         let mut wrong = vec![];
         for found in self.tables.values().filter(|found| found.needed) {
             let (first, last) = (found.snapshots.first(), found.snapshots.last());
@@ -311,7 +320,7 @@ impl Gathered {
             plan.last = plan.last.max(found.snapshots.last().copied().unwrap_or_default());
             (id, plan)
         });
-        Ok(Plan { tables: tables.collect(), epochs: self.epochs, end })
+        Ok(Plan { tables: tables.collect(), epochs: self.epochs, end, away })
     }
 }
 
@@ -556,6 +565,27 @@ mod tests {
             let whole = plan(&entries, &known(), None, &[]).unwrap();
             assert_eq!((whole.tables[&1].rows.len(), whole.epochs.len()), (1, 1));
         }
+    }
+
+    #[test]
+    fn behind_a_gap_a_table_that_is_not_read_anew_yet_is_missed_unless_it_had_left() {
+        let mut before = changes(&["a", "b"], point(0, 10), point(1, 20));
+        let mut chain = vec![
+            snapshot("a", 10, true),
+            snapshot("b", 10, true),
+            before.clone(),
+            entry(EntryKind::Gap, point(1, 20), point(1, 50), &[]),
+            snapshot("b", 50, true),
+        ];
+        let Err(ReplayError::Incomplete { tables, .. }) = plan(&chain, &known(), None, &[]) else {
+            panic!("the table is forgotten");
+        };
+        assert_eq!(tables, ["public.a (its snapshot is not complete)"]);
+        (before.entry, before.fates.left) = (7, BTreeMap::from([("public.a".to_owned(), 1)]));
+        chain[2] = before;
+        let left = plan(&chain, &known(), None, &[]).unwrap();
+        assert_eq!(left.tables.keys().collect::<Vec<_>>(), [&2]);
+        assert_eq!(left.away, [("public.a".to_owned(), 7)]);
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub(super) struct Restore<'a> {
     /// Text of them that waits.
     pending_bytes: usize,
     /// Rows inserted without all their values.
-    lacking: Lacking,
+    pub(super) lacking: Lacking,
     /// Rows that were read again.
     repairs: Repairs,
     report: RestoreReport,
@@ -128,6 +128,11 @@ impl<'a> Restore<'a> {
                 "{table} stands as it was when it left (entry {entry}): it was dropped, excluded or unreadable"
             ));
             left.push(table);
+        }
+        for (table, entry) in &plan.away {
+            self.target.notes.push(format!(
+                "{table} is not restored: it left (entry {entry}), and what was read of it stands before a gap"
+            ));
         }
         let tables = self.live.values().map(|live| live.table.qualified());
         let lacking: usize = self.lacking.values().map(BTreeSet::len).sum();

@@ -25,8 +25,9 @@ impl Restore<'_> {
         let stale: Vec<_> =
             there.extract_if(.., |id, (table, anew)| stale(id, table, *anew)).collect();
         self.refuse_passed(plan, |id| there.contains_key(&id))?;
-        for (_, (table, _)) in stale {
+        for (id, (table, _)) in stale {
             self.target.drop_table(&table).await?;
+            self.lacking.remove(&id);
         }
         for (id, planned) in &plan.tables {
             let definition = match (there.remove(id), &planned.definition) {

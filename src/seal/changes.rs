@@ -30,7 +30,7 @@ use crate::{
     journal::{
         Batch, Change, Commit, Decode, DecodeError, Event, ORIGIN_FACT, OldRow, Origin, Piece,
         ReadBatches, Row,
-        gap::{GAP_FACTS, Gap, gap_fact},
+        gap::{GAP_FACTS, Gap},
         split_record,
     },
     units::{Point, Position, Sequence, Timestamp},
@@ -203,7 +203,7 @@ impl<'a> Changes<'a> {
         let to = Point { position: gap.to.max(from.position), ..from };
         tracing::error!(%from.position, %to.position, what = gap.what, "a gap: changes are lost");
         let kind = |_, facts: &mut FactBatch| {
-            facts.delete(gap_fact(gap.after)).put(EPOCH_FACT, &EpochEnd { end: to, batch });
+            facts.delete(gap.fact()).put(EPOCH_FACT, &EpochEnd { end: to, batch });
             Ok(Some((GroupKind::Gap { from, to, batch, what: gap.what }, Fates::default())))
         };
         let recorded = self.desk.record(self.outlet, vec![], kind)?;
@@ -453,7 +453,7 @@ mod tests {
             let (began, to) = (Position(began), Position(to));
             let gap = Gap { after, began, to, what: "the slot is gone".into() };
             let mut batch = FactBatch::default();
-            batch.put(gap_fact(after), &gap);
+            batch.put(gap.fact(), &gap);
             bench.facts().record_blocking(batch).unwrap();
         };
         let mut log = Log::default();

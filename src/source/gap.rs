@@ -3,7 +3,7 @@
 //!
 //! | fact | what |
 //! |---|---|
-//! | `source/gap/<batch>` | a [`Gap`] that is still to be said |
+//! | `source/gap/<batch>-<to>` | a [`Gap`] that is still to be said |
 //!
 //! **Invariant:** a gap is durable before the first change behind it, and said before it (DESIGN §4).
 
@@ -25,37 +25,27 @@ pub struct Gap {
 }
 
 impl Gap {
-    /// This one and a `later` one, if nothing came in between.
-    pub fn joined(self, later: Self) -> Self {
-        let what = format!("{}; then {}", self.what, later.what);
-        Self { began: self.began, to: self.to.max(later.to), what, ..later }
+    /// Its key. Of two gaps with nothing in between the earlier one comes first.
+    pub fn fact(&self) -> String {
+        format!("{GAP_FACTS}{:020}-{}", self.after, self.to.key())
     }
 }
 
-/// Prefix of all [`gap_fact`]s.
+/// Prefix of all [`Gap`]s.
 pub const GAP_FACTS: &str = "source/gap/";
-
-/// Key of the [`Gap`] after a batch.
-pub fn gap_fact(after: u64) -> String {
-    format!("{GAP_FACTS}{after:020}")
-}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_fact_is_pinned_and_two_gaps_with_nothing_in_between_are_one() {
-        assert_eq!(gap_fact(7), "source/gap/00000000000000000007");
-        let gap = |began, to, what: &str| Gap {
-            after: 7,
-            began: Position(began),
-            to: Position(to),
-            what: what.into(),
-        };
-        let both = gap(1, 50, "one").joined(gap(50, 90, "two"));
-        assert_eq!(both, gap(1, 90, "one; then two"));
-        let json = r#"{"after":7,"began":"00000000/00000001","to":"00000000/0000005A","what":"one; then two"}"#;
-        assert_eq!(serde_json::to_string(&both).unwrap(), json);
+    fn the_fact_is_pinned() {
+        let to = Position(0x5A);
+        let gap = Gap { after: 7, began: Position(1), to, what: "the slot is gone".into() };
+        assert_eq!(gap.fact(), format!("source/gap/00000000000000000007-{}", to.key()));
+        let json = r#"{"after":7,"began":"00000000/00000001","to":"00000000/0000005A","what":"the slot is gone"}"#;
+        assert_eq!(serde_json::to_string(&gap).unwrap(), json);
+        let later = Gap { to: Position(0x100), ..gap.clone() };
+        assert!(gap.fact() < later.fact());
     }
 }

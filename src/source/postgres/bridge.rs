@@ -4,11 +4,11 @@
 //! | fact | what |
 //! |---|---|
 //! | `source/regress` | the sentence of a log that went back, until it is gone past |
-//! | `source/repair` | a [`Repair`] under way |
+//! | `source/repair/<to>` | a [`Repair`] under way, behind the gap that ends there |
 //!
-//! **Invariant:** slot, gap and repair are one record: a start after a crash in between finds a slot that
-//! stands behind what is held, which is the same gap (DESIGN §4). No part that was begun before a gap
-//! counts behind it.
+//! **Invariant:** origin, gap and repair are one record. A crash after the slot was made and before that
+//! leaves a slot that stands behind what is held, which is the same gap (DESIGN §4). No part that was begun
+//! before a gap counts behind it: nothing is forgotten before its pass has ended.
 
 use std::sync::atomic::Ordering;
 
@@ -20,17 +20,14 @@ use super::{
     gone,
     login::Purpose,
     origin::{Break, Server, Slot, Way},
-    session::Shared,
+    session::{self, Shared},
     slot,
     wire::Wire,
 };
 use crate::{
     error::Cause,
     facts::{self, FactBatch, FactDamaged, Facts},
-    source::{
-        Durable, ORIGIN_FACT, Origin,
-        gap::{Gap, gap_fact},
-    },
+    source::{Durable, ORIGIN_FACT, Origin, gap::Gap},
     units::Position,
 };
 
@@ -48,9 +45,9 @@ pub(crate) fn regress(shared: &Shared) -> Result<Option<String>, FactDamaged> {
     facts::read(&*shared.facts, REGRESS_FACT)
 }
 
-/// The repair that is under way.
-pub(crate) fn repair(facts: &dyn Facts) -> Result<Option<Repair>, FactDamaged> {
-    facts::read(facts, REPAIR_FACT)
+/// The repairs that are under way. Each gap has its own: another task may be passing the next one.
+fn repairs(facts: &dyn Facts) -> Result<Vec<(String, Repair)>, FactDamaged> {
+    facts::read_all(facts, REPAIR_FACTS)
 }
 
 /// Goes past a break, if it can be; gives where the changes behind it begin.
@@ -88,15 +85,12 @@ pub(crate) async fn go_past(
     };
     let began = origin.consistent_point;
     let gap = Gap { after: durable.batch, began, to, what: what.clone() };
-    let fact = gap_fact(gap.after);
-    let unsaid: Option<Gap> = facts::read(&*shared.facts, &fact)?;
-    let gap = unsaid.map(|unsaid| unsaid.joined(gap.clone())).unwrap_or(gap);
     let origin = Origin { timeline: server.timeline, consistent_point: to, ..origin };
     let mut batch = FactBatch::default();
     batch
-        .put(fact, &gap)
+        .put(gap.fact(), &gap)
         .put(ORIGIN_FACT, &origin)
-        .put(REPAIR_FACT, &Repair { what: what.clone(), begun: false })
+        .put(format!("{REPAIR_FACTS}{}", to.key()), &Repair { what: what.clone(), begun: false })
         .delete(REGRESS_FACT);
     shared.facts.record(batch).await?;
     shared.gaps.fetch_add(1, Ordering::Relaxed);
@@ -105,13 +99,15 @@ pub(crate) async fn go_past(
     Ok(to)
 }
 
-/// A slot made anew, in the place of one that is of no use.
+/// A slot made anew, in the place of one that is of no use. Behind the publications: a change is judged by
+/// those that were there when it was made.
 async fn anew(
     shared: &Shared,
     sql: &mut Wire,
     found: Option<&Slot>,
 ) -> Result<Position, SourceError> {
     let name = &shared.names.slot;
+    session::tables(shared, sql).await?;
     if let Some(found) = found {
         if found.active {
             return Err(SourceError::InUse { slot: name.clone() });
@@ -130,33 +126,40 @@ pub(crate) fn look(
     running: bool,
     batch: &mut FactBatch,
 ) -> Result<bool, FactDamaged> {
-    let Some(repair) = repair(facts)?.filter(|repair| !repair.begun && !running) else {
+    let mut due = repairs(facts)?;
+    due.retain(|(_, repair)| !repair.begun);
+    if running || due.is_empty() {
         return Ok(false);
-    };
+    }
     gone::all_anew(facts, batch)?;
-    batch.put(REPAIR_FACT, &Repair { begun: true, ..repair });
+    for (fact, repair) in due {
+        batch.put(fact, &Repair { begun: true, ..repair });
+    }
     Ok(true)
 }
 
 /// Tells of a repair, or that it has ended: all tables are `whole`.
 pub(crate) async fn tell(shared: &Shared, whole: bool) -> Result<(), SourceError> {
-    let Some(repair) = repair(&*shared.facts)? else {
-        shared.board.calm(ALARM);
-        return Ok(());
-    };
-    if repair.begun && whole {
-        let mut done = FactBatch::default();
-        done.delete(REPAIR_FACT);
-        shared.facts.record(done).await?;
+    let mut open = repairs(&*shared.facts)?;
+    let ended = open.extract_if(.., |(_, repair)| whole && repair.begun);
+    let mut done = FactBatch::default();
+    for (fact, repair) in ended {
+        done.delete(fact);
         tracing::warn!(gap = repair.what, "all tables are read anew behind the gap");
-        shared.board.calm(ALARM);
-        return Ok(());
     }
-    shared.board.alarm(ALARM, Cause::SourceRepair, &repair.what, shared.clock.wall());
+    if !done.changes.is_empty() {
+        shared.facts.record(done).await?;
+    }
+    match open.last() {
+        None => shared.board.calm(ALARM),
+        Some((_, Repair { what, .. })) => {
+            shared.board.alarm(ALARM, Cause::SourceRepair, what, shared.clock.wall());
+        }
+    }
     Ok(())
 }
 
-const REGRESS_FACT: &str = "source/regress";
-const REPAIR_FACT: &str = "source/repair";
+pub(crate) const REGRESS_FACT: &str = "source/regress";
+const REPAIR_FACTS: &str = "source/repair/";
 /// The alarm for tables that are read anew behind a gap.
 const ALARM: &str = "repair";

@@ -99,10 +99,21 @@ pub(crate) fn check(
             ),
         );
     }
+    if let Some(Slot { plugin, database, .. }) = slot
+        && (plugin != "pgoutput" || *database != origin.database)
+    {
+        let name = &origin.slot;
+        let what = format!(
+            "the replication slot `{name}` was made anew: for the plugin `{plugin}` in the database `{database}`"
+        );
+        return gap(Way::Stop, what);
+    }
     // A snapshot that was read where the slot begins is held too, though no change is.
     let ours = held.max(origin.consistent_point);
     let grown = if server.log_end > ours { Way::New } else { Way::Later };
-    let continues = timeline(origin, server, ours).or_else(|what| gap(grown, what))?;
+    let continues = timeline(origin, server, ours).or_else(|(comes_from_ours, what)| {
+        gap(if comes_from_ours { grown } else { Way::Stop }, what)
+    })?;
     if server.log_end < ours {
         let ends = server.log_end;
         let what = format!(
@@ -110,7 +121,7 @@ pub(crate) fn check(
         );
         return gap(grown, what);
     }
-    if let Some(what) = regress {
+    if let (Some(what), true) = (regress, server.timeline == origin.timeline) {
         return gap(grown, what.into());
     }
     stands(origin, slot, held, grown)?;
@@ -128,15 +139,6 @@ fn stands(origin: &Origin, slot: Option<&Slot>, held: Position, grown: Way) -> R
             format!("the replication slot `{name}` is gone: changes after {ours} may be lost");
         return gap(grown, what);
     };
-    if slot.plugin != "pgoutput" || slot.database != origin.database {
-        let Slot { plugin, database, .. } = slot;
-        return gap(
-            Way::Stop,
-            format!(
-                "the replication slot `{name}` was made anew: for the plugin `{plugin}` in the database `{database}`"
-            ),
-        );
-    }
     let (Some(restart), Some(confirmed), false) =
         (slot.restart, slot.confirmed, slot.wal_status == "lost")
     else {
@@ -166,7 +168,9 @@ fn stands(origin: &Origin, slot: Option<&Slot>, held: Position, grown: Way) -> R
     Ok(())
 }
 
-fn timeline(origin: &Origin, server: &Server, held: Position) -> Result<Continues, String> {
+/// Whether the server's timeline has what is held; if not, whether it comes from ours at all: a primary of old
+/// that is back beside the new one does not.
+fn timeline(origin: &Origin, server: &Server, held: Position) -> Result<Continues, (bool, String)> {
     if server.timeline == origin.timeline {
         return Ok(Continues::Same);
     }
@@ -176,11 +180,17 @@ fn timeline(origin: &Origin, server: &Server, held: Position) -> Result<Continue
         Some((_, end)) if held <= *end => {
             Ok(Continues::NewTimeline { timeline: now, branched: *end })
         }
-        Some((_, end)) => Err(format!(
-            "the server is on timeline {now}, which left timeline {before} at {end}; this box holds changes of timeline {before} up to {held}, which the server has lost"
+        Some((_, end)) => Err((
+            true,
+            format!(
+                "the server is on timeline {now}, which left timeline {before} at {end}; this box holds changes of timeline {before} up to {held}, which the server has lost"
+            ),
         )),
-        None => Err(format!(
-            "the server is on timeline {now}, which does not come from timeline {before}, the one that this box follows"
+        None => Err((
+            false,
+            format!(
+                "the server is on timeline {now}, which does not come from timeline {before}, the one that this box follows"
+            ),
         )),
     }
 }
@@ -281,7 +291,7 @@ mod tests {
         assert!(sentence(&promoted, Some(&slot()), Position(501)).contains("has lost"));
         // Rows were read at 100 before any change came; the branch has none of them.
         let nothing = Position::default();
-        let early = Server { history: vec![(1, Position(99))], ..promoted.clone() };
+        let early = Server { history: vec![(1, Position(99))], ..promoted };
         assert!(sentence(&early, Some(&slot()), nothing).contains("has lost"));
         let stranger = Server { timeline: 2, ..server() };
         assert!(sentence(&stranger, Some(&slot()), HELD).contains("does not come from"));
@@ -306,11 +316,18 @@ mod tests {
             let back = Server { timeline: 2, history, log_end, ..server() };
             assert_eq!(way(&back, Some(&slot())), expected);
         }
+        // A primary of old beside the new one.
+        let old = Server { timeline: 1, ..server() };
+        let now = Origin { timeline: 2, ..origin() };
+        assert_eq!(check(&now, &old, Some(&slot()), HELD, None).unwrap_err().way, Way::Stop);
         let restored = Server { log_end: Position(499), ..server() };
         let seen = broken(&restored, Some(&slot()), HELD);
         assert_eq!(seen.way, Way::Later);
         // What was seen then counts when the log has grown past it, on the same timeline too.
         let grown = check(&origin(), &server(), Some(&slot()), HELD, Some(&seen.what));
-        assert_eq!(grown.unwrap_err(), Break { way: Way::New, ..seen });
+        assert_eq!(grown.unwrap_err(), Break { way: Way::New, ..seen.clone() });
+        let history = vec![(1, HELD)];
+        let other = Server { timeline: 2, history, ..server() };
+        assert!(check(&origin(), &other, Some(&slot()), HELD, Some(&seen.what)).is_ok());
     }
 }

@@ -183,7 +183,7 @@ async fn judge(
         if let Continues::NewTimeline { timeline, branched } = continues {
             tracing::warn!(timeline, %branched, "a standby was promoted; the slot continues");
             let mut batch = FactBatch::default();
-            batch.put(ORIGIN_FACT, &Origin { timeline, ..origin });
+            batch.put(ORIGIN_FACT, &Origin { timeline, ..origin }).delete(bridge::REGRESS_FACT);
             shared.facts.record(batch).await?;
         }
         return Ok(Standing::Continues(confirmed));

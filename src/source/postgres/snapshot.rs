@@ -44,6 +44,8 @@ pub(crate) const PLAN_FACTS: &str = "source/snapshot/";
 /// One pass over what is missing.
 pub(crate) struct Pass {
     pub(crate) shared: Arc<Shared>,
+    /// Gaps that were gone past before its snapshot was taken.
+    pub(crate) gaps: u64,
     pub(crate) chunks: mpsc::Sender<SnapshotChunk>,
     pub(crate) fresh: Fresh,
     /// The tables, by id; those that `fresh` does not cover are left to the next pass.
@@ -95,8 +97,7 @@ impl Pass {
     ///
     /// The first thing that kept a part from being read. All others were read.
     pub(crate) async fn run(self, tasks: &Tasks) -> Result<(), SourceError> {
-        let Self { shared, chunks, fresh, tables, keys } = self;
-        let gaps = shared.gaps.load(Ordering::Relaxed);
+        let Self { shared, gaps, chunks, fresh, tables, keys } = self;
         let target = Target::load(&shared.config, &shared.url)?;
         let covered = tables.into_iter().filter(|(id, _)| fresh.tables.contains(id)).collect();
         let jobs = plan(&shared, &target, &fresh, &covered, &keys).await?;

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -235,13 +235,14 @@ impl Tables {
         let Missing { tables, keys } = missing;
         let (shared, chunks) = (Arc::clone(&self.shared), self.chunks.clone());
         let (fresh, tasks) = (self.fresh.take(), self.tasks.clone());
+        let gaps = shared.gaps.load(Ordering::Relaxed);
         self.tasks.spawn(async move {
             let read = async {
                 let fresh = match fresh {
                     Some(fresh) => fresh,
                     None => take_snapshot(&shared, tables.keys().copied().collect()).await?,
                 };
-                Pass { shared, chunks, fresh, tables, keys }.run(&tasks).await
+                Pass { shared, gaps, chunks, fresh, tables, keys }.run(&tasks).await
             };
             let end = tasks.token().run_until_cancelled(read).await;
             // Nobody listens any more if the source was stopped.
