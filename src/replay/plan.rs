@@ -2,8 +2,8 @@
 //!
 //! A table is whole at a point if its snapshot was completed at or before it, and the changes in the
 //! ledger reach from the snapshot to it. Behind a gap only rows count that were read behind it, whichever
-//! entry came first; of a table that left and is read anew, only what was read then. Tables are told apart by their id: a table made
-//! anew under an old name replaces the old one, a renamed table stays itself.
+//! entry came first; of a table that left and is read anew, only what was read then. Tables are told apart
+//! by their id: a table made anew under an old name replaces the old one, a renamed table stays itself.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -66,10 +66,12 @@ pub(crate) async fn go_past(
     let to = match way {
         Way::At(position) => position,
         Way::New if !shared.names.slot_given => anew(shared, sql, found).await?,
-        Way::Later => {
-            let mut seen = FactBatch::default();
-            seen.put(REGRESS_FACT, &what);
-            shared.facts.record(seen).await?;
+        Way::Later | Way::Back => {
+            if way == Way::Back {
+                let mut seen = FactBatch::default();
+                seen.put(REGRESS_FACT, &what);
+                shared.facts.record(seen).await?;
+            }
             let held = durable.point.position.max(origin.consistent_point);
             return Err(SourceError::Gap(format!(
                 "{what}; going on with all tables read anew once its log has grown past {held}"

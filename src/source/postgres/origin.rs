@@ -59,8 +59,10 @@ pub(crate) struct Break {
 pub(crate) enum Way {
     /// Not at all: it may be no gap, but a mistake.
     Stop,
-    /// When the server's log has grown past what is held: it went back.
+    /// When the server's log has grown past what is held. Its timeline shows that it went back.
     Later,
+    /// As [`Way::Later`], to be remembered until then: on the same timeline nothing shows it afterwards.
+    Back,
     /// With a slot made anew.
     New,
     /// With the slot as it stands, from there on.
@@ -119,7 +121,7 @@ pub(crate) fn check(
         let what = format!(
             "the server's log ends at {ends}, this box holds changes up to {ours}: the database was restored to an earlier state"
         );
-        return gap(grown, what);
+        return gap(Way::Back, what);
     }
     if let (Some(what), true) = (regress, server.timeline == origin.timeline) {
         return gap(grown, what.into());
@@ -322,7 +324,7 @@ mod tests {
         assert_eq!(check(&now, &old, Some(&slot()), HELD, None).unwrap_err().way, Way::Stop);
         let restored = Server { log_end: Position(499), ..server() };
         let seen = broken(&restored, Some(&slot()), HELD);
-        assert_eq!(seen.way, Way::Later);
+        assert_eq!(seen.way, Way::Back);
         // What was seen then counts when the log has grown past it, on the same timeline too.
         let grown = check(&origin(), &server(), Some(&slot()), HELD, Some(&seen.what));
         assert_eq!(grown.unwrap_err(), Break { way: Way::New, ..seen.clone() });
