@@ -124,7 +124,11 @@ fn parameter(name: &str, value: &str, allowed: &Allowed) -> Result<(), Fault> {
 
 fn decoded(text: &str) -> Result<String, Fault> {
     let text = percent_decode_str(text).decode_utf8();
-    text.map(String::from).map_err(|_| Fault::new("is not UTF-8 behind its %", FORM))
+    let text = text.map_err(|_| Fault::new("is not UTF-8 behind its %", FORM))?;
+    if text.contains('\0') {
+        return Err(Fault::new("has a zero byte (%00) in it", FORM));
+    }
+    Ok(text.into())
 }
 
 enum Allowed {
@@ -181,6 +185,7 @@ mod tests {
             ("postgresql://db/erp", "names no user"),
             ("postgresql://u@/erp", "names no host"),
             ("postgresql://u@db,/erp", "names no host"),
+            ("postgresql://u%00@db/erp", "has a zero byte (%00) in it"),
             ("postgresql://u@db", "names no database"),
             ("postgresql://u@db/a/b", "names no database"),
             (

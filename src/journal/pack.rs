@@ -5,7 +5,7 @@
 
 use std::io::{self, Cursor};
 
-use super::record::{self, BATCH_PREFIX_BYTES, BatchPrefix, Fields};
+use super::record::{self, BATCH_PREFIX_BYTES, BatchPrefix, Fields, PAYLOAD_BYTES_MAX};
 use crate::{
     facts::FactBatch,
     source::{Commit, Piece, Run},
@@ -16,6 +16,9 @@ pub(crate) const PART_BYTES: usize = 4 << 20;
 
 /// Bytes of facts in one Dump frame, about.
 pub(crate) const DUMP_BYTES: usize = 1 << 20;
+
+/// A run takes memory in steps of this size: a length that is not true costs no more.
+const RESERVE_BYTES: usize = 64 << 20;
 
 /// The fastest level: the disk is slower than it, and the network behind is slower still.
 const ZSTD_LEVEL: i32 = 1;
@@ -98,15 +101,19 @@ impl Unpacker {
         let (prefix, packed) = BatchPrefix::split(plain)?;
         debug_assert_eq!(plain.len() - packed.len(), BATCH_PREFIX_BYTES);
         let run_bytes = usize::try_from(prefix.run_bytes).ok()?;
-        run.reserve_exact(run_bytes.checked_sub(run.len())?);
-        self.append(packed, usize::try_from(prefix.part_bytes).ok()?, run)?;
+        let part_bytes = usize::try_from(prefix.part_bytes).ok()?;
+        let missing = run_bytes.checked_sub(run.len())?;
+        if run.capacity() - run.len() < part_bytes {
+            run.try_reserve_exact(missing.min(RESERVE_BYTES)).ok()?;
+        }
+        self.append(packed, part_bytes, run)?;
         (!last || run.len() == run_bytes).then_some(prefix.commit)
     }
 
     /// Reads the facts of a frame. `None`: the plaintext holds none.
     pub(crate) fn facts(&mut self, plain: &[u8]) -> Option<FactBatch> {
         let mut fields = Fields(plain);
-        let length = usize::try_from(fields.u32()?).ok()?;
+        let length = usize::try_from(fields.u32()?).ok().filter(|at| *at <= PAYLOAD_BYTES_MAX)?;
         let mut facts = Vec::new();
         facts.try_reserve_exact(length).ok()?;
         self.append(fields.0, length, &mut facts)?;
@@ -158,6 +165,17 @@ mod tests {
             round_trip(std::iter::repeat_with(|| fastrand::u8(..)).take(70_000).collect()),
             1
         );
+    }
+
+    #[test]
+    fn a_length_that_is_not_true_takes_no_memory() {
+        let run = Run { bytes: vec![1; 100], ..Run::new(Piece::First) };
+        let mut part = Packer::new().unwrap().run(run).unwrap().parts.remove(0);
+        part[29..37].fill(0xFF);
+        let mut read = vec![];
+        assert_eq!(Unpacker::new().unwrap().part(&part, true, &mut read), None);
+        assert!(read.capacity() <= RESERVE_BYTES, "{}", read.capacity());
+        assert_eq!(Unpacker::new().unwrap().facts(&[0xFF; 8]), None);
     }
 
     #[test]

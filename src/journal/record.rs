@@ -77,6 +77,9 @@ pub(crate) const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 /// Length of what stands before the compressed bytes of a Part or Batch.
 pub(crate) const BATCH_PREFIX_BYTES: usize = 41;
 
+/// Numbers count from 0 or 1 and stay below it, so that sums of two fit; above it nothing was ever written.
+const NUMBER_MAX: u64 = u64::MAX >> 1;
+
 const VERSION: u32 = 1;
 
 /// The beginning of a segment.
@@ -155,13 +158,14 @@ impl SegmentHeader {
             return Err("its version is not known to this firmware");
         }
         let mut read = || {
-            fields.u32()?;
+            (fields.u32()? == 0).then_some(())?;
             let (number, first_batch, previous_bytes) =
                 (fields.u64()?, fields.u64()?, fields.u64()?);
             let salt = fields.take(32)?.try_into().ok()?;
+            are_counts(&[number, first_batch, previous_bytes])?;
             Some(Self { number, first_batch, previous_bytes, salt })
         };
-        read().ok_or("its header is cut short")
+        read().ok_or("its header is none that this firmware writes")
     }
 }
 
@@ -195,10 +199,11 @@ impl FrameHeader {
         let mut read = || {
             let kind = Kind::from_byte(fields.u8()?)?;
             let piece = piece_from_byte(fields.u8()?)?;
-            fields.take(2)?;
+            (fields.take(2)? == [0; 2]).then_some(())?;
             let payload_bytes = fields.u32()?;
             let (frame, nonce, group) = (fields.u64()?, fields.u64()?, fields.u64()?);
             let (batch, first, changes) = (fields.u64()?, fields.u64()?, fields.u64()?);
+            are_counts(&[frame, nonce, group, batch, first, changes])?;
             let payload_crc = fields.u32()?;
             let header = Self {
                 kind,
@@ -264,7 +269,7 @@ impl BatchPrefix {
     /// The prefix, and the compressed bytes after it.
     pub(crate) fn split(plain: &[u8]) -> Option<(Self, &[u8])> {
         let mut fields = Fields(plain);
-        let present = fields.u8()? == 1;
+        let present = fields.flag()?;
         let (position, begins) = (Position(fields.u64()?), Position(fields.u64()?));
         let at = Timestamp(fields.u64()?.cast_signed());
         let commit = Commit { position, begins, at, transactions: fields.u32()? };
@@ -289,7 +294,7 @@ pub(crate) fn read_facts(plain: &[u8]) -> Option<FactBatch> {
     let mut fields = Fields(plain);
     let mut batch = FactBatch::default();
     while !fields.0.is_empty() {
-        let present = fields.u8()? == 1;
+        let present = fields.flag()?;
         let key = String::from_utf8(fields.sized()?.to_vec()).ok()?;
         let value = if present { Some(fields.sized()?.to_vec()) } else { None };
         batch.changes.push((key, value));
@@ -321,6 +326,14 @@ impl<'a> Fields<'a> {
         self.take(1).map(|field| field[0])
     }
 
+    fn flag(&mut self) -> Option<bool> {
+        match self.u8()? {
+            0 => Some(false),
+            1 => Some(true),
+            _ => None,
+        }
+    }
+
     pub(crate) fn u32(&mut self) -> Option<u32> {
         Some(u32::from_le_bytes(self.take(4)?.try_into().ok()?))
     }
@@ -333,6 +346,11 @@ impl<'a> Fields<'a> {
         let length = usize::try_from(self.u32()?).ok()?;
         self.take(length)
     }
+}
+
+/// `None`: one of them can count nothing.
+pub(crate) fn are_counts(numbers: &[u64]) -> Option<()> {
+    numbers.iter().all(|number| *number <= NUMBER_MAX).then_some(())
 }
 
 fn u32_at(bytes: &[u8], offset: usize) -> u32 {
@@ -364,6 +382,25 @@ mod tests {
             changes: 7,
             payload_crc: 0xDEAD_BEEF,
         }
+    }
+
+    #[test]
+    fn a_header_that_nothing_writes_is_refused_though_its_checksum_matches() {
+        let mend = |mut bytes: [u8; FRAME_HEADER_BYTES]| {
+            let crc = crc32c::crc32c(&bytes[..64]);
+            bytes[64..].copy_from_slice(&crc.to_le_bytes());
+            bytes
+        };
+        for number in [
+            FrameHeader { frame: u64::MAX, ..header() },
+            FrameHeader { changes: u64::MAX, ..header() },
+        ] {
+            assert!(FrameHeader::decode(&number.encode()).is_err());
+        }
+        let mut unused = header().encode();
+        unused[6] = 1;
+        assert!(FrameHeader::decode(&mend(unused)).is_err());
+        assert_eq!(read_facts(&[2, 1, 0, 0, 0, b'k']), None);
     }
 
     #[test]

@@ -257,7 +257,8 @@ pub(crate) fn file_name(number: u64) -> String {
 /// The number in a segment's name.
 pub(crate) fn file_number(path: &Path) -> Option<u64> {
     let digits = path.file_stem()?.to_str()?.strip_prefix("seg-")?;
-    digits.parse().ok().filter(|_| digits.len() == 20)
+    let plain = digits.len() == 20 && digits.bytes().all(|digit| digit.is_ascii_digit());
+    digits.parse().ok().filter(|_| plain)
 }
 
 /// A failed write: full, or broken.
@@ -271,4 +272,16 @@ pub(crate) fn write_error(path: &Path, why: io::Error) -> JournalError {
 
 fn failed(path: &Path, why: io::Error) -> JournalError {
     JournalError::Write { path: path.display().to_string(), why }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_goes_by_one_name_only() {
+        assert_eq!(file_number(Path::new(&file_name(7))), Some(7));
+        assert_eq!(file_number(Path::new("seg-+0000000000000000007.log")), None);
+        assert_eq!(file_number(Path::new("seg-7.log")), None);
+    }
 }

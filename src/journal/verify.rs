@@ -150,7 +150,7 @@ impl<'a> Verifier<'a> {
         };
         if header.kind == Kind::Batch {
             self.report.batches += 1;
-            self.report.changes += header.changes;
+            self.report.changes = self.report.changes.saturating_add(header.changes);
             self.report.first_batch.get_or_insert(header.batch);
             self.report.last_batch = Some(header.batch);
             self.next_batch = header.batch + 1;

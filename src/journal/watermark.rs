@@ -3,7 +3,7 @@
 //! **Invariant (I4, I17):** the watermark stands at the end of a whole transaction; batches are
 //! numbered densely and never again; sequences are dense over the transactions that were not torn.
 
-use super::record::Fields;
+use super::record::{Fields, are_counts};
 use crate::{
     source::{Commit, Durable, Piece, Run},
     units::{Point, Position, Sequence},
@@ -92,7 +92,7 @@ impl Progress {
     pub(crate) fn torn(&mut self, (from, to): (u64, u64)) {
         self.open = None;
         self.next_batch = self.next_batch.max(to.saturating_add(1));
-        self.next_sequence = self.durable.point.sequence.0 + 1;
+        self.next_sequence = self.durable.point.sequence.0.saturating_add(1);
         self.torn.add((from, to));
     }
 
@@ -133,6 +133,8 @@ impl Progress {
         let (sequence, position) = (Sequence(fields.u64()?), Position(fields.u64()?));
         let (batch, begins) = (fields.u64()?, Position(fields.u64()?));
         let (next_batch, next_sequence) = (fields.u64()?, fields.u64()?);
+        are_counts(&[sequence.0, batch, next_batch, next_sequence])?;
+        (next_batch > 0).then_some(())?;
         let open = Some(fields.u64()?).filter(|batch| *batch != 0);
         let mut torn = Torn::default();
         for _ in 0..fields.u32()? {

@@ -229,10 +229,8 @@ impl Verifier {
         report.signers.retain(|signer| signer.from_entry <= report.entries);
         for entry in accepted {
             report.objects += entry.objects;
-            report.bytes += entry.bytes;
-            for (op, rows) in &entry.rows {
-                *report.rows.entry(*op).or_default() += rows;
-            }
+            report.bytes = report.bytes.saturating_add(entry.bytes);
+            entry.rows.iter().for_each(|(op, rows)| add(&mut report.rows, *op, *rows));
         }
         report
     }
@@ -331,9 +329,9 @@ impl Verifier {
             rows: BTreeMap::new(),
         };
         for object in &entry.objects {
-            accepted.bytes += object.bytes;
+            accepted.bytes = accepted.bytes.saturating_add(object.bytes);
             for (op, rows) in &object.rows {
-                *accepted.rows.entry(*op).or_default() += rows;
+                add(&mut accepted.rows, *op, *rows);
             }
         }
         self.head = Head { entry: entry.entry, hash };
@@ -397,6 +395,12 @@ fn unsigned(lines: &Lines<'_>, entry: &Entry) -> Broken {
     }
     let what = "its signature is by none of the keys given".into();
     (DamageKind::EntryAltered, None, what)
+}
+
+/// Adds to a count. An entry can say anything.
+fn add(counts: &mut BTreeMap<Op, u64>, op: Op, rows: u64) {
+    let count = counts.entry(op).or_default();
+    *count = count.saturating_add(rows);
 }
 
 fn count(count: usize) -> u64 {

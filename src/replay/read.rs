@@ -1,5 +1,7 @@
 //! Rows of one opened object, read in batches of bounded size.
 //!
+//! The reader of Parquet panics over some files that are none; that is contained, and an error like others.
+//!
 //! **Invariant:** a value reads as PostgreSQL printed it, be it in its typed column or in `_exact`.
 
 use std::{borrow::Cow, fs::File, ops::Range, path::Path};
@@ -25,6 +27,7 @@ use crate::{
         Op,
         columns::{OUR_NAMES, RowMeta, VERSION_KEY},
     },
+    shutdown::panics,
     units::{Position, Timestamp},
 };
 
@@ -62,6 +65,11 @@ impl LakeFile {
     /// It is none of ours.
     pub fn open(path: &Path, key: &str, batch_bytes: usize) -> Result<Self, ReplayError> {
         let file = File::open(path).map_err(|why| ReplayError::file(path, why))?;
+        panics::contain(|| Self::read(file, key, batch_bytes))
+            .unwrap_or_else(|why| Err(ReplayError::object(key, why)))
+    }
+
+    fn read(file: File, key: &str, batch_bytes: usize) -> Result<Self, ReplayError> {
         let builder = ParquetRecordBatchReaderBuilder::try_new(file)
             .map_err(|why| ReplayError::object(key, why))?;
         let kept = builder.metadata().file_metadata().key_value_metadata();
@@ -86,7 +94,9 @@ impl LakeFile {
     ///
     /// The file is damaged, or none of ours.
     pub fn next_rows(&mut self) -> Result<Option<Rows>, ReplayError> {
-        let Some(batch) = self.reader.next() else { return Ok(None) };
+        let next = panics::contain(|| self.reader.next());
+        let next = next.map_err(|why| ReplayError::object(&self.key, why))?;
+        let Some(batch) = next else { return Ok(None) };
         let batch = batch.map_err(|why| ReplayError::object(&self.key, why))?;
         Rows::new(batch).map(Some).map_err(|why| ReplayError::object(&self.key, why))
     }

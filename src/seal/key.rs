@@ -149,8 +149,9 @@ impl Keys {
         let mut parts = key.strip_prefix(&self.prefix)?.strip_prefix("_schema/")?.split('/');
         let source = parts.next()?.to_owned();
         let (schema, table) = parse_folder(parts.next()?)?;
-        let version = parts.next()?.strip_suffix(".json")?.parse().ok()?;
-        if parts.next().is_some() {
+        let number = parts.next()?.strip_suffix(".json")?;
+        let version: u32 = number.parse().ok()?;
+        if parts.next().is_some() || version.to_string() != number {
             return None;
         }
         Some(SchemaKey { source, schema, table, version })
@@ -159,6 +160,11 @@ impl Keys {
 
 impl Stem {
     fn parse(text: &str) -> Option<Self> {
+        Self::read(text).filter(|read| read.to_string() == text)
+    }
+
+    /// Reads it, written in any way.
+    fn read(text: &str) -> Option<Self> {
         let mut words = text.split('-');
         let kind = words.next()?;
         let (first, second) = (words.next()?, words.next()?);
@@ -214,10 +220,11 @@ fn folder(schema: &str, table: &str) -> String {
     format!("{schema}.{table}")
 }
 
-fn parse_folder(folder: &str) -> Option<(String, String)> {
-    let (schema, table) = folder.split_once('.')?;
+fn parse_folder(text: &str) -> Option<(String, String)> {
+    let (schema, table) = text.split_once('.')?;
     let decode = |name| percent_decode_str(name).decode_utf8().ok().map(String::from);
-    Some((decode(schema)?, decode(table)?))
+    let (schema, table) = (decode(schema)?, decode(table)?);
+    (folder(&schema, &table) == text).then_some((schema, table))
 }
 
 /// All but `[A-Za-z0-9_-]`.
@@ -282,10 +289,14 @@ mod tests {
             "raw/erp/public/dt=2026-11-21/snapshot-00000016B374D848-00000007-0123456789abcdef.parquet",
             "raw/erp/public.t/dt=2026-11-21/snapshot-00000016B374D848-00000007-0123456789abcdef.parquet/x",
             "raw/_ledger/erp/00000000000000000001.json",
+            "raw/erp/public.a%2eb/dt=2026-11-21/snapshot-00000016B374D848-00000007-0123456789abcdef.parquet",
+            "raw/erp/public.t/dt=2026-11-21/snapshot-00000016b374d848-00000007-0123456789abcdef.parquet",
+            "raw/erp/public.t/dt=2026-11-21/snapshot-00000016B374D848-+0000007-0123456789abcdef.parquet",
         ] {
             assert_eq!(keys.parse_data(key), None, "{key}");
         }
         assert_eq!(keys.parse_schema("raw/_schema/erp/public.t/x.json"), None);
+        assert_eq!(keys.parse_schema("raw/_schema/erp/public.t/+7.json"), None);
     }
 
     fn stems() -> impl Strategy<Value = Stem> {

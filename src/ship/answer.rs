@@ -28,6 +28,16 @@ pub(super) fn refused(
     ShipError::Failed { request, key, status, code, message, cause }
 }
 
+/// Whether S3 has answered that it cannot at present.
+pub(super) fn unavailable(answer: &Result<(), ShipError>) -> bool {
+    matches!(answer, Err(ShipError::Failed { cause: Cause::LakeUnavailable, .. }))
+}
+
+/// The error for an answer that lacks what it must have.
+pub(super) fn without(request: Request, key: &str, what: &str) -> ShipError {
+    refused(request, key, 200, "", &format!("an answer without {what}"))
+}
+
 fn cause(status: u16, code: &str) -> Cause {
     match (status, code) {
         (

@@ -41,7 +41,7 @@ use super::{
     Complete, Encryption, Fetched, Head, Listed, ObjectReader, ObjectStore, OpenUpload, Part, Put,
     Request, ShipError, StoredPart,
     ahead::Ahead,
-    answer,
+    answer::{unavailable, without},
     body::{Sliced, Taken, patiently},
     credentials::{Credentials, Provider},
     endpoint::{confidential, setup, tls},
@@ -348,7 +348,7 @@ impl ObjectStore for S3 {
             let (mut found, mut marker) = (vec![], None);
             loop {
                 let request = self.client.list_parts().bucket(&self.bucket).key(key);
-                let owned = request.upload_id(upload).set_part_number_marker(marker);
+                let owned = request.upload_id(upload).set_part_number_marker(marker.clone());
                 let call = owned.set_expected_bucket_owner(self.owner.clone()).send();
                 let page = match self.ask(Request::Parts, key, 1, call).await {
                     Ok(page) => page,
@@ -362,18 +362,23 @@ impl ObjectStore for S3 {
                     Err(error) => return Err(error),
                 };
                 found.extend(page.parts.unwrap_or_default().into_iter().filter_map(stored));
-                marker = page.next_part_number_marker;
-                if !page.is_truncated.unwrap_or(false) || marker.is_none() {
+                let next = page.next_part_number_marker;
+                if !page.is_truncated.unwrap_or(false) || next.is_none() {
                     return Ok(Some(found));
                 }
+                if next == marker {
+                    return Err(without(Request::Parts, key, "a page after the one before"));
+                }
+                marker = next;
             }
         })
     }
 
     fn uploads<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<OpenUpload>, ShipError>> {
         Box::pin(async move {
-            let (mut found, mut key, mut id) = (vec![], None, None);
+            let (mut found, mut marker) = (vec![], (None, None));
             loop {
+                let (key, id) = marker.clone();
                 let request = self.client.list_multipart_uploads().bucket(&self.bucket);
                 let from = request.prefix(prefix).set_key_marker(key).set_upload_id_marker(id);
                 let call = from.set_expected_bucket_owner(self.owner.clone()).send();
@@ -386,10 +391,14 @@ impl ObjectStore for S3 {
                         found.push(OpenUpload { key, upload, begun });
                     }
                 }
-                (key, id) = (page.next_key_marker, page.next_upload_id_marker);
-                if !page.is_truncated.unwrap_or(false) || key.is_none() {
+                let next = (page.next_key_marker, page.next_upload_id_marker);
+                if !page.is_truncated.unwrap_or(false) || next.0.is_none() {
                     return Ok(found);
                 }
+                if next == marker {
+                    return Err(without(Request::Uploads, prefix, "a page after the one before"));
+                }
+                marker = next;
             }
         })
     }
@@ -410,7 +419,12 @@ impl ObjectReader for S3 {
                 let bytes = u64::try_from(object.size?).ok()?;
                 Some(Listed { key: object.key?, bytes })
             });
-            Ok(listed.collect())
+            let listed: Vec<_> = listed.collect();
+            let last = listed.last().map(|listed| listed.key.as_str());
+            if last.is_some() && last <= after {
+                return Err(without(Request::List, prefix, "keys behind the one that was named"));
+            }
+            Ok(listed)
         })
     }
 
@@ -460,15 +474,6 @@ impl ObjectReader for S3 {
             Ok(Some(object.metadata.unwrap_or_default().into_iter().collect()))
         })
     }
-}
-
-/// Whether S3 has answered that it cannot at present.
-fn unavailable(answer: &Result<(), ShipError>) -> bool {
-    matches!(answer, Err(ShipError::Failed { cause: Cause::LakeUnavailable, .. }))
-}
-
-fn without(request: Request, key: &str, what: &str) -> ShipError {
-    answer::refused(request, key, 200, "", &format!("an answer without {what}"))
 }
 
 fn metadata(ours: &BTreeMap<String, String>) -> Option<HashMap<String, String>> {

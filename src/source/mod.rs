@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 use crate::units::{Point, Position, Timestamp};
 
@@ -331,8 +331,10 @@ pub enum LakeType {
     /// DECIMAL(precision, scale), precision 1–38, scale 0–precision
     Decimal {
         /// Digits in all.
+        #[serde(deserialize_with = "digits")]
         precision: u8,
         /// Digits after the point.
+        #[serde(deserialize_with = "digits")]
         scale: u8,
     },
     /// BINARY
@@ -341,6 +343,14 @@ pub enum LakeType {
     Uuid,
     /// UTF8: as the source prints the value
     Text,
+}
+
+/// Of a decimal: 38 at most, so that its number fits 128 bits.
+fn digits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    match u8::deserialize(deserializer)? {
+        digits @ ..=38 => Ok(digits),
+        more => Err(D::Error::custom(format_args!("{more} digits, 38 at most"))),
+    }
 }
 
 /// A type of the source that restore has to create.

@@ -86,7 +86,12 @@ pub async fn ask(data_dir: &Path) -> Result<Report, StatusError> {
     let line = asked
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(|why| StatusError::NotRunning { path, why })?;
-    match serde_json::from_str(&line) {
+    understood(&line)
+}
+
+/// The report in an answer.
+pub(super) fn understood(line: &str) -> Result<Report, StatusError> {
+    match serde_json::from_str(line) {
         Ok(Answer::Report(report)) => Ok(*report),
         Ok(Answer::Refused { error }) => Err(StatusError::Answer(error)),
         Err(why) => Err(StatusError::Answer(why.to_string())),
@@ -107,11 +112,11 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn answer(stream: UnixStream, reporter: &Reporter) -> io::Result<()> {
+pub(super) async fn answer(stream: UnixStream, reporter: &Reporter) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
-    let mut line = String::new();
-    BufReader::new(read.take(REQUEST_BYTES_MAX)).read_line(&mut line).await?;
-    let answer = match serde_json::from_str(&line) {
+    let mut line = vec![];
+    BufReader::new(read.take(REQUEST_BYTES_MAX)).read_until(b'\n', &mut line).await?;
+    let answer = match serde_json::from_slice(&line) {
         Ok(Request::Status) => Answer::Report(Box::new(reporter.report())),
         Err(why) => Answer::Refused { error: why.to_string() },
     };
@@ -175,10 +180,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let tasks = Tasks::new();
         serve(dir.path(), reporter(), &tasks).unwrap();
-        for nonsense in ["{\"do\":\"reboot\"}\n", "nonsense\n", &format!("{}\n", "x".repeat(9000))]
-        {
+        let long = format!("{}\n", "x".repeat(9000));
+        for nonsense in [&b"{\"do\":\"reboot\"}\n"[..], b"nonsense\n", b"\xff\n", long.as_bytes()] {
             let mut stream = UnixStream::connect(socket(dir.path())).await.unwrap();
-            stream.write_all(nonsense.as_bytes()).await.ok();
+            stream.write_all(nonsense).await.ok();
             let mut line = String::new();
             BufReader::new(stream).read_line(&mut line).await.ok();
             assert!(nonsense.len() > 4096 || line.starts_with("{\"error\":"), "{line}");

@@ -74,7 +74,7 @@ macro_rules! types {
         }
 
         /// Every type and its array type, for tests.
-        #[cfg(test)]
+        #[cfg(any(test, feature = "fuzz"))]
         pub(super) const ALL: &[(u32, u32)] = &[$(($id, $array)),+];
     };
 }
@@ -186,7 +186,7 @@ fn element_of(array: u32) -> u32 {
 }
 
 fn modified(type_id: u32, base: &str, modifier: i32) -> String {
-    let length = modifier - 4;
+    let length = modifier.saturating_sub(4);
     match type_id {
         1042 if modifier < 0 => "bpchar".into(),
         1042 | 1043 if modifier >= 4 => format!("{base}({length})"),
@@ -239,6 +239,7 @@ mod tests {
             (1700, 786_438, "numeric(12,2)"),
             (1700, 786_434 + 2_048, "numeric(12,-2)"),
             (1700, -1, "numeric"),
+            (1700, i32::MIN, "numeric"),
             (1043, 24, "character varying(20)"),
             (1043, -1, "character varying"),
             (1042, 7, "character(3)"),

@@ -76,11 +76,13 @@ impl TextRow {
         let mut row = vec![];
         for _ in 0..u16::from_be_bytes(*columns) {
             let (length, after) = rest.split_first_chunk::<4>().ok_or_else(short)?;
-            let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) else {
+            let length = i32::from_be_bytes(*length);
+            if length == -1 {
                 row.push(None);
                 rest = after;
                 continue;
-            };
+            }
+            let length = usize::try_from(length).map_err(|_| short())?;
             let (text, after) = after.split_at_checked(length).ok_or_else(short)?;
             let text = std::str::from_utf8(text).map_err(|_| unknown("DataRow", "not UTF-8"))?;
             row.push(Some(text.to_owned()));
@@ -146,6 +148,12 @@ mod tests {
         let error = server_error(b"SFATAL\0C28P01\0Mno\0Dbecause\0Fauth.c\0\0");
         assert_eq!(error.to_string(), "no (SQLSTATE 28P01)");
         assert_eq!(error.detail, "because");
+    }
+
+    #[test]
+    fn only_minus_one_stands_for_null() {
+        assert!(TextRow::parse(b"\0\x01\xff\xff\xff\xff").is_ok());
+        assert!(TextRow::parse(b"\0\x01\xff\xff\xff\xfe").is_err());
     }
 
     #[test]

@@ -41,7 +41,19 @@ impl<'a> Numeric<'a> {
         let scale = i32::from(field(6));
         let read = Self { sign, weight: i32::from(field(2)), scale, groups };
         let plain = (0..count).all(|index| (0..10_000).contains(&read.stored(index)));
-        (groups.len() == 2 * count && plain && (0..=16_383).contains(&scale)).then_some(read)
+        let read = (groups.len() == 2 * count && plain).then_some(read)?.stripped();
+        (0..=16_383).contains(&scale).then_some(read)
+    }
+
+    /// Without zeros in front, as a server keeps its numbers: else one of a few bytes could be long.
+    fn stripped(mut self) -> Self {
+        while let Some(([0, 0], rest)) = self.groups.split_first_chunk::<2>() {
+            (self.groups, self.weight) = (rest, self.weight - 1);
+        }
+        if self.groups.is_empty() {
+            self.weight = 0;
+        }
+        self
     }
 
     /// Appends the number as PostgreSQL prints it.
@@ -180,6 +192,18 @@ mod tests {
         assert_eq!(read.unscaled(4, 2), None);
         assert_eq!(read.unscaled(5, 1), None);
         assert!(Numeric::read(&bytes[..9]).is_none());
+    }
+
+    #[test]
+    fn zeros_in_front_are_no_digits() {
+        for (bytes, expected) in [
+            (&[0, 0, 0x5B, 0, 0, 0, 0, 2][..], "0.00"),
+            (&[0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 7], "7"),
+        ] {
+            let mut text = String::new();
+            Numeric::read(bytes).unwrap().print(&mut text);
+            assert_eq!(text, expected);
+        }
     }
 
     proptest! {

@@ -47,9 +47,12 @@ impl PgDecoder {
 
     /// The commit that this record is, if it is one. Remembers nothing: readers look ahead with it.
     pub fn commit(&self, kind: RecordKind, payload: &[u8]) -> Option<Commit> {
-        let [b'C', fields @ ..] = payload else { return None };
-        match commit(&mut Reader::new(fields)) {
-            Ok(Event::Commit(commit)) if kind == RecordKind::Message => Some(commit),
+        let (b'C', body) = payload.split_first()? else { return None };
+        let mut reader = Reader::new(body);
+        match commit(&mut reader) {
+            Ok(Event::Commit(commit)) if kind == RecordKind::Message => {
+                reader.end(WHAT).ok().map(|()| commit)
+            }
             _ => None,
         }
     }
@@ -201,11 +204,7 @@ impl Decode for PgDecoder {
     }
 
     fn commit(&self, kind: RecordKind, payload: &[u8]) -> Option<Commit> {
-        let (b'C', body) = payload.split_first()? else { return None };
-        match commit(&mut Reader::new(body)) {
-            Ok(Event::Commit(commit)) if kind == RecordKind::Message => Some(commit),
-            _ => None,
-        }
+        Self::commit(self, kind, payload)
     }
 
     fn rows(

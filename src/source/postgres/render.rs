@@ -77,7 +77,8 @@ fn date(bytes: &[u8], into: &mut String) -> Option<()> {
     match i32::from_be_bytes(bytes.try_into().ok()?) {
         i32::MAX => into.push_str("infinity"),
         i32::MIN => into.push_str("-infinity"),
-        days => calendar::print_date(i64::from(days) + EPOCH_DAYS, into),
+        days if DATES.contains(&days) => calendar::print_date(i64::from(days) + EPOCH_DAYS, into),
+        _ => return None,
     }
     Some(())
 }
@@ -86,10 +87,11 @@ fn timestamp(bytes: &[u8], zoned: bool, into: &mut String) -> Option<()> {
     match i64::from_be_bytes(bytes.try_into().ok()?) {
         i64::MAX => into.push_str("infinity"),
         i64::MIN => into.push_str("-infinity"),
-        micros => {
+        micros if TIMESTAMPS.contains(&micros) => {
             let days = micros.div_euclid(calendar::DAY_US) + EPOCH_DAYS;
             calendar::print_timestamp(days, micros.rem_euclid(calendar::DAY_US), zoned, into);
         }
+        _ => return None,
     }
     Some(())
 }
@@ -229,9 +231,29 @@ fn shape(form: Form, bytes: &[u8], into: &mut String) -> Option<()> {
     Some(())
 }
 
+/// From 4714-11-24 BC on, in days and microseconds since 2000-01-01: PostgreSQL has no others.
+/// <https://github.com/postgres/postgres/blob/REL_15_STABLE/src/include/datatype/timestamp.h>
+const DATES: std::ops::Range<i32> = -2_451_545..2_145_031_949;
+const TIMESTAMPS: std::ops::Range<i64> = -211_813_488_000_000_000..9_223_371_331_200_000_000;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_that_postgresql_does_not_have_is_no_value() {
+        for (type_id, bytes) in [
+            (1082, &(DATES.start - 1).to_be_bytes()[..]),
+            (1082, &DATES.end.to_be_bytes()),
+            (1114, &(TIMESTAMPS.start - 1).to_be_bytes()),
+            (1184, &TIMESTAMPS.end.to_be_bytes()),
+        ] {
+            assert_eq!(render(type_id, bytes, &mut String::new()), None, "{bytes:?}");
+        }
+        let mut first = String::new();
+        render(1184, &TIMESTAMPS.start.to_be_bytes(), &mut first).unwrap();
+        assert_eq!(first, "4714-11-24 00:00:00+00 BC");
+    }
 
     /// Undoes the escapes of COPY's text format.
     fn unescape(text: &str) -> String {

@@ -233,6 +233,14 @@ fn a_binary_value_of_a_type_without_known_form_is_refused() {
 }
 
 #[test]
+fn a_commit_that_goes_on_is_none_ahead_either() {
+    let commit = stream().into_iter().find(|payload| payload[0] == b'C').unwrap();
+    let decoder = PgDecoder::default();
+    assert!(decoder.commit(RecordKind::Message, &commit).is_some());
+    assert_eq!(decoder.commit(RecordKind::Message, &[&commit[..], b"x"].concat()), None);
+}
+
+#[test]
 fn a_whole_run_is_read() {
     let mut run = Run::new(Piece::Whole);
     stream().iter().for_each(|payload| run.push(RecordKind::Message, payload));
