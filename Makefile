@@ -7,6 +7,7 @@ MAKEFLAGS += --no-print-directory
 MINUTES ?= 2
 DIR ?= demo-data
 ROUNDS ?= 1000
+SECONDS ?= 600
 SEED ?= 1
 TRIALS ?= 20
 FS ?= ext4
@@ -37,7 +38,7 @@ test: test-tools python check ## Everything that must hold before a commit
 	else cargo test --locked --all-features -- --test-threads=3; fi
 
 check: ## Formatting, lints, documentation, the unit file; no tests
-	cargo fmt --check
+	cargo fmt --all --check
 	cargo clippy --locked --all-features --all-targets -- -D warnings
 	cargo clippy --locked --all-features --test conformance -- -D warnings
 	cargo clippy --locked -- -D warnings
@@ -51,6 +52,13 @@ conformance: conformance-tools ## The S3 side against stores of others, as root:
 	@tests/conformance/install.sh $(STORES)
 	cargo test --locked --all-features --test conformance \
 		--config 'target."cfg(unix)".runner = "$(CURDIR)/tests/conformance/enclose.sh"' -- $(abspath $(STORES)) $(ONLY)
+
+fuzz: fuzz-tools ## Every parser of foreign bytes by libFuzzer: make fuzz SECONDS=600 TARGETS="wire copy"
+	@tests/fuzz/run.sh $(SECONDS) $(TARGETS)
+
+fuzz-corpus: fuzz-tools ## The corpus anew: seeds, of a real PostgreSQL where they can be, and of them what counts
+	LAKEHEAD_SEEDS=$(CURDIR)/target/fuzz/seeds cargo test --locked --all-features --test fuzz -- the_corpus_begins
+	@tests/fuzz/run.sh merge $(TARGETS)
 
 bench: ## The rooms by themselves: decode, seal, journal
 	cargo bench --locked --bench decode -- 64
@@ -90,6 +98,8 @@ target/bench-py/bin/aws: benches/requirements.txt
 # What Debian 12 lacks. Nothing is installed that is there already.
 demo-tools:
 	@$(call install,/usr/lib/postgresql/*/bin/initdb:postgresql /usr/bin/cc:gcc /usr/include/stdlib.h:libc6-dev)
+fuzz-tools: demo-tools
+	@$(call install,/usr/bin/c++:g++)
 test-tools: demo-tools
 	@$(call install,/usr/bin/python3:python3 /usr/lib/python3*/ensurepip:python3-venv /usr/bin/pgbench:postgresql /usr/bin/unshare:util-linux /usr/sbin/ip:iproute2 /usr/bin/strace:strace /usr/bin/chromium:chromium)
 conformance-tools: demo-tools
@@ -123,5 +133,5 @@ clean: ## What was built, and the demo's folder
 	cargo clean
 	rm -rf demo-data
 
-.PHONY: help demo build test check conformance bench bench-snapshot bench-stream sizes deny campaign unit-test \
+.PHONY: help demo build test check conformance fuzz fuzz-corpus fuzz-tools bench bench-snapshot bench-stream sizes deny campaign unit-test \
 	power-loss python demo-tools test-tools power-tools bench-tools conformance-tools clean

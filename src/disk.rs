@@ -10,6 +10,8 @@ use std::{
 };
 
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice};
+#[cfg(feature = "fuzz")]
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 /// Syncs a file's bytes and what is needed to read them back (its length).
 ///
@@ -57,6 +59,22 @@ pub fn create(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
     sync_dir(parent(path))?;
     Ok(file)
+}
+
+/// A file that lies in memory, readable by its owner only, and the path by which it is opened again
+/// while it is kept. For fuzzing what reads files.
+///
+/// # Errors
+///
+/// The system has no room for it.
+#[cfg(feature = "fuzz")]
+pub fn in_memory(bytes: &[u8]) -> io::Result<(File, PathBuf)> {
+    use std::os::fd::AsRawFd;
+    let mut file = File::from(memfd_create(c"fuzz", MFdFlags::MFD_CLOEXEC)?);
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    file.write_all(bytes)?;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
+    Ok((file, path))
 }
 
 /// Renames durably within one directory.

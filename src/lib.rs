@@ -47,3 +47,5 @@ pub mod cli;
 
 #[cfg(feature = "demo")]
 pub mod demo;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;

@@ -36,6 +36,8 @@ mod access;
 mod adopt;
 mod error;
 mod estate;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod sealing;
 use access::{encryption, object_encryption};
 pub use access::{journal_key, lake, lake_key};

@@ -11,6 +11,8 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod document;
 pub mod environment;
 mod error;

@@ -21,6 +21,8 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod record;
 mod watermark;
 mod catalogue;

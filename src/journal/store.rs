@@ -167,7 +167,7 @@ pub(crate) fn set_aside(dir: &Path) -> io::Result<()> {
 pub(crate) const FOLDER: &str = "index";
 
 impl Checkpoint {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&self.segment.to_le_bytes());
         bytes.extend_from_slice(&self.salt);
@@ -179,7 +179,7 @@ impl Checkpoint {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (bytes, crc) = bytes.split_last_chunk::<4>()?;
         if crc32c::crc32c(bytes) != u32::from_le_bytes(*crc) {
             return None;

@@ -96,13 +96,13 @@ impl IdentityKey {
         Self { pair: Arc::new(pair), public }
     }
 
-    fn from_pem(text: &str) -> Option<Self> {
+    pub(super) fn from_pem(text: &str) -> Option<Self> {
         let der = Zeroizing::new(unwrap(text, "PRIVATE KEY")?);
         let seed: &[u8; 32] = der.strip_prefix(PRIVATE_PREFIX)?.try_into().ok()?;
         Some(Self::from_seed(seed))
     }
 
-    fn to_pem(&self) -> Zeroizing<String> {
+    pub(super) fn to_pem(&self) -> Zeroizing<String> {
         let seed = self.pair.seed().and_then(|seed| seed.as_be_bytes());
         let seed = seed.expect("a pair knows its seed");
         Zeroizing::new(wrap("PRIVATE KEY", PRIVATE_PREFIX, seed.as_ref()))

@@ -12,6 +12,8 @@ use std::{collections::BTreeMap, fmt, fs, io, path::Path, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod adopt;
 pub mod audit;
 pub mod chain;

@@ -9,6 +9,8 @@ use std::{
     sync::Arc,
 };
 
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod apply;
 pub mod cat;
 pub mod evolve;

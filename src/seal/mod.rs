@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod columns;
 pub mod key;
 mod arrays;

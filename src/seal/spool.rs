@@ -133,11 +133,22 @@ impl SpoolReader {
     pub fn read(&self, object: &Object, range: Range<u64>) -> Result<Bytes, SealError> {
         let path = self.0.dir.join(&object.spool);
         let file = File::open(&path).map_err(|why| SealError::disk("open", &path, why))?;
+        self.read_file(&file, &path, object, range)
+    }
+
+    /// [`SpoolReader::read`] of the file at `path`, which is open.
+    pub(super) fn read_file(
+        &self,
+        file: &File,
+        path: &Path,
+        object: &Object,
+        range: Range<u64>,
+    ) -> Result<Bytes, SealError> {
         let wrong = |what| SealError::Spool { path: path.display().to_string(), what };
         if range.start > range.end || range.end > object.bytes {
             return Err(wrong("a range beyond its end was asked for"));
         }
-        let read = |why| SealError::disk("read", &path, why);
+        let read = |why| SealError::disk("read", path, why);
         if file.metadata().map_err(read)?.len() != file_bytes(object.bytes) {
             return Err(wrong("its length is not that of the object"));
         }

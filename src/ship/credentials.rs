@@ -119,7 +119,7 @@ fn stamp(path: &Path) -> Result<Stamp, String> {
 }
 
 /// Reads `[default]` of a shared-credentials file.
-fn parse(bytes: &[u8]) -> Result<Keys, String> {
+pub(super) fn parse(bytes: &[u8]) -> Result<Keys, String> {
     let text = str::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned())?;
     let (mut id, mut secret, mut token) = (None, None, None);
     let mut section = "";

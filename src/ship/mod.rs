@@ -12,6 +12,8 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod ahead;
 mod answer;
 mod body;

@@ -129,14 +129,18 @@ where
         let page = page.clone();
         async move { Ok::<_, Infallible>(answer(request, &page, local).await) }
     });
-    http1::Builder::new()
+    server().serve_connection(TokioIo::new(stream), service).await.map_err(io::Error::other)
+}
+
+/// What bounds a request.
+pub(super) fn server() -> http1::Builder {
+    let mut server = http1::Builder::new();
+    server
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service)
-        .await
-        .map_err(io::Error::other)
+        .keep_alive(false);
+    server
 }
 
 async fn answer(request: Request<Incoming>, page: &Page, local: IpAddr) -> Response<Full<Bytes>> {

@@ -10,6 +10,8 @@ use crate::{
     error::{Cause, Classified},
 };
 
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod admin;
 mod certificate;
 pub mod listen;

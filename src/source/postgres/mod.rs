@@ -26,6 +26,8 @@ use tokio::{
     time::sleep,
 };
 
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod adopt;
 mod batch;
 mod bridge;

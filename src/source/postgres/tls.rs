@@ -196,7 +196,7 @@ impl Channel {
 }
 
 /// Hash of a certificate by the hash of its signature's algorithm. `None` where that has none of its own.
-fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     // Certificate ::= SEQUENCE { tbsCertificate, signatureAlgorithm SEQUENCE { OID, … }, … }
     let (whole, _) = der(certificate)?;
     let (_, after) = der(whole)?;
