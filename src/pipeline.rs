@@ -38,11 +38,13 @@ mod error;
 mod estate;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod held;
 mod sealing;
 use access::{encryption, object_encryption};
 pub use access::{journal_key, lake, lake_key};
 pub use adopt::{Asked, Progress, Takeover, adopt};
 pub use error::RunError;
+use held::Held;
 
 /// What all roads share.
 #[derive(Clone)]
@@ -157,7 +159,7 @@ impl Road {
         let sealer =
             Sealer::open(options, Arc::clone(&facts), board.clone(), Arc::clone(&shared.clock))?;
         let recovered = sealer.recovered()?;
-        let keep: Arc<dyn Keep> = Arc::clone(&journal) as Arc<dyn Keep>;
+        let keep: Arc<dyn Keep> = Arc::new(Held::new(Arc::clone(&journal), sealer.clone())?);
         let name = &config.appliance.name;
         let clock = Arc::clone(&shared.clock);
         let source_room = Postgres::new(source, name, facts, keep, board.clone(), clock)?;

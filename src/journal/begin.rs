@@ -33,9 +33,7 @@ pub fn begin_at(options: &Options, point: Point) -> Result<(), JournalError> {
         let held = found.progress.durable.point.position;
         return Err(JournalError::Begun { path: dir.display().to_string(), held });
     }
-    if let Some(last) = &found.last {
-        mend(&*device, last)?;
-    }
+    mend(&*device, &found)?;
     found.progress = wanted;
     begin(&device, options, found).map(drop)
 }

@@ -42,6 +42,12 @@ impl Catalogue {
         self.0.iter().find(|entry| entry.number > number)
     }
 
+    /// The first batch of the segment after `number`, or of the next one of which it is known.
+    pub(crate) fn first_after(&self, number: u64) -> Option<u64> {
+        let later = self.0.iter().filter(|entry| entry.number > number);
+        later.filter_map(|entry| entry.first_batch).next()
+    }
+
     /// Takes out what can be unlinked once all batches through `through` are in the lake.
     pub(crate) fn take_trimmed(&mut self, through: u64) -> Vec<Entry> {
         let firsts: Vec<_> = self.0.iter().map(|entry| entry.first_batch).collect();

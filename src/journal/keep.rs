@@ -4,6 +4,7 @@
 //! **Invariant (I27):** a run waits here while the budget or the disk is full; it is never dropped.
 
 use std::{
+    collections::BTreeSet,
     ops::Bound,
     path::PathBuf,
     sync::{
@@ -60,6 +61,8 @@ pub(crate) struct Shared {
     /// Room may have come back: for runs that wait.
     pub(crate) room: Notify,
     pub(crate) trimmed: AtomicU64,
+    /// Batches that a reader has met and could not read.
+    pub(crate) lost: Mutex<BTreeSet<u64>>,
     pub(crate) full_shown: AtomicBool,
     /// The first error, until someone takes it.
     pub(crate) failure: Mutex<Option<JournalError>>,
@@ -325,7 +328,7 @@ impl Shared {
 impl Keep for Journal {
     fn session(&self) -> BoxFuture<'_, Result<Durable, KeepError>> {
         let (tell, told) = oneshot::channel();
-        self.shared.queue.push_session(Box::new(move |outcome| drop(tell.send(outcome))));
+        self.shared.queue.push_session(None, Box::new(move |outcome| drop(tell.send(outcome))));
         Box::pin(async move { told.await.unwrap_or_else(|_| Err(GONE.into())).map_err(KeepError) })
     }
 
@@ -403,4 +406,4 @@ const FACT_FIELDS_BYTES: usize = 9;
 /// Damaged ranges shown at once.
 const DAMAGE_SHOWN_MAX: usize = 100;
 
-const GONE: &str = "its threads ended";
+pub(crate) const GONE: &str = "its threads ended";

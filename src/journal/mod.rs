@@ -19,7 +19,7 @@
 //! Beside them: `upkeep` (checkpoints, unlinks), `scrub` (reads closed segments again), `quota`,
 //! `reserve`, `inspect` (for people).
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
@@ -32,6 +32,7 @@ mod pack;
 mod device;
 mod segment;
 mod scan;
+mod find;
 mod tail;
 mod recover;
 mod verify;
@@ -45,6 +46,7 @@ mod scrub;
 mod open;
 mod begin;
 mod reader;
+mod rewind;
 pub mod inspect;
 pub mod memory;
 #[cfg(test)]
@@ -85,8 +87,8 @@ pub struct Journal {
     shared: Arc<keep::Shared>,
 }
 
-impl std::fmt::Debug for Journal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Journal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Journal").field("dir", &self.shared.dir).finish_non_exhaustive()
     }
 }
@@ -119,6 +121,21 @@ pub trait ReadBatches: Send {
     ///
     /// The batch is there but damaged: the error names its range.
     fn next(&mut self, wait: Duration) -> Result<Option<Batch>, JournalError>;
+}
+
+/// The batches that damage took, as far as known.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Batches {
+    /// None of them.
+    None,
+    /// From this one through this one.
+    Range(u64, u64),
+    /// Some from this one through this one.
+    Some(u64, u64),
+    /// All from this one on, in this segment.
+    From(u64),
+    /// All of this segment.
+    Segment,
 }
 
 /// Why the journal cannot go on.
@@ -155,8 +172,8 @@ pub enum JournalError {
         from: u64,
         /// First good byte after it.
         to: u64,
-        /// Numbers of the batches in the range, as far as known.
-        batches: String,
+        /// The batches in the range, as far as known.
+        batches: Batches,
         /// What does not match.
         what: String,
     },
@@ -183,6 +200,19 @@ pub enum JournalError {
     /// The journal stopped earlier; its first error said why.
     #[error("journal stopped: {0}")]
     Stopped(String),
+}
+
+impl fmt::Display for Batches {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Range(first, last) if first == last => write!(f, "{first}"),
+            Self::Range(first, last) => write!(f, "{first}–{last}"),
+            Self::Some(first, last) => write!(f, "some of {first}–{last}"),
+            Self::From(first) => write!(f, "from {first} on"),
+            Self::Segment => f.write_str("all of this segment"),
+        }
+    }
 }
 
 impl Classified for JournalError {

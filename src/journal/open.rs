@@ -60,13 +60,11 @@ impl Journal {
         let survey = survey(&dir, options.key.expose(), image.as_ref())?;
         let (store, image) = judge_index(&dir, &survey.index, store, image);
         let pending = difference(image.as_ref(), &survey);
-        if let Some(last) = &survey.last {
-            if last.file_bytes > last.end {
-                let cut_bytes = last.file_bytes - last.end;
-                tracing::info!(cut_bytes, "the journal's torn tail is cut");
-            }
-            mend(&*device, last)?;
+        if let Some(last) = survey.last.as_ref().filter(|last| last.file_bytes > last.end) {
+            let cut_bytes = last.file_bytes - last.end;
+            tracing::info!(cut_bytes, "the journal's torn tail is cut");
         }
+        mend(&*device, &survey)?;
         let reserve = Reserve::new(&dir, options.max_bytes);
         // Given back while the head is written: a full box must open.
         reserve.release(&*device);
@@ -220,13 +218,8 @@ pub(super) fn begin(
     let mut packer = Packer::new().map_err(failed)?;
     // No session of the source has survived, so no open transaction will be completed.
     survey.progress.tear();
-    let last = survey.last.as_ref();
-    let head = Head {
-        number: last.map_or(1, |last| last.number + 1),
-        previous_bytes: last.map_or(0, |last| last.end),
-        progress: &survey.progress,
-        facts: &survey.facts,
-    };
+    let (number, previous_bytes) = survey.next;
+    let head = Head { number, previous_bytes, progress: &survey.progress, facts: &survey.facts };
     let segment = Segment::create(&**device, &options.dir, &options.key, &head, &mut packer)?;
     survey.catalogue.push(writer::entry(&segment));
     Ok(Parts { segment, packer, survey })
@@ -328,6 +321,7 @@ fn share(
         permits: Arc::new(Semaphore::new(QUEUE_BYTES)),
         room: Notify::new(),
         trimmed: 0.into(),
+        lost: Mutex::default(),
         full_shown: false.into(),
         failure: Mutex::new(None),
         phase: watch::Sender::default(),

@@ -14,9 +14,6 @@ use crate::{
 /// Bytes of a run in one frame, before compression.
 pub(crate) const PART_BYTES: usize = 4 << 20;
 
-/// Bytes of facts in one Dump frame, about.
-pub(crate) const DUMP_BYTES: usize = 1 << 20;
-
 /// A run takes memory in steps of this size: a length that is not true costs no more.
 const RESERVE_BYTES: usize = 64 << 20;
 

@@ -34,13 +34,14 @@ pub(crate) type Answer<T> = Box<dyn FnOnce(Result<T, String>) + Send>;
 /// What the packing thread takes.
 pub(crate) enum Raw {
     Run(Run, Admission),
-    Session(Answer<Durable>),
+    Session(Option<Durable>, Answer<Durable>),
 }
 
 /// What the writing thread takes.
 pub(crate) enum Work {
     Run(Packed, Admission),
-    Session(Answer<Durable>),
+    /// With a point: the log goes on there.
+    Session(Option<Durable>, Answer<Durable>),
     /// Facts as they stand in a frame, before compression.
     Facts(Facts),
 }
@@ -113,12 +114,12 @@ impl Queue {
         Ok(())
     }
 
-    /// Begins a session: what comes next begins a transaction.
-    pub(crate) fn push_session(&self, answer: Answer<Durable>) {
+    /// Begins a session: what comes next begins a transaction, at `to` if given.
+    pub(crate) fn push_session(&self, to: Option<Durable>, answer: Answer<Durable>) {
         match self.accepting() {
             Ok(mut inner) => {
                 inner.open = false;
-                inner.raw.push_back(Raw::Session(answer));
+                inner.raw.push_back(Raw::Session(to, answer));
                 self.raw_came.notify_one();
             }
             Err(why) => answer(Err(why)),
@@ -233,7 +234,7 @@ impl Queue {
         self.raw_came.notify_all();
         self.work_came.notify_all();
         for raw in raw {
-            if let Raw::Session(answer) = raw {
+            if let Raw::Session(_, answer) = raw {
                 answer(Err(why.into()));
             }
         }
@@ -277,12 +278,12 @@ impl Inner {
                     self.facts_bytes -= facts.plain.len();
                     bytes += facts.plain.len();
                 }
-                Work::Run(..) | Work::Session(_) if facts_only => {
+                Work::Run(..) | Work::Session(..) if facts_only => {
                     kept.push_back(work);
                     continue;
                 }
                 Work::Run(packed, _) => bytes += packed.parts.iter().map(Vec::len).sum::<usize>(),
-                Work::Session(_) => {}
+                Work::Session(..) => {}
             }
             group.push(work);
         }
@@ -295,7 +296,7 @@ impl Inner {
 fn refuse(work: Work, why: &str) {
     match work {
         Work::Run(..) => {}
-        Work::Session(answer) => answer(Err(why.into())),
+        Work::Session(_, answer) => answer(Err(why.into())),
         Work::Facts(facts) => (facts.answer)(Err(why.into())),
     }
 }

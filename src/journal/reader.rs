@@ -2,18 +2,19 @@
 //!
 //! **Invariant (I4):** only what is at or behind the durable watermark is read, and torn ranges are
 //! passed over; so a `First` is given only when its `Last` is durable, and everything given is part
-//! of a whole transaction. A damaged batch is an error that names its range, each time it is asked for.
+//! of a whole transaction. A damaged batch is an error that names its range, each time it is asked for,
+//! until the log goes on before it.
 
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Batch, Commit, JournalError, Piece, ReadBatches,
+    Batch, Batches, Commit, JournalError, Piece, ReadBatches,
     catalogue::Entry,
     cipher::SegmentKey,
+    find::header_damage,
     keep::{Shared, Standing, lock},
     pack::Unpacker,
-    record::{FRAME_HEADER_BYTES, FrameHeader, Kind, SEGMENT_HEADER_BYTES},
-    recover::header_damage,
+    record::{FrameHeader, Kind},
     scan::{Bad, Item, Scan, Window, read_error},
     tail::damaged,
 };
@@ -28,27 +29,23 @@ pub(crate) struct Reader {
     unpacker: Option<Unpacker>,
     /// The commit that ends the transaction of which pieces are being read.
     ends: Option<Commit>,
+    /// Pieces of a transaction were given, and its end was not.
+    is_open: bool,
 }
 
 /// Where the reader stands in a segment.
 struct Place {
     number: u64,
-    window: Window,
-    key: SegmentKey,
-    offset: u64,
-    /// Number of the frame at `offset`.
-    frame: u64,
-}
-
-/// What stands there.
-enum Step {
-    Frame(FrameHeader, u64),
-    End,
+    scan: Scan,
+    key: Arc<SegmentKey>,
+    /// The last damage that was passed.
+    bad: Option<Bad>,
 }
 
 impl Reader {
     pub(crate) fn new(shared: Arc<Shared>, after_batch: u64) -> Self {
-        Self { shared, next: after_batch + 1, place: None, unpacker: None, ends: None }
+        let next = after_batch + 1;
+        Self { shared, next, place: None, unpacker: None, ends: None, is_open: false }
     }
 
     /// Reads batch `next`, which is durable and not torn.
@@ -59,23 +56,22 @@ impl Reader {
         };
         let unpacker = match self.unpacker.take() {
             Some(unpacker) => unpacker,
-            None => Unpacker::new().map_err(|why| read_error(place.window.path(), why))?,
+            None => Unpacker::new().map_err(|why| read_error(place.scan.window.path(), why))?,
         };
         let unpacker = self.unpacker.insert(unpacker);
         let mut bytes = vec![];
         loop {
-            let (header, offset) = match place.step(&self.shared)? {
-                Step::End => {
-                    place = open_after(&self.shared, place.number, self.next)?;
-                    continue;
-                }
-                Step::Frame(header, offset) => (header, offset),
+            let Some((header, offset)) = place.find(&self.shared, self.next)? else {
+                place = open_after(&self.shared, place.number, self.next)?;
+                bytes.clear();
+                continue;
             };
-            if !header.kind.is_payload() || header.batch < self.next {
+            if !place.scan.prove(&header, offset)? {
+                bytes.clear();
                 continue;
             }
             if header.batch > self.next {
-                return Err(place.missing(offset, self.next, header.batch));
+                return Err(place.missing(offset, self.next, header.batch)?);
             }
             let commit = place.open(&header, offset, unpacker, &mut bytes)?;
             if header.kind == Kind::Part {
@@ -84,7 +80,13 @@ impl Reader {
             self.next += 1;
             self.place = Some(place);
             if header.piece == Piece::First {
-                self.ends = self.find_end()?;
+                let ends = self.find_end();
+                if ends.is_err() {
+                    // It is no use without its end: it is asked for again, and refused again.
+                    self.next -= 1;
+                    self.place = None;
+                }
+                self.ends = ends?;
             }
             return Ok(Batch {
                 number: header.batch,
@@ -104,15 +106,19 @@ impl Reader {
         let mut ahead = Self::new(self.shared.clone(), self.next - 1);
         let mut place = ahead.locate()?;
         loop {
-            match place.step(&self.shared)? {
-                Step::End => place = open_after(&self.shared, place.number, ahead.next)?,
-                Step::Frame(header, _) => {
-                    let last = header.kind.is_payload() && header.piece == Piece::Last;
-                    if last && header.batch >= self.next {
-                        ahead.next = header.batch;
-                        return Ok(ahead.read()?.commit);
-                    }
+            let Some((header, offset)) = place.find(&self.shared, ahead.next)? else {
+                place = open_after(&self.shared, place.number, ahead.next)?;
+                continue;
+            };
+            if header.batch > ahead.next {
+                if place.scan.prove(&header, offset)? {
+                    return Err(place.missing(offset, ahead.next, header.batch)?);
                 }
+            } else if header.kind == Kind::Batch {
+                if header.piece == Piece::Last {
+                    return Ok(ahead.read()?.commit);
+                }
+                ahead.next += 1;
             }
         }
     }
@@ -132,39 +138,70 @@ impl ReadBatches for Reader {
         loop {
             match self.shared.standing(self.next, wait)? {
                 Standing::Ahead => return Ok(None),
+                Standing::Torn(_) if self.is_open => {
+                    self.is_open = false;
+                    let what = "the log went back to before the transaction of which it is a part";
+                    return Err(nowhere(&self.shared, self.next, what));
+                }
                 Standing::Torn(end) => self.next = end + 1,
                 Standing::Durable => break,
             }
         }
+        let number = self.next;
         let batch = self.read();
-        if let Err(error @ JournalError::Damaged { .. }) = &batch {
-            self.shared.show_damage(error);
+        match &batch {
+            Ok(_) if self.shared.is_lost(number) => {
+                (self.next, self.place) = (number, None);
+                Err(nowhere(&self.shared, number, "it could not be read before"))
+            }
+            Ok(read) => {
+                self.is_open = matches!(read.piece, Piece::First | Piece::Middle);
+                batch.map(Some)
+            }
+            Err(error @ JournalError::Damaged { .. }) => {
+                self.shared.lose(number);
+                self.shared.show_damage(error);
+                batch.map(Some)
+            }
+            Err(_) => batch.map(Some),
         }
-        batch.map(Some)
     }
 }
 
 impl Place {
-    /// Goes past one frame, or says that the segment ends here.
-    fn step(&mut self, shared: &Shared) -> Result<Step, JournalError> {
+    /// Goes to the next frame of rows of batch `next` or a later one. `None`: the segment ends here.
+    fn find(
+        &mut self,
+        shared: &Shared,
+        next: u64,
+    ) -> Result<Option<(FrameHeader, u64)>, JournalError> {
         let limit = match shared.synced_bytes(self.number) {
             Some(synced_bytes) => synced_bytes,
-            None => self.window.file_bytes()?,
+            None => self.scan.window.file_bytes()?,
         };
-        if self.offset >= limit {
-            return Ok(Step::End);
-        }
-        let offset = self.offset;
-        let bytes = self.window.at(offset, FRAME_HEADER_BYTES, limit)?;
-        let header = match FrameHeader::decode(bytes.unwrap_or_default()) {
-            Ok(header) if header.frame == self.frame && offset + header.frame_bytes() <= limit => {
-                header
+        self.scan.read_until(limit);
+        loop {
+            match self.scan.skim()? {
+                Some(Item::Frame(header, offset)) => {
+                    if header.kind.is_payload() && header.batch >= next {
+                        return Ok(Some((header, offset)));
+                    }
+                    if header.batch > next && self.scan.prove(&header, offset)? {
+                        return Err(self.missing(offset, next, header.batch)?);
+                    }
+                }
+                Some(Item::Bad(bad)) => self.bad = Some(bad),
+                None => break,
             }
-            _ => return Err(self.damage(offset)?),
-        };
-        self.offset += header.frame_bytes();
-        self.frame += 1;
-        Ok(Step::Frame(header, offset))
+        }
+        let later = lock(&shared.catalogue).first_after(self.number);
+        match &self.bad {
+            // What is looked for may have stood in it.
+            Some(bad) if later.is_none_or(|first| first > next) => {
+                Err(self.name(bad, next, next + 1)?)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Appends what the frame at `offset` holds of its batch. Gives the commit.
@@ -175,70 +212,70 @@ impl Place {
         unpacker: &mut Unpacker,
         bytes: &mut Vec<u8>,
     ) -> Result<Option<Commit>, JournalError> {
-        let limit = offset + header.frame_bytes();
-        let payload_at = offset + FRAME_HEADER_BYTES as u64;
-        let payload = self.window.at(payload_at, header.payload_len(), limit)?;
-        let payload = payload.unwrap_or_default();
-        let what = if crc32c::crc32c(payload) != header.payload_crc {
-            "the checksum of a frame does not match"
-        } else {
-            match self
-                .key
-                .open(header, payload)
-                .and_then(|plain| unpacker.part(plain, header.kind == Kind::Batch, bytes))
-            {
-                Some(commit) => return Ok(commit),
-                None => "the seal of a frame does not open",
-            }
-        };
-        let bad = Bad { from: offset, to: limit, frame: header.frame, header: Some(*header), what };
-        Err(damaged(&self.window.path().display().to_string(), &bad, 0, 0))
-    }
-
-    /// Names the damage at `offset`: up to the next whole frame.
-    fn damage(&self, offset: u64) -> Result<JournalError, JournalError> {
-        let path = self.window.path();
-        let mut window = Window::open(path)?;
-        let mut before = window.header()?.map_or(0, |header| header.first_batch);
-        let mut scan = Scan::new(window)?;
-        let mut found: Option<Bad> = None;
-        while let Some(item) = scan.next()? {
-            match (item, &found) {
-                (Item::Frame(header, _), Some(bad)) => {
-                    return Ok(damaged(&path.display().to_string(), bad, before, header.batch));
-                }
-                (Item::Frame(header, _), None) if header.kind == Kind::Batch => {
-                    before = header.batch + 1;
-                }
-                (Item::Bad(bad), None) if bad.to > offset => found = Some(bad),
-                _ => {}
-            }
+        let held = self.scan.held(header, offset)?;
+        if let Some(commit) = unpacker.part(held, header.kind == Kind::Batch, bytes) {
+            return Ok(commit);
         }
-        let end = Bad {
-            from: offset,
-            to: offset,
-            frame: self.frame,
-            header: None,
-            what: "a frame does not follow",
-        };
-        Ok(damaged(&path.display().to_string(), &found.unwrap_or(end), before, before + 1))
+        let (to, what) =
+            (offset + header.frame_bytes(), "a frame does not hold what its kind says");
+        let bad = Bad { from: offset, to, frame: header.frame, header: Some(*header), what };
+        match self.bad.clone() {
+            // Its first part was lost.
+            Some(before) if before.to <= offset => {
+                Err(self.name(&before, header.batch, header.batch + 1)?)
+            }
+            _ => Err(self.name(&bad, header.batch, header.batch + 1)?),
+        }
     }
 
     /// Batches from `first` on do not stand before `end`, as they should.
-    fn missing(&self, offset: u64, first: u64, end: u64) -> JournalError {
+    fn missing(&self, offset: u64, first: u64, end: u64) -> Result<JournalError, JournalError> {
         let what = "batches are missing before this place";
-        let bad = Bad { from: offset, to: offset, frame: self.frame, header: None, what };
-        damaged(&self.window.path().display().to_string(), &bad, first, end)
+        let gap = Bad { from: offset, to: offset, frame: 0, header: None, what };
+        self.name(self.bad.as_ref().unwrap_or(&gap), first, end)
+    }
+
+    /// The error that names damage which took batches from `first` to before `end`, with all that it
+    /// took: `check` names it in the same words.
+    fn name(&self, bad: &Bad, first: u64, end: u64) -> Result<JournalError, JournalError> {
+        let path = self.scan.window.path();
+        let shown = path.display().to_string();
+        let mut scan = Scan::new(Window::open(path)?, Some(self.key.clone()))?;
+        let mut before = None;
+        let mut found = false;
+        while let Some(item) = scan.next()? {
+            match item {
+                Item::Frame(header, _) if found => {
+                    let before = before.unwrap_or(first);
+                    return Ok(damaged(&shown, bad, before, header.batch.max(end)));
+                }
+                Item::Frame(header, _) if header.kind == Kind::Batch => {
+                    before = Some(header.batch + 1);
+                }
+                Item::Frame(header, _) => before = Some(header.batch),
+                Item::Bad(other) => found |= other == *bad,
+            }
+        }
+        Ok(damaged(&shown, bad, if found { before.unwrap_or(first) } else { first }, end))
     }
 }
 
-/// Opens the segment after `number`, in which `next` is looked for.
+/// Opens the segment after `number`, in which `next` is looked for. One that nothing opens is passed
+/// over if `next` cannot be in it.
 fn open_after(shared: &Shared, mut number: u64, next: u64) -> Result<Place, JournalError> {
     loop {
-        let entry = lock(&shared.catalogue).after(number).cloned();
+        let (entry, later) = {
+            let catalogue = lock(&shared.catalogue);
+            let entry = catalogue.after(number).cloned();
+            let later = entry.as_ref().and_then(|entry| catalogue.first_after(entry.number));
+            (entry, later)
+        };
         let Some(entry) = entry else { return Err(not_held(shared, next)) };
-        if let Some(place) = open_place(shared, &entry)? {
-            return Ok(place);
+        match open_place(shared, &entry) {
+            Ok(Some(place)) => return Ok(place),
+            Ok(None) => {}
+            Err(JournalError::Damaged { .. }) if later.is_some_and(|first| first <= next) => {}
+            Err(error) => return Err(error),
         }
         number = entry.number;
     }
@@ -253,18 +290,23 @@ fn open_place(shared: &Shared, entry: &Entry) -> Result<Option<Place>, JournalEr
         }
         Err(error) => return Err(error),
     };
-    let header = window.header()?.map_err(|what| header_damage(&entry.path, what))?;
-    let key = SegmentKey::derive(shared.key.expose(), &header.salt, header.number);
-    let offset = SEGMENT_HEADER_BYTES as u64;
-    Ok(Some(Place { number: entry.number, window, key, offset, frame: 0 }))
+    let damaged = |what| header_damage(&entry.path, what, Batches::Segment);
+    let header = window.header()?.map_err(damaged)?;
+    let key = Arc::new(SegmentKey::derive(shared.key.expose(), &header.salt, header.number));
+    let scan = Scan::new(window, Some(key.clone()))?;
+    Ok(Some(Place { number: entry.number, scan, key, bad: None }))
 }
 
 fn not_held(shared: &Shared, batch: u64) -> JournalError {
+    nowhere(shared, batch, "no segment holds it: it was trimmed, or its segment is gone")
+}
+
+fn nowhere(shared: &Shared, batch: u64, what: &str) -> JournalError {
     JournalError::Damaged {
         path: shared.dir.display().to_string(),
         from: 0,
         to: 0,
-        batches: format!("{batch}"),
-        what: "no segment holds it: it was trimmed, or its segment is gone".into(),
+        batches: Batches::Range(batch, batch),
+        what: what.into(),
     }
 }

@@ -50,6 +50,7 @@
 //!             bytes of the whole run u64, bytes of this part u32, zstd of them
 //! 6 Facts     as Dump; 0 u8, bytes u32, key for one that is deleted
 //! 7 Session   first batch u64, last batch u64: of a transaction that will not be completed
+//! 8 Rewind    as Progress: where the log goes on, since what came after it is asked for again
 //! ```
 
 use std::collections::BTreeMap;
@@ -74,6 +75,8 @@ pub(crate) const FRAME_BOUND_BYTES: usize = 60;
 pub(crate) const TAG_BYTES: usize = 16;
 /// Largest payload of a frame. Batches come in parts far below it; facts are refused above it.
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 64 << 20;
+/// Bytes of facts in one Dump frame, about.
+pub(crate) const DUMP_BYTES: usize = 1 << 20;
 /// Length of what stands before the compressed bytes of a Part or Batch.
 pub(crate) const BATCH_PREFIX_BYTES: usize = 41;
 
@@ -102,6 +105,7 @@ pub(crate) enum Kind {
     Batch = 5,
     Facts = 6,
     Session = 7,
+    Rewind = 8,
 }
 
 /// The beginning of a frame.
@@ -142,6 +146,12 @@ impl SegmentHeader {
         let crc = crc32c::crc32c(&bytes[..72]);
         bytes[72..].copy_from_slice(&crc.to_le_bytes());
         bytes
+    }
+
+    /// Number and salt, as they stand in a header that may not read.
+    pub(crate) fn as_it_stands(bytes: &[u8]) -> Option<(u64, [u8; 32])> {
+        let number = bytes.get(16..24)?.try_into().ok()?;
+        Some((u64::from_le_bytes(number), bytes.get(40..72)?.try_into().ok()?))
     }
 
     /// Reads it, or says what is wrong with it.
@@ -242,6 +252,7 @@ impl Kind {
             Self::Batch,
             Self::Facts,
             Self::Session,
+            Self::Rewind,
         ];
         all.into_iter().find(|kind| *kind as u8 == byte)
     }
@@ -287,6 +298,27 @@ pub(crate) fn push_fact(plain: &mut Vec<u8>, key: &str, value: Option<&[u8]>) {
         plain.extend_from_slice(&length.to_le_bytes());
         plain.extend_from_slice(field);
     }
+}
+
+/// The plaintexts of the Dump frames (before compression) that hold `facts`, and how many each holds.
+pub(crate) fn dumps(facts: &FactMap) -> impl Iterator<Item = (Vec<u8>, u64)> {
+    let mut facts = facts.iter().peekable();
+    std::iter::from_fn(move || {
+        facts.peek()?;
+        let (mut plain, mut count) = (vec![], 0);
+        while plain.len() < DUMP_BYTES
+            && let Some((key, value)) = facts.next()
+        {
+            push_fact(&mut plain, key, Some(value));
+            count += 1;
+        }
+        Some((plain, count))
+    })
+}
+
+/// Frames of the head of a segment that begins with `facts`.
+pub(crate) fn head_frames(facts: &FactMap) -> u64 {
+    2 + dumps(facts).count() as u64
 }
 
 /// Reads the facts of a Dump or Facts frame. `None`: the bytes are no facts.

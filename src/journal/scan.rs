@@ -8,11 +8,16 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{
     JournalError,
-    record::{FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, SEGMENT_HEADER_BYTES, SegmentHeader},
+    cipher::SegmentKey,
+    record::{
+        FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, SEGMENT_HEADER_BYTES, SegmentHeader,
+        TAG_BYTES,
+    },
 };
 use crate::disk;
 
@@ -22,10 +27,15 @@ pub(crate) struct Window {
     path: PathBuf,
     bytes: Vec<u8>,
     start: u64,
+    /// Read at once beyond what was asked for.
+    ahead: usize,
 }
 
-/// Read at once beyond what was asked for.
+/// Read at once by one who reads on.
 const AHEAD_BYTES: usize = 256 << 10;
+
+/// Read at once by one who only looks at the beginning.
+const PROBE_BYTES: usize = 4 << 10;
 
 /// A window larger than this is given back once it is moved.
 const KEPT_BYTES: usize = 8 << 20;
@@ -33,7 +43,12 @@ const KEPT_BYTES: usize = 8 << 20;
 impl Window {
     pub(crate) fn open(path: &Path) -> Result<Self, JournalError> {
         let file = File::open(path).map_err(|why| read_error(path, why))?;
-        Ok(Self { file, path: path.to_owned(), bytes: vec![], start: 0 })
+        Ok(Self { file, path: path.to_owned(), bytes: vec![], start: 0, ahead: AHEAD_BYTES })
+    }
+
+    /// For one who only looks at the beginning.
+    pub(crate) fn probe(path: &Path) -> Result<Self, JournalError> {
+        Ok(Self { ahead: PROBE_BYTES, ..Self::open(path)? })
     }
 
     /// `length` bytes from `offset` on; `None` if they reach beyond `limit`. They may be changed by
@@ -52,13 +67,28 @@ impl Window {
             Some(place) if place.saturating_add(length) <= self.bytes.len() => place,
             _ => {
                 let ahead = usize::try_from(limit - offset).unwrap_or(usize::MAX);
-                if !self.fill(offset, ahead.min(length.max(AHEAD_BYTES)))? {
+                if !self.fill(offset, ahead.min(length.max(self.ahead)))? {
                     return Ok(None);
                 }
                 0
             }
         };
         Ok(self.bytes.get_mut(place..place + length))
+    }
+
+    /// Some bytes from `offset` on, at least `least` of them; `None` if there are fewer up to `limit`.
+    fn some(
+        &mut self,
+        offset: u64,
+        least: usize,
+        limit: u64,
+    ) -> Result<Option<&mut [u8]>, JournalError> {
+        let held = (self.start + self.bytes.len() as u64).min(limit);
+        let here = if offset < self.start { 0 } else { held.saturating_sub(offset) };
+        let ahead = limit.saturating_sub(offset).min(self.ahead as u64);
+        let length = if here >= least as u64 { here } else { ahead };
+        let length = usize::try_from(length).expect("bounded by the window");
+        if length < least { Ok(None) } else { self.at(offset, length, limit) }
     }
 
     /// Whether the file had all the bytes.
@@ -90,6 +120,11 @@ impl Window {
         Ok(SegmentHeader::decode(bytes.unwrap_or_default()))
     }
 
+    /// What is read next comes from the file: what is here was changed.
+    fn reread(&mut self) {
+        self.bytes.clear();
+    }
+
     /// What is read next comes from the device, not from memory.
     ///
     /// # Errors
@@ -105,19 +140,33 @@ impl Window {
     }
 }
 
-/// All frames of one segment.
+/// All frames of one segment, by number. Behind damage they are taken wherever they stand.
 pub(crate) struct Scan {
     pub(crate) window: Window,
+    /// Frames count only if it opens them; without it, if their checksums match.
+    key: Option<Arc<SegmentKey>>,
     limit: u64,
+    /// All before was given.
     offset: u64,
     /// Number of the next frame.
     expected: u64,
+    /// Behind damage: what is whole behind it.
+    gathered: Option<Gathered>,
+}
+
+/// The whole frames behind damage.
+#[derive(Default)]
+struct Gathered {
+    /// Number and offset, the next one last.
+    frames: Vec<(u64, u64)>,
+    /// Up to where they were looked for.
+    limit: u64,
 }
 
 /// What stands at one place of a segment.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Item {
-    /// A frame whose checksums match. Its payload: [`Scan::payload`].
+    /// A whole frame. What it holds: [`Scan::held`].
     Frame(FrameHeader, u64),
     /// Bytes that are none.
     Bad(Bad),
@@ -132,43 +181,133 @@ pub(crate) struct Bad {
     pub(crate) to: u64,
     /// Number of the frame that should have begun here.
     pub(crate) frame: u64,
-    /// That frame's header, if it is whole and only the payload is not.
+    /// That frame's header, if it is whole and only the payload is not. Nothing proves that it
+    /// belongs here.
     pub(crate) header: Option<FrameHeader>,
     /// What does not match.
     pub(crate) what: &'static str,
 }
 
+/// A whole frame of another key: it was written as it is, and is no torn write.
+pub(crate) const FOREIGN: &str = "the seal of a frame does not open";
+
 impl Scan {
-    /// Begins after the header.
-    pub(crate) fn new(window: Window) -> Result<Self, JournalError> {
+    /// Begins after the header. With `key`, what it gives is proven, and open.
+    pub(crate) fn new(window: Window, key: Option<Arc<SegmentKey>>) -> Result<Self, JournalError> {
         let limit = window.file_bytes()?;
-        Ok(Self { window, limit, offset: SEGMENT_HEADER_BYTES as u64, expected: 0 })
+        let offset = SEGMENT_HEADER_BYTES as u64;
+        Ok(Self { window, key, limit, offset, expected: 0, gathered: None })
+    }
+
+    /// The segment has grown, or is to be read so far only.
+    pub(crate) fn read_until(&mut self, limit: u64) {
+        self.limit = limit;
+    }
+
+    /// The first whole frame from here on, and where it is.
+    pub(crate) fn first_frame(&mut self) -> Result<Option<(FrameHeader, u64)>, JournalError> {
+        while let Some(item) = self.next()? {
+            if let Item::Frame(header, offset) = item {
+                return Ok(Some((header, offset)));
+            }
+        }
+        Ok(None)
     }
 
     /// The next item; `None` at the end of the file.
     pub(crate) fn next(&mut self) -> Result<Option<Item>, JournalError> {
-        if self.offset >= self.limit {
-            return Ok(None);
+        loop {
+            if let Some(gathered) = &self.gathered {
+                let (next, limit) = (gathered.frames.last().copied(), gathered.limit);
+                match self.gathered(next, limit)? {
+                    Some(item) => return Ok(Some(item)),
+                    None => self.gathered = None,
+                }
+            }
+            if self.offset >= self.limit {
+                return Ok(None);
+            }
+            match self.frame_at(self.offset, self.expected)? {
+                Ok(header) => return Ok(Some(self.give(header, self.offset))),
+                Err((header, _)) => self.gather(header)?,
+            }
         }
-        let (header, what) = match self.frame_at(self.offset)? {
-            Ok(header) => {
-                let offset = self.offset;
-                self.offset += header.frame_bytes();
-                self.expected = header.frame + 1;
-                return Ok(Some(Item::Frame(header, offset)));
+    }
+
+    /// As [`Scan::next`], but of a frame that stands where it should only the header is looked at:
+    /// [`Scan::prove`] looks at the rest.
+    pub(crate) fn skim(&mut self) -> Result<Option<Item>, JournalError> {
+        if self.gathered.is_none() && self.offset < self.limit {
+            let bytes = self.window.at(self.offset, FRAME_HEADER_BYTES, self.limit)?;
+            let header = FrameHeader::decode(bytes.unwrap_or_default()).ok().filter(|header| {
+                header.frame == self.expected && self.offset + header.frame_bytes() <= self.limit
+            });
+            if let Some(header) = header {
+                return Ok(Some(self.give(header, self.offset)));
             }
-            Err(found) => found,
+        }
+        self.next()
+    }
+
+    /// Whether the frame that [`Scan::skim`] gave last is proven; then it is open. If not, what is
+    /// given next is what stands in its place.
+    pub(crate) fn prove(
+        &mut self,
+        header: &FrameHeader,
+        offset: u64,
+    ) -> Result<bool, JournalError> {
+        if self.gathered.is_some() {
+            return Ok(true);
+        }
+        let proven = self.frame_at(offset, header.frame)?.is_ok();
+        if !proven {
+            (self.offset, self.expected) = (offset, header.frame);
+            self.gather(Some(*header))?;
+        }
+        Ok(proven)
+    }
+
+    fn give(&mut self, header: FrameHeader, offset: u64) -> Item {
+        self.offset = self.offset.max(offset + header.frame_bytes());
+        self.expected = header.frame + 1;
+        Item::Frame(header, offset)
+    }
+
+    /// The next item of what was gathered; `None` at its end.
+    fn gathered(
+        &mut self,
+        next: Option<(u64, u64)>,
+        limit: u64,
+    ) -> Result<Option<Item>, JournalError> {
+        let (frame, offset) = match next {
+            Some(next) => next,
+            None if self.offset < limit => (self.expected, limit),
+            None => return Ok(None),
         };
-        let bad = Bad { from: self.offset, to: self.limit, frame: self.expected, header, what };
-        self.offset = match self.resume(&bad)? {
-            Some((offset, frame)) => {
-                // The good frame is read again by the next call: it may have any number from here on.
-                self.expected = frame;
-                offset
-            }
-            None => self.limit,
-        };
-        Ok(Some(Item::Bad(Bad { to: self.offset, ..bad })))
+        if frame != self.expected || offset > self.offset {
+            let (header, what) = match self.frame_at(self.offset, self.expected)? {
+                Err(found) => found,
+                Ok(_) => (None, "a frame's number does not follow"),
+            };
+            self.window.reread();
+            let (from, to) = (self.offset, self.offset.max(offset));
+            let bad = Bad { from, to, frame: self.expected, header, what };
+            (self.offset, self.expected) = (to, frame);
+            return Ok(Some(Item::Bad(bad)));
+        }
+        let Some(gathered) = &mut self.gathered else { return Ok(None) };
+        gathered.frames.pop();
+        // It was whole a moment ago; if it is not any more, it is passed over as bytes of no frame.
+        Ok(match self.frame_at(offset, frame)? {
+            Ok(header) => Some(self.give(header, offset)),
+            Err(_) => Some(Item::Bad(self.vanished(offset, frame))),
+        })
+    }
+
+    fn vanished(&mut self, offset: u64, frame: u64) -> Bad {
+        self.expected = frame + 1;
+        let what = "a frame changed while it was read";
+        Bad { from: offset, to: offset + 1, frame, header: None, what }
     }
 
     /// First byte of the next item.
@@ -176,77 +315,105 @@ impl Scan {
         self.offset
     }
 
-    /// The payload of the frame given last.
-    pub(crate) fn payload(
+    /// What the frame given last holds: with a key its plaintext, else its payload. To be asked once.
+    pub(crate) fn held(
         &mut self,
         header: &FrameHeader,
         offset: u64,
     ) -> Result<&mut [u8], JournalError> {
         let offset = offset + FRAME_HEADER_BYTES as u64;
-        let payload = self.window.at(offset, header.payload_len(), self.limit)?;
-        Ok(payload.expect("the scan has read this frame"))
+        let bytes = header.payload_len() - if self.key.is_some() { TAG_BYTES } else { 0 };
+        let held = self.window.at(offset, bytes, self.limit)?;
+        Ok(held.expect("the scan has read this frame"))
     }
 
-    /// The frame at `offset` with all its checksums, or what is wrong with it.
+    /// The frame at `offset`, whole, proven and open, or what is wrong with it.
     fn frame_at(
         &mut self,
         offset: u64,
+        expected: u64,
     ) -> Result<Result<FrameHeader, (Option<FrameHeader>, &'static str)>, JournalError> {
         let Some(bytes) = self.window.at(offset, FRAME_HEADER_BYTES, self.limit)? else {
             return Ok(Err((None, "a frame's header is cut short")));
         };
         let header = match FrameHeader::decode(bytes) {
-            Ok(header) if header.frame == self.expected => header,
+            Ok(header) if header.frame == expected => header,
             Ok(_) => return Ok(Err((None, "a frame's number does not follow"))),
             Err(what) => return Ok(Err((None, what))),
         };
         let frame_bytes = FRAME_HEADER_BYTES + header.payload_len();
-        Ok(match self.window.at(offset, frame_bytes, self.limit)? {
-            None => Err((Some(header), "a frame is cut short")),
-            Some(frame) if crc32c::crc32c(&frame[FRAME_HEADER_BYTES..]) == header.payload_crc => {
-                Ok(header)
-            }
-            Some(_) => Err((Some(header), "the checksum of a frame does not match")),
-        })
+        let Some(frame) = self.window.at(offset, frame_bytes, self.limit)? else {
+            return Ok(Err((Some(header), "a frame is cut short")));
+        };
+        let payload = &mut frame[FRAME_HEADER_BYTES..];
+        if crc32c::crc32c(payload) != header.payload_crc {
+            return Ok(Err((Some(header), "the checksum of a frame does not match")));
+        }
+        let opens = self.key.as_ref().is_none_or(|key| key.open(&header, payload).is_some());
+        if !opens {
+            self.window.reread();
+            return Ok(Err((Some(header), FOREIGN)));
+        }
+        Ok(Ok(header))
     }
 
-    /// Where the next whole frame begins after `bad`, and its number.
-    fn resume(&mut self, bad: &Bad) -> Result<Option<(u64, u64)>, JournalError> {
-        let mut offset = bad.from + 1;
-        if let Some(header) = bad.header {
-            // Only the payload is bad: whatever looks like a frame inside it is not one.
-            offset = bad.from + header.frame_bytes();
+    /// Looks for all whole frames from here on that can still come. `header`: of the frame here, which
+    /// is bad.
+    fn gather(&mut self, header: Option<FrameHeader>) -> Result<(), JournalError> {
+        let mut offset = self.offset;
+        if let (None, Some(header)) = (&self.key, header) {
+            // Whatever looks like a frame inside a payload is not one, and nothing else tells.
+            offset = self.offset + header.frame_bytes();
         }
-        loop {
-            let ahead = self.limit.saturating_sub(offset).min(AHEAD_BYTES as u64);
-            let length = usize::try_from(ahead).expect("bounded by AHEAD_BYTES");
-            let Some(bytes) = self.window.at(offset, length, self.limit)? else { return Ok(None) };
-            if length < FRAME_HEADER_BYTES {
-                return Ok(None);
-            }
-            let Some(place) = bytes.windows(4).position(|four| four == FRAME_MAGIC) else {
-                offset += ahead - 3;
+        let mut frames = vec![];
+        while let Some(place) = self.find_magic(offset)? {
+            offset = place + 1;
+            let Some(frame) = self.frame_number(place)?.filter(|frame| *frame >= self.expected)
+            else {
                 continue;
             };
-            offset += place as u64;
-            if let Some(frame) = self.whole_frame_after(offset, bad.frame)? {
-                return Ok(Some((offset, frame)));
+            if let Ok(header) = self.frame_at(place, frame)? {
+                self.window.reread();
+                frames.push((frame, place));
+                offset = place + header.frame_bytes();
             }
-            offset += 1;
         }
+        // Of copies the first one counts.
+        frames.sort_unstable();
+        frames.dedup_by_key(|(frame, _)| *frame);
+        frames.reverse();
+        self.gathered = Some(Gathered { frames, limit: self.limit });
+        Ok(())
     }
 
-    /// The number of the whole frame at `offset`, if there is one that can follow frame `after`.
-    fn whole_frame_after(&mut self, offset: u64, after: u64) -> Result<Option<u64>, JournalError> {
-        let bytes = self.window.at(offset, FRAME_HEADER_BYTES, self.limit)?;
-        let Ok(header) = FrameHeader::decode(bytes.unwrap_or_default()) else { return Ok(None) };
-        if header.frame < after {
-            return Ok(None);
+    /// Where a frame may begin at or after `offset`.
+    fn find_magic(&mut self, mut offset: u64) -> Result<Option<u64>, JournalError> {
+        while let Some(bytes) = self.window.some(offset, FRAME_HEADER_BYTES, self.limit)? {
+            match find(bytes) {
+                Some(place) => return Ok(Some(offset + place as u64)),
+                None => offset += bytes.len() as u64 - 3,
+            }
         }
-        self.expected = header.frame;
-        let whole = self.frame_at(offset)?.is_ok();
-        self.expected = after;
-        Ok(whole.then_some(header.frame))
+        Ok(None)
+    }
+
+    /// The number in the header at `place`, if one is there.
+    fn frame_number(&mut self, place: u64) -> Result<Option<u64>, JournalError> {
+        let bytes = self.window.at(place, FRAME_HEADER_BYTES, self.limit)?;
+        let header = FrameHeader::decode(bytes.unwrap_or_default());
+        Ok(header.ok().map(|header| header.frame))
+    }
+}
+
+/// The first place of a frame's magic.
+fn find(bytes: &[u8]) -> Option<usize> {
+    let mut from = 0;
+    loop {
+        let found = from + bytes.get(from..)?.iter().position(|byte| *byte == FRAME_MAGIC[0])?;
+        if bytes[found..].starts_with(&FRAME_MAGIC) {
+            return Some(found);
+        }
+        from = found + 1;
     }
 }
 

@@ -15,10 +15,10 @@ use std::{
 };
 
 use super::{
-    JournalError,
+    Batches, JournalError,
     catalogue::Entry,
     keep::{Shared, lock},
-    recover::other_length,
+    recover::length_damage,
     scan::Window,
     verify::{Order, Verifier},
 };
@@ -93,7 +93,7 @@ fn read_at_pace(shared: &Shared, entry: &Entry, pace: &mut Pace) -> Result<(), J
     let next = lock(&shared.catalogue).after(entry.number).cloned();
     let Some(Ok(mut next)) = next.map(|next| Window::open(&next.path)) else { return Ok(()) };
     let Ok(header) = next.header()? else { return Ok(()) };
-    other_length(Some(&as_it_is), &header).map_or(Ok(()), Err)
+    length_damage(&as_it_is, &header).map_or(Ok(()), Err)
 }
 
 /// Shows damage, unless the segment is not needed any more.
@@ -112,7 +112,7 @@ fn gone(entry: &Entry, error: JournalError) -> JournalError {
                 path,
                 from: 0,
                 to: entry.bytes,
-                batches: "all of this segment".into(),
+                batches: Batches::Segment,
                 what: "its file is gone".into(),
             }
         }
@@ -131,7 +131,7 @@ fn unread(
         path: entry.path.display().to_string(),
         from: verifier.offset(),
         to: file_bytes,
-        batches: format!("from {} on", verifier.next_batch()),
+        batches: Batches::From(verifier.next_batch()),
         what: error.to_string(),
     }
 }

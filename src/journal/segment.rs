@@ -12,7 +12,7 @@ use super::{
     JournalError,
     cipher::SegmentKey,
     device::{Device, DeviceFile, is_full, write_all},
-    pack::{DUMP_BYTES, Packer},
+    pack::Packer,
     record::{self, FactMap, FrameHeader, Kind, SegmentHeader},
     watermark::Progress,
 };
@@ -125,17 +125,9 @@ impl Segment {
 
     fn push_head(&mut self, head: &Head<'_>, packer: &mut Packer) -> Result<(), JournalError> {
         self.push(Label::control(Kind::Progress, head.progress, 0), &head.progress.encode())?;
-        let mut plain = vec![];
-        let mut facts = 0;
-        for (place, (key, value)) in head.facts.iter().enumerate() {
-            record::push_fact(&mut plain, key, Some(value));
-            facts += 1;
-            if plain.len() >= DUMP_BYTES || place + 1 == head.facts.len() {
-                let packed = packer.facts(&plain).map_err(|why| write_error(&self.path, why))?;
-                self.push(Label::control(Kind::Dump, head.progress, facts), &packed)?;
-                plain.clear();
-                facts = 0;
-            }
+        for (plain, facts) in record::dumps(head.facts) {
+            let packed = packer.facts(&plain).map_err(|why| write_error(&self.path, why))?;
+            self.push(Label::control(Kind::Dump, head.progress, facts), &packed)?;
         }
         let all = head.facts.len() as u64;
         self.push(Label::control(Kind::DumpEnd, head.progress, all), &[])

@@ -5,17 +5,17 @@
 //! **Invariant (I10):** whatever does not match is given as [`JournalError::Damaged`] with its range,
 //! in the same words that a reader would find for it; the rest of the segment is checked all the same.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use serde::Serialize;
 
 use super::{
-    JournalError, Piece,
+    Batches, JournalError, Piece,
     cipher::SegmentKey,
+    find::header_damage,
     pack::Unpacker,
     record::{FrameHeader, Kind},
-    recover::header_damage,
-    scan::{Bad, Item, Scan, Window, read_error},
+    scan::{Bad, FOREIGN, Item, Scan, Window, read_error},
     segment::file_number,
     tail::damaged,
     watermark::{Progress, follows},
@@ -44,7 +44,6 @@ pub struct SegmentReport {
 /// A segment that is being checked.
 pub(crate) struct Verifier<'a> {
     name: String,
-    key: SegmentKey,
     scan: Scan,
     unpacker: Unpacker,
     order: &'a mut Order,
@@ -87,16 +86,16 @@ impl<'a> Verifier<'a> {
             Ok(header) => header,
             Err(what) => {
                 *order = Order::default();
-                return Err(header_damage(window.path(), what));
+                return Err(header_damage(window.path(), what, Batches::Segment));
             }
         };
         let path = window.path();
         let unpacker = Unpacker::new().map_err(|why| read_error(path, why))?;
+        let key = Arc::new(SegmentKey::derive(key.expose(), &header.salt, header.number));
         Ok(Self {
             name: path.display().to_string(),
-            key: SegmentKey::derive(key.expose(), &header.salt, header.number),
-            report: SegmentReport::unread(&window)?,
-            scan: Scan::new(window)?,
+            report: SegmentReport { number: header.number, ..SegmentReport::unread(&window)? },
+            scan: Scan::new(window, Some(key))?,
             unpacker,
             order,
             run: vec![],
@@ -140,14 +139,8 @@ impl<'a> Verifier<'a> {
     fn frame(&mut self, header: &FrameHeader, offset: u64) -> Result<(), JournalError> {
         self.end_gap(Some(header.batch));
         self.report.frames += 1;
-        let payload = self.scan.payload(header, offset)?;
-        let what = match self.key.open(header, payload) {
-            Some(plain) => {
-                let unpacker = &mut self.unpacker;
-                holds(header, plain, unpacker, &mut self.run, self.order)
-            }
-            None => Some("the seal of a frame does not open"),
-        };
+        let held = self.scan.held(header, offset)?;
+        let what = holds(header, held, &mut self.unpacker, &mut self.run, self.order);
         if header.kind == Kind::Batch {
             self.report.batches += 1;
             self.report.changes = self.report.changes.saturating_add(header.changes);
@@ -166,10 +159,26 @@ impl<'a> Verifier<'a> {
     /// What lacked frames ends here, before `batch` or at the end of the file.
     fn end_gap(&mut self, batch: Option<u64>) {
         if let Some(bad) = self.gap.take() {
-            let end = batch.unwrap_or(self.next_batch + 1);
-            self.gaps.push(damaged(&self.name, &bad, self.next_batch, end));
+            let named = match (batch, bad.header) {
+                // What follows may stand in the next segment.
+                (None, None) => unknown(&self.name, &bad, self.next_batch),
+                _ => damaged(&self.name, &bad, self.next_batch, batch.unwrap_or(0)),
+            };
+            let kind = if bad.what == FOREIGN { &mut self.wrong } else { &mut self.gaps };
+            kind.push(named);
             *self.order = Order::default();
         }
+    }
+}
+
+/// The error that names a bad range at the end of a segment: what was in it nothing tells.
+fn unknown(name: &str, bad: &Bad, next_batch: u64) -> JournalError {
+    JournalError::Damaged {
+        path: name.into(),
+        from: bad.from,
+        to: bad.to,
+        batches: Batches::From(next_batch),
+        what: bad.what.into(),
     }
 }
 
@@ -198,6 +207,10 @@ fn holds(
             return if count == Some(header.changes) { None } else { unreadable };
         }
         Kind::DumpEnd => {}
+        Kind::Rewind => {
+            let Some(progress) = Progress::decode(plain) else { return unreadable };
+            order.rewound(&progress);
+        }
         Kind::Part | Kind::Batch => {
             let ends = header.kind == Kind::Batch;
             let commit = unpacker.part(plain, ends, run);
@@ -234,6 +247,11 @@ impl Order {
         } else {
             opened.is_none().then_some("it does not follow the transaction before it")
         }
+    }
+
+    /// The log goes on at an earlier point, with batches that are numbered on.
+    fn rewound(&mut self, progress: &Progress) {
+        (self.next, self.open) = (Some((progress.next_batch, progress.next_sequence)), false);
     }
 
     /// The open transaction is given up.

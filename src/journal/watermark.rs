@@ -96,12 +96,28 @@ impl Progress {
         self.torn.add((from, to));
     }
 
-    /// Goes to where `batch` says that it stands: behind damage that took batches before it.
-    pub(crate) fn resume(&mut self, batch: u64, first: u64, piece: Piece) {
-        if self.next_batch != batch && matches!(piece, Piece::Middle | Piece::Last) {
-            self.open = self.open.or(Some(self.next_batch.min(batch)));
+    /// Goes past damage to where the next batch and change are known to stand. The watermark stays.
+    pub(crate) fn lose(&mut self, next_batch: u64, next_sequence: u64) {
+        self.next_batch = self.next_batch.max(next_batch);
+        self.next_sequence = next_sequence;
+    }
+
+    /// Nothing whole follows the batches lost from `batch` on: they are to be torn.
+    pub(crate) fn give_up(&mut self, batch: u64) {
+        self.torn.0.retain(|(from, _)| *from < batch);
+        self.open = Some(self.open.map_or(batch, |open| open.min(batch)));
+    }
+
+    /// Goes on at `to`, the end of a whole transaction: what came after it is read by no one.
+    pub(crate) fn rewind(&mut self, to: Durable) {
+        self.open = None;
+        self.torn.0.retain(|(from, _)| *from <= to.batch);
+        if self.next_batch > to.batch + 1 {
+            self.torn.add((to.batch + 1, self.next_batch - 1));
         }
-        (self.next_batch, self.next_sequence) = (batch, first);
+        self.durable = to;
+        self.next_batch = self.next_batch.max(to.batch.saturating_add(1));
+        self.next_sequence = to.point.sequence.0.saturating_add(1);
     }
 
     /// The plaintext of a Progress frame.
@@ -231,6 +247,39 @@ mod tests {
             progress.durable,
             Durable { point: end, batch: 4, begins: Position(19), transactions: 4 }
         );
+    }
+
+    #[test]
+    fn what_was_lost_counts_only_before_a_whole_transaction() {
+        let mut progress = Progress::default();
+        progress.advance(Piece::Whole, 3, commit(10));
+        progress.lose(4, 9);
+        progress.advance(Piece::First, 1, None);
+        progress.torn((4, 4));
+        let mut behind = progress.clone();
+        behind.advance(Piece::Whole, 1, commit(30));
+        assert_eq!((behind.durable.batch, behind.torn.ranges()), (5, &[(4, 4)][..]));
+        progress.give_up(2);
+        progress.tear();
+        assert_eq!((progress.durable.batch, progress.torn.ranges()), (1, &[(2, 4)][..]));
+        assert_eq!(progress.next_sequence, 4);
+    }
+
+    #[test]
+    fn a_log_that_goes_on_at_an_earlier_point_gives_what_came_after_it_to_no_one() {
+        let mut progress = Progress::default();
+        progress.advance(Piece::Whole, 3, commit(10));
+        let to = progress.durable;
+        progress.advance(Piece::First, 1, None);
+        progress.tear();
+        progress.advance(Piece::Whole, 2, commit(20));
+        progress.advance(Piece::First, 1, None);
+        progress.rewind(to);
+        assert_eq!((progress.durable, progress.next_batch, progress.next_sequence), (to, 5, 4));
+        assert_eq!((progress.open, progress.torn.ranges()), (None, &[(2, 4)][..]));
+        let ahead = Durable { batch: 9, ..to };
+        progress.rewind(ahead);
+        assert_eq!((progress.durable, progress.next_batch), (ahead, 10));
     }
 
     #[test]

@@ -63,7 +63,7 @@ struct Outcome {
 pub(crate) fn pack(shared: &Arc<Shared>, mut packer: Packer) {
     while let Some(raw) = shared.queue.take_raw() {
         let work = match raw {
-            Raw::Session(answer) => Work::Session(answer),
+            Raw::Session(to, answer) => Work::Session(to, answer),
             Raw::Run(run, admission) => match packer.run(run) {
                 Ok(packed) => Work::Run(packed, admission),
                 Err(why) => {
@@ -122,7 +122,7 @@ impl Writer {
         for work in group {
             match work {
                 Work::Run(_, admission) => outcome.admissions.push(admission),
-                Work::Session(answer) => outcome.sessions.push(answer),
+                Work::Session(_, answer) => outcome.sessions.push(answer),
                 Work::Facts(facts) => outcome.facts.push(facts),
             }
         }
@@ -143,7 +143,12 @@ impl Writer {
                 self.progress.advance(packed.piece, packed.changes, packed.commit);
                 Ok(())
             }
-            Work::Session(_) => match self.progress.tear() {
+            Work::Session(Some(to), _) => {
+                self.progress.rewind(*to);
+                let plain = self.progress.encode();
+                self.segment.push(Label::control(Kind::Rewind, &self.progress, 0), &plain)
+            }
+            Work::Session(None, _) => match self.progress.tear() {
                 Some((from, to)) => {
                     let plain = [from.to_le_bytes(), to.to_le_bytes()].concat();
                     self.segment.push(Label::control(Kind::Session, &self.progress, 0), &plain)

@@ -6,7 +6,7 @@ use crate::{
     config::ConfigError,
     error::{Cause, Classified},
     facts::{FactDamaged, FactsError},
-    journal::JournalError,
+    journal::{JournalError, KeepError},
     ledger::LedgerError,
     replay::ReplayError,
     seal::SealError,
@@ -35,6 +35,9 @@ pub enum RunError {
     /// The ledger failed.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// The journal stopped.
+    #[error(transparent)]
+    Keep(KeepError),
     /// The source failed.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -63,7 +66,7 @@ impl Classified for RunError {
             Self::Ledger(error) => error.cause(),
             Self::Source(error) => error.cause(),
             Self::Replay(error) => error.cause(),
-            Self::Facts(_) => Cause::DiskFailed,
+            Self::Facts(_) | Self::Keep(_) => Cause::DiskFailed,
             Self::FactDamaged(_) => Cause::JournalDamaged,
             Self::Adopting(_) => Cause::Config,
         }
@@ -71,7 +74,7 @@ impl Classified for RunError {
 
     fn remedy(&self) -> String {
         match self {
-            Self::Thread(_) | Self::Facts(_) | Self::FactDamaged(_) => {
+            Self::Thread(_) | Self::Facts(_) | Self::FactDamaged(_) | Self::Keep(_) => {
                 self.cause().disposition().remedy().into()
             }
             Self::Adopting(_) => {

@@ -155,6 +155,24 @@ pub trait Keep: Send + Sync {
 
     /// The watermark, as it grows.
     fn durable(&self) -> tokio::sync::watch::Receiver<Durable>;
+
+    /// Whether it has lost what the lake does not have yet: nothing more is to be confirmed, and a new
+    /// session is to ask for it again.
+    fn has_lost(&self) -> bool {
+        false
+    }
+
+    /// The end of the last whole transaction before what it has lost; `None` if it has lost nothing.
+    fn whole(&self) -> BoxFuture<'_, Result<Option<Durable>, KeepError>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    /// Goes on at `to`, as [`Keep::whole`] gave it: all after it will come again.
+    fn rewind(&self, to: Durable) -> BoxFuture<'_, Result<Durable, KeepError>> {
+        Box::pin(
+            async move { Err(KeepError(format!("it does not go back to {}", to.point.position))) },
+        )
+    }
 }
 
 /// The journal can take no more, for good: the process ends and recovers.

@@ -13,6 +13,7 @@ mod harness;
 mod story_adopt;
 mod story_away;
 mod story_badinput;
+mod story_damage;
 mod story_failover;
 mod story_gap;
 mod story_kill;

@@ -35,12 +35,11 @@ async fn a_full_journal_waits_and_trimming_lets_it_go_on() {
     assert_eq!(rest.last().unwrap().number, 100);
     assert_eq!(rest.len() as u64, 100 - read);
     journal.trim(100);
-    while site.segments().len() > 1 {
+    while segment_bytes(&site) >= 1000 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     journal.stop().await;
     assert_eq!(site.board.read().journal_bytes, segment_bytes(&site));
-    assert!(segment_bytes(&site) < 1000);
     assert!(!site.board.read().journal_full);
 }
 

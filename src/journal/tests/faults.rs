@@ -53,10 +53,10 @@ async fn the_last_group_is_written_again_before_it_counts() {
     durable_at(&*journal, 1).await;
     kill(journal).await;
     let found = survey(&site.path(), &KEY, None).unwrap();
-    let last = found.last.unwrap();
+    let last = found.last.clone().unwrap();
     assert!(last.group_from < last.end);
     site.device.plan().events.clear();
-    mend(&site.device, &last).unwrap();
+    mend(&site.device, &found).unwrap();
     let path = last.path.clone();
     assert_eq!(
         site.device.plan().events,

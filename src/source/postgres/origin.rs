@@ -155,7 +155,7 @@ fn stands(origin: &Origin, slot: Option<&Slot>, held: Position, grown: Way) -> R
         return gap(
             Way::At(confirmed),
             format!(
-                "the replication slot `{name}` stands at {confirmed}, this box holds changes up to {ours}: the slot was made anew, or another reader moved it",
+                "the replication slot `{name}` stands at {confirmed}, this box holds changes up to {ours}: the slot was made anew, another reader moved it, or the journal of this box has lost its end",
             ),
         );
     }

@@ -88,9 +88,15 @@ pub(crate) async fn open(shared: &Shared) -> Result<Session, SourceError> {
     let mut wire = target.open(Purpose::Replication).await?;
     let server = slot::identify(&mut wire).await?;
     let found = slot::look(&mut sql, &shared.names.slot).await?;
-    let durable = shared.keep.session().await?;
+    let mut durable = shared.keep.session().await?;
+    let in_use = found.as_ref().is_some_and(|slot| slot.active);
     // Nothing is changed on a server, or for a slot, that is not ours.
     let standing = judge(shared, &mut sql, &server, found, durable).await?;
+    if let Standing::Continues(confirmed) = standing
+        && let Some(whole) = shared.keep.whole().await?
+    {
+        durable = go_back(shared, whole, confirmed, in_use).await?;
+    }
     let listing = tables(shared, &mut sql).await?;
     let tables: BTreeSet<u32> = listing.tables.keys().copied().collect();
     let (confirmed, fresh) = match standing {
@@ -213,6 +219,28 @@ async fn judge(
             names.slot
         ))),
     }
+}
+
+/// Goes back to `whole`, behind which the journal is damaged, if the server sends again what came after.
+async fn go_back(
+    shared: &Shared,
+    whole: Durable,
+    confirmed: Position,
+    in_use: bool,
+) -> Result<Durable, SourceError> {
+    let held = whole.point.position;
+    let begins = facts::read::<Origin>(&*shared.facts, ORIGIN_FACT)?;
+    if confirmed > held.max(begins.map_or(held, |origin| origin.consistent_point)) {
+        return Err(SourceError::Gap(format!(
+            "the journal of this box is damaged: what came after {held} cannot be read, and the server was allowed to forget changes up to {confirmed}"
+        )));
+    }
+    if in_use {
+        // Whoever has it could still move it.
+        return Err(SourceError::broken("go back to before damage", "the slot is still in use"));
+    }
+    tracing::warn!(%held, "the journal is damaged: the server is asked again for all that came after");
+    Ok(shared.keep.rewind(whole).await?)
 }
 
 /// Makes the slot and records the origin.

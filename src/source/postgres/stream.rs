@@ -390,25 +390,26 @@ impl Line {
 
     /// Sends a status update if it is `due` for another reason, if there is news, or if the last is old.
     async fn report(&mut self, due: bool) -> Result<(), SourceError> {
-        let clock = Arc::clone(&self.shared.clock);
         self.now.durable = self.durable.borrow().point.position;
         self.now.shipped = self.shipped.borrow().position;
         let asked = Position(self.shared.log_end.load(Ordering::Relaxed));
         self.now.server = self.now.server.max(asked);
         let confirm = self.confirm.decide(&self.now);
-        let now = clock.now();
+        let now = self.shared.clock.now();
         let silent = now.saturating_duration_since(self.heard_at);
-        if self.shared.server_leaves.load(Ordering::Relaxed) {
+        let broken = [
+            (self.shared.keep.has_lost(), "the journal is damaged"),
             // It waits for us to confirm all it has sent, which may take as long as the lake does.
-            return Err(self.wire.broken("stream changes", "the server shuts down"));
-        }
-        if silent >= SILENCE_MAX {
-            return Err(self.wire.broken("stream changes", "the server is silent"));
+            (self.shared.server_leaves.load(Ordering::Relaxed), "the server shuts down"),
+            (silent >= SILENCE_MAX, "the server is silent"),
+        ];
+        if let Some((_, why)) = broken.into_iter().find(|(is_so, _)| *is_so) {
+            return Err(self.wire.broken("stream changes", why));
         }
         let old = now.saturating_duration_since(self.sent_at) >= STATUS_EVERY;
         if due || old || self.owes || confirm > self.sent {
             let received = self.seen.received.max(self.now.quiet).max(confirm);
-            let wall = clock.wall().0 - POSTGRES_EPOCH_US;
+            let wall = self.shared.clock.wall().0 - POSTGRES_EPOCH_US;
             let ask = silent >= ASK_AFTER;
             let update = status_update(received, confirm, wall, ask);
             let write = |out: &mut BytesMut| {
