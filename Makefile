@@ -10,6 +10,8 @@ ROUNDS ?= 1000
 SECONDS ?= 600
 SEED ?= 1
 TRIALS ?= 20
+DAMAGES ?= 10000
+FROM ?= 0
 FS ?= ext4
 STORES ?= target/conformance
 SCALE ?= 1
@@ -116,6 +118,11 @@ endef
 campaign: test-tools python ## Rounds of faults on one appliance, each proven: make campaign ROUNDS=1000 SEED=7
 	LAKEHEAD_ROUNDS=$(ROUNDS) LAKEHEAD_SEED=$(SEED) cargo test --locked --all-features --test it -- --nocapture campaign
 
+damage: demo-tools ## Damages a stopped journal, again and again, and judges each start: make damage DAMAGES=10000 SEED=1 FROM=0
+	@mkdir -p target
+	LAKEHEAD_DAMAGES=$(DAMAGES) LAKEHEAD_SEED=$(SEED) LAKEHEAD_FROM=$(FROM) cargo test --locked --all-features --lib -- \
+		--nocapture whatever_is_damaged 2>&1 | tee target/damage.log | grep --line-buffered -aE '^==|^round|panicked|^error'
+
 unit-test: test-tools python ## The unit under a live systemd, in a Debian of its own (needs root)
 	@$(call install,/usr/bin/systemd-nspawn:systemd-container /usr/bin/mmdebstrap:mmdebstrap /usr/bin/nsenter:util-linux)
 	@[ -d target/unit/root/etc ] || { mkdir -p target/unit; $(SUDO) mmdebstrap --quiet --variant=minbase \
@@ -133,5 +140,5 @@ clean: ## What was built, and the demo's folder
 	cargo clean
 	rm -rf demo-data
 
-.PHONY: help demo build test check conformance fuzz fuzz-corpus fuzz-tools bench bench-snapshot bench-stream sizes deny campaign unit-test \
+.PHONY: help demo build test check conformance fuzz fuzz-corpus fuzz-tools bench bench-snapshot bench-stream sizes deny campaign damage unit-test \
 	power-loss python demo-tools test-tools power-tools bench-tools conformance-tools clean

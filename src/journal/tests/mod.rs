@@ -12,9 +12,12 @@ use std::{
 use proptest::prelude::*;
 
 mod budget;
+mod campaign;
 mod damage;
 mod faults;
+mod harm;
 mod model;
+mod story;
 
 use super::{
     device::{
@@ -56,6 +59,12 @@ impl Site {
 
     fn with(max_bytes: u64, segment_bytes: u64) -> Self {
         Self::at(tempfile::tempdir().unwrap(), max_bytes, segment_bytes)
+    }
+
+    /// In memory if the machine has such a folder: syncs cost nothing.
+    fn in_memory(segment_bytes: u64) -> Self {
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        Self::at(dir.unwrap(), 1 << 30, segment_bytes)
     }
 
     fn at(dir: tempfile::TempDir, max_bytes: u64, segment_bytes: u64) -> Self {
