@@ -3,6 +3,8 @@
 //! A checksum stands before most of what could be wrong, so that a damaged disk gets no further; here it is
 //! mended, and where the bytes say so frames are sealed anew, as if the key's owner had written them.
 
+use std::sync::Arc;
+
 use super::{
     cipher::SegmentKey,
     pack::{Packer, Unpacker},
@@ -13,7 +15,7 @@ use super::{
     scan::{Item, Scan, Window},
     segment::{file_name, file_number},
     store::Checkpoint,
-    tail::read_tail,
+    tail::{Beside, read_tail},
     verify::{Order, Verifier},
     watermark::Progress,
 };
@@ -85,7 +87,22 @@ pub fn segment(bytes: &[u8]) {
     let length = u64::try_from(file.len()).unwrap_or(u64::MAX);
     let (_kept, path) = disk::in_memory(&file).expect("room in memory");
     let open = || Window::open(&path).expect("the file is there");
-    let mut scan = Scan::new(open()).expect("the file is read");
+    let opener = SegmentHeader::decode(&file)
+        .ok()
+        .map(|header| Arc::new(SegmentKey::derive(KEY, &header.salt, header.number)));
+    for key in [None, opener] {
+        scanned(open, key, length);
+    }
+    let (key, mut order) = (Secret::new(KEY.to_vec()), Order::default());
+    if let Ok(mut verifier) = Verifier::new(open(), &key, &mut order) {
+        while verifier.step().expect("the file is read") {}
+        assert!(verifier.report.frames * FRAME_HEADER_BYTES as u64 <= length);
+    }
+}
+
+/// Reads a segment's frames, and what its end says; without a key, only what stands in the heads.
+fn scanned(open: impl Fn() -> Window, key: Option<Arc<SegmentKey>>, length: u64) {
+    let mut scan = Scan::new(open(), key.clone()).expect("the file is read");
     let mut at = SEGMENT_HEADER_BYTES as u64;
     while let Some(item) = scan.next().expect("the file is read") {
         let (from, to) = match item {
@@ -99,15 +116,11 @@ pub fn segment(bytes: &[u8]) {
         at = to;
     }
     assert_eq!(at, length.max(SEGMENT_HEADER_BYTES as u64));
-    let tail = read_tail(open(), KEY, None);
-    assert_eq!(format!("{tail:?}"), format!("{:?}", read_tail(open(), KEY, None)));
+    let tail = || read_tail(open(), key.clone(), Beside::default());
+    assert_eq!(format!("{:?}", tail()), format!("{:?}", tail()));
+    let tail = tail();
     if let Ok(tail) = tail {
         assert!(tail.group_from <= tail.end && tail.end <= at);
-    }
-    let (key, mut order) = (Secret::new(KEY.to_vec()), Order::default());
-    if let Ok(mut verifier) = Verifier::new(open(), &key, &mut order) {
-        while verifier.step().expect("the file is read") {}
-        assert!(verifier.report.frames * FRAME_HEADER_BYTES as u64 <= length);
     }
 }
 
