@@ -13,6 +13,8 @@ use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice};
 #[cfg(feature = "fuzz")]
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+pub(crate) mod device;
+
 /// Syncs a file's bytes and what is needed to read them back (its length).
 ///
 /// # Errors

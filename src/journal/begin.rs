@@ -25,7 +25,7 @@ pub fn begin_at(options: &Options, point: Point) -> Result<(), JournalError> {
     let _hold = hold(dir, options)?;
     let device: Arc<dyn Device> = Arc::new(FileSystem);
     remove_young(&*device, dir)?;
-    let mut found = survey(dir, options.key.expose(), None)?;
+    let mut found = survey(&*device, dir, options.key.expose(), None)?;
     if found.progress == wanted {
         return Ok(());
     }

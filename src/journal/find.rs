@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::{
     Batches, JournalError,
     cipher::SegmentKey,
+    device::Device,
     record::{SEGMENT_HEADER_BYTES, SegmentHeader},
     recover::segment_files,
     scan::{Scan, Window},
@@ -51,12 +52,17 @@ enum Proof {
 /// # Errors
 ///
 /// [`JournalError::Key`]: the key opens none of them. Or [`JournalError::Read`].
-pub(crate) fn find(dir: &Path, key: &[u8], image: Option<&Image>) -> Result<Found, JournalError> {
+pub(crate) fn find(
+    device: &dyn Device,
+    dir: &Path,
+    key: &[u8],
+    image: Option<&Image>,
+) -> Result<Found, JournalError> {
     let mut found = Found::default();
     let (mut refused, mut refusals) = (None, 0);
-    for path in segment_files(dir)? {
+    for path in segment_files(device, dir)? {
         let Some(named) = file_number(&path) else { continue };
-        let mut window = Window::probe(&path)?;
+        let mut window = Window::probe(device, &path)?;
         let bytes = window.file_bytes()?;
         let read = window.header()?;
         let place = |number, header, rescued| {
@@ -64,7 +70,7 @@ pub(crate) fn find(dir: &Path, key: &[u8], image: Option<&Image>) -> Result<Foun
             Place { number, path, bytes, header, rescued }
         };
         let proof = match &read {
-            Ok(header) => proof(&path, key, header)?,
+            Ok(header) => proof(device, &path, key, header)?,
             Err(_) => Proof::Silent,
         };
         let good = match (&read, proof) {
@@ -85,7 +91,7 @@ pub(crate) fn find(dir: &Path, key: &[u8], image: Option<&Image>) -> Result<Foun
                 place(header.number, Some(header), false)
             }
             Err(what) => {
-                let rescued = rescue(&mut window, &path, key, named, image)?;
+                let rescued = rescue(device, &mut window, key, named, image)?;
                 let batches = if rescued.is_some() { Batches::None } else { Batches::Segment };
                 found.damage.push(header_damage(&path, what, batches));
                 // A header that reads stands, though its frames may be those of another segment.
@@ -140,12 +146,14 @@ impl Found {
 
 /// The header, as it can be known without it.
 fn rescue(
+    device: &dyn Device,
     window: &mut Window,
-    path: &Path,
     key: &[u8],
     number: u64,
     image: Option<&Image>,
 ) -> Result<Option<SegmentHeader>, JournalError> {
+    let path = window.path().to_owned();
+    let path = path.as_path();
     let limit = window.file_bytes()?;
     let stands = window
         .at(0, SEGMENT_HEADER_BYTES, limit)?
@@ -153,18 +161,23 @@ fn rescue(
     let named = stands.map(|(_, salt)| (number, salt));
     let index = image.map(|image| (image.checkpoint.segment, image.checkpoint.salt));
     for (number, salt) in [named, stands, index].into_iter().flatten() {
-        let mut scan = Scan::new(Window::probe(path)?, None)?;
+        let mut scan = Scan::new(Window::probe(device, path)?, None)?;
         let Some((first, _)) = scan.first_frame()? else { return Ok(None) };
         let header = SegmentHeader { number, first_batch: first.batch, previous_bytes: 0, salt };
-        if matches!(proof(path, key, &header)?, Proof::Opens) {
+        if matches!(proof(device, path, key, &header)?, Proof::Opens) {
             return Ok(Some(header));
         }
     }
     Ok(None)
 }
 
-fn proof(path: &Path, key: &[u8], header: &SegmentHeader) -> Result<Proof, JournalError> {
-    let mut scan = Scan::new(Window::probe(path)?, None)?;
+fn proof(
+    device: &dyn Device,
+    path: &Path,
+    key: &[u8],
+    header: &SegmentHeader,
+) -> Result<Proof, JournalError> {
+    let mut scan = Scan::new(Window::probe(device, path)?, None)?;
     let Some((frame, offset)) = scan.first_frame()? else { return Ok(Proof::Silent) };
     let key = SegmentKey::derive(key, &header.salt, header.number);
     let payload = scan.held(&frame, offset)?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::{
     cipher::SegmentKey,
+    device::FileSystem,
     pack::{Packer, Unpacker},
     record::{
         BATCH_PREFIX_BYTES, BatchPrefix, FRAME_HEADER_BYTES, FrameHeader, SEGMENT_HEADER_BYTES,
@@ -86,7 +87,7 @@ pub fn segment(bytes: &[u8]) {
     let file = if how & 1 == 1 { sealed(file) } else { file.to_vec() };
     let length = u64::try_from(file.len()).unwrap_or(u64::MAX);
     let (_kept, path) = disk::in_memory(&file).expect("room in memory");
-    let open = || Window::open(&path).expect("the file is there");
+    let open = || Window::open(&FileSystem, &path).expect("the file is there");
     let opener = SegmentHeader::decode(&file)
         .ok()
         .map(|header| Arc::new(SegmentKey::derive(KEY, &header.salt, header.number)));

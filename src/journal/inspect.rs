@@ -7,6 +7,7 @@ use serde::Serialize;
 pub use super::verify::SegmentReport;
 use super::{
     JournalError,
+    device::FileSystem,
     recover::{segment_files, survey},
     scan::{Window, read_error},
     verify::{Order, Verifier},
@@ -62,7 +63,7 @@ pub fn check(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<CheckReport, JournalError> {
     let _hold = hold(dir)?;
-    let files = segment_files(dir)?;
+    let files = segment_files(&FileSystem, dir)?;
     let mut read = Read { before: 0, all: 0, progress };
     for path in &files {
         read.all += path.metadata().map_err(|why| read_error(path, why))?.len();
@@ -75,7 +76,7 @@ pub fn check(
         read.before += segment.bytes;
         report.segments.push(segment);
     }
-    match survey(dir, key.expose(), None) {
+    match survey(&FileSystem, dir, key.expose(), None) {
         Ok(survey) => {
             report.damage.extend(survey.damage.iter().map(ToString::to_string));
             report.torn_bytes = survey.last.map_or(0, |last| last.file_bytes - last.end);
@@ -96,7 +97,7 @@ pub fn check(
 /// [`JournalError::Damaged`] if facts were lost.
 pub fn show(dir: &Path, key: &Secret) -> Result<Report, JournalError> {
     let _hold = hold(dir)?;
-    let survey = survey(dir, key.expose(), None)?;
+    let survey = survey(&FileSystem, dir, key.expose(), None)?;
     let entries = survey.catalogue.entries().iter();
     let durable = survey.progress.durable;
     let facts = survey.facts.iter();
@@ -129,7 +130,7 @@ fn check_segment(
     damage: &mut Vec<String>,
     read: &mut Read<'_>,
 ) -> Result<SegmentReport, JournalError> {
-    let window = Window::open(path)?;
+    let window = Window::open(&FileSystem, path)?;
     let unread = SegmentReport::unread(&window)?;
     let mut verifier = match Verifier::new(window, key, order) {
         Ok(verifier) => verifier,

@@ -29,7 +29,6 @@ mod catalogue;
 mod quota;
 mod cipher;
 mod pack;
-mod device;
 mod segment;
 mod scan;
 mod find;
@@ -47,6 +46,8 @@ mod open;
 mod begin;
 mod reader;
 mod rewind;
+#[cfg(feature = "sim")]
+pub(crate) mod hand;
 pub mod inspect;
 pub mod memory;
 #[cfg(test)]
@@ -64,6 +65,7 @@ pub use store::THREADS as INDEX_THREADS;
 
 use crate::{
     config::Secret,
+    disk::device,
     error::{Cause, Classified},
     units::{Position, Sequence},
 };

@@ -6,6 +6,7 @@ use std::{
 };
 
 use tokio::sync::{Notify, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Journal, JournalError, Options, ReadBatches,
@@ -57,27 +58,17 @@ impl Journal {
         let hold = hold(&dir, &options)?;
         remove_young(&*device, &dir)?;
         let (store, image) = open_index(&dir);
-        let survey = survey(&dir, options.key.expose(), image.as_ref())?;
+        let survey = survey(&*device, &dir, options.key.expose(), image.as_ref())?;
         let (store, image) = judge_index(&dir, &survey.index, store, image);
         let pending = difference(image.as_ref(), &survey);
-        if let Some(last) = survey.last.as_ref().filter(|last| last.file_bytes > last.end) {
-            let cut_bytes = last.file_bytes - last.end;
-            tracing::info!(cut_bytes, "the journal's torn tail is cut");
+        let started = mended(&device, &options, survey, pending)?;
+        let (journal, writer) = start(device, options, board, clock, tasks.token(), started);
+        if let Err(why) = spawn(&journal, writer, store, hold, tasks) {
+            // What was spawned ends, too.
+            journal.shared.mailbox.close();
+            return Err(write_error(&journal.shared.dir, why));
         }
-        mend(&*device, &survey)?;
-        let reserve = Reserve::new(&dir, options.max_bytes);
-        // Given back while the head is written: a full box must open.
-        reserve.release(&*device);
-        let parts = begin(&device, &options, survey)?;
-        let disk_full = !reserve.restore(&*device);
-        start(
-            device,
-            options,
-            board,
-            clock,
-            tasks,
-            Started { parts, reserve, disk_full, pending, store, hold },
-        )
+        Ok(Arc::new(journal))
     }
 
     /// Reads the batches after `after_batch`.
@@ -134,13 +125,13 @@ pub(super) struct Parts {
     survey: Survey,
 }
 
-struct Started {
+/// A recovered log that can be written to.
+pub(crate) struct Started {
     parts: Parts,
     reserve: Reserve,
     disk_full: bool,
+    /// What the index lacks.
     pending: Changes,
-    store: Option<Store>,
-    hold: disk::Hold,
 }
 
 pub(super) fn hold(dir: &Path, options: &Options) -> Result<disk::Hold, JournalError> {
@@ -208,6 +199,26 @@ fn difference(image: Option<&Image>, survey: &Survey) -> Changes {
     changes
 }
 
+/// Mends the log and begins its next segment.
+pub(crate) fn mended(
+    device: &Arc<dyn Device>,
+    options: &Options,
+    survey: Survey,
+    pending: Changes,
+) -> Result<Started, JournalError> {
+    if let Some(last) = survey.last.as_ref().filter(|last| last.file_bytes > last.end) {
+        let cut_bytes = last.file_bytes - last.end;
+        tracing::info!(cut_bytes, "the journal's torn tail is cut");
+    }
+    mend(&**device, &survey)?;
+    let reserve = Reserve::new(&options.dir, options.max_bytes);
+    // Given back while the head is written: a full box must open.
+    reserve.release(&**device);
+    let parts = begin(device, options, survey)?;
+    let disk_full = !reserve.restore(&**device);
+    Ok(Started { parts, reserve, disk_full, pending })
+}
+
 /// Begins a new segment: a restart never writes into an old one (I22).
 pub(super) fn begin(
     device: &Arc<dyn Device>,
@@ -225,22 +236,16 @@ pub(super) fn begin(
     Ok(Parts { segment, packer, survey })
 }
 
-fn start(
+/// The journal, and what its writing thread is to do.
+pub(crate) fn start(
     device: Arc<dyn Device>,
     options: Options,
     board: SourceBoard,
     clock: Arc<dyn Clock>,
-    tasks: &Tasks,
+    token: CancellationToken,
     started: Started,
-) -> Result<Arc<Journal>, JournalError> {
-    let Started {
-        parts: Parts { segment, packer, survey },
-        reserve,
-        disk_full,
-        pending,
-        store,
-        hold,
-    } = started;
+) -> (Journal, Writer) {
+    let Started { parts: Parts { segment, packer, survey }, reserve, disk_full, pending } = started;
     let shared = share(device.clone(), options, board, clock, survey.catalogue);
     *lock(&shared.published) = Published {
         durable: survey.progress.durable,
@@ -271,21 +276,16 @@ fn start(
         reserve,
         pending,
         pending_bytes: 0,
-        token: tasks.token(),
+        token,
         disk_full,
+        stuck: false,
         kept_up_at: now,
         checkpoint_at: now,
         checkpoint_frame: 0,
     };
     writer.checkpoint(now);
     shared.mailbox.trim();
-    let journal = Journal { shared };
-    if let Err(why) = spawn(&journal, writer, store, hold, tasks) {
-        // What was spawned ends, too.
-        journal.shared.mailbox.close();
-        return Err(write_error(&journal.shared.dir, why));
-    }
-    Ok(Arc::new(journal))
+    (Journal { shared }, writer)
 }
 
 fn share(

@@ -161,6 +161,21 @@ impl Queue {
         }
     }
 
+    /// Whether [`Queue::take_raw`] would answer at once with something.
+    #[cfg(feature = "sim")]
+    pub(crate) fn has_raw(&self) -> bool {
+        let inner = self.lock();
+        inner.failed.is_none() && !inner.raw.is_empty()
+    }
+
+    /// Whether anything waits for the writing thread.
+    #[cfg(feature = "sim")]
+    pub(crate) fn has_work(&self, facts_only: bool) -> bool {
+        let inner = self.lock();
+        let wanted = |work: &Work| !facts_only || matches!(work, Work::Facts(_));
+        inner.failed.is_none() && (!inner.raw.is_empty() || inner.work.iter().any(wanted))
+    }
+
     /// For the packing thread: hands on what it took.
     pub(crate) fn push_work(&self, work: Work) {
         let mut inner = self.lock();

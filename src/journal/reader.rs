@@ -11,6 +11,7 @@ use super::{
     Batch, Batches, Commit, JournalError, Piece, ReadBatches,
     catalogue::Entry,
     cipher::SegmentKey,
+    device::Device,
     find::header_damage,
     keep::{Shared, Standing, lock},
     pack::Unpacker,
@@ -35,6 +36,7 @@ pub(crate) struct Reader {
 
 /// Where the reader stands in a segment.
 struct Place {
+    device: Arc<dyn Device>,
     number: u64,
     scan: Scan,
     key: Arc<SegmentKey>,
@@ -240,7 +242,7 @@ impl Place {
     fn name(&self, bad: &Bad, first: u64, end: u64) -> Result<JournalError, JournalError> {
         let path = self.scan.window.path();
         let shown = path.display().to_string();
-        let mut scan = Scan::new(Window::open(path)?, Some(self.key.clone()))?;
+        let mut scan = Scan::new(Window::open(&*self.device, path)?, Some(self.key.clone()))?;
         let mut before = None;
         let mut found = false;
         while let Some(item) = scan.next()? {
@@ -283,7 +285,7 @@ fn open_after(shared: &Shared, mut number: u64, next: u64) -> Result<Place, Jour
 
 /// `None`: it was unlinked meanwhile.
 fn open_place(shared: &Shared, entry: &Entry) -> Result<Option<Place>, JournalError> {
-    let mut window = match Window::open(&entry.path) {
+    let mut window = match Window::open(&*shared.device, &entry.path) {
         Ok(window) => window,
         Err(JournalError::Read { why, .. }) if why.kind() == std::io::ErrorKind::NotFound => {
             return Ok(None);
@@ -294,7 +296,8 @@ fn open_place(shared: &Shared, entry: &Entry) -> Result<Option<Place>, JournalEr
     let header = window.header()?.map_err(damaged)?;
     let key = Arc::new(SegmentKey::derive(shared.key.expose(), &header.salt, header.number));
     let scan = Scan::new(window, Some(key.clone()))?;
-    Ok(Some(Place { number: entry.number, scan, key, bad: None }))
+    let device = Arc::clone(&shared.device);
+    Ok(Some(Place { device, number: entry.number, scan, key, bad: None }))
 }
 
 fn not_held(shared: &Shared, batch: u64) -> JournalError {

@@ -10,8 +10,7 @@
 //! **sled is never the only copy of a fact** by our doing, but it can be the last.
 
 use std::{
-    fs, io,
-    os::unix::fs::FileExt,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -29,7 +28,7 @@ use super::{
     tail::{Beside, Known, Tail, Verdict, read_tail},
     watermark::Progress,
 };
-use crate::{disk, source::ORIGIN_FACT};
+use crate::source::ORIGIN_FACT;
 
 /// What is in the folder.
 #[derive(Debug)]
@@ -66,11 +65,12 @@ pub(crate) struct Last {
 ///
 /// [`JournalError::Key`], [`JournalError::Read`], or [`JournalError::Damaged`]: facts were lost.
 pub(crate) fn survey(
+    device: &dyn Device,
     dir: &Path,
     key: &[u8],
     image: Option<&Image>,
 ) -> Result<Survey, JournalError> {
-    let Found { segments, mut damage, last_number } = find(dir, key, image)?;
+    let Found { segments, mut damage, last_number } = find(device, dir, key, image)?;
     damage.extend(segments.windows(2).filter_map(|pair| other_length(&pair[0], &pair[1])));
     let held = segments.last().map_or(0, |place| place.number);
     let beyond = image.filter(|image| image.checkpoint.segment > held);
@@ -86,8 +86,8 @@ pub(crate) fn survey(
     };
     segments.iter().for_each(|place| survey.catalogue.push(entry(place)));
     let tail = match beyond {
-        Some(image) => beyond_log(dir, key, image, &segments, &mut survey.damage)?,
-        None => end_of_log(key, image, &segments)?,
+        Some(image) => beyond_log((device, dir), key, image, &segments, &mut survey.damage)?,
+        None => end_of_log(device, key, image, &segments)?,
     };
     let Some((tail, is_open)) = tail else { return Ok(survey) };
     survey.damage.extend(tail.damage);
@@ -109,18 +109,19 @@ pub(crate) fn survey(
 
 /// What the last segment says, if there is one.
 fn end_of_log(
+    device: &dyn Device,
     key: &[u8],
     image: Option<&Image>,
     segments: &[Place],
 ) -> Result<Option<(Tail, bool)>, JournalError> {
     let Some((last, earlier)) = segments.split_last() else { return Ok(None) };
-    let read = |beside| read_tail(Window::open(&last.path)?, opener(key, last), beside);
+    let read = |beside| read_tail(Window::open(device, &last.path)?, opener(key, last), beside);
     let index = image.and_then(|image| index_of(image, last));
     let first_batch = last.header.map_or(0, |header| header.first_batch);
     let beside = Beside { index, first_batch, ..Beside::default() };
     let mut tail = read(beside);
     if let Err(JournalError::Damaged { .. }) = &tail
-        && let Some(before) = before(key, image, last, earlier.last())
+        && let Some(before) = before(device, key, image, last, earlier.last())
     {
         tail = read(Beside { before: Some((&before.progress, &before.facts)), ..beside });
     }
@@ -134,26 +135,32 @@ fn end_of_log(
 }
 
 /// The end of the segment before the last one: where the last one's head begins.
-fn before(key: &[u8], image: Option<&Image>, last: &Place, before: Option<&Place>) -> Option<Tail> {
+fn before(
+    device: &dyn Device,
+    key: &[u8],
+    image: Option<&Image>,
+    last: &Place,
+    before: Option<&Place>,
+) -> Option<Tail> {
     let before = before.filter(|before| {
         let whole = last.header.is_some_and(|header| header.previous_bytes == before.bytes);
         whole && !last.rescued && before.number + 1 == last.number
     })?;
     let index = image.and_then(|image| index_of(image, before));
     let beside = Beside { index, closed: true, ..Beside::default() };
-    read_tail(Window::open(&before.path).ok()?, opener(key, before), beside).ok()
+    read_tail(Window::open(device, &before.path).ok()?, opener(key, before), beside).ok()
 }
 
 /// The index covers a segment that is gone: its word counts, if it is of this log.
 fn beyond_log(
-    dir: &Path,
+    (device, dir): (&dyn Device, &Path),
     key: &[u8],
     image: &Image,
     segments: &[Place],
     damage: &mut Vec<JournalError>,
 ) -> Result<Option<(Tail, bool)>, JournalError> {
     let Checkpoint { segment, progress, .. } = &image.checkpoint;
-    let own = end_of_log(key, None, segments);
+    let own = end_of_log(device, key, None, segments);
     let origin = match &own {
         Ok(Some((tail, _))) => tail.facts.get(ORIGIN_FACT),
         _ => image.facts.get(ORIGIN_FACT),
@@ -230,7 +237,7 @@ fn mend_tail(device: &dyn Device, last: &Last) -> Result<(), JournalError> {
     let failed = |why| write_error(&last.path, why);
     let file = device.open(&last.path).map_err(failed)?;
     file.cut(last.end).map_err(failed)?;
-    let source = fs::File::open(&last.path).map_err(|why| read_error(&last.path, why))?;
+    let source = device.read(&last.path).map_err(|why| read_error(&last.path, why))?;
     let mut bytes = vec![];
     let mut offset = last.group_from;
     while offset < last.end {
@@ -249,15 +256,15 @@ fn mend_tail(device: &dyn Device, last: &Last) -> Result<(), JournalError> {
 ///
 /// The folder cannot be changed.
 pub(crate) fn remove_young(device: &dyn Device, dir: &Path) -> Result<(), JournalError> {
-    for path in disk::list(dir, "new").map_err(|why| read_error(dir, why))? {
+    for path in device.list(dir, "new").map_err(|why| read_error(dir, why))? {
         device.remove(&path).map_err(|why| write_error(&path, why))?;
     }
     Ok(())
 }
 
 /// Segment files, by number.
-pub(crate) fn segment_files(dir: &Path) -> Result<Vec<PathBuf>, JournalError> {
-    let files = disk::list(dir, "log").map_err(|why| read_error(dir, why))?;
+pub(crate) fn segment_files(device: &dyn Device, dir: &Path) -> Result<Vec<PathBuf>, JournalError> {
+    let files = device.list(dir, "log").map_err(|why| read_error(dir, why))?;
     Ok(files.into_iter().filter(|path| file_number(path).is_some()).collect())
 }
 

@@ -29,7 +29,7 @@ impl Reserve {
     /// Makes the reserve, if it is not there, provided that a queue's worth of room is left beside
     /// it. Whether runs can be written.
     pub(crate) fn restore(&self, device: &dyn Device) -> bool {
-        let kept = self.path.exists();
+        let kept = device.exists(&self.path);
         let wanted = QUEUE_BYTES as u64 + if kept { 0 } else { self.bytes };
         match device.free_bytes(&self.dir) {
             Ok(free) if free < wanted => return false,

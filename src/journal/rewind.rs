@@ -94,7 +94,7 @@ fn last_before(
     entry: &Entry,
     batch: u64,
 ) -> Result<Option<Durable>, JournalError> {
-    let Ok(mut window) = Window::open(&entry.path) else { return Ok(None) };
+    let Ok(mut window) = Window::open(&*shared.device, &entry.path) else { return Ok(None) };
     let Ok(header) = window.header()? else { return Ok(None) };
     let key = SegmentKey::derive(shared.key.expose(), &header.salt, header.number);
     let mut scan = Scan::new(window, Some(Arc::new(key)))?;

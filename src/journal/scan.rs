@@ -4,9 +4,7 @@
 //! with its range.
 
 use std::{
-    fs::File,
     io,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,16 +12,16 @@ use std::{
 use super::{
     JournalError,
     cipher::SegmentKey,
+    device::{Device, ReadAt},
     record::{
         FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, SEGMENT_HEADER_BYTES, SegmentHeader,
         TAG_BYTES,
     },
 };
-use crate::disk;
 
 /// A segment's file, read through a window that is moved forward.
 pub(crate) struct Window {
-    file: File,
+    file: Box<dyn ReadAt>,
     path: PathBuf,
     bytes: Vec<u8>,
     start: u64,
@@ -41,14 +39,14 @@ const PROBE_BYTES: usize = 4 << 10;
 const KEPT_BYTES: usize = 8 << 20;
 
 impl Window {
-    pub(crate) fn open(path: &Path) -> Result<Self, JournalError> {
-        let file = File::open(path).map_err(|why| read_error(path, why))?;
+    pub(crate) fn open(device: &dyn Device, path: &Path) -> Result<Self, JournalError> {
+        let file = device.read(path).map_err(|why| read_error(path, why))?;
         Ok(Self { file, path: path.to_owned(), bytes: vec![], start: 0, ahead: AHEAD_BYTES })
     }
 
     /// For one who only looks at the beginning.
-    pub(crate) fn probe(path: &Path) -> Result<Self, JournalError> {
-        Ok(Self { ahead: PROBE_BYTES, ..Self::open(path)? })
+    pub(crate) fn probe(device: &dyn Device, path: &Path) -> Result<Self, JournalError> {
+        Ok(Self { ahead: PROBE_BYTES, ..Self::open(device, path)? })
     }
 
     /// `length` bytes from `offset` on; `None` if they reach beyond `limit`. They may be changed by
@@ -109,8 +107,7 @@ impl Window {
     }
 
     pub(crate) fn file_bytes(&self) -> Result<u64, JournalError> {
-        let metadata = self.file.metadata().map_err(|why| read_error(&self.path, why))?;
-        Ok(metadata.len())
+        self.file.length().map_err(|why| read_error(&self.path, why))
     }
 
     /// The segment's header, or what is wrong with it.
@@ -132,7 +129,7 @@ impl Window {
     /// [`JournalError::Read`].
     pub(crate) fn forget(&mut self) -> Result<(), JournalError> {
         self.bytes.clear();
-        disk::forget(&self.file).map_err(|why| read_error(&self.path, why))
+        self.file.forget().map_err(|why| read_error(&self.path, why))
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -67,7 +67,8 @@ pub(crate) fn read(shared: &Shared, entry: &Entry) {
 }
 
 fn read_at_pace(shared: &Shared, entry: &Entry, pace: &mut Pace) -> Result<(), JournalError> {
-    let mut window = Window::open(&entry.path).map_err(|error| gone(entry, error))?;
+    let mut window =
+        Window::open(&*shared.device, &entry.path).map_err(|error| gone(entry, error))?;
     window.forget()?;
     let file_bytes = window.file_bytes()?;
     // Each segment for itself: what stands before its first batch is in another.
@@ -91,7 +92,9 @@ fn read_at_pace(shared: &Shared, entry: &Entry, pace: &mut Pace) -> Result<(), J
     }
     let as_it_is = Entry { bytes: file_bytes, ..entry.clone() };
     let next = lock(&shared.catalogue).after(entry.number).cloned();
-    let Some(Ok(mut next)) = next.map(|next| Window::open(&next.path)) else { return Ok(()) };
+    let Some(Ok(mut next)) = next.map(|next| Window::open(&*shared.device, &next.path)) else {
+        return Ok(());
+    };
     let Ok(header) = next.header()? else { return Ok(()) };
     length_damage(&as_it_is, &header).map_or(Ok(()), Err)
 }

@@ -46,6 +46,19 @@ impl Mailbox {
         self.post(|mail| mail.trim = true);
     }
 
+    /// Nobody keeps an index.
+    #[cfg(feature = "sim")]
+    pub(crate) fn give_index_up(&self) {
+        self.post(|mail| (mail.index_gone, mail.checkpoint) = (true, None));
+    }
+
+    /// Whether trimmed segments are to be unlinked; asked once.
+    #[cfg(feature = "sim")]
+    pub(crate) fn takes_trim(&self) -> bool {
+        let mut mail = self.mail.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut mail.trim)
+    }
+
     pub(crate) fn close(&self) {
         self.post(|mail| mail.closing = true);
     }

@@ -36,6 +36,8 @@ pub(crate) struct Writer {
     pub(crate) pending: Changes,
     pub(crate) token: tokio_util::sync::CancellationToken,
     pub(crate) disk_full: bool,
+    /// The last group found no room although the reserve is given back: it is tried again after a rest.
+    pub(crate) stuck: bool,
     /// When upkeep was done, and the last checkpoint made.
     pub(crate) kept_up_at: Instant,
     pub(crate) checkpoint_at: Instant,
@@ -62,18 +64,25 @@ struct Outcome {
 /// The packing thread's work, until the queue ends.
 pub(crate) fn pack(shared: &Arc<Shared>, mut packer: Packer) {
     while let Some(raw) = shared.queue.take_raw() {
-        let work = match raw {
-            Raw::Session(to, answer) => Work::Session(to, answer),
-            Raw::Run(run, admission) => match packer.run(run) {
-                Ok(packed) => Work::Run(packed, admission),
-                Err(why) => {
-                    let path = shared.dir.display().to_string();
-                    return shared.fail(JournalError::Write { path, why });
-                }
-            },
-        };
-        shared.queue.push_work(work);
+        if let Err(error) = pack_one(shared, &mut packer, raw) {
+            return shared.fail(error);
+        }
     }
+}
+
+/// Packs one thing, and hands it on.
+pub(crate) fn pack_one(shared: &Shared, packer: &mut Packer, raw: Raw) -> Result<(), JournalError> {
+    let work = match raw {
+        Raw::Session(to, answer) => Work::Session(to, answer),
+        Raw::Run(run, admission) => match packer.run(run) {
+            Ok(packed) => Work::Run(packed, admission),
+            Err(why) => {
+                return Err(JournalError::Write { path: shared.dir.display().to_string(), why });
+            }
+        },
+    };
+    shared.queue.push_work(work);
+    Ok(())
 }
 
 impl Writer {
@@ -88,17 +97,27 @@ impl Writer {
     }
 
     fn work(&mut self) -> Result<(), JournalError> {
-        loop {
-            if self.token.is_cancelled() {
-                self.shared.close();
+        while self.turn(TICK)? {
+            if std::mem::take(&mut self.stuck) {
+                std::thread::sleep(TICK);
             }
-            match self.shared.queue.take(self.disk_full, TICK) {
-                Taken::Group(group) => self.commit(group)?,
-                Taken::Idle => {}
-                Taken::Closed => return Ok(()),
-            }
-            self.keep_up()?;
         }
+        Ok(())
+    }
+
+    /// Writes the next group, waiting for it at most `wait`, and does what has to be done now and then.
+    /// False: the queue has ended.
+    pub(crate) fn turn(&mut self, wait: Duration) -> Result<bool, JournalError> {
+        if self.token.is_cancelled() {
+            self.shared.close();
+        }
+        match self.shared.queue.take(self.disk_full, wait) {
+            Taken::Group(group) => self.commit(group)?,
+            Taken::Idle => {}
+            Taken::Closed => return Ok(false),
+        }
+        self.keep_up()?;
+        Ok(true)
     }
 
     /// Writes one group and makes it durable, or puts it back if there is no room.
@@ -277,7 +296,7 @@ impl Writer {
         } else if self.shared.queue.is_closing() {
             self.shared.queue.fail("the disk is full");
         } else {
-            std::thread::sleep(TICK);
+            self.stuck = true;
         }
     }
 

@@ -123,6 +123,7 @@ impl Settle<'_> {
         let mut seen = Seen::default();
         loop {
             let step = tokio::select! {
+                biased;
                 () = self.token.cancelled() => return Err(LedgerError::Stopped),
                 step = self.step(pending, &mut seen) => step,
             };
@@ -137,6 +138,7 @@ impl Settle<'_> {
                 Err(error) => self.failed(error, &mut seen)?,
             };
             tokio::select! {
+                biased;
                 () = self.token.cancelled() => return Err(LedgerError::Stopped),
                 () = tokio::time::sleep(pause) => {}
             }
@@ -256,6 +258,7 @@ impl Settle<'_> {
         }
         while let Some(upload) = sent.pop() {
             let cleared = tokio::select! {
+                biased;
                 () = self.token.cancelled() => Err(ShipError::Stopped),
                 cleared = self.lake.abort(&pending.key, &upload) => cleared,
             };

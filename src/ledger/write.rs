@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -61,7 +62,12 @@ pub struct Ledger {
     pauses: Pauses,
     /// When it was looked for uploads that are not needed.
     swept_at: Option<Instant>,
+    remember: Remember,
 }
+
+/// Keeps the head where [`Head::kept`] finds it: a file in `data_dir`.
+pub(crate) type Remember =
+    Arc<dyn Fn(Head) -> BoxFuture<'static, Result<(), LedgerError>> + Send + Sync>;
 
 /// The ends that the pipeline holds the other sides of.
 struct Outlets<'a> {
@@ -93,10 +99,30 @@ impl Ledger {
         }
         let pauses = Pauses::default();
         let swept_at = None;
-        let mut ledger =
-            Self { options, key, lake, store, board, clock, release, head, pauses, swept_at };
+        let path = head_file(&options);
+        let remember: Remember =
+            Arc::new(move |head| Box::pin(write_head(path.clone(), head)) as BoxFuture<'_, _>);
+        let mut ledger = Self {
+            options,
+            key,
+            lake,
+            store,
+            board,
+            clock,
+            release,
+            head,
+            pauses,
+            swept_at,
+            remember,
+        };
         ledger.show(None);
         Ok(ledger)
+    }
+
+    /// With another place for the head than a file.
+    #[cfg(feature = "sim")]
+    pub(crate) fn remembering(self, remember: Remember) -> Self {
+        Self { remember, ..self }
     }
 
     /// How far the chain reaches, as far as is known to be in S3.
@@ -156,6 +182,7 @@ impl Ledger {
             let next = match held.take() {
                 Some(group) => group,
                 None => tokio::select! {
+                    biased;
                     () = out.token.cancelled() => return Err(LedgerError::Stopped),
                     next = shipped.recv() => match next {
                         Some(next) => next.group,
@@ -231,7 +258,7 @@ impl Ledger {
         if self.head.entry == 0 {
             return Ok(());
         }
-        keep_head(&self.options, &self.head).await
+        (self.remember)(Head { entry: self.head.entry, hash: self.head.hash.clone() }).await
     }
 
     fn show(&mut self, committed_at: Option<Timestamp>) {
@@ -263,6 +290,7 @@ impl Ledger {
         let sweep =
             sweep::sweep(&*self.lake, &self.store, prefix, source, pending, self.clock.wall());
         let swept = tokio::select! {
+            biased;
             () = token.cancelled() => return Err(LedgerError::Stopped),
             swept = sweep => swept,
         };
@@ -279,6 +307,7 @@ impl Ledger {
 impl Outlets<'_> {
     async fn give(&self, group: Group) -> Result<(), LedgerError> {
         tokio::select! {
+            biased;
             () = self.token.cancelled() => Err(LedgerError::Stopped),
             sent = self.done.send(group) => sent.map_err(|_| LedgerError::Stopped),
         }
@@ -314,9 +343,12 @@ pub(super) async fn keep_head(
     options: &LedgerOptions,
     head: &ChainHead,
 ) -> Result<(), LedgerError> {
-    let path = head_file(options);
-    let shown = path.display().to_string();
     let head = Head { entry: head.entry, hash: head.hash.clone() };
+    write_head(head_file(options), head).await
+}
+
+async fn write_head(path: PathBuf, head: Head) -> Result<(), LedgerError> {
+    let shown = path.display().to_string();
     let bytes = serde_json::to_vec(&head).expect("a head is plain data");
     let wrote = on_thread("head", move || disk::write_durably(&path, &bytes)).await;
     wrote.map_err(|why| LedgerError::Disk { path: shown, why })

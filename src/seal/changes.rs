@@ -15,6 +15,8 @@ use std::{
     collections::{BTreeMap, VecDeque},
     mem,
     sync::Arc,
+    thread,
+    time::Duration,
 };
 
 use super::{
@@ -39,7 +41,7 @@ use crate::{
 /// The state of the one thread that seals changes.
 pub(super) struct Changes<'a> {
     desk: &'a Desk,
-    outlet: &'a Outlet,
+    outlet: Outlet,
     decode: Box<dyn Decode>,
     /// As the stream has them now, and at the version that seals them, once a row came.
     tables: BTreeMap<u32, (Arc<Table>, Option<Arc<Table>>)>,
@@ -68,7 +70,7 @@ impl<'a> Changes<'a> {
     /// Takes up where the facts say.
     pub(super) fn resume(
         desk: &'a Desk,
-        outlet: &'a Outlet,
+        outlet: Outlet,
         decode: &dyn Fn(Vec<Arc<Table>>) -> Box<dyn Decode>,
     ) -> Result<Self, SealError> {
         let sealed: Option<EpochEnd> = facts::read(&*desk.facts, EPOCH_FACT)?;
@@ -98,26 +100,33 @@ impl<'a> Changes<'a> {
     pub(super) fn run(mut self, reader: &mut dyn ReadBatches) -> Result<(), SealError> {
         while !self.outlet.is_stopped() {
             if !self.desk.has_room() {
-                continue;
-            }
-            let batch = reader.next(PAUSE)?.filter(|batch| batch.number > self.batch);
-            let now = self.desk.clock.now();
-            if let Some(gap) = self.gap_before(batch.as_ref())?
-                && !self.pass(gap)?
-            {
-                return Ok(());
-            }
-            if let Some(batch) = batch {
-                self.epoch.begin(now);
-                self.take(batch)?;
-            }
-            let due =
-                self.epoch.progress().is_some_and(|so_far| self.desk.cut.is_due(&so_far, now));
-            if due && self.transaction.is_none() && !self.seal()? {
+                thread::sleep(PAUSE);
+            } else if !self.turn(reader, PAUSE)? {
                 return Ok(());
             }
         }
         Ok(())
+    }
+
+    /// Reads the next batch, waiting for it at most `wait`, and cuts the epoch if it is due. False: stopped.
+    pub(super) fn turn(
+        &mut self,
+        reader: &mut dyn ReadBatches,
+        wait: Duration,
+    ) -> Result<bool, SealError> {
+        let batch = reader.next(wait)?.filter(|batch| batch.number > self.batch);
+        let now = self.desk.clock.now();
+        if let Some(gap) = self.gap_before(batch.as_ref())?
+            && !self.pass(gap)?
+        {
+            return Ok(false);
+        }
+        if let Some(batch) = batch {
+            self.epoch.begin(now);
+            self.take(batch)?;
+        }
+        let due = self.epoch.progress().is_some_and(|so_far| self.desk.cut.is_due(&so_far, now));
+        if due && self.transaction.is_none() { self.seal() } else { Ok(true) }
     }
 
     /// Reads one batch into the epoch.
@@ -206,7 +215,7 @@ impl<'a> Changes<'a> {
             facts.delete(gap.fact()).put(EPOCH_FACT, &EpochEnd { end: to, batch });
             Ok(Some((GroupKind::Gap { from, to, batch, what: gap.what }, Fates::default())))
         };
-        let recorded = self.desk.record(self.outlet, vec![], kind)?;
+        let recorded = self.desk.record(&self.outlet, vec![], kind)?;
         if recorded {
             (self.from, self.to) = (Some(to), to);
         }
@@ -299,7 +308,7 @@ impl<'a> Changes<'a> {
         if let Some(versioned) = versioned {
             return Ok(Arc::clone(versioned));
         }
-        let numbered = self.desk.versioned(self.outlet, table)?;
+        let numbered = self.desk.versioned(&self.outlet, table)?;
         *versioned = Some(Arc::clone(&numbered));
         Ok(numbered)
     }
@@ -327,7 +336,7 @@ impl<'a> Changes<'a> {
             let kind = GroupKind::Changes { from, to, batch, committed_at, transactions };
             Ok(Some((kind, fates)))
         };
-        let recorded = self.desk.record(self.outlet, drafts, kind)?;
+        let recorded = self.desk.record(&self.outlet, drafts, kind)?;
         if recorded {
             self.from = Some(to);
             tracing::debug!(to = to.sequence.0, position = %to.position, objects, "epoch sealed");
@@ -547,7 +556,7 @@ mod tests {
             deaths in prop::collection::vec(0_usize..40, 0..4), step in 1_u64..90,
         ) {
             let mut bench = Bench::new();
-            bench.clock = Hand::stepping(std::time::Duration::from_secs(step));
+            bench.clock = Hand::stepping(Duration::from_secs(step));
             let log = story(25);
             let mut passed = vec![];
             for read in deaths {
@@ -556,7 +565,7 @@ mod tests {
                 let groups = bench.run(left.take(read).cloned().collect()).unwrap();
                 passed.extend(groups);
             }
-            bench.clock = Hand::stepping(std::time::Duration::from_secs(3600));
+            bench.clock = Hand::stepping(Duration::from_secs(3600));
             passed.extend(bench.run(log.batches.clone()).unwrap());
             let ids: Vec<_> = passed.iter().map(|group| group.id).collect();
             prop_assert_eq!(ids, (1..=passed.len() as u64).collect::<Vec<_>>());
@@ -610,7 +619,7 @@ mod tests {
         ];
         for (what, breaks) in broken {
             let mut bench = Bench::new();
-            bench.clock = Hand::stepping(std::time::Duration::ZERO);
+            bench.clock = Hand::stepping(Duration::ZERO);
             let mut log = plain.clone();
             breaks(&mut log);
             let error = bench.run(log).unwrap_err().to_string();
@@ -636,7 +645,7 @@ mod tests {
     #[test]
     fn a_date_has_its_own_objects_and_ends_an_epoch() {
         let mut bench = Bench::new();
-        bench.clock = Hand::stepping(std::time::Duration::ZERO);
+        bench.clock = Hand::stepping(Duration::ZERO);
         let mut log = Log::default();
         log.whole(NOON, &[&[relation(&table(1, "a")), insert(1, 1)]]);
         log.whole(NOON + DAY, &[&[insert(1, 2), insert(1, 3)]]);
@@ -654,7 +663,7 @@ mod tests {
     #[test]
     fn a_shape_has_its_version_before_the_rows_that_use_it() {
         let mut bench = Bench::new();
-        bench.clock = Hand::stepping(std::time::Duration::from_secs(10));
+        bench.clock = Hand::stepping(Duration::from_secs(10));
         let mut wider = table(1, "a");
         wider.columns.push(crate::journal::Column { name: "c".into(), ..wider.columns[1].clone() });
         let mut log = Log::default();

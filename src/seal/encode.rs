@@ -40,6 +40,51 @@ pub(super) struct RowIn<'a> {
     weight: usize,
 }
 
+/// What makes the bytes of one object of its rows.
+pub(super) trait Encode: Send {
+    /// Adds a row.
+    fn append(&mut self, maker: &Maker, row: &RowIn<'_>) -> Result<(), SealError>;
+
+    /// Counts rows of `op` though there are none.
+    fn declare(&mut self, op: Op);
+
+    /// Writes all that is held in memory, but for the writer's own bookkeeping.
+    fn write_all(&mut self, maker: &Maker) -> Result<(), SealError>;
+
+    /// Ends the object. `key` makes its key from its SHA-256.
+    fn finish(
+        self: Box<Self>,
+        maker: &Maker,
+        key: &dyn Fn(&str) -> String,
+    ) -> Result<Draft, SealError>;
+
+    /// The table at its version.
+    fn table(&self) -> &Arc<Table>;
+
+    /// How it is laid out.
+    fn layout(&self) -> Layout;
+
+    /// The first and the last change in it.
+    fn range(&self) -> Option<(Sequence, Sequence)>;
+
+    /// Bytes of the object so far: written, and encoded in memory.
+    fn encoded(&self) -> u64;
+
+    /// Whether it has a file on disk.
+    fn has_file(&self) -> bool;
+
+    /// Bytes in memory that [`Encode::write_all`] would free, and bytes that only the end frees.
+    fn memory(&self) -> (usize, usize);
+}
+
+/// Begins an object of a table.
+pub(super) type EncodeWith = fn(&Arc<Table>, Layout) -> Box<dyn Encode>;
+
+/// Begins an object in Parquet.
+pub(super) fn parquet(table: &Arc<Table>, layout: Layout) -> Box<dyn Encode> {
+    Box::new(Encoder::new(table, layout))
+}
+
 /// How the Parquet file is laid out.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Layout {
@@ -80,23 +125,8 @@ impl Encoder {
         }
     }
 
-    /// Adds a row. What gathered before is written first when it is enough, so that a large row is
-    /// alone in its batch.
-    pub(super) fn append(&mut self, maker: &Maker, row: &RowIn<'_>) -> Result<(), SealError> {
-        if self.builder.rows() >= BATCH_ROWS || self.builder.bytes() + row.weight > BATCH_BYTES {
-            self.write_rows(maker)?;
-        }
-        let (op, sequence) = (row.meta.op, Sequence(row.meta.sequence));
-        self.builder
-            .append(row.meta, row.row, row.old, row.bytes, row.decode)
-            .map_err(|why| SealError::Decode { what: self.table.qualified(), why })?;
-        *self.rows.entry(op).or_default() += 1;
-        self.range = Some((self.range.map_or(sequence, |(first, _)| first), sequence));
-        Ok(())
-    }
-
     /// Hands the gathered rows to the writer, and ends the row group when it is large enough.
-    pub(super) fn write_rows(&mut self, maker: &Maker) -> Result<(), SealError> {
+    fn write_rows(&mut self, maker: &Maker) -> Result<(), SealError> {
         if self.builder.rows() == 0 {
             return Ok(());
         }
@@ -113,73 +143,6 @@ impl Encoder {
         Ok(())
     }
 
-    /// Counts rows of `op` though there are none.
-    pub(super) fn declare(&mut self, op: Op) {
-        self.rows.entry(op).or_default();
-    }
-
-    /// Writes all that is held in memory, but for the writer's own bookkeeping.
-    pub(super) fn write_all(&mut self, maker: &Maker) -> Result<(), SealError> {
-        self.write_rows(maker)?;
-        match &mut self.writer {
-            Some(writer) => {
-                writer.flush().map_err(|why| SealError::parquet(&self.table.qualified(), why))
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Ends the object. `key` makes its key from its SHA-256.
-    pub(super) fn finish(
-        mut self,
-        maker: &Maker,
-        key: impl FnOnce(&str) -> String,
-    ) -> Result<Draft, SealError> {
-        self.write_rows(maker)?;
-        self.writer(maker)?;
-        let writer = self.writer.take().expect("made above");
-        let sink =
-            writer.into_inner().map_err(|why| SealError::parquet(&self.table.qualified(), why))?;
-        sink.finish(&self.table, self.rows, key)
-    }
-
-    /// The table at its version.
-    pub(super) fn table(&self) -> &Arc<Table> {
-        &self.table
-    }
-
-    /// How it is laid out.
-    pub(super) fn layout(&self) -> Layout {
-        self.layout
-    }
-
-    /// The first and the last change in it.
-    pub(super) fn range(&self) -> Option<(Sequence, Sequence)> {
-        self.range
-    }
-
-    /// Bytes of the object so far: written, and encoded in memory.
-    pub(super) fn encoded(&self) -> u64 {
-        self.encoded_bytes
-    }
-
-    /// Whether it has a file on disk.
-    pub(super) fn has_file(&self) -> bool {
-        self.writer.as_ref().is_some_and(|writer| writer.inner().has_file())
-    }
-
-    /// Bytes in memory that [`Encoder::write_all`] would free, and bytes that only the end frees.
-    pub(super) fn memory(&self) -> (usize, usize) {
-        let Some(writer) = &self.writer else {
-            return (0, self.builder.bytes() + self.columns * BUILDER_MEMORY);
-        };
-        let columns = if writer.in_progress_rows() > 0 { self.columns * COLUMN_MEMORY } else { 0 };
-        let groups = writer.flushed_row_groups().len() * self.columns * GROUP_MEMORY;
-        let own = WRITER_MEMORY + groups + writer.inner().memory();
-        let builder = self.columns * BUILDER_MEMORY;
-        (self.builder.bytes() + columns + writer.memory_size(), own + builder)
-    }
-
     fn writer(&mut self, maker: &Maker) -> Result<(), SealError> {
         if self.writer.is_none() {
             let sink = maker.sink(&self.table.qualified())?;
@@ -189,6 +152,80 @@ impl Encoder {
             self.writer = Some(made);
         }
         Ok(())
+    }
+}
+
+impl Encode for Encoder {
+    /// What gathered before is written first when it is enough, so that a large row is alone in its batch.
+    fn append(&mut self, maker: &Maker, row: &RowIn<'_>) -> Result<(), SealError> {
+        if self.builder.rows() >= BATCH_ROWS || self.builder.bytes() + row.weight > BATCH_BYTES {
+            self.write_rows(maker)?;
+        }
+        let (op, sequence) = (row.meta.op, Sequence(row.meta.sequence));
+        self.builder
+            .append(row.meta, row.row, row.old, row.bytes, row.decode)
+            .map_err(|why| SealError::Decode { what: self.table.qualified(), why })?;
+        *self.rows.entry(op).or_default() += 1;
+        self.range = Some((self.range.map_or(sequence, |(first, _)| first), sequence));
+        Ok(())
+    }
+
+    fn declare(&mut self, op: Op) {
+        self.rows.entry(op).or_default();
+    }
+
+    fn write_all(&mut self, maker: &Maker) -> Result<(), SealError> {
+        self.write_rows(maker)?;
+        match &mut self.writer {
+            Some(writer) => {
+                writer.flush().map_err(|why| SealError::parquet(&self.table.qualified(), why))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn finish(
+        mut self: Box<Self>,
+        maker: &Maker,
+        key: &dyn Fn(&str) -> String,
+    ) -> Result<Draft, SealError> {
+        self.write_rows(maker)?;
+        self.writer(maker)?;
+        let writer = self.writer.take().expect("made above");
+        let sink =
+            writer.into_inner().map_err(|why| SealError::parquet(&self.table.qualified(), why))?;
+        sink.finish(&self.table, self.rows, key)
+    }
+
+    fn table(&self) -> &Arc<Table> {
+        &self.table
+    }
+
+    fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    fn range(&self) -> Option<(Sequence, Sequence)> {
+        self.range
+    }
+
+    fn encoded(&self) -> u64 {
+        self.encoded_bytes
+    }
+
+    fn has_file(&self) -> bool {
+        self.writer.as_ref().is_some_and(|writer| writer.inner().has_file())
+    }
+
+    fn memory(&self) -> (usize, usize) {
+        let Some(writer) = &self.writer else {
+            return (0, self.builder.bytes() + self.columns * BUILDER_MEMORY);
+        };
+        let columns = if writer.in_progress_rows() > 0 { self.columns * COLUMN_MEMORY } else { 0 };
+        let groups = writer.flushed_row_groups().len() * self.columns * GROUP_MEMORY;
+        let own = WRITER_MEMORY + groups + writer.inner().memory();
+        let builder = self.columns * BUILDER_MEMORY;
+        (self.builder.bytes() + columns + writer.memory_size(), own + builder)
     }
 }
 
@@ -208,6 +245,24 @@ impl<'a> RowIn<'a> {
         let rows = row.into_iter().chain(old.map(|(_, row)| row));
         let weight = rows.flatten().map(length).sum();
         Self { meta, row, old, bytes, decode, weight }
+    }
+
+    /// What we add to it.
+    #[cfg(feature = "sim")]
+    pub(super) fn meta(&self) -> &RowMeta {
+        &self.meta
+    }
+
+    /// Its cells: of the new row, or else of the old one.
+    #[cfg(feature = "sim")]
+    pub(super) fn cells(&self) -> &[Cell] {
+        self.row.or(self.old.map(|(_, row)| row)).map_or(&[], Vec::as_slice)
+    }
+
+    /// What they point into.
+    #[cfg(feature = "sim")]
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.bytes
     }
 
     /// Bytes of its values.

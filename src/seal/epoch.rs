@@ -186,6 +186,7 @@ mod tests {
             source: "erp".into(),
             encryption: SealEncryption::None,
             spool,
+            encode: crate::seal::encode::parquet,
         }
     }
 

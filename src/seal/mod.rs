@@ -21,6 +21,8 @@ mod epoch;
 mod error;
 mod fates;
 mod gcm;
+#[cfg(feature = "sim")]
+mod lines;
 #[cfg(test)]
 mod memory;
 mod object;

@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     Encryption, LakeKey, Object, Op, SealError, Table,
+    encode::EncodeWith,
     envelope::{self, Metadata},
     gcm::{Encryptor, PLAINTEXT_BYTES_MAX},
     key::Keys,
@@ -40,6 +41,8 @@ pub(super) struct Maker {
     pub(super) source: String,
     pub(super) encryption: SealEncryption,
     pub(super) spool: Spool,
+    /// How rows become bytes.
+    pub(super) encode: EncodeWith,
 }
 
 /// An object that is in the spool but in no group yet. Dropping it removes its file.

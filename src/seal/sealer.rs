@@ -29,6 +29,7 @@ use super::{
     EPOCH_FACT, EpochEnd, Fates, GROUP_FACTS, Group, GroupKind, SealEncryption, SealError, Table,
     changes::Changes,
     cut::Cut,
+    encode::{self, EncodeWith},
     epoch::OPEN_TABLES_MAX,
     fates,
     key::Keys,
@@ -110,10 +111,34 @@ impl Sealer {
         board: SourceBoard,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, SealError> {
-        let groups = groups(&*facts)?;
+        let (dir, source, key) = (&options.spool_dir, &options.source, options.spool_key.clone());
+        let spool = Spool::open(dir, source, key, &groups(&*facts)?, board.clone())?;
+        Self::with(options, spool, encode::parquet, facts, board, clock)
+    }
+
+    /// [`Sealer::open`] on another disk, in a folder that is there, with rows as lines of text.
+    #[cfg(feature = "sim")]
+    pub(crate) fn open_on(
+        device: Arc<dyn crate::disk::device::Device>,
+        options: SealOptions,
+        facts: Arc<dyn Facts>,
+        board: SourceBoard,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, SealError> {
+        let (dir, source, key) = (&options.spool_dir, &options.source, options.spool_key.clone());
+        let spool = Spool::open_on(device, dir, source, key, &groups(&*facts)?, board.clone())?;
+        Self::with(options, spool, super::lines::lines, facts, board, clock)
+    }
+
+    fn with(
+        options: SealOptions,
+        spool: Spool,
+        encode: EncodeWith,
+        facts: Arc<dyn Facts>,
+        board: SourceBoard,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, SealError> {
         let last: u64 = facts::read(&*facts, LAST_GROUP_FACT)?.unwrap_or(0);
-        let key = options.spool_key;
-        let spool = Spool::open(&options.spool_dir, &options.source, key, &groups, board.clone())?;
         Ok(Self(Arc::new(Desk {
             spool: spool.reader(),
             maker: Maker {
@@ -121,6 +146,7 @@ impl Sealer {
                 source: options.source,
                 encryption: options.encryption,
                 spool,
+                encode,
             },
             cut: Cut {
                 bytes: options.object_bytes,
@@ -177,7 +203,24 @@ impl Sealer {
         token: CancellationToken,
     ) -> Result<(), SealError> {
         let outlet = Outlet { groups, token };
-        Changes::resume(&self.0, &outlet, decode)?.run(&mut *reader)
+        Changes::resume(&self.0, outlet, decode)?.run(&mut *reader)
+    }
+
+    /// [`Sealer::run_changes`] turned by hand: each call reads what is there, one batch at most, and cuts
+    /// what is due.
+    #[cfg(feature = "sim")]
+    pub(crate) fn turns(
+        &self,
+        mut reader: Box<dyn ReadBatches>,
+        decode: &dyn Fn(Vec<Arc<Table>>) -> Box<dyn Decode>,
+        groups: Sender<Group>,
+    ) -> Result<impl FnMut() -> Result<bool, SealError> + '_, SealError> {
+        let outlet = Outlet { groups, token: CancellationToken::new() };
+        let mut changes = Changes::resume(&self.0, outlet, decode)?;
+        Ok(move || match self.0.has_room() {
+            true => changes.turn(&mut *reader, Duration::ZERO),
+            false => Ok(true),
+        })
     }
 
     /// Seals snapshot chunks until their channel closes or `token` stops it. Blocks; any number of
@@ -194,6 +237,18 @@ impl Sealer {
         token: CancellationToken,
     ) -> Result<(), SealError> {
         snapshot::run(&self.0, &Outlet { groups, token }, chunks, decode)
+    }
+
+    /// [`Sealer::run_snapshots`] by hand: seals one chunk, all of which is there.
+    #[cfg(feature = "sim")]
+    pub(crate) fn seal_chunk(
+        &self,
+        chunk: SnapshotChunk,
+        decode: &dyn Decode,
+        groups: Sender<Group>,
+    ) -> Result<(), SealError> {
+        let outlet = Outlet { groups, token: CancellationToken::new() };
+        snapshot::seal(&self.0, &outlet, chunk, decode)
     }
 }
 
@@ -261,13 +316,9 @@ impl Desk {
         fates::due(&*self.facts, |id| versions.last(id))
     }
 
-    /// Whether more may be sealed; if not, it has waited a little.
+    /// Whether more may be sealed.
     pub(super) fn has_room(&self) -> bool {
-        let room = self.spool.bytes_waiting() <= self.spool_bytes_max;
-        if !room {
-            thread::sleep(PAUSE);
-        }
-        room
+        self.spool.bytes_waiting() <= self.spool_bytes_max
     }
 
     /// Passes a group on, in order, because the caller holds the desk.

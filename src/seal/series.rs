@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{
     Op, SealError, Table,
     cut::day,
-    encode::{Encoder, LARGE_ROW_BYTES, Layout, RowIn},
+    encode::{Encode, LARGE_ROW_BYTES, Layout, RowIn},
     key::Stem,
     object::{Draft, Maker},
 };
@@ -35,7 +35,7 @@ pub(super) enum Covers {
 pub(super) struct Series {
     covers: Covers,
     object_bytes: u64,
-    open: Option<(Encoder, Timestamp)>,
+    open: Option<(Box<dyn Encode>, Timestamp)>,
     done: Vec<Draft>,
 }
 
@@ -46,8 +46,8 @@ impl Series {
     }
 
     /// An object of `table` even if no row comes: an empty table is seen too.
-    pub(super) fn declare(&mut self, table: &Arc<Table>, at: Timestamp, op: Op) {
-        self.open(table, at, false).declare(op);
+    pub(super) fn declare(&mut self, maker: &Maker, table: &Arc<Table>, at: Timestamp, op: Op) {
+        self.open(maker, table, at, false).declare(op);
     }
 
     /// Adds a row of `table`, committed at `at`.
@@ -68,13 +68,20 @@ impl Series {
         if !fits {
             self.roll(maker)?;
         }
-        self.open(table, at, large).append(maker, row)
+        self.open(maker, table, at, large).append(maker, row)
     }
 
     /// The open object, made if there is none.
-    fn open(&mut self, table: &Arc<Table>, at: Timestamp, large: bool) -> &mut Encoder {
+    fn open(
+        &mut self,
+        maker: &Maker,
+        table: &Arc<Table>,
+        at: Timestamp,
+        large: bool,
+    ) -> &mut dyn Encode {
         let layout = if large { Layout::Large } else { Layout::Rows };
-        &mut self.open.get_or_insert_with(|| (Encoder::new(table, layout), at)).0
+        let (open, _) = self.open.get_or_insert_with(|| ((maker.encode)(table, layout), at));
+        &mut **open
     }
 
     /// Writes what the open object holds in memory.
@@ -101,7 +108,7 @@ impl Series {
         done + self.open.as_ref().map_or(0, |(open, _)| open.encoded())
     }
 
-    /// As [`Encoder::memory`]; what is done holds none.
+    /// As [`Encode::memory`]; what is done holds none.
     pub(super) fn memory(&self) -> (usize, usize) {
         self.open.as_ref().map_or((0, 0), |(open, _)| open.memory())
     }
@@ -138,7 +145,7 @@ impl Series {
         };
         let table = Arc::clone(open.table());
         let key = |sha256: &str| maker.keys.data(&maker.source, &table, at, stem, sha256);
-        self.done.push(open.finish(maker, key)?);
+        self.done.push(open.finish(maker, &key)?);
         Ok(())
     }
 }

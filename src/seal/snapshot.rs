@@ -7,7 +7,7 @@
 use std::{sync::Arc, thread};
 
 use bytes::Bytes;
-use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::mpsc::{Receiver, error::TryRecvError};
 
 use super::{
     Fates, GroupKind, Op, SealError, Table,
@@ -36,6 +36,7 @@ pub(super) fn run(
 ) -> Result<(), SealError> {
     while !outlet.is_stopped() {
         if !desk.has_room() {
+            thread::sleep(PAUSE);
             continue;
         }
         let next = lock(chunks).try_recv();
@@ -48,7 +49,8 @@ pub(super) fn run(
     Ok(())
 }
 
-fn seal(
+/// Seals one chunk.
+pub(super) fn seal(
     desk: &Desk,
     outlet: &Outlet,
     mut chunk: SnapshotChunk,
@@ -66,7 +68,7 @@ fn seal(
     let mut series = Series::new(covers, desk.cut.bytes);
     let mut rows = 0;
     let announced = loop {
-        match chunk.rows.blocking_recv() {
+        match next(&mut chunk.rows) {
             Some(RowBatch::Rows(batch)) => {
                 rows += append(desk, &mut series, &chunk, &table, batch, decode)?;
             }
@@ -87,7 +89,7 @@ fn seal(
         });
     }
     if rows == 0 && chunk.number == 0 && !again {
-        series.declare(&table, chunk.at, Op::Snapshot);
+        series.declare(&desk.maker, &table, chunk.at, Op::Snapshot);
     }
     let drafts = series.end(&desk.maker)?;
     let kind = |id, facts: &mut FactBatch| {
@@ -126,6 +128,15 @@ fn seal(
         Ok(Some((kind, fates)))
     };
     desk.record(outlet, drafts, kind).map(drop)
+}
+
+/// What comes next, waited for only if it is not there.
+fn next(rows: &mut Receiver<RowBatch>) -> Option<RowBatch> {
+    match rows.try_recv() {
+        Ok(batch) => Some(batch),
+        Err(TryRecvError::Empty) => rows.blocking_recv(),
+        Err(TryRecvError::Disconnected) => None,
+    }
 }
 
 /// Key of the fact that the chunk is sealed.

@@ -20,10 +20,9 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{File, OpenOptions},
+    fmt,
     io::{self, Write},
     ops::Range,
-    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -38,7 +37,14 @@ use aws_lc_rs::{
 use bytes::Bytes;
 
 use super::{Group, Object, SealError, envelope::random};
-use crate::{config::Secret, disk, telemetry::board::SourceBoard};
+use crate::{
+    config::Secret,
+    disk::{
+        self,
+        device::{Device, DeviceFile, FileSystem, ReadAt, write_all},
+    },
+    telemetry::board::SourceBoard,
+};
 
 /// The writing side. Clones share one folder.
 #[derive(Clone, Debug)]
@@ -50,6 +56,7 @@ pub struct SpoolReader(Arc<Folder>);
 
 #[derive(Debug)]
 struct Folder {
+    device: Arc<dyn Device>,
     dir: PathBuf,
     source: String,
     key: Secret,
@@ -68,9 +75,21 @@ impl Spool {
         board: SourceBoard,
     ) -> Result<Self, SealError> {
         disk::create_dir(dir).map_err(|why| SealError::disk("make", dir, why))?;
+        Self::open_on(Arc::new(FileSystem), dir, source, key, groups, board)
+    }
+
+    /// [`Spool::open`] in a folder that is there.
+    pub(super) fn open_on(
+        device: Arc<dyn Device>,
+        dir: &Path,
+        source: &str,
+        key: Secret,
+        groups: &[Group],
+        board: SourceBoard,
+    ) -> Result<Self, SealError> {
         let objects = || groups.iter().flat_map(|group| &group.objects);
         let known: BTreeSet<&str> = objects().map(|object| object.spool.as_str()).collect();
-        let files = disk::list(dir, "spool").map_err(|why| SealError::disk("list", dir, why))?;
+        let files = device.list(dir, "spool").map_err(|why| SealError::disk("list", dir, why))?;
         let mut present = BTreeSet::new();
         for path in files {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -78,13 +97,14 @@ impl Spool {
                 present.insert(name);
             } else {
                 tracing::info!(file = name, "removing a spool file of no group");
-                disk::remove(&path).map_err(|why| SealError::disk("remove", &path, why))?;
+                device.remove(&path).map_err(|why| SealError::disk("remove", &path, why))?;
             }
         }
         let here = objects().filter(|object| present.contains(&object.spool));
         let waiting = here.map(|object| object.bytes).sum();
         let next = known.iter().filter_map(|name| number(name)).max().unwrap_or(0) + 1;
         let spool = Self(Arc::new(Folder {
+            device,
             dir: dir.into(),
             source: source.into(),
             key,
@@ -103,13 +123,24 @@ impl Spool {
         random(&mut salt)?;
         let key = self.0.file_key(&salt, &name);
         let path = self.0.dir.join(&name);
-        let file = None;
-        Ok(SpoolFile { name, path, salt, key, file, pending: vec![], chunk: 0, kept: false })
+        let device = Arc::clone(&self.0.device);
+        Ok(SpoolFile {
+            device,
+            name,
+            path,
+            salt,
+            key,
+            file: None,
+            end: 0,
+            pending: vec![],
+            chunk: 0,
+            kept: false,
+        })
     }
 
     /// Makes the names of all finished files durable (I7).
     pub(super) fn settle(&self) -> Result<(), SealError> {
-        disk::sync_dir(&self.0.dir).map_err(|why| SealError::disk("sync", &self.0.dir, why))
+        self.0.device.settle(&self.0.dir).map_err(|why| SealError::disk("sync", &self.0.dir, why))
     }
 
     /// Counts objects that are now recorded.
@@ -132,14 +163,14 @@ impl SpoolReader {
     /// [`SealError::Disk`] if the file cannot be read, [`SealError::Spool`] if it is not what was written.
     pub fn read(&self, object: &Object, range: Range<u64>) -> Result<Bytes, SealError> {
         let path = self.0.dir.join(&object.spool);
-        let file = File::open(&path).map_err(|why| SealError::disk("open", &path, why))?;
-        self.read_file(&file, &path, object, range)
+        let file = self.0.device.read(&path).map_err(|why| SealError::disk("open", &path, why))?;
+        self.read_file(&*file, &path, object, range)
     }
 
     /// [`SpoolReader::read`] of the file at `path`, which is open.
     pub(super) fn read_file(
         &self,
-        file: &File,
+        file: &dyn ReadAt,
         path: &Path,
         object: &Object,
         range: Range<u64>,
@@ -149,7 +180,7 @@ impl SpoolReader {
             return Err(wrong("a range beyond its end was asked for"));
         }
         let read = |why| SealError::disk("read", path, why);
-        if file.metadata().map_err(read)?.len() != file_bytes(object.bytes) {
+        if file.length().map_err(read)? != file_bytes(object.bytes) {
             return Err(wrong("its length is not that of the object"));
         }
         let mut head = [0; HEAD_BYTES];
@@ -187,8 +218,8 @@ impl SpoolReader {
     /// The file system refused.
     pub fn remove(&self, object: &Object) -> Result<(), SealError> {
         let path = self.0.dir.join(&object.spool);
-        let there = path.exists();
-        disk::remove(&path).map_err(|why| SealError::disk("remove", &path, why))?;
+        let there = self.0.device.exists(&path);
+        self.0.device.remove(&path).map_err(|why| SealError::disk("remove", &path, why))?;
         if there {
             let less = |waiting: u64| Some(waiting.saturating_sub(object.bytes));
             let before = self.0.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
@@ -218,13 +249,15 @@ impl Folder {
 }
 
 /// A file that is being written. Unless it is kept, dropping it removes it.
-#[derive(Debug)]
 pub(super) struct SpoolFile {
+    device: Arc<dyn Device>,
     name: String,
     path: PathBuf,
     salt: [u8; SALT_BYTES],
     key: LessSafeKey,
-    file: Option<File>,
+    file: Option<Box<dyn DeviceFile>>,
+    /// Bytes written.
+    end: u64,
     pending: Vec<u8>,
     chunk: u64,
     kept: bool,
@@ -239,7 +272,7 @@ impl SpoolFile {
     /// Ends the file and syncs it. Its name is durable only after [`Spool::settle`].
     pub(super) fn finish(&mut self) -> Result<(), SealError> {
         self.write_chunk(true)
-            .and_then(|()| disk::sync(self.file.as_ref().expect("write_chunk makes the file")))
+            .and_then(|()| self.file.as_ref().expect("write_chunk makes the file").sync())
             .map_err(|why| self.failed(why))?;
         self.file = None;
         self.pending = vec![];
@@ -267,21 +300,21 @@ impl SpoolFile {
     }
 
     fn write_chunk(&mut self, last: bool) -> io::Result<()> {
-        let file = match &mut self.file {
+        let file = match &self.file {
             Some(file) => file,
-            none => {
-                let mut options = OpenOptions::new();
-                let mut file = options.write(true).create_new(true).mode(0o600).open(&self.path)?;
-                file.write_all(MAGIC)?;
-                file.write_all(&self.salt)?;
-                none.insert(file)
+            None => {
+                let file = self.file.insert(self.device.make(&self.path)?);
+                write_all(&**file, &[MAGIC, &self.salt].concat(), 0)?;
+                self.end = HEAD_BYTES as u64;
+                file
             }
         };
         let nonce = nonce(self.chunk, last);
         self.key
             .seal_in_place_append_tag(nonce, Aad::empty(), &mut self.pending)
             .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        file.write_all(&self.pending)?;
+        write_all(&**file, &self.pending, self.end)?;
+        self.end += self.pending.len() as u64;
         self.pending.clear();
         self.chunk += 1;
         Ok(())
@@ -304,10 +337,16 @@ impl Write for SpoolFile {
     }
 }
 
+impl fmt::Debug for SpoolFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SpoolFile").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 impl Drop for SpoolFile {
     fn drop(&mut self) {
         if !self.kept
-            && let Err(why) = disk::remove(&self.path)
+            && let Err(why) = self.device.remove(&self.path)
         {
             tracing::warn!(%why, file = self.name, "a spool file of no group stays until the next start");
         }

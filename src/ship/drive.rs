@@ -23,6 +23,7 @@ use tracing::{error, info, warn};
 use super::{
     Group, ObjectStore, ReadSpool, Request, ShipError, Shipped,
     gate::Gate,
+    plan::Limits,
     retry::{Backoff, Decision, PAUSE_MAX, PAUSE_MIN, Pace, decide},
     sweep,
     upload::{Begun, UPLOAD_FACTS, done_fact, upload_fact},
@@ -45,6 +46,7 @@ pub struct Shipper {
     gate: Gate,
     pub(super) part_bytes: u64,
     pub(super) requests: usize,
+    pub(super) limits: Limits,
     own: Vec<String>,
     pauses: (Duration, Duration),
     pub(super) active: Mutex<BTreeSet<String>>,
@@ -100,6 +102,7 @@ impl Shipper {
             gate: Gate::new(config.requests),
             part_bytes: config.part_bytes,
             requests: config.requests.max(1),
+            limits: Limits::S3,
             own: own.to_vec(),
             pauses: (PAUSE_MIN, PAUSE_MAX),
             active: Mutex::default(),
@@ -132,6 +135,7 @@ impl Shipper {
             }
             let ready = line.front().is_some_and(|first| first.left == 0);
             tokio::select! {
+                biased;
                 () = token.cancelled() => break,
                 slot = shipped.reserve(), if ready => match (slot, line.pop_front()) {
                     (Ok(slot), Some(first)) => slot.send(Shipped { group: first.group }),
@@ -166,6 +170,12 @@ impl Shipper {
         };
         // What is not done in time is done after the next start.
         tokio::time::timeout(GRACE, rest).await.unwrap_or(Ok(()))
+    }
+
+    /// For a store that takes smaller parts than S3.
+    #[cfg(feature = "sim")]
+    pub(crate) fn within(self, limits: Limits) -> Self {
+        Self { limits, ..self }
     }
 
     /// With pauses of a few milliseconds.

@@ -6,7 +6,7 @@
 //! Pure: [`plan`] cuts, [`upload`] says what is next, [`retry`] says what an error means. The awaits
 //! are in [`drive`]; [`s3`] is the one door to the SDK, `memory` its stand-in with faults.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -109,6 +109,25 @@ pub trait ReadSpool: Send + Sync {
     ///
     /// [`ShipError::Spool`]: the file is not what was sealed.
     fn read(&self, object: &Object, range: Range<u64>) -> Result<Bytes, ShipError>;
+
+    /// [`ReadSpool::read`] on such a thread, with the checksum of the bytes. A spool that never blocks
+    /// may answer at once.
+    fn summed(
+        self: Arc<Self>,
+        object: Arc<Object>,
+        range: Range<u64>,
+    ) -> BoxFuture<'static, Result<(Bytes, String), ShipError>>
+    where
+        Self: 'static,
+    {
+        let read = tokio::task::spawn_blocking(move || {
+            let bytes = self.read(&object, range)?;
+            let sum = checksum::of(&bytes);
+            Ok((bytes, sum))
+        });
+        // The runtime ends, or the read panicked, which ends the process too.
+        Box::pin(async move { read.await.map_err(|_| ShipError::Stopped)? })
+    }
 }
 
 /// The kinds of requests, by S3's own names.

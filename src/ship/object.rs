@@ -102,7 +102,8 @@ impl Going<'_> {
         let Some(begun) = facts::read::<Begun>(facts, &upload_fact(key)).map_err(damaged)? else {
             return Ok(Upload::New);
         };
-        let plan = PartPlan::again(self.object.bytes, begun.part_bytes).map_err(unplanned)?;
+        let plan =
+            self.shipper.limits.again(self.object.bytes, begun.part_bytes).map_err(unplanned)?;
         let parts = facts::read_all::<PartFact>(facts, &part_facts(key)).map_err(damaged)?;
         self.recalled = true;
         Ok(Upload::recall(begun, plan, parts.into_iter().map(|(_, fact)| fact)))
@@ -110,7 +111,7 @@ impl Going<'_> {
 
     async fn begin(&mut self) -> Result<Event, ShipError> {
         let shipper = self.shipper;
-        let plan = PartPlan::new(self.object.bytes, shipper.part_bytes).map_err(unplanned)?;
+        let plan = shipper.limits.cut(self.object.bytes, shipper.part_bytes).map_err(unplanned)?;
         let Some(plan) = plan else { return self.put().await };
         let tries = AtomicU32::new(0);
         let create = || {
@@ -266,13 +267,7 @@ impl Going<'_> {
     async fn read(&self, range: Range<u64>) -> Result<(Bytes, String), ShipError> {
         let (spool, object) = (self.shipper.spool.clone(), self.object.clone());
         let length = range.end - range.start;
-        let read = tokio::task::spawn_blocking(move || {
-            let bytes = spool.read(&object, range)?;
-            let sum = checksum::of(&bytes);
-            Ok::<_, ShipError>((bytes, sum))
-        });
-        // The runtime ends, or the read panicked, which ends the process too.
-        let (bytes, sum) = read.await.map_err(|_| ShipError::Stopped)??;
+        let (bytes, sum) = spool.summed(object, range).await?;
         if u64::try_from(bytes.len()) != Ok(length) {
             return Err(altered(&self.object));
         }

@@ -15,6 +15,17 @@ pub struct PartPlan {
     part_bytes: u64,
 }
 
+/// The least and the most that a store takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Every part but the last is at least this long, in bytes.
+    pub part_bytes_min: u64,
+    /// Every part is at most this long, in bytes.
+    pub part_bytes_max: u64,
+    /// Parts of one object.
+    pub parts_max: u64,
+}
+
 /// Why an object cannot be cut. Never retried.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum PlanError {
@@ -31,24 +42,32 @@ pub enum PlanError {
     },
 }
 
-impl PartPlan {
+impl Limits {
+    /// Those of S3.
+    pub const S3: Self = Self {
+        part_bytes_min: PART_BYTES_MIN,
+        part_bytes_max: PART_BYTES_MAX,
+        parts_max: PARTS_MAX,
+    };
+
     /// Cuts `object_bytes` into parts of about `part_bytes`: more where S3's limits demand it. `None`
     /// if one request is enough.
     ///
     /// # Errors
     ///
     /// [`PlanError::TooLarge`].
-    pub fn new(object_bytes: u64, part_bytes: u64) -> Result<Option<Self>, PlanError> {
-        let wanted = part_bytes.clamp(PART_BYTES_MIN, PART_BYTES_MAX);
+    pub fn cut(&self, object_bytes: u64, part_bytes: u64) -> Result<Option<PartPlan>, PlanError> {
+        let wanted = part_bytes.clamp(self.part_bytes_min, self.part_bytes_max);
         if object_bytes <= wanted {
             return Ok(None);
         }
-        let least = object_bytes.div_ceil(PARTS_MAX).next_multiple_of(1 << 20);
-        let part_bytes = wanted.max(least);
-        if part_bytes > PART_BYTES_MAX {
+        let least = object_bytes.div_ceil(self.parts_max).next_multiple_of(1 << 20);
+        let fits = wanted.saturating_mul(self.parts_max) >= object_bytes;
+        let part_bytes = if fits { wanted } else { least };
+        if part_bytes > self.part_bytes_max {
             return Err(PlanError::TooLarge(object_bytes));
         }
-        Ok(Some(Self { object_bytes, part_bytes }))
+        Ok(Some(PartPlan { object_bytes, part_bytes }))
     }
 
     /// The plan of an upload that was begun with these lengths.
@@ -56,16 +75,18 @@ impl PartPlan {
     /// # Errors
     ///
     /// [`PlanError::PartBytes`]: no plan ever had them.
-    pub fn again(object_bytes: u64, part_bytes: u64) -> Result<Self, PlanError> {
-        let plan = Self { object_bytes, part_bytes };
-        let cut = (PART_BYTES_MIN..=PART_BYTES_MAX).contains(&part_bytes) && object_bytes > 0;
-        if cut && object_bytes.div_ceil(part_bytes) <= PARTS_MAX {
-            Ok(plan)
+    pub fn again(&self, object_bytes: u64, part_bytes: u64) -> Result<PartPlan, PlanError> {
+        let bounds = self.part_bytes_min..=self.part_bytes_max;
+        let cut = bounds.contains(&part_bytes) && object_bytes > 0;
+        if cut && object_bytes.div_ceil(part_bytes) <= self.parts_max {
+            Ok(PartPlan { object_bytes, part_bytes })
         } else {
             Err(PlanError::PartBytes { object_bytes, part_bytes })
         }
     }
+}
 
+impl PartPlan {
     /// Length of the object.
     pub fn object_bytes(&self) -> u64 {
         self.object_bytes
@@ -106,11 +127,11 @@ mod tests {
             object in 1u64..PARTS_MAX * PART_BYTES_MAX,
             wanted in prop_oneof![0u64..64 << 20, any::<u64>()],
         ) {
-            let Some(plan) = PartPlan::new(object, wanted).unwrap() else {
+            let Some(plan) = Limits::S3.cut(object, wanted).unwrap() else {
                 prop_assert!(object <= wanted.clamp(PART_BYTES_MIN, PART_BYTES_MAX));
                 return Ok(());
             };
-            prop_assert_eq!(PartPlan::again(object, plan.part_bytes()), Ok(plan));
+            prop_assert_eq!(Limits::S3.again(object, plan.part_bytes()), Ok(plan));
             prop_assert!(u64::from(plan.parts()) <= PARTS_MAX && plan.parts() > 1);
             let mut end = 0;
             for number in 1..=plan.parts() {
@@ -133,18 +154,18 @@ mod tests {
 
     #[test]
     fn the_edges_fall_where_s3_has_them() {
-        assert_eq!(PartPlan::new(0, 0), Ok(None));
-        assert_eq!(PartPlan::new(PART_BYTES_MIN, 1), Ok(None));
-        assert_eq!(PartPlan::new(PART_BYTES_MIN + 1, 1).unwrap().unwrap().parts(), 2);
+        assert_eq!(Limits::S3.cut(0, 0), Ok(None));
+        assert_eq!(Limits::S3.cut(PART_BYTES_MIN, 1), Ok(None));
+        assert_eq!(Limits::S3.cut(PART_BYTES_MIN + 1, 1).unwrap().unwrap().parts(), 2);
         let most = PARTS_MAX * PART_BYTES_MAX;
-        assert_eq!(PartPlan::new(most, 0).unwrap().unwrap().parts(), 10_000);
-        assert_eq!(PartPlan::new(most + 1, 0), Err(PlanError::TooLarge(most + 1)));
+        assert_eq!(Limits::S3.cut(most, 0).unwrap().unwrap().parts(), 10_000);
+        assert_eq!(Limits::S3.cut(most + 1, 0), Err(PlanError::TooLarge(most + 1)));
     }
 
     #[test]
     fn a_damaged_fact_gives_no_plan() {
         for (object, part) in [(0, 5 << 20), (1, 0), (1, 1), (u64::MAX, 5 << 20), (9, 6 << 30)] {
-            assert!(PartPlan::again(object, part).is_err(), "{object} {part}");
+            assert!(Limits::S3.again(object, part).is_err(), "{object} {part}");
         }
     }
 }

@@ -197,9 +197,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ship::plan::Limits;
 
     fn plan() -> PartPlan {
-        PartPlan::new(12 << 20, 5 << 20).unwrap().unwrap()
+        Limits::S3.cut(12 << 20, 5 << 20).unwrap().unwrap()
     }
 
     fn stored(number: u32) -> Event {

@@ -52,7 +52,7 @@ async fn a_tail_torn_at_any_byte_is_cut_to_the_last_whole_frame() {
                 torn.resize(whole_file.len(), 0);
             }
             fs::write(&path, &torn).unwrap();
-            let found = survey(&site.path(), &KEY, None).unwrap();
+            let found = survey(&FileSystem, &site.path(), &KEY, None).unwrap();
             let kept = frames
                 .iter()
                 .filter(|(offset, header)| offset + header.frame_bytes() <= length as u64);
@@ -63,7 +63,7 @@ async fn a_tail_torn_at_any_byte_is_cut_to_the_last_whole_frame() {
             assert_eq!(found.facts.len(), [0, 0, 1][kept.len()], "at {length}");
             assert!(found.damage.is_empty());
             mend(&FileSystem, &found).unwrap();
-            let again = survey(&site.path(), &KEY, None).unwrap();
+            let again = survey(&FileSystem, &site.path(), &KEY, None).unwrap();
             assert_eq!((again.progress, again.facts), (found.progress, found.facts));
             assert_eq!(again.last.unwrap().file_bytes, last.end);
         }
@@ -230,7 +230,7 @@ async fn a_bad_frame_before_good_ones_of_its_own_group_is_a_torn_tail() {
     let group = &frames[frames.len() - 3..];
     assert!(group.iter().all(|(_, header)| header.group == group[0].1.frame), "{group:?}");
     flip(&path, group[1].0 + 80);
-    let found = survey(&site.path(), &KEY, None).unwrap();
+    let found = survey(&FileSystem, &site.path(), &KEY, None).unwrap();
     assert!(found.damage.is_empty());
     assert_eq!((found.progress.durable.batch, found.last.unwrap().end), (2, group[1].0));
     assert_eq!(site.check().damage, [""; 0]);

@@ -52,7 +52,7 @@ async fn the_last_group_is_written_again_before_it_counts() {
     journal.append(whole(10, 1)).await.unwrap();
     durable_at(&*journal, 1).await;
     kill(journal).await;
-    let found = survey(&site.path(), &KEY, None).unwrap();
+    let found = survey(&FileSystem, &site.path(), &KEY, None).unwrap();
     let last = found.last.clone().unwrap();
     assert!(last.group_from < last.end);
     site.device.plan().events.clear();

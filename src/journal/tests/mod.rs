@@ -97,7 +97,7 @@ impl Site {
     }
 
     fn segments(&self) -> Vec<PathBuf> {
-        recover::segment_files(&self.path()).unwrap()
+        recover::segment_files(&FileSystem, &self.path()).unwrap()
     }
 
     /// What was written and never synced is gone, down to `keep` of its bytes, in the last segment.
@@ -377,7 +377,7 @@ async fn no_key_and_nonce_are_used_twice_over_restarts_and_full_disks() {
         site.device.plan().room = None;
     }
     for path in site.segments() {
-        let mut window = Window::open(&path).unwrap();
+        let mut window = Window::open(&FileSystem, &path).unwrap();
         let salt = window.header().unwrap().unwrap().salt;
         let mut scan = Scan::new(window, None).unwrap();
         let mut nonces = vec![];
@@ -393,6 +393,6 @@ async fn no_key_and_nonce_are_used_twice_over_restarts_and_full_disks() {
 #[test]
 fn an_empty_folder_has_nothing_to_say() {
     let dir = tempfile::tempdir().unwrap();
-    let found = survey(dir.path(), &KEY, None).unwrap();
+    let found = survey(&FileSystem, dir.path(), &KEY, None).unwrap();
     assert_eq!((found.index, found.last.is_none()), (Verdict::Behind, true));
 }

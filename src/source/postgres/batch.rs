@@ -25,6 +25,7 @@ pub(crate) struct Batcher {
     held: Position,
     /// Where the last transaction's commit record began: they only go up (I17).
     last_begins: Position,
+    sizes: Sizes,
     /// Whole transactions, then the beginning of the open one.
     run: Run,
     /// Bytes of `run` that are whole transactions; 0 while only messages between them are there.
@@ -39,6 +40,21 @@ pub(crate) struct Batcher {
     foreign: BTreeSet<u32>,
     /// What was seen, for the board and for confirming.
     pub(crate) seen: Seen,
+}
+
+/// How large runs are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    /// Whole transactions are given from this size, in bytes, without waiting for the server to pause.
+    pub(crate) run_bytes: usize,
+    /// A transaction larger than this is given in pieces of about this size, in bytes.
+    pub(crate) piece_bytes: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { run_bytes: RUN_BYTES, piece_bytes: PIECE_BYTES }
+    }
 }
 
 /// The transaction that has begun and not ended.
@@ -84,10 +100,11 @@ pub(crate) enum Then {
 
 impl Batcher {
     /// A batcher for a new session. `held` is what the journal says: [`crate::source::Durable::begins`].
-    pub(crate) fn new(held: Position, durable: Position) -> Self {
+    pub(crate) fn new(held: Position, durable: Position, sizes: Sizes) -> Self {
         Self {
             held,
             last_begins: Position::default(),
+            sizes,
             run: Run::new(Piece::Whole),
             whole_bytes: 0,
             whole_changes: 0,
@@ -301,13 +318,13 @@ impl Batcher {
     /// Moves what is large enough to `ready`.
     fn cut(&mut self) {
         let length = self.run.bytes.len();
-        if self.whole_bytes > 0 && length >= RUN_BYTES {
+        if self.whole_bytes > 0 && length >= self.sizes.run_bytes {
             self.give_whole();
         }
         let Some(open) = self.open.filter(|open| !open.skipped && open.eventful) else {
             return;
         };
-        if self.run.bytes.len() >= PIECE_BYTES {
+        if self.run.bytes.len() >= self.sizes.piece_bytes {
             self.give(if open.in_pieces { Piece::Middle } else { Piece::First });
             self.open = Some(Open { start: 0, in_pieces: true, ..open });
         }
@@ -398,7 +415,7 @@ mod tests {
 
     #[test]
     fn a_transaction_waits_until_the_server_pauses() {
-        let mut batcher = Batcher::new(Position(0), Position(0));
+        let mut batcher = Batcher::new(Position(0), Position(0), Sizes::default());
         let sent = [begin(10), relation(1), insert(1, 3), insert(1, 4), commit(10)];
         assert_eq!(feed(&mut batcher, &sent), []);
         let run = batcher.take(true).unwrap();
@@ -411,12 +428,12 @@ mod tests {
 
     #[test]
     fn a_commit_that_begins_at_a_mark_is_not_skipped_and_one_before_it_is() {
-        let mut batcher = Batcher::new(Position(0), Position(0));
+        let mut batcher = Batcher::new(Position(0), Position(0), Sizes::default());
         let mark = batcher.mark(Position(20), Timestamp(9));
         assert_eq!((mark.piece, mark.changes, mark.bytes.len()), (Piece::Whole, 0, 0));
         let commit = mark.commit.unwrap();
         assert_eq!((commit.position, batcher.seen.recorded), (Position(20), Position(20)));
-        let mut again = Batcher::new(commit.begins, commit.position);
+        let mut again = Batcher::new(commit.begins, commit.position, Sizes::default());
         let sent = [19, 20].map(|begins| [begin(begins), insert(1, 3), self::commit(begins)]);
         feed(&mut again, &sent.concat());
         assert_eq!(messages(&[again.take(true).unwrap()]), sent[1]);
@@ -425,7 +442,7 @@ mod tests {
 
     #[test]
     fn a_large_transaction_comes_in_pieces_and_what_was_whole_before_it_apart() {
-        let mut batcher = Batcher::new(Position(0), Position(0));
+        let mut batcher = Batcher::new(Position(0), Position(0), Sizes::default());
         let mut sent = vec![begin(10), insert(1, 3), commit(10), begin(20)];
         sent.extend((0..5).map(|_| insert(1, 700 << 10)));
         sent.push(commit(20));
@@ -444,7 +461,7 @@ mod tests {
 
     #[test]
     fn what_the_journal_holds_is_skipped_but_not_its_tables() {
-        let mut batcher = Batcher::new(Position(20), Position(21));
+        let mut batcher = Batcher::new(Position(20), Position(21), Sizes::default());
         let sent = [begin(20), relation(1), insert(1, 3), commit(20)];
         assert_eq!(feed(&mut batcher, &sent), []);
         assert_eq!((batcher.take(true), batcher.seen.skipped), (None, 1));
@@ -458,7 +475,7 @@ mod tests {
 
     #[test]
     fn transactions_without_our_rows_leave_no_trace_but_their_position() {
-        let mut batcher = Batcher::new(Position(0), Position(0));
+        let mut batcher = Batcher::new(Position(0), Position(0), Sizes::default());
         batcher.exclude(9);
         let truncate = [&b"T\0\0\0\x02\x01"[..], &[0, 0, 0, 9, 0, 0, 0, 1]].concat();
         feed(&mut batcher, &[begin(10), insert(9, 3), commit(10), begin(20), commit(20)]);
@@ -472,7 +489,7 @@ mod tests {
 
     #[test]
     fn a_definition_follows_its_table() {
-        let mut batcher = Batcher::new(Position(0), Position(0));
+        let mut batcher = Batcher::new(Position(0), Position(0), Sizes::default());
         batcher.push(&begin(10), now()).unwrap();
         let Then::Decide(described, bytes) = batcher.push(&relation(1), now()).unwrap() else {
             panic!("a table is to be decided on");
@@ -492,9 +509,13 @@ mod tests {
     #[test]
     fn messages_that_are_not_known_or_out_of_place_stop_the_stream() {
         for wrong in [&b"S\0\0\0\x01\x01"[..], b"E", b"b", b"", b"I\0\0\0\x01N", b"C\0", b"Z"] {
-            assert!(Batcher::new(Position(0), Position(0)).push(wrong, now()).is_err());
+            assert!(
+                Batcher::new(Position(0), Position(0), Sizes::default())
+                    .push(wrong, now())
+                    .is_err()
+            );
         }
-        let mut batcher = Batcher::new(Position(0), Position(0));
+        let mut batcher = Batcher::new(Position(0), Position(0), Sizes::default());
         feed(&mut batcher, &[begin(10)]);
         assert!(batcher.push(&begin(20), now()).is_err());
         assert!(batcher.push(&commit(11), now()).is_err());
@@ -511,7 +532,7 @@ mod tests {
                 prop::collection::vec((0usize..400_000, any::<bool>()), 1..8), 1..8),
             pauses in prop::collection::vec(any::<bool>(), 64),
         ) {
-            let mut batcher = Batcher::new(Position(0), Position(0));
+            let mut batcher = Batcher::new(Position(0), Position(0), Sizes::default());
             let (mut sent, mut runs, mut changes) = (vec![], vec![], 0);
             let mut pauses = pauses.into_iter().cycle();
             for (number, rows) in transactions.iter().enumerate() {

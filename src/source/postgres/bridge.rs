@@ -12,6 +12,7 @@
 
 use std::sync::atomic::Ordering;
 
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -50,22 +51,23 @@ fn repairs(facts: &dyn Facts) -> Result<Vec<(String, Repair)>, FactDamaged> {
     facts::read_all(facts, REPAIR_FACTS)
 }
 
-/// Goes past a break, if it can be; gives where the changes behind it begin.
+/// Goes past a break, if it can be; gives where the changes behind it begin. `anew`: makes the slot anew,
+/// where that is the way.
 ///
 /// # Errors
 ///
 /// [`SourceError::Gap`] if it is for a person or for time to mend; or what the server says.
 pub(crate) async fn go_past(
     shared: &Shared,
-    sql: &mut Wire,
-    (server, found): (&Server, Option<&Slot>),
+    server: &Server,
     (origin, durable): (Origin, Durable),
     broken: Break,
+    anew: BoxFuture<'_, Result<Position, SourceError>>,
 ) -> Result<Position, SourceError> {
     let Break { what, way } = broken;
     let to = match way {
         Way::At(position) => position,
-        Way::New if !shared.names.slot_given => anew(shared, sql, found).await?,
+        Way::New if !shared.names.slot_given => anew.await?,
         Way::Later | Way::Back => {
             if way == Way::Back {
                 let mut seen = FactBatch::default();
@@ -103,7 +105,7 @@ pub(crate) async fn go_past(
 
 /// A slot made anew, in the place of one that is of no use. Behind the publications: a change is judged by
 /// those that were there when it was made.
-async fn anew(
+pub(crate) async fn anew(
     shared: &Shared,
     sql: &mut Wire,
     found: Option<&Slot>,

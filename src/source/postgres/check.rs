@@ -42,6 +42,8 @@ impl Check<'_> {
         let mut wire = target.open(Purpose::Sql).await?;
         let channel = match wire.channel() {
             Channel::Plain(_) => "in the clear".to_owned(),
+            #[cfg(feature = "sim")]
+            Channel::Memory(_) => "in memory".to_owned(),
             Channel::Tls(stream) => {
                 let version = stream.get_ref().1.protocol_version();
                 format!(

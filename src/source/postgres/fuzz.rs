@@ -12,7 +12,7 @@ use super::{
     super::{
         Cell, Change, Column, Decode, Event, Identity, Piece, RecordKind, Row, Run, Table, records,
     },
-    batch::{Batcher, Then},
+    batch::{Batcher, Sizes, Then},
     builtin, calendar, copy, login,
     message::{self, TextRow},
     origin::parse_history,
@@ -35,7 +35,8 @@ use crate::{
 pub fn pgoutput(bytes: &[u8]) {
     let mut decoder = PgDecoder::default();
     let mut vocabulary = Vocabulary::default();
-    let mut batcher = Some(Batcher::new(Position::default(), Position::default()));
+    let mut batcher =
+        Some(Batcher::new(Position::default(), Position::default(), Sizes::default()));
     let mut runs = vec![];
     for record in records(bytes) {
         let Some((kind, payload)) = record else { break };

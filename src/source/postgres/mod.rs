@@ -29,51 +29,51 @@ use tokio::{
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod adopt;
-mod batch;
-mod bridge;
+pub(crate) mod batch;
+pub(crate) mod bridge;
 mod builtin;
 pub mod calendar;
-mod catalog;
+pub(crate) mod catalog;
 mod check;
-mod chunks;
+pub(crate) mod chunks;
 mod confirm;
-mod connect;
+pub(crate) mod connect;
 pub mod copy;
 mod definition;
 pub mod error;
 mod fields;
 pub mod float;
 mod gauge;
-mod gone;
+pub(crate) mod gone;
 mod gulp;
 mod labels;
 mod login;
 mod lull;
 mod message;
-mod name;
+pub(crate) mod name;
 mod nested;
 mod network;
 mod numeric;
-mod origin;
-mod pattern;
+pub(crate) mod origin;
+pub(crate) mod pattern;
 pub mod pgoutput;
 mod publication;
 mod ranges;
 mod relation;
 mod render;
 mod reread;
-mod session;
+pub(crate) mod session;
 mod size;
 mod slot;
-mod snapshot;
-mod stream;
-mod tables;
+pub(crate) mod snapshot;
+pub(crate) mod stream;
+pub(crate) mod tables;
 pub mod text;
-mod tls;
+pub(crate) mod tls;
 pub mod types;
 pub mod url;
 mod vocabulary;
-mod wire;
+pub(crate) mod wire;
 
 pub use adopt::{Chain, Outlook, Said, Succession, put_said, succeed, unused};
 pub use check::check;
@@ -81,6 +81,7 @@ pub use connect::client;
 pub use error::SourceError;
 
 use self::{
+    batch::Sizes,
     connect::Backoff,
     name::Names,
     pattern::Patterns,
@@ -134,6 +135,7 @@ impl Postgres {
             log_end: AtomicU64::new(0),
             server_leaves: AtomicBool::new(false),
             gaps: AtomicU64::new(0),
+            sizes: Sizes::default(),
         };
         Ok(Self { shared: Arc::new(shared), text_only: false })
     }

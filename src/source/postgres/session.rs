@@ -13,13 +13,14 @@ use std::{
 };
 
 use super::{
+    batch::Sizes,
     bridge,
     catalog::{self, Listing, Refusal},
     connect::Target,
     error::SourceError,
     login::Purpose,
     name::Names,
-    origin::{self, Continues},
+    origin::{self, Break, Continues},
     pattern::Patterns,
     publication, slot,
     url::Url,
@@ -51,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) server_leaves: AtomicBool,
     /// Gaps that were gone past: what was begun to be read before counts no more.
     pub(crate) gaps: AtomicU64,
+    /// How runs are cut.
+    pub(crate) sizes: Sizes,
 }
 
 /// A session that can begin to stream.
@@ -91,7 +94,14 @@ pub(crate) async fn open(shared: &Shared) -> Result<Session, SourceError> {
     let mut durable = shared.keep.session().await?;
     let in_use = found.as_ref().is_some_and(|slot| slot.active);
     // Nothing is changed on a server, or for a slot, that is not ours.
-    let standing = judge(shared, &mut sql, &server, found, durable).await?;
+    let standing = match judge(shared, &server, found.as_ref(), durable).await? {
+        Ok(standing) => standing,
+        Err((origin, broken)) => {
+            let anew = Box::pin(bridge::anew(shared, &mut sql, found.as_ref()));
+            let stood = (origin, durable);
+            Standing::Continues(bridge::go_past(shared, &server, stood, broken, anew).await?)
+        }
+    };
     if let Standing::Continues(confirmed) = standing
         && let Some(whole) = shared.keep.whole().await?
     {
@@ -156,35 +166,33 @@ fn nothing_to_copy(shared: &Shared, listing: Listing) -> SourceError {
 }
 
 /// How a session stands to what was before it.
-enum Standing {
+pub(crate) enum Standing {
     /// The slot is ours, and confirmed up to here.
     Continues(Position),
     /// There is no slot yet, but for one that an earlier start of ours made and left.
     New { leftover: bool },
 }
 
+/// How it stands, or the origin that the server does not continue, and why.
+pub(crate) type Judged = Result<Standing, (Origin, Break)>;
+
 /// Judges whether the server continues what this box holds.
-async fn judge(
+pub(crate) async fn judge(
     shared: &Shared,
-    sql: &mut Wire,
     server: &origin::Server,
-    found: Option<origin::Slot>,
+    found: Option<&origin::Slot>,
     durable: Durable,
-) -> Result<Standing, SourceError> {
+) -> Result<Judged, SourceError> {
     let names = &shared.names;
-    let confirmed = found.as_ref().and_then(|slot| slot.confirmed).unwrap_or_default();
+    let confirmed = found.and_then(|slot| slot.confirmed).unwrap_or_default();
     if let Some(origin) = facts::read::<Origin>(&*shared.facts, ORIGIN_FACT)? {
         // The operator may have named another slot since.
         let origin = Origin { slot: names.slot.clone(), ..origin };
         let (held, regress) = (durable.point.position, bridge::regress(shared)?);
-        let checked = origin::check(&origin, server, found.as_ref(), held, regress.as_deref());
+        let checked = origin::check(&origin, server, found, held, regress.as_deref());
         let continues = match checked {
             Ok(continues) => continues,
-            Err(broken) => {
-                let (seen, stood) = ((server, found.as_ref()), (origin, durable));
-                let to = bridge::go_past(shared, sql, seen, stood, broken).await?;
-                return Ok(Standing::Continues(to));
-            }
+            Err(broken) => return Ok(Err((origin, broken))),
         };
         if let Continues::NewTimeline { timeline, branched } = continues {
             tracing::warn!(timeline, %branched, "a standby was promoted; the slot continues");
@@ -192,7 +200,7 @@ async fn judge(
             batch.put(ORIGIN_FACT, &Origin { timeline, ..origin }).delete(bridge::REGRESS_FACT);
             shared.facts.record(batch).await?;
         }
-        return Ok(Standing::Continues(confirmed));
+        return Ok(Ok(Standing::Continues(confirmed)));
     }
     if durable != Durable::default() {
         return Err(SourceError::Gap(format!(
@@ -201,19 +209,19 @@ async fn judge(
         )));
     }
     let Some(slot) = found else {
-        return Ok(Standing::New { leftover: false });
+        return Ok(Ok(Standing::New { leftover: false }));
     };
     if names.slot_given {
         // The first snapshot is taken later, and stands at a position of its own.
         let origin = first_origin(shared, server, confirmed);
-        origin::check(&origin, server, Some(&slot), Position::default(), None)
+        origin::check(&origin, server, Some(slot), Position::default(), None)
             .map_err(|broken| SourceError::Gap(broken.what))?;
         record(shared, &origin).await?;
-        return Ok(Standing::Continues(confirmed));
+        return Ok(Ok(Standing::Continues(confirmed)));
     }
     let intent: Option<String> = facts::read(&*shared.facts, INTENT_FACT)?;
     match intent.as_ref() == Some(&names.slot) && !slot.active {
-        true => Ok(Standing::New { leftover: true }),
+        true => Ok(Ok(Standing::New { leftover: true })),
         false => Err(SourceError::Gap(format!(
             "the replication slot `{0}` exists, and this box did not make it: continue the chain of the box that did with `lakehead adopt`, or, if nobody needs it, SELECT pg_drop_replication_slot('{0}')",
             names.slot
@@ -259,7 +267,11 @@ async fn make(
     Ok(held)
 }
 
-fn first_origin(shared: &Shared, server: &origin::Server, consistent_point: Position) -> Origin {
+pub(crate) fn first_origin(
+    shared: &Shared,
+    server: &origin::Server,
+    consistent_point: Position,
+) -> Origin {
     Origin {
         system_identifier: server.system_identifier.clone(),
         timeline: server.timeline,
@@ -271,13 +283,13 @@ fn first_origin(shared: &Shared, server: &origin::Server, consistent_point: Posi
     }
 }
 
-async fn record(shared: &Shared, origin: &Origin) -> Result<(), SourceError> {
+pub(crate) async fn record(shared: &Shared, origin: &Origin) -> Result<(), SourceError> {
     let mut batch = FactBatch::default();
     batch.put(ORIGIN_FACT, origin).delete(INTENT_FACT);
     Ok(shared.facts.record(batch).await?)
 }
 
 /// Key of the name of a slot that is about to be made.
-const INTENT_FACT: &str = "source/intent";
+pub(crate) const INTENT_FACT: &str = "source/intent";
 /// The alarm that names tables which cannot be copied, or not wholly.
 const TABLES_ALARM: &str = "tables";

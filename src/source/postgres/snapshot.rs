@@ -428,7 +428,7 @@ pub(crate) fn progress(shared: &Shared, id: u32) -> Result<Option<Plan>, SourceE
 }
 
 /// Numbers of a table's parts that are sealed.
-fn sealed(shared: &Shared, id: u32) -> BTreeSet<u32> {
+pub(crate) fn sealed(shared: &Shared, id: u32) -> BTreeSet<u32> {
     let keys = shared.facts.scan(&chunk_facts(id));
     keys.iter().filter_map(|(key, _)| key.rsplit('/').next()?.parse().ok()).collect()
 }

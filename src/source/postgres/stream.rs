@@ -107,7 +107,7 @@ impl Stream {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let now = shared.clock.now();
-        let batcher = Batcher::new(durable.begins, durable.point.position);
+        let batcher = Batcher::new(durable.begins, durable.point.position, shared.sizes);
         let line = Line {
             wire,
             durable: shared.keep.durable(),

@@ -51,10 +51,10 @@ pub(crate) struct Tables {
 
 /// What is to be read.
 #[derive(Default)]
-struct Missing {
-    tables: BTreeMap<u32, Listed>,
+pub(crate) struct Missing {
+    pub(crate) tables: BTreeMap<u32, Listed>,
     /// Of those whose parts are all sealed: the notes of rows to be read again.
-    keys: BTreeMap<u32, Vec<String>>,
+    pub(crate) keys: BTreeMap<u32, Vec<String>>,
 }
 
 impl Tables {
@@ -133,10 +133,20 @@ impl Tables {
         };
         let noted = gone::noted(&*self.shared.facts);
         let listing = session::tables(&self.shared, wire).await?.tables;
+        self.settle(listing, &noted, running).await
+    }
+
+    /// Brings what is known of tables to the `listing`, and says what of them the lake lacks.
+    pub(crate) async fn settle(
+        &mut self,
+        listing: BTreeMap<u32, Listed>,
+        noted: &BTreeSet<u32>,
+        running: bool,
+    ) -> Result<Missing, SourceError> {
         let (mut batch, mut missing) = (FactBatch::default(), Missing::default());
         let mut restless = vec![];
         let listed = |id| listing.contains_key(&id);
-        let gone = gone::look(&*self.shared.facts, listed, &noted, running, &mut batch)?;
+        let gone = gone::look(&*self.shared.facts, listed, noted, running, &mut batch)?;
         if !batch.changes.is_empty() {
             self.shared.facts.record(std::mem::take(&mut batch)).await?;
         }
@@ -146,7 +156,7 @@ impl Tables {
             self.whole.clear();
             self.fresh = None;
         }
-        look_again(&mut self.whole, listed, &noted);
+        look_again(&mut self.whole, listed, noted);
         let all: BTreeSet<u32> = listing.keys().copied().collect();
         for (id, listed) in listing {
             if self.whole.contains(&id) {

@@ -29,6 +29,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{
     error::SourceError,
+    lull,
     url::{TlsMode, Url},
 };
 
@@ -39,14 +40,22 @@ pub(crate) enum Channel {
     Plain(TcpStream),
     /// Over TLS.
     Tls(Box<TlsStream<TcpStream>>),
+    /// In memory, to a server in the same process.
+    #[cfg(feature = "sim")]
+    Memory(io::DuplexStream),
 }
 
 impl Channel {
-    /// The connection below.
-    pub(super) fn socket(&self) -> &TcpStream {
+    /// Naps. Whether there may be something to be read afterwards. Cancel-safe.
+    pub(super) async fn nap(&self) -> bool {
         match self {
-            Self::Plain(stream) => stream,
-            Self::Tls(stream) => stream.get_ref().0,
+            Self::Plain(stream) => lull::nap(stream).await,
+            Self::Tls(stream) => lull::nap(stream.get_ref().0).await,
+            #[cfg(feature = "sim")]
+            Self::Memory(_) => {
+                tokio::time::sleep(lull::NAP).await;
+                true
+            }
         }
     }
 }
@@ -187,6 +196,8 @@ impl Channel {
     pub(crate) fn end_point(&self) -> Option<Vec<u8>> {
         match self {
             Self::Plain(_) => None,
+            #[cfg(feature = "sim")]
+            Self::Memory(_) => None,
             Self::Tls(stream) => {
                 let (_, session) = stream.get_ref();
                 end_point(session.peer_certificates()?.first()?)
@@ -246,6 +257,8 @@ impl AsyncRead for Channel {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+            #[cfg(feature = "sim")]
+            Self::Memory(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
@@ -259,6 +272,8 @@ impl AsyncWrite for Channel {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            #[cfg(feature = "sim")]
+            Self::Memory(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -266,6 +281,8 @@ impl AsyncWrite for Channel {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            #[cfg(feature = "sim")]
+            Self::Memory(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -273,6 +290,8 @@ impl AsyncWrite for Channel {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            #[cfg(feature = "sim")]
+            Self::Memory(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

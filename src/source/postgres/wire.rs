@@ -16,7 +16,6 @@ use tokio::{
 use super::{
     error::SourceError,
     gulp::{Gulp, Rows},
-    lull,
     message::{self, Head, TextRow, unknown},
     tls::Channel,
 };
@@ -92,7 +91,7 @@ impl Wire {
 
     /// Naps, so that the server's messages come many at a time. Whether something came. Cancel-safe.
     pub(crate) async fn nap(&self) -> bool {
-        lull::nap(self.channel.socket()).await
+        self.channel.nap().await
     }
 
     /// Room for the rest of the first message, or for a good read.

@@ -1,20 +1,47 @@
-//! The journal's files, behind a seam through which tests break them.
+//! Files behind a seam: tests break writes, a simulation has a disk of its own.
 //!
-//! Writing goes through it; reading does not: what is read is checksummed.
+//! **Invariant (I7):** a name is durable once [`Device::create`] or [`Device::rename`] answered; that of a
+//! file from [`Device::make`] only after [`Device::settle`].
 
 use std::{
     fmt, fs,
     io::{self, ErrorKind},
-    os::unix::fs::FileExt,
-    path::Path,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
 };
 
 use crate::disk;
 
-/// Where files are made.
+/// Where files are made. What is provided is the machine's own file system.
 pub(crate) trait Device: fmt::Debug + Send + Sync {
-    /// Makes a file that must not exist yet.
+    /// Makes a file that must not exist yet, its name durable.
     fn create(&self, path: &Path) -> io::Result<Box<dyn DeviceFile>>;
+
+    /// Makes a file that must not exist yet, its name durable after [`Device::settle`].
+    fn make(&self, path: &Path) -> io::Result<Box<dyn DeviceFile>> {
+        let mut options = fs::OpenOptions::new();
+        Ok(Box::new(options.write(true).create_new(true).mode(0o600).open(path)?))
+    }
+
+    /// Makes the names in `dir` durable.
+    fn settle(&self, dir: &Path) -> io::Result<()> {
+        disk::sync_dir(dir)
+    }
+
+    /// Opens a file that is there, for reading.
+    fn read(&self, path: &Path) -> io::Result<Box<dyn ReadAt>> {
+        Ok(Box::new(fs::File::open(path)?))
+    }
+
+    /// Files in `dir` whose names end in `.extension`, sorted by name.
+    fn list(&self, dir: &Path, extension: &str) -> io::Result<Vec<PathBuf>> {
+        disk::list(dir, extension)
+    }
+
+    /// Whether a file is there.
+    fn exists(&self, path: &Path) -> bool {
+        path.exists()
+    }
 
     /// Opens a file that is there, for writing.
     fn open(&self, path: &Path) -> io::Result<Box<dyn DeviceFile>>;
@@ -42,6 +69,18 @@ pub(crate) trait DeviceFile: Send {
 
     /// Reserves room for the first `bytes`.
     fn reserve(&self, bytes: u64) -> io::Result<()>;
+}
+
+/// A file that is read.
+pub(crate) trait ReadAt: Send {
+    /// Fills `bytes` from `offset` on.
+    fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Its length.
+    fn length(&self) -> io::Result<u64>;
+
+    /// What is read next comes from the device, not from memory.
+    fn forget(&self) -> io::Result<()>;
 }
 
 /// The machine's own file system.
@@ -85,6 +124,20 @@ impl DeviceFile for fs::File {
 
     fn reserve(&self, bytes: u64) -> io::Result<()> {
         disk::reserve(self, bytes)
+    }
+}
+
+impl ReadAt for fs::File {
+    fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, bytes, offset)
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn forget(&self) -> io::Result<()> {
+        disk::forget(self)
     }
 }
 
