@@ -19,7 +19,6 @@ use super::{
     connect::Target,
     error::SourceError,
     gone,
-    login::Purpose,
     origin::{Break, Server, Slot, Way},
     session::{self, Shared},
     slot,
@@ -108,6 +107,7 @@ pub(crate) async fn go_past(
 pub(crate) async fn anew(
     shared: &Shared,
     sql: &mut Wire,
+    server: &Server,
     found: Option<&Slot>,
 ) -> Result<Position, SourceError> {
     let name = &shared.names.slot;
@@ -119,7 +119,7 @@ pub(crate) async fn anew(
         slot::drop_slot(sql, name).await?;
     }
     let target = Target::load(&shared.config, &shared.url)?;
-    let maker = target.open(Purpose::Replication).await?;
+    let maker = session::maker(&target, server).await?;
     Ok(slot::create(maker, name, false, shared.clock.wall()).await?.position)
 }
 
@@ -163,7 +163,7 @@ pub(crate) async fn tell(shared: &Shared, whole: bool) -> Result<(), SourceError
     Ok(())
 }
 
-pub(crate) const REGRESS_FACT: &str = "source/regress";
+const REGRESS_FACT: &str = "source/regress";
 const REPAIR_FACTS: &str = "source/repair/";
 /// The alarm for tables that are read anew behind a gap.
 const ALARM: &str = "repair";

@@ -4,6 +4,7 @@
 //! database, timeline or log does not continue ours, is a gap: said in a whole sentence, never passed over.
 //! Behind it positions only grow: where the server's log went back, it is waited for.
 
+use super::error::SourceError;
 use crate::{source::Origin, units::Position};
 
 /// The server, as IDENTIFY_SYSTEM says it.
@@ -16,6 +17,21 @@ pub(crate) struct Server {
     pub(crate) log_end: Position,
     /// Where earlier timelines ended: timeline and its last position, oldest first. Empty on the first.
     pub(crate) history: Vec<(u32, Position)>,
+}
+
+impl Server {
+    /// Whether `now` is the same server, on the same timeline.
+    ///
+    /// # Errors
+    ///
+    /// It is not: all is to be judged anew.
+    pub(crate) fn is_still(&self, now: &Self) -> Result<(), SourceError> {
+        let place = |server: &Self| (server.system_identifier.clone(), server.timeline);
+        match place(self) == place(now) {
+            true => Ok(()),
+            false => Err(SourceError::broken("make the slot", "another server answers now")),
+        }
+    }
 }
 
 /// The slot, as `pg_replication_slots` says it.
@@ -61,7 +77,8 @@ pub(crate) enum Way {
     Stop,
     /// When the server's log has grown past what is held. Its timeline shows that it went back.
     Later,
-    /// As [`Way::Later`], to be remembered until then: on the same timeline nothing shows it afterwards.
+    /// As [`Way::Later`], to be remembered until then: on the same timeline, and on one that branches off it
+    /// later, nothing shows it afterwards.
     Back,
     /// With a slot made anew.
     New,
@@ -123,7 +140,8 @@ pub(crate) fn check(
         );
         return gap(Way::Back, what);
     }
-    if let (Some(what), true) = (regress, server.timeline == origin.timeline) {
+    if let Some(what) = regress {
+        // A timeline that has branched off since may come from that log.
         return gap(grown, what.into());
     }
     stands(origin, slot, held, grown)?;
@@ -265,6 +283,15 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_is_made_only_on_the_server_that_was_judged() {
+        let later = Server { log_end: Position(2000), ..server() };
+        assert!(server().is_still(&later).is_ok());
+        let promoted = Server { timeline: 2, ..server() };
+        let error = server().is_still(&promoted).unwrap_err();
+        assert!(error.heals(), "{error}");
+    }
+
+    #[test]
     fn every_discontinuity_is_a_gap_with_its_own_sentence() {
         let other = Server { system_identifier: "8".into(), ..server() };
         assert!(sentence(&other, Some(&slot()), HELD).contains("another one"));
@@ -325,11 +352,13 @@ mod tests {
         let restored = Server { log_end: Position(499), ..server() };
         let seen = broken(&restored, Some(&slot()), HELD);
         assert_eq!(seen.way, Way::Back);
-        // What was seen then counts when the log has grown past it, on the same timeline too.
+        // What was seen then counts when the log has grown past it: on the same timeline, and on one that
+        // has branched off there since.
         let grown = check(&origin(), &server(), Some(&slot()), HELD, Some(&seen.what));
         assert_eq!(grown.unwrap_err(), Break { way: Way::New, ..seen.clone() });
         let history = vec![(1, HELD)];
         let other = Server { timeline: 2, history, ..server() };
-        assert!(check(&origin(), &other, Some(&slot()), HELD, Some(&seen.what)).is_ok());
+        let promoted = check(&origin(), &other, Some(&slot()), HELD, Some(&seen.what));
+        assert_eq!(promoted.unwrap_err(), Break { way: Way::New, ..seen });
     }
 }

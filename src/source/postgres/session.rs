@@ -97,7 +97,7 @@ pub(crate) async fn open(shared: &Shared) -> Result<Session, SourceError> {
     let standing = match judge(shared, &server, found.as_ref(), durable).await? {
         Ok(standing) => standing,
         Err((origin, broken)) => {
-            let anew = Box::pin(bridge::anew(shared, &mut sql, found.as_ref()));
+            let anew = Box::pin(bridge::anew(shared, &mut sql, &server, found.as_ref()));
             let stood = (origin, durable);
             Standing::Continues(bridge::go_past(shared, &server, stood, broken, anew).await?)
         }
@@ -197,7 +197,7 @@ pub(crate) async fn judge(
         if let Continues::NewTimeline { timeline, branched } = continues {
             tracing::warn!(timeline, %branched, "a standby was promoted; the slot continues");
             let mut batch = FactBatch::default();
-            batch.put(ORIGIN_FACT, &Origin { timeline, ..origin }).delete(bridge::REGRESS_FACT);
+            batch.put(ORIGIN_FACT, &Origin { timeline, ..origin });
             shared.facts.record(batch).await?;
         }
         return Ok(Ok(Standing::Continues(confirmed)));
@@ -260,11 +260,19 @@ async fn make(
     let mut intent = FactBatch::default();
     intent.put(INTENT_FACT, &shared.names.slot);
     shared.facts.record(intent).await?;
-    let maker = target.open(Purpose::Replication).await?;
+    let maker = maker(target, server).await?;
     tracing::info!("making the replication slot; transactions that are open now are waited for");
     let held = slot::create(maker, &shared.names.slot, false, shared.clock.wall()).await?;
     record(shared, &first_origin(shared, server, held.position)).await?;
     Ok(held)
+}
+
+/// A connection to make a slot by. It must be to the server that was judged: in the meantime another one may
+/// have taken its place, and the slot would begin on a timeline that nobody has noted.
+pub(crate) async fn maker(target: &Target, judged: &origin::Server) -> Result<Wire, SourceError> {
+    let mut wire = target.open(Purpose::Replication).await?;
+    judged.is_still(&slot::identify(&mut wire).await?)?;
+    Ok(wire)
 }
 
 pub(crate) fn first_origin(
