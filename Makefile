@@ -8,6 +8,7 @@ MINUTES ?= 2
 DIR ?= demo-data
 ROUNDS ?= 1000
 SECONDS ?= 600
+SEEDS ?= 1000000
 SEED ?= 1
 TRIALS ?= 20
 DAMAGES ?= 10000
@@ -123,6 +124,10 @@ damage: demo-tools ## Damages a stopped journal, again and again, and judges eac
 	LAKEHEAD_DAMAGES=$(DAMAGES) LAKEHEAD_SEED=$(SEED) LAKEHEAD_FROM=$(FROM) cargo test --locked --all-features --lib -- \
 		--nocapture whatever_is_damaged 2>&1 | tee target/damage.log | grep --line-buffered -aE '^==|^round|panicked|^error'
 
+simulate: ## The road against a model world, seed after seed: make simulate SEEDS=1000000 FROM=0
+	cargo build --release --locked --features sim --target-dir target/sim
+	@target/sim/release/lakehead simulate --seeds $(SEEDS) --from $(FROM)
+
 unit-test: test-tools python ## The unit under a live systemd, in a Debian of its own (needs root)
 	@$(call install,/usr/bin/systemd-nspawn:systemd-container /usr/bin/mmdebstrap:mmdebstrap /usr/bin/nsenter:util-linux)
 	@[ -d target/unit/root/etc ] || { mkdir -p target/unit; $(SUDO) mmdebstrap --quiet --variant=minbase \
@@ -140,5 +145,5 @@ clean: ## What was built, and the demo's folder
 	cargo clean
 	rm -rf demo-data
 
-.PHONY: help demo build test check conformance fuzz fuzz-corpus fuzz-tools bench bench-snapshot bench-stream sizes deny campaign damage unit-test \
+.PHONY: help demo build test check conformance fuzz fuzz-corpus fuzz-tools bench bench-snapshot bench-stream sizes deny campaign damage simulate unit-test \
 	power-loss python demo-tools test-tools power-tools bench-tools conformance-tools clean

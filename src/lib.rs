@@ -16,6 +16,9 @@
 //! passes in the clear: [`link`], by which bytes leave, and [`status`]. Foundations: [`units`], [`clock`],
 //! [`disk`], [`error`], [`facts`], [`shutdown`], [`config`], [`telemetry`].
 //!
+//! `sim`, only in builds with that feature, drives these rooms against a model of the world. Its bugs on
+//! purpose sit in the models: no build of the rooms has them.
+//!
 //! # What must never be false
 //!
 //! - The source is confirmed only behind [`journal::Durable`], or behind the ledger.
@@ -49,3 +52,5 @@ pub mod cli;
 pub mod demo;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+#[cfg(feature = "sim")]
+pub mod sim;

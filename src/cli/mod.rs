@@ -32,6 +32,8 @@ mod reading;
 mod restore;
 mod run;
 mod service;
+#[cfg(feature = "sim")]
+mod simulate;
 mod status;
 #[cfg(feature = "demo")]
 mod store;
@@ -107,6 +109,10 @@ enum Command {
     #[cfg(feature = "demo")]
     #[command(hide = true)]
     Store(store::StoreArgs),
+    /// Run seeds of the simulation.
+    #[cfg(feature = "sim")]
+    #[command(hide = true)]
+    Simulate(simulate::SimulateArgs),
     /// Print the version.
     Version,
 }
@@ -138,6 +144,9 @@ fn ended(arguments: Vec<OsString>) -> Exit {
     let Cli { global, command } = cli;
     let done = match command {
         Command::Version => Ok(version(&global)),
+        // It has a runtime of its own.
+        #[cfg(feature = "sim")]
+        Command::Simulate(args) => simulate::simulate(&global, &args),
         command => with_runtime(&global, command),
     };
     done.unwrap_or_else(|failure| {
@@ -183,6 +192,8 @@ fn dispatch(global: &Global, command: Command) -> Done<'_> {
         Command::Demo(args) => Box::pin(demo::demo(global, args)),
         #[cfg(feature = "demo")]
         Command::Store(args) => Box::pin(store::store(global, args)),
+        #[cfg(feature = "sim")]
+        Command::Simulate(args) => Box::pin(async move { simulate::simulate(global, &args) }),
         Command::Version => Box::pin(async { Ok(version(global)) }),
     }
 }

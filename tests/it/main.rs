@@ -10,6 +10,8 @@
 
 mod campaign;
 mod harness;
+#[cfg(feature = "sim")]
+mod simulation;
 mod story_adopt;
 mod story_away;
 mod story_badinput;

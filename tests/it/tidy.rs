@@ -18,7 +18,7 @@ const SIDE: [&str; 3] = ["link", "status", "demo"];
 const BASE: [&str; 8] =
     ["units", "clock", "disk", "error", "facts", "shutdown", "config", "telemetry"];
 /// Join the rooms.
-const ABOVE: [&str; 5] = ["cli", "fuzz", "lib", "main", "pipeline"];
+const ABOVE: [&str; 6] = ["cli", "fuzz", "lib", "main", "pipeline", "sim"];
 const LINES_MAX: usize = 500;
 /// Each foreign crate that does I/O, or that could spread, comes in by one door.
 const DOORS: [(&str, &str); 12] = [
