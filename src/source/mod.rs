@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 use crate::units::{Point, Position, Timestamp};
 
+pub mod digest;
 pub mod fate;
 pub mod gap;
 pub mod postgres;

@@ -72,6 +72,20 @@ struct Printed {
     labelled: bool,
 }
 
+impl Printed {
+    /// The text of the value that is called `name`.
+    fn text(&self, name: &str) -> String {
+        match &self.output {
+            Some(output) => format!("pg_catalog.textin({output}({name}))"),
+            // `format` finds the function of the base; of NULL it would make ''. A row of NULLs is
+            // no NULL, and IS DISTINCT FROM says so.
+            None => format!(
+                "CASE WHEN {name} IS DISTINCT FROM NULL THEN pg_catalog.format('%s', {name}) END"
+            ),
+        }
+    }
+}
+
 impl Listed {
     /// `schema.table`, for people.
     pub(crate) fn qualified(&self) -> String {
@@ -96,19 +110,18 @@ impl Described {
     pub(crate) fn select_list(&self) -> String {
         let columns = self.table.columns.iter().zip(&self.printed);
         let sent = columns.filter(|(column, _)| !is_stored(column));
-        let columns = sent.map(|(column, printed)| {
-            let name = identifier(&column.name);
-            match &printed.output {
-                _ if renders_binary(column.type_id) => name,
-                Some(output) => format!("pg_catalog.textin({output}({name}))"),
-                // `format` finds the function of the base; of NULL it would make ''. A row of NULLs is
-                // no NULL, and IS DISTINCT FROM says so.
-                None => format!(
-                    "CASE WHEN {name} IS DISTINCT FROM NULL THEN pg_catalog.format('%s', {name}) END"
-                ),
-            }
+        let columns = sent.map(|(column, printed)| match renders_binary(column.type_id) {
+            true => identifier(&column.name),
+            false => printed.text(&identifier(&column.name)),
         });
         columns.collect::<Vec<_>>().join(", ")
+    }
+
+    /// A column as the type's own output function prints it.
+    pub(crate) fn text_of(&self, column: &str) -> Option<String> {
+        let mut own = self.table.columns.iter().zip(&self.printed);
+        let (_, printed) = own.find(|(own, _)| own.name == column)?;
+        Some(printed.text(&identifier(column)))
     }
 
     /// Whether its columns are those that the stream named, generated ones aside.

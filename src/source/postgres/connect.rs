@@ -41,7 +41,7 @@ impl Target {
     }
 
     /// A target that holds its password in the URL, if it has one.
-    fn of(url: &Url) -> Result<Self, SourceError> {
+    pub(crate) fn of(url: &Url) -> Result<Self, SourceError> {
         Ok(Self { url: url.clone(), password: url.password.clone(), tls: tls::settings(url)? })
     }
 

@@ -9,6 +9,7 @@
 //! | `tables`, `gone`, `chunks`, `snapshot`, `gulp` | the rows that were there before |
 //! | `adopt` | the slot of a lost box, taken over |
 //! | `reread`, `ranges` | rows to be read again |
+//! | `witness`, `digest` | what the database holds at one position, for the proof of the lake's content |
 //! | `check` | all that can be looked at beforehand |
 //! | `pgoutput`, `copy`, `fields` | records and rows, read again behind the journal |
 //! | `types`, `builtin` and its forms | values |
@@ -40,6 +41,7 @@ mod confirm;
 pub(crate) mod connect;
 pub mod copy;
 mod definition;
+mod digest;
 pub mod error;
 mod fields;
 pub mod float;
@@ -74,11 +76,14 @@ pub mod types;
 pub mod url;
 mod vocabulary;
 pub(crate) mod wire;
+mod witness;
 
 pub use adopt::{Chain, Outlook, Said, Succession, put_said, succeed, unused};
 pub use check::check;
 pub use connect::client;
+pub use digest::Measure;
 pub use error::SourceError;
+pub use witness::{Calling, Unread, Witness};
 
 use self::{
     batch::Sizes,

@@ -278,7 +278,7 @@ pub(crate) fn chunks(
 }
 
 /// The condition on the rows of these keys, with its WHERE. `None`: there are no such columns.
-fn condition(described: &Described, rows: &Unchanged) -> Option<String> {
+pub(crate) fn condition(described: &Described, rows: &Unchanged) -> Option<String> {
     let types = rows.columns.iter().map(|name| {
         let column = described.table.columns.iter().find(|column| column.name == *name)?;
         Some(column.source_type.as_str())

@@ -13,7 +13,7 @@ use super::{
 /// What a table measures.
 pub(super) struct Size {
     pub(super) extent: Extent,
-    rows: u64,
+    pub(super) rows: u64,
     bytes: u64,
 }
 

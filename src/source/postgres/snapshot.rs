@@ -34,7 +34,7 @@ use super::{
 use crate::{
     facts::{self, FactBatch},
     shutdown::Tasks,
-    source::{Reading, RowBatch, SnapshotChunk, chunk_facts},
+    source::{Reading, RowBatch, SnapshotChunk, Table, chunk_facts},
     units::{Position, Timestamp},
 };
 
@@ -279,21 +279,7 @@ async fn read(
     let table = &job.described.table;
     let from = quoted(&table.schema, &table.name);
     begin(wire, &work.snapshot).await?;
-    wire.query("lock a table for reading", &format!("LOCK TABLE ONLY {from} IN ACCESS SHARE MODE"))
-        .await?;
-    let sql = format!(
-        "SELECT relfilenode, pg_relation_filenode(oid), {0}::regclass::oid = oid FROM pg_class WHERE oid = {1}",
-        literal(&from),
-        table.id
-    );
-    let rows = wire.query("look at a table's file", &sql).await?;
-    let file = job.filenode.to_string();
-    let same = |row: &super::message::TextRow| {
-        row.optional(0) == Some(&file) && row.optional(1) == Some(&file) && row.flag(2)
-    };
-    if !rows.first().is_some_and(same) {
-        return Err(changed(&table.qualified()));
-    }
+    lock_unchanged(wire, table, job.filenode).await?;
     let (tell, rows) = mpsc::channel(BATCHES);
     let chunk = SnapshotChunk {
         table: Arc::new(table.clone()),
@@ -326,6 +312,32 @@ async fn read(
     wire.query("end a part", "COMMIT").await?;
     tell.send(RowBatch::End(total)).await.map_err(|_| SourceError::Ended)?;
     Ok(tell)
+}
+
+/// Locks a table for reading, until the transaction's end. An error if it is not the file any more that
+/// the snapshot knows.
+pub(super) async fn lock_unchanged(
+    wire: &mut Wire,
+    table: &Table,
+    filenode: u32,
+) -> Result<(), SourceError> {
+    let name = quoted(&table.schema, &table.name);
+    wire.query("lock a table for reading", &format!("LOCK TABLE ONLY {name} IN ACCESS SHARE MODE"))
+        .await?;
+    let sql = format!(
+        "SELECT relfilenode, pg_relation_filenode(oid), {0}::regclass::oid = oid FROM pg_class WHERE oid = {1}",
+        literal(&name),
+        table.id
+    );
+    let rows = wire.query("look at a table's file", &sql).await?;
+    let file = filenode.to_string();
+    let same = |row: &super::message::TextRow| {
+        row.optional(0) == Some(&file) && row.optional(1) == Some(&file) && row.flag(2)
+    };
+    match rows.first().is_some_and(same) {
+        true => Ok(()),
+        false => Err(changed(&table.qualified())),
+    }
 }
 
 /// Parts that were handed to seal as a whole.
@@ -386,7 +398,7 @@ async fn hand(
 }
 
 /// A transaction under the snapshot.
-async fn begin(wire: &mut Wire, snapshot: &str) -> Result<(), SourceError> {
+pub(super) async fn begin(wire: &mut Wire, snapshot: &str) -> Result<(), SourceError> {
     let sql = format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
         literal(snapshot)
