@@ -12,8 +12,8 @@
 //! Each source has a road of its own: its journal, spool and chain. [`pipeline`] joins the rooms and
 //! is the only one to import them all; a room imports its upstream neighbour's output and the foundations.
 //!
-//! Reading back: [`replay`] (cat, restore) and `ledger::verify`. Side rooms, which no customer byte
-//! passes in the clear: [`link`], by which bytes leave, and [`status`]. Foundations: [`units`], [`clock`],
+//! Reading back: [`replay`] (cat, restore, the proof against the source) and `ledger::verify`. Side rooms, which no
+//! customer byte passes in the clear: [`link`], by which bytes leave, and [`status`]. Foundations: [`units`], [`clock`],
 //! [`disk`], [`error`], [`facts`], [`shutdown`], [`config`], [`telemetry`].
 //!
 //! `sim`, only in builds with that feature, drives these rooms against a model of the world. Its bugs on

@@ -139,6 +139,35 @@ pub async fn entries_to(
     read_entries(reader, prefix, source, head.entry, Some(head)).await
 }
 
+/// The entries behind `head` that are there by now, in order, each signed with one of `keys`, and the head that they make.
+///
+/// # Errors
+///
+/// The lake could not be read, or what is there does not continue the chain.
+pub async fn entries_behind(
+    reader: &dyn ObjectReader,
+    prefix: &str,
+    source: &str,
+    head: &Head,
+    keys: &[PublicKey],
+) -> Result<(Vec<Entry>, Head), LedgerError> {
+    let (mut entries, mut head) = (vec![], head.clone());
+    loop {
+        let key = entry::key(prefix, source, head.entry + 1);
+        let Some(object) = get(reader, &key).await? else { return Ok((entries, head)) };
+        let lines = entry::Lines::split(&object.bytes);
+        let lines = lines.filter(|lines| lines.signer(keys).is_some());
+        let read = lines.and_then(|lines| Some((lines.entry().ok()?, lines.hash())));
+        match read {
+            Some((entry, hash)) if entry.previous == head.hash => {
+                head = Head { entry: head.entry + 1, hash };
+                entries.push(entry);
+            }
+            _ => return Err(LedgerError::Changed),
+        }
+    }
+}
+
 /// Keys in the source's folders that no entry names: of objects that were on their way, or not ours.
 ///
 /// # Errors

@@ -1,4 +1,5 @@
-//! Replay: reads the lake back: rows of one object (`cat`), a whole source into a database (`restore`).
+//! Replay: reads the lake back: rows of one object (`cat`), a whole source into a database (`restore`), or
+//! beside it, to compare both (`prove`).
 //!
 //! Takes objects as S3 has them, and the ledger's entries, already verified. Gives rows and databases.
 //! Keeps nothing on the box; a restore's progress stands in the database that it fills.
@@ -19,6 +20,14 @@ pub mod key;
 pub mod labels;
 pub mod merge;
 pub mod plan;
+mod proof;
+mod proof_compare;
+mod proof_lake;
+mod proof_layout;
+mod proof_report;
+mod proof_rows;
+mod proof_spill;
+mod proof_state;
 pub mod read;
 pub mod restore;
 mod restore_repairs;
@@ -29,6 +38,10 @@ pub mod schema;
 #[cfg(test)]
 mod sample;
 
+pub use proof::{Chain, ProofError, ProofOptions, ProofProgress, prove};
+pub use proof_report::{
+    Differences, KEYS_MAX, ProofReport, RowDifference, RowState, TableProof, Verdict,
+};
 pub use restore::{Progress, RestoreOptions, RestoreReport, restore};
 
 use crate::{

@@ -101,6 +101,36 @@ pub fn plan(
     until: Option<Position>,
     except: &[String],
 ) -> Result<Plan, ReplayError> {
+    let (plan, lacking) = gather(entries, definitions, until, except)?;
+    match lacking.is_empty() {
+        true => Ok(plan),
+        false => Err(ReplayError::Incomplete {
+            at: plan.end.position,
+            tables: lacking.into_iter().map(|(name, why)| format!("{name} ({why})")).collect(),
+        }),
+    }
+}
+
+/// As [`plan`], for those who can go on without the tables that are not whole: the plan has only the others.
+///
+/// # Errors
+///
+/// [`ReplayError::Missing`] names a definition.
+pub fn plan_whole(
+    entries: &[Entry],
+    definitions: &Definitions,
+    until: Option<Position>,
+) -> Result<(Plan, Vec<(String, String)>), ReplayError> {
+    gather(entries, definitions, until, &[])
+}
+
+/// The plan, and the tables that are not whole, with what each lacks.
+fn gather(
+    entries: &[Entry],
+    definitions: &Definitions,
+    until: Option<Position>,
+    except: &[String],
+) -> Result<(Plan, Vec<(String, String)>), ReplayError> {
     if let Some(name) = except.iter().find(|name| !is_known(definitions, name)) {
         return Err(ReplayError::Unknown { table: name.clone() });
     }
@@ -117,7 +147,7 @@ pub fn plan(
     for epoch in &mut gathered.epochs {
         epoch.tracks.retain(|track| alive.contains(&track.table));
     }
-    gathered.finish(bound)
+    Ok(gathered.finish(bound))
 }
 
 #[derive(Default)]
@@ -265,7 +295,7 @@ impl Gathered {
         found
     }
 
-    fn finish(mut self, bound: Position) -> Result<Plan, ReplayError> {
+    fn finish(mut self, bound: Position) -> (Plan, Vec<(String, String)>) {
         for found in self.tables.values_mut() {
             found.plan.anew = found.plan.anew.max(self.floor);
             found.forget_before_anew();
@@ -285,27 +315,27 @@ impl Gathered {
             away.extend(left.map(|entry| (found.name.clone(), entry)));
             left.is_none()
         });
-        let mut wrong = vec![];
-        for found in self.tables.values().filter(|found| found.needed) {
+        let mut wrong = BTreeMap::new();
+        for (id, found) in self.tables.iter().filter(|(_, found)| found.needed) {
             let (first, last) = (found.snapshots.first(), found.snapshots.last());
-            match (found.completed, last) {
-                (None, _) => wrong.push(format!("{} (its snapshot is not complete)", found.name)),
-                (_, Some(last)) if *last > end.position => wrong.push(format!(
-                    "{} (its snapshot stands at {last}, the changes reach {})",
-                    found.name, end.position
-                )),
-                _ if first != last && !keyed(found) => wrong.push(format!(
-                    "{} (it has no one key, and its snapshot was read at several points)",
-                    found.name
-                )),
-                _ => {}
-            }
+            let why = match (found.completed, last) {
+                (None, _) => "its snapshot is not complete".into(),
+                (_, Some(last)) if *last > end.position => {
+                    format!("its snapshot stands at {last}, the changes reach {}", end.position)
+                }
+                _ if first != last && !keyed(found) => {
+                    "it has no one key, and its snapshot was read at several points".into()
+                }
+                _ => continue,
+            };
+            wrong.insert(*id, (found.name.clone(), why));
         }
-        if let (true, Some(young)) = (self.tables.is_empty(), self.too_young) {
-            wrong.push(format!("all (the first snapshot stands at {young})"));
-        }
-        if !wrong.is_empty() {
-            return Err(ReplayError::Incomplete { at: end.position, tables: wrong });
+        self.tables.retain(|id, _| !wrong.contains_key(id));
+        let mut wrong: Vec<(String, String)> = wrong.into_values().collect();
+        if let (true, true, Some(young)) =
+            (self.tables.is_empty(), wrong.is_empty(), self.too_young)
+        {
+            wrong.push(("all".into(), format!("the first snapshot stands at {young}")));
         }
         let tables = self.tables.into_iter().map(|(id, found)| {
             let mut plan = found.plan;
@@ -320,7 +350,7 @@ impl Gathered {
             plan.last = plan.last.max(found.snapshots.last().copied().unwrap_or_default());
             (id, plan)
         });
-        Ok(Plan { tables: tables.collect(), epochs: self.epochs, end, away })
+        (Plan { tables: tables.collect(), epochs: self.epochs, end, away }, wrong)
     }
 }
 
