@@ -12,6 +12,7 @@ SEEDS ?= 1000000
 SEED ?= 1
 TRIALS ?= 20
 DAMAGES ?= 10000
+RUNS ?= 100
 FROM ?= 0
 FS ?= ext4
 STORES ?= target/conformance
@@ -128,6 +129,9 @@ simulate: ## The road against a model world, seed after seed: make simulate SEED
 	cargo build --release --locked --features sim --target-dir target/sim
 	@target/sim/release/lakehead simulate --seeds $(SEEDS) --from $(FROM)
 
+prove-source: test-tools ## The lake beside its database under load, again and again, without a false alarm: make prove-source RUNS=100 SEED=1
+	LAKEHEAD_RUNS=$(RUNS) LAKEHEAD_SEED=$(SEED) cargo test --locked --all-features --test it -- --nocapture the_lake_equals_its_source
+
 unit-test: test-tools python ## The unit under a live systemd, in a Debian of its own (needs root)
 	@$(call install,/usr/bin/systemd-nspawn:systemd-container /usr/bin/mmdebstrap:mmdebstrap /usr/bin/nsenter:util-linux)
 	@[ -d target/unit/root/etc ] || { mkdir -p target/unit; $(SUDO) mmdebstrap --quiet --variant=minbase \
@@ -145,5 +149,6 @@ clean: ## What was built, and the demo's folder
 	cargo clean
 	rm -rf demo-data
 
-.PHONY: help demo build test check conformance fuzz fuzz-corpus fuzz-tools bench bench-snapshot bench-stream sizes deny campaign damage simulate unit-test \
+.PHONY: help demo build test check conformance fuzz fuzz-corpus fuzz-tools bench bench-snapshot bench-stream sizes deny campaign damage simulate \
+	prove-source unit-test \
 	power-loss python demo-tools test-tools power-tools bench-tools conformance-tools clean

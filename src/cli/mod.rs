@@ -38,6 +38,7 @@ mod status;
 #[cfg(feature = "demo")]
 mod store;
 mod verify;
+mod verify_source;
 
 /// Moves databases into an S3 data lake and proves that nothing was lost.
 #[derive(Debug, Parser)]
@@ -254,6 +255,7 @@ mod tests {
             "check --json",
             "status",
             "verify --source erp --deep --public-key a.pub --public-key b.pub",
+            "verify --source erp --against-source --source-url postgresql://u@h/d --ledger-wait 5min --snapshot-age 1h",
             "adopt",
             "cat raw/erp/public.orders/dt=2026-11-21/x.parquet",
             "restore --source erp --to postgresql://u@h/d --until 16/B374D848",

@@ -12,6 +12,7 @@ use super::{
     Failure, Global,
     meter::{Meter, Step},
     reading::{self, Reading},
+    verify_source::{self, Against},
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -24,7 +25,8 @@ use crate::{
 pub(super) const EXAMPLES: &str = "Examples:
   lakehead verify                           every source, with the box's own key
   lakehead verify --source erp --deep --credentials-file reader.aws
-  lakehead verify --config audit.toml --public-key identity.pub    anywhere, without the box";
+  lakehead verify --config audit.toml --public-key identity.pub    anywhere, without the box
+  lakehead verify --source erp --against-source --credentials-file reader.aws    its content, with the database";
 
 #[derive(Args, Debug)]
 pub(super) struct VerifyArgs {
@@ -41,6 +43,8 @@ pub(super) struct VerifyArgs {
     #[arg(long, value_name = "N:HASH")]
     head: Option<Head>,
     #[command(flatten)]
+    against: Against,
+    #[command(flatten)]
     reading: Reading,
 }
 
@@ -50,18 +54,20 @@ pub(super) async fn verify(global: &Global, args: VerifyArgs) -> Result<Exit, Fa
         Some(name) => vec![reading::source(&config, Some(name))?],
         None => config.sources.iter().map(|source| source.name.clone()).collect(),
     };
-    let asked =
-        Asked { config, sources, public_keys: args.public_key, deep: args.deep, head: args.head };
-    audit(global, asked).await
+    args.against.check(&sources)?;
+    let (public_keys, deep, head) = (args.public_key, args.deep, args.head);
+    let asked = Asked { config, sources, public_keys, deep, head, against: args.against };
+    Box::pin(audit(global, asked)).await.map_err(verify_source::may_not_read)
 }
 
 /// What is to be audited.
-struct Asked {
-    config: Config,
+pub(super) struct Asked {
+    pub(super) config: Config,
     sources: Vec<String>,
     public_keys: Vec<PathBuf>,
     deep: bool,
     head: Option<Head>,
+    pub(super) against: Against,
 }
 
 async fn audit(global: &Global, asked: Asked) -> Result<Exit, Failure> {
@@ -75,9 +81,34 @@ async fn audit(global: &Global, asked: Asked) -> Result<Exit, Failure> {
         reports.push(prove(&asked.config, source, &keys, deep, head.clone(), &mut meter).await?);
     }
     let proven = reports.iter().all(|report| report.whole() && report.entries > 0);
-    let json = serde_json::json!({ "proven": proven, "sources": reports });
-    global.output().tell(&json, &Lines(&reports));
-    Ok(if proven { Exit::Done } else { Exit::Wanting })
+    if !(proven && asked.against.asked()) {
+        let json = serde_json::json!({ "proven": proven, "sources": reports });
+        global.output().tell(&json, &Lines(&reports));
+        return Ok(if proven { Exit::Done } else { Exit::Wanting });
+    }
+    let mut compared = vec![];
+    for report in &reports {
+        let keys = public_keys(&asked.config, &report.source, asked.public_keys.clone());
+        let keys = trusted(&keys)?;
+        let own = work.path().join(&report.source);
+        compared.push(verify_source::prove(global, &asked, report, &keys, own).await?);
+    }
+    let exit = verify_source::exit(&compared);
+    let equal = exit == Exit::Done;
+    let json =
+        serde_json::json!({ "proven": equal, "sources": reports, "against_source": compared });
+    let lines = format!("{}\n{}", Lines(&reports), verify_source::Lines(&compared));
+    global.output().tell(&json, &lines);
+    Ok(exit)
+}
+
+/// The keys in these files.
+fn trusted(files: &[PathBuf]) -> Result<Vec<PublicKey>, Failure> {
+    let mut keys = vec![];
+    for path in files {
+        keys.extend(read_public_keys(path)?);
+    }
+    Ok(keys)
 }
 
 /// Audits one source.
@@ -91,10 +122,7 @@ pub(super) async fn prove(
 ) -> Result<SourceReport, Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let s3 = pipeline::lake(config, &clock)?;
-    let mut keys = vec![];
-    for path in public_keys {
-        keys.extend(read_public_keys(path)?);
-    }
+    let keys = trusted(public_keys)?;
     let what =
         Audit { prefix: &config.lake.prefix, source: Some(source), public_keys: &keys, deep };
     let known =
