@@ -25,6 +25,7 @@ mod cat;
 mod check;
 mod demo;
 mod failure;
+mod heap;
 mod journal;
 mod output;
 mod meter;
@@ -120,6 +121,7 @@ enum Command {
 
 /// Reads the arguments, does what they say, and gives the exit code.
 pub fn main() -> ExitCode {
+    heap::begin();
     panics::begin(&INDEX_THREADS);
     // The enum's numbers are the codes.
     ExitCode::from(ended(std::env::args_os().collect()) as u8)

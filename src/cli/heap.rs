@@ -1,0 +1,27 @@
+//! How the C library's heap deals with memory that is free.
+//!
+//! Left alone, glibc asks the kernel for each block above 128 KiB (a bound that grows as such blocks are
+//! freed), and gives back the end of the heap as soon as 128 KiB of it are free. A gateway takes and frees
+//! buffers of about 1 MiB all the time: every one of them meant zeroed pages and faults, 16 % of the CPU
+//! of a snapshot (`make bench-snapshot`).
+#![expect(unsafe_code, reason = "the C library has no safe interface for it")]
+
+use nix::libc;
+
+/// Sets the bounds. To be called before the second thread starts.
+pub(super) fn begin() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes two numbers, and no other thread is there yet.
+    unsafe {
+        // Refused, it would go on as before.
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MMAP_BYTES);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
+    }
+}
+
+/// Blocks from here on are the kernel's: large values give their memory back at once.
+#[cfg(target_env = "gnu")]
+const MMAP_BYTES: libc::c_int = 4 << 20;
+/// Of each heap, at its end.
+#[cfg(target_env = "gnu")]
+const KEPT_BYTES: libc::c_int = 4 << 20;
