@@ -18,7 +18,15 @@ use crate::journal::{LakeType, Value};
 
 /// A column's array, growing.
 #[derive(Debug)]
-pub(super) enum ColumnArray {
+pub(super) struct ColumnArray {
+    lake: LakeType,
+    growing: Growing,
+    /// Elements, and their bytes beyond the fixed width, of the array before: the next one is like it.
+    before: (usize, usize),
+}
+
+#[derive(Debug)]
+enum Growing {
     Boolean(BooleanBuilder),
     Int16(Int16Builder),
     Int32(Int32Builder),
@@ -55,28 +63,67 @@ pub(super) fn data_type(lake: LakeType) -> DataType {
 impl ColumnArray {
     /// An empty array. It takes no memory until the first push: a table has up to 1,600 of them.
     pub(super) fn new(lake: LakeType) -> Self {
-        match lake {
-            LakeType::Boolean => Self::Boolean(BooleanBuilder::with_capacity(0)),
-            LakeType::Int16 => Self::Int16(Int16Builder::with_capacity(0)),
-            LakeType::Int32 => Self::Int32(Int32Builder::with_capacity(0)),
-            LakeType::Int64 => Self::Int64(Int64Builder::with_capacity(0)),
-            LakeType::Float32 => Self::Float32(Float32Builder::with_capacity(0)),
-            LakeType::Float64 => Self::Float64(Float64Builder::with_capacity(0)),
-            LakeType::Date => Self::Date(Date32Builder::with_capacity(0)),
-            LakeType::Timestamp | LakeType::TimestampUtc => Self::Micros(
-                TimestampMicrosecondBuilder::with_capacity(0).with_data_type(data_type(lake)),
-            ),
-            LakeType::Decimal { .. } => {
-                Self::Decimal(Decimal128Builder::with_capacity(0).with_data_type(data_type(lake)))
-            }
-            LakeType::Binary => Self::Binary(BinaryBuilder::with_capacity(0, 0)),
-            LakeType::Uuid => Self::Uuid(FixedSizeBinaryBuilder::with_capacity(0, UUID_BYTES)),
-            LakeType::Text => Self::Text(StringBuilder::with_capacity(0, 0)),
+        Self { lake, growing: Growing::new(lake, 0, 0), before: (0, 0) }
+    }
+
+    /// Before the first push: takes memory for as much as the array before had, within bounds.
+    pub(super) fn make_room(&mut self) {
+        let (elements, bytes) = self.before;
+        if elements > 0 {
+            self.growing = Growing::new(self.lake, elements, bytes.min(ROOM_BYTES_MAX));
         }
     }
 
     /// Appends a value and gives its bytes beyond the fixed width; `None`, and nothing appended, if the column cannot hold it.
     pub(super) fn push(&mut self, value: &Value<'_>) -> Option<usize> {
+        self.growing.push(value)
+    }
+
+    /// Appends a NULL.
+    pub(super) fn push_null(&mut self) {
+        self.growing.push_null();
+    }
+
+    /// Gives the array and begins a new one.
+    pub(super) fn finish(&mut self) -> ArrayRef {
+        let bytes = match &self.growing {
+            Growing::Binary(array) => array.values_slice().len(),
+            Growing::Text(array) => array.values_slice().len(),
+            _ => 0,
+        };
+        let array = self.growing.finish();
+        self.before = (array.len(), bytes);
+        array
+    }
+}
+
+impl Growing {
+    fn new(lake: LakeType, elements: usize, bytes: usize) -> Self {
+        match lake {
+            LakeType::Boolean => Self::Boolean(BooleanBuilder::with_capacity(elements)),
+            LakeType::Int16 => Self::Int16(Int16Builder::with_capacity(elements)),
+            LakeType::Int32 => Self::Int32(Int32Builder::with_capacity(elements)),
+            LakeType::Int64 => Self::Int64(Int64Builder::with_capacity(elements)),
+            LakeType::Float32 => Self::Float32(Float32Builder::with_capacity(elements)),
+            LakeType::Float64 => Self::Float64(Float64Builder::with_capacity(elements)),
+            LakeType::Date => Self::Date(Date32Builder::with_capacity(elements)),
+            LakeType::Timestamp | LakeType::TimestampUtc => {
+                let array = TimestampMicrosecondBuilder::with_capacity(elements);
+                Self::Micros(array.with_data_type(data_type(lake)))
+            }
+            LakeType::Decimal { .. } => {
+                let array = Decimal128Builder::with_capacity(elements);
+                Self::Decimal(array.with_data_type(data_type(lake)))
+            }
+            LakeType::Binary => Self::Binary(BinaryBuilder::with_capacity(elements, bytes)),
+            LakeType::Uuid => {
+                Self::Uuid(FixedSizeBinaryBuilder::with_capacity(elements, UUID_BYTES))
+            }
+            LakeType::Text => Self::Text(StringBuilder::with_capacity(elements, bytes)),
+        }
+    }
+
+    fn push(&mut self, value: &Value<'_>) -> Option<usize> {
         match (self, value) {
             (Self::Boolean(array), Value::Boolean(value)) => array.append_value(*value),
             (Self::Int16(array), Value::Int(value)) => {
@@ -107,8 +154,7 @@ impl ColumnArray {
         Some(0)
     }
 
-    /// Appends a NULL.
-    pub(super) fn push_null(&mut self) {
+    fn push_null(&mut self) {
         match self {
             Self::Boolean(array) => array.append_null(),
             Self::Int16(array) => array.append_null(),
@@ -125,8 +171,7 @@ impl ColumnArray {
         }
     }
 
-    /// Gives the array and begins a new one.
-    pub(super) fn finish(&mut self) -> ArrayRef {
+    fn finish(&mut self) -> ArrayRef {
         match self {
             Self::Boolean(array) => Arc::new(array.finish()),
             Self::Int16(array) => Arc::new(array.finish()),
@@ -168,5 +213,7 @@ fn signed(scale: u8) -> i8 {
     i8::try_from(scale).expect("a scale is at most 38")
 }
 
+/// The array before may have held a value as large as they come.
+const ROOM_BYTES_MAX: usize = 1 << 20;
 const UTC: &str = "UTC";
 const UUID_BYTES: i32 = 16;

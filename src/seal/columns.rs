@@ -21,38 +21,18 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use arrow_array::{
-    ArrayRef, RecordBatch,
-    builder::{
-        Int64Builder, ListBuilder, MapBuilder, MapFieldNames, StringBuilder,
-        TimestampMicrosecondBuilder,
-    },
-};
-use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
+use arrow_array::{ArrayRef, RecordBatch};
+use arrow_schema::{Field, Schema, SchemaRef};
 use parquet::file::metadata::KeyValue;
 
-use super::arrays::{ColumnArray, data_type, fits, width_bytes};
-use crate::{
-    journal::{
-        Cell, Column, Decode, DecodeError, Identity, LakeType, OldRow, Op, Row, Table, Value,
-    },
-    units::{Position, Timestamp},
+pub use super::meta::RowMeta;
+use super::{
+    arrays::{ColumnArray, data_type, width_bytes},
+    meta::{self, MetaArrays, Pairs},
 };
-
-/// What a row has besides its values.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct RowMeta {
-    /// `_op`
-    pub op: Op,
-    /// `_sequence`
-    pub sequence: u64,
-    /// `_position`
-    pub position: Position,
-    /// `_committed_at`
-    pub committed_at: Timestamp,
-    /// `_xid`
-    pub xid: Option<u32>,
-}
+use crate::journal::{
+    Cell, Column, Decode, DecodeError, Identity, LakeType, OldRow, Row, Table, Value,
+};
 
 /// Rows of one table on their way into a file.
 #[derive(Debug)]
@@ -72,36 +52,10 @@ pub struct RowBuilder {
     row_bytes: usize,
 }
 
-/// The columns after the table's own.
-#[derive(Debug)]
-struct MetaArrays {
-    op: StringBuilder,
-    sequence: Int64Builder,
-    position: StringBuilder,
-    /// What `position` ends with, so that the rows of one transaction format it once.
-    last_position: (Position, String),
-    committed_at: TimestampMicrosecondBuilder,
-    xid: Int64Builder,
-    unchanged: ListBuilder<StringBuilder>,
-    exact: TextMap,
-    key: TextMap,
-}
-
-type TextMap = MapBuilder<StringBuilder, StringBuilder>;
-
 /// The schema of a table's files.
 pub fn arrow_schema(table: &Table) -> SchemaRef {
     let mut fields: Vec<Field> = table.columns.iter().map(own_field).collect();
-    fields.extend([
-        Field::new("_op", DataType::Utf8, false),
-        Field::new("_sequence", DataType::Int64, false),
-        Field::new("_position", DataType::Utf8, false),
-        Field::new("_committed_at", data_type(LakeType::TimestampUtc), false),
-        Field::new("_xid", DataType::Int64, true),
-        Field::new("_unchanged", DataType::List(Arc::new(element_field())), false),
-        map_field("_exact", false),
-        map_field("_key", true),
-    ]);
+    fields.extend(meta::fields());
     let metadata = described(table).map(|(key, value)| (key.to_owned(), value));
     Arc::new(Schema::new_with_metadata(fields, HashMap::from(metadata)))
 }
@@ -169,24 +123,25 @@ impl RowBuilder {
         for cells in row.into_iter().chain(old.map(|(_, cells)| cells)) {
             self.check_width(cells)?;
         }
-        match (row, old) {
+        if self.rows == 0 {
+            self.arrays.iter_mut().for_each(ColumnArray::make_room);
+        }
+        let key = match (row, old) {
             (Some(new), old) => {
                 let full = old.filter(|(kind, _)| *kind == OldRow::Full).map(|(_, cells)| cells);
                 self.append_values(new, full, bytes, decode)?;
-                self.append_key(new, old, bytes, decode)?;
+                self.append_key(new, old, bytes, decode)?
             }
             (None, Some((_, old))) => {
                 self.append_values(old, None, bytes, decode)?;
-                self.meta.key.append(false).expect(PAIRED);
+                false
             }
             (None, None) => {
                 self.arrays.iter_mut().for_each(ColumnArray::push_null);
-                self.meta.key.append(false).expect(PAIRED);
+                false
             }
-        }
-        self.meta.exact.append(true).expect(PAIRED);
-        self.meta.unchanged.append(true);
-        self.meta.append(meta);
+        };
+        self.meta.append(meta, key);
         self.rows += 1;
         self.bytes += self.row_bytes;
         Ok(())
@@ -225,7 +180,7 @@ impl RowBuilder {
             let cell = known(cell, full.map(|old| &old[index]));
             if *cell == Cell::Unchanged {
                 self.arrays[index].push_null();
-                self.meta.unchanged.values().append_value(&self.names[index]);
+                self.meta.unchanged.push(&self.names[index]);
                 self.bytes += self.names[index].len();
                 continue;
             }
@@ -246,22 +201,18 @@ impl RowBuilder {
     }
 
     /// Fills `_key`: the identity columns as the server named them, or, where it sent the whole old
-    /// row, the primary key if it changed; without one all of it.
+    /// row, the primary key if it changed; without one all of it. False: NULL.
     fn append_key(
         &mut self,
         new: &Row,
         old: Option<(OldRow, &Row)>,
         bytes: &[u8],
         decode: &dyn Decode,
-    ) -> Result<(), DecodeError> {
-        let Some((kind, old)) = old else {
-            self.meta.key.append(false).expect(PAIRED);
-            return Ok(());
-        };
+    ) -> Result<bool, DecodeError> {
+        let Some((kind, old)) = old else { return Ok(false) };
         let by_key = kind == OldRow::Full && !self.key.is_empty();
         if by_key && self.key.iter().all(|index| same(&old[*index], &new[*index], bytes)) {
-            self.meta.key.append(false).expect(PAIRED);
-            return Ok(());
+            return Ok(false);
         }
         for (index, cell) in old.iter().enumerate() {
             let column = &self.table.columns[index];
@@ -279,8 +230,7 @@ impl RowBuilder {
             push_pair(&mut self.meta.key, column, &self.names[index], text)?;
             self.bytes += self.names[index].len() + self.scratch.len();
         }
-        self.meta.key.append(true).expect(PAIRED);
-        Ok(())
+        Ok(true)
     }
 
     fn check_width(&self, cells: &Row) -> Result<(), DecodeError> {
@@ -292,57 +242,6 @@ impl RowBuilder {
             expected: self.arrays.len(),
             found: cells.len(),
         })
-    }
-}
-
-impl MetaArrays {
-    fn new() -> Self {
-        let text = || StringBuilder::with_capacity(0, 0);
-        let map = || {
-            let names = MapFieldNames {
-                entry: "key_value".into(),
-                key: "key".into(),
-                value: "value".into(),
-            };
-            MapBuilder::with_capacity(Some(names), text(), text(), 0)
-        };
-        Self {
-            op: text(),
-            sequence: Int64Builder::with_capacity(0),
-            position: text(),
-            last_position: (Position(0), Position(0).to_string()),
-            committed_at: TimestampMicrosecondBuilder::with_capacity(0)
-                .with_data_type(data_type(LakeType::TimestampUtc)),
-            xid: Int64Builder::with_capacity(0),
-            unchanged: ListBuilder::with_capacity(text(), 0).with_field(element_field()),
-            exact: map(),
-            key: map(),
-        }
-    }
-
-    fn append(&mut self, meta: RowMeta) {
-        if self.last_position.0 != meta.position {
-            self.last_position = (meta.position, meta.position.to_string());
-        }
-        self.op.append_value(meta.op.letter());
-        let sequence = i64::try_from(meta.sequence).expect("a box makes fewer than 2^63 changes");
-        self.sequence.append_value(sequence);
-        self.position.append_value(&self.last_position.1);
-        self.committed_at.append_value(meta.committed_at.0);
-        self.xid.append_option(meta.xid.map(i64::from));
-    }
-
-    fn finish(&mut self) -> [ArrayRef; 8] {
-        [
-            Arc::new(self.op.finish()),
-            Arc::new(self.sequence.finish()),
-            Arc::new(self.position.finish()),
-            Arc::new(self.committed_at.finish()),
-            Arc::new(self.xid.finish()),
-            Arc::new(self.unchanged.finish()),
-            Arc::new(self.exact.finish()),
-            Arc::new(self.key.finish()),
-        ]
     }
 }
 
@@ -367,18 +266,12 @@ fn same(old: &Cell, new: &Cell, bytes: &[u8]) -> bool {
 }
 
 fn push_pair(
-    map: &mut TextMap,
+    pairs: &mut Pairs,
     column: &Column,
     name: &str,
     text: Option<&str>,
 ) -> Result<(), DecodeError> {
-    let (keys, values) = map.entries();
-    fits(keys.values_slice().len(), name.len())
-        .and_then(|()| fits(values.values_slice().len(), text.map_or(0, str::len)))
-        .ok_or_else(|| wrong_value(column))?;
-    keys.append_value(name);
-    values.append_option(text);
-    Ok(())
+    pairs.push(name, text).ok_or_else(|| wrong_value(column))
 }
 
 fn wrong_value(column: &Column) -> DecodeError {
@@ -397,27 +290,12 @@ fn own_field(column: &Column) -> Field {
     Field::new(name, data_type(column.lake), true).with_metadata(metadata)
 }
 
-fn element_field() -> Field {
-    Field::new("element", DataType::Utf8, true)
-}
-
-fn map_field(name: &str, nullable: bool) -> Field {
-    let pair = Fields::from(vec![
-        Field::new("key", DataType::Utf8, false),
-        Field::new("value", DataType::Utf8, true),
-    ]);
-    let entry = Field::new("key_value", DataType::Struct(pair), false);
-    Field::new(name, DataType::Map(Arc::new(entry), false), nullable)
-}
-
 /// The columns after the table's own.
 pub const OUR_NAMES: [&str; 8] =
     ["_op", "_sequence", "_position", "_committed_at", "_xid", "_unchanged", "_exact", "_key"];
 
 /// What a row takes in our columns.
 const META_ROW_BYTES: usize = 80;
-
-const PAIRED: &str = "keys and values are pushed together";
 
 #[cfg(test)]
 mod tests {
@@ -435,7 +313,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::journal::{Commit, Event, RecordKind};
+    use crate::{
+        journal::{Commit, Event, Op, RecordKind},
+        units::{Position, Timestamp},
+    };
 
     /// Cells hold text: an integer, `inf` (which no column holds) or anything else.
     struct Plain;

@@ -25,6 +25,7 @@ mod gcm;
 mod lines;
 #[cfg(test)]
 mod memory;
+mod meta;
 mod object;
 mod open;
 mod schema;
