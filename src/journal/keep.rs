@@ -64,6 +64,8 @@ pub(crate) struct Shared {
     /// Batches that a reader has met and could not read.
     pub(crate) lost: Mutex<BTreeSet<u64>>,
     pub(crate) full_shown: AtomicBool,
+    /// Another room found the disk full, and is to have the reserve.
+    pub(crate) lend: AtomicBool,
     /// The first error, until someone takes it.
     pub(crate) failure: Mutex<Option<JournalError>>,
     pub(crate) phase: watch::Sender<Phase>,

@@ -85,6 +85,13 @@ impl Journal {
         self.shared.queue.poke();
     }
 
+    /// Gives the reserve to another room that found the disk full, and takes no more runs meanwhile: what
+    /// is sealed and shipped makes room again (I26).
+    pub fn lend_reserve(&self) {
+        self.shared.lend.store(true, Ordering::Release);
+        self.shared.queue.poke();
+    }
+
     /// Writes what is queued, makes a last checkpoint, and waits until the folder is free. What comes
     /// later is refused. cancel-safe: it goes on stopping.
     pub async fn stop(&self) {
@@ -279,6 +286,7 @@ pub(crate) fn start(
         token,
         disk_full,
         stuck: false,
+        lent_at: None,
         kept_up_at: now,
         checkpoint_at: now,
         checkpoint_frame: 0,
@@ -323,6 +331,7 @@ fn share(
         trimmed: 0.into(),
         lost: Mutex::default(),
         full_shown: false.into(),
+        lend: false.into(),
         failure: Mutex::new(None),
         phase: watch::Sender::default(),
     })

@@ -5,7 +5,7 @@
 //! soon as it arrives; under load, groups are what came while the last one was synced.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -38,6 +38,8 @@ pub(crate) struct Writer {
     pub(crate) disk_full: bool,
     /// The last group found no room although the reserve is given back: it is tried again after a rest.
     pub(crate) stuck: bool,
+    /// When the reserve was last given to another room.
+    pub(crate) lent_at: Option<Instant>,
     /// When upkeep was done, and the last checkpoint made.
     pub(crate) kept_up_at: Instant,
     pub(crate) checkpoint_at: Instant,
@@ -47,6 +49,12 @@ pub(crate) struct Writer {
 
 /// How long the writer sleeps without work: then it looks after the disk, the token and the index.
 const TICK: Duration = Duration::from_millis(200);
+
+/// What a trimmed segment must give back to be ended on a full disk.
+const ROLL_BYTES_FULL: u64 = 1 << 20;
+
+/// Longer than a group takes to be sealed.
+const LENT_TIME: Duration = Duration::from_secs(30);
 
 /// Time between checkpoints of the index.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
@@ -212,9 +220,15 @@ impl Writer {
     /// What has to be done now and then.
     fn keep_up(&mut self) -> Result<(), JournalError> {
         let now = self.shared.clock.now();
+        if self.shared.lend.swap(false, Ordering::AcqRel) {
+            self.lent_at = Some(now);
+            if !self.disk_full {
+                self.disk_is_full();
+            }
+        }
         if now.saturating_duration_since(self.kept_up_at) >= TICK {
             self.kept_up_at = now;
-            self.look_after_disk();
+            self.look_after_disk(now);
             self.shared.forecast(now);
         }
         if self.wants_roll() {
@@ -228,14 +242,17 @@ impl Writer {
         Ok(())
     }
 
-    /// A segment ends when it is large, or when all in it has been trimmed and it is not small.
+    /// A segment ends when it is large, or when all in it has been trimmed and it is not small: on a full
+    /// disk even a little of that may be what is missing.
     fn wants_roll(&self) -> bool {
         let bytes = self.segment.bytes();
         let used = self.progress.next_batch > self.segment.header().first_batch;
         let trimmed = self.shared.trimmed() >= self.progress.next_batch - 1;
-        !self.disk_full
-            && (bytes >= self.shared.segment_bytes
-                || used && trimmed && bytes >= self.shared.segment_bytes / 4)
+        if self.disk_full {
+            return used && trimmed && bytes >= ROLL_BYTES_FULL;
+        }
+        bytes >= self.shared.segment_bytes
+            || used && trimmed && bytes >= self.shared.segment_bytes / 4
     }
 
     fn roll(&mut self) -> Result<(), JournalError> {
@@ -262,7 +279,9 @@ impl Writer {
             }
             Err(error) => return Err(error),
         };
-        young.reserve(self.shared.segment_bytes);
+        if !self.disk_full {
+            young.reserve(self.shared.segment_bytes);
+        }
         self.shared.begin_segment(&young, &self.progress);
         std::mem::replace(&mut self.segment, young).close();
         self.shared.mailbox.trim();
@@ -306,9 +325,11 @@ impl Writer {
         self.shared.set_disk_full(true);
     }
 
-    /// Takes runs again once the reserve is back and a queue's worth of room beside it.
-    fn look_after_disk(&mut self) {
-        if self.disk_full && self.reserve.restore(&*self.device) {
+    /// Takes runs again once the reserve is back and a queue's worth of room beside it. Who has been given
+    /// it has it for a while.
+    fn look_after_disk(&mut self, now: Instant) {
+        let lent = self.lent_at.is_some_and(|at| now.saturating_duration_since(at) < LENT_TIME);
+        if self.disk_full && !lent && self.reserve.restore(&*self.device) {
             self.disk_full = false;
             self.shared.set_disk_full(false);
             // It began while there was no room to reserve.

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Road, RunError};
 use crate::{
     clock::Clock,
-    error::{Classified, Disposition},
-    journal::{self, Decode, Table},
+    error::{Cause, Classified, Disposition},
+    journal::{self, Decode, Journal, Table},
     seal::{Group, SealError},
     shutdown::Tasks,
     source::postgres::pgoutput::PgDecoder,
@@ -41,6 +41,7 @@ impl Road {
             board: self.board.clone(),
             clock: Arc::clone(&self.shared.clock),
             token: tasks.token(),
+            journal: Arc::clone(&self.journal),
             room,
         };
         let (sealer, journal, out, changes) =
@@ -84,6 +85,7 @@ struct Watch {
     board: SourceBoard,
     clock: Arc<dyn Clock>,
     token: CancellationToken,
+    journal: Arc<Journal>,
     room: String,
 }
 
@@ -95,6 +97,10 @@ impl Watch {
             let disposition = error.cause().disposition();
             tracing::error!(room, %error, remedy = error.remedy(), "sealing stopped");
             self.board.alarm(room, error.cause(), &error, self.clock.wall());
+            if error.cause() == Cause::DiskFull {
+                // Else what the journal keeps free stands idle, and nothing ever drains.
+                self.journal.lend_reserve();
+            }
             let pause = match disposition {
                 Disposition::Retry(_) => RETRY_PAUSE,
                 Disposition::Halt(_) | Disposition::Fatal(_) | Disposition::Fenced(_) => HALT_PAUSE,

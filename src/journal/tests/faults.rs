@@ -115,6 +115,49 @@ async fn a_full_disk_keeps_facts_going_and_loses_no_run() {
 }
 
 #[tokio::test]
+async fn the_reserve_is_given_to_another_room_that_finds_the_disk_full() {
+    let site = Site::with(16 << 20, 1 << 20);
+    let journal = site.open();
+    let reserve = journal.shared.dir.join("reserve");
+    assert!(reserve.exists());
+    journal.lend_reserve();
+    for _ in 0..200 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        if !reserve.exists() {
+            break;
+        }
+    }
+    // Though there is room, it is not taken back at once: a group takes a while to be sealed.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!reserve.exists());
+    assert_eq!(site.board.read().alarms["journal"].cause, "DiskFull");
+    journal.record(fact("a", 1)).await.unwrap();
+    let stuck = journal.append(whole(20, 1));
+    assert!(tokio::time::timeout(Duration::from_millis(50), stuck).await.is_err());
+    tokio::time::timeout(SOON, journal.stop()).await.unwrap();
+}
+
+#[tokio::test]
+async fn facts_wait_for_room_while_the_reserve_is_lent_and_runs_longer() {
+    let site = Site::with(16 << 20, 1 << 20);
+    let journal = site.open();
+    journal.lend_reserve();
+    while !site.board.read().journal_full {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Whom it was lent to has used it all.
+    site.device.plan().room = Some(0);
+    let mut waits = journal.record(fact("a", 1));
+    assert!(tokio::time::timeout(Duration::from_millis(500), &mut waits).await.is_err());
+    site.device.plan().room = Some(1 << 30);
+    tokio::time::timeout(SOON, waits).await.unwrap().unwrap();
+    let run = journal.append(whole(20, 1));
+    assert!(tokio::time::timeout(Duration::from_millis(500), run).await.is_err());
+    assert!(!journal.shared.dir.join("reserve").exists(), "it is lent still");
+    tokio::time::timeout(SOON, journal.stop()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_full_disk_still_opens_and_stops() {
     let site = Site::with(16 << 20, 1 << 20);
     let journal = site.open();
