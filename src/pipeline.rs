@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock::Clock,
     config::{self, Config, Secret},
-    error::{Classified, Exit},
+    error::{Cause, Classified, Exit},
     facts::{self, Facts},
     journal::{self, Journal, Keep, ORIGIN_FACT, Origin},
     ledger::{IdentityKey, Ledger, LedgerOptions, Proven, SourceIdentity},
@@ -89,7 +89,9 @@ pub async fn run(
     };
     let (ended, mut ends) = mpsc::channel(shared.config.sources.len());
     for source in &shared.config.sources {
-        let road = Road::open(&shared, source, board.source(&source.name)).await?;
+        let opening = Road::open_with_room(&shared, source, board.source(&source.name));
+        let Some(road) = tasks.token().run_until_cancelled(opening).await else { return Ok(()) };
+        let road = road?;
         let (ended, tasks) = (ended.clone(), tasks.child());
         // Its owner waits for it: the loop below.
         let own = tasks.child();
@@ -122,6 +124,27 @@ struct Road {
 }
 
 impl Road {
+    /// Opens it once there is room for the little that a start writes: whoever filled the disk may have
+    /// taken the reserve, too. Cancel-safe.
+    async fn open_with_room(
+        shared: &Shared,
+        source: &config::Source,
+        board: SourceBoard,
+    ) -> Result<Self, RunError> {
+        loop {
+            match Self::open(shared, source, board.clone()).await {
+                Err(error) if error.cause() == Cause::DiskFull => {
+                    board.alarm("disk", Cause::DiskFull, &error, shared.clock.wall());
+                    tokio::time::sleep(ROOM_RETRY).await;
+                }
+                opened => {
+                    board.calm("disk");
+                    return opened;
+                }
+            }
+        }
+    }
+
     async fn open(
         shared: &Shared,
         source: &config::Source,
@@ -388,6 +411,8 @@ fn identity_reader(name: String, facts: Arc<dyn Facts>) -> Identity {
 const ROOMS: usize = 4;
 /// Groups waiting between two rooms: names of spool files, below 1 MiB in all.
 const GROUPS: usize = 64;
+/// Between two looks for room to start.
+const ROOM_RETRY: Duration = Duration::from_secs(2);
 /// The part of the journal's budget that sealed objects may take beside it.
 const SPOOL_SHARE: u64 = 4;
 /// The watchdog learns within this time that the road no longer moves.

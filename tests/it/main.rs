@@ -12,11 +12,13 @@ mod campaign;
 mod harness;
 #[cfg(feature = "sim")]
 mod simulation;
+mod small_disk;
 mod story_adopt;
 mod story_away;
 mod story_badinput;
 mod story_damage;
 mod story_failover;
+mod story_full;
 mod story_gap;
 mod story_kill;
 mod story_link;

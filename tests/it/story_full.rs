@@ -1,0 +1,53 @@
+//! The disk is full: the box waits for room, or makes it, and goes on.
+
+use std::fs;
+
+use lakehead::{disk, error::Cause, telemetry::board::SourceStatus};
+
+use crate::{
+    harness::{SOURCE, Setup, World},
+    small_disk::SmallDisk,
+};
+
+/// A box on a small disk that has caught up, and is down. What it kept free for its segments is free.
+async fn begun(story: &str) -> (World, SmallDisk) {
+    let setup = Setup { journal_max: "512 MiB".into(), ..Setup::default() };
+    let mut world = World::new(story, setup).await;
+    let small = SmallDisk::mount(&world.site.data_dir(), 200 << 20);
+    let around = small.around();
+    world.gateway.wrap(&around.iter().map(String::as_str).collect::<Vec<_>>());
+    world.execute("CREATE TABLE t (id bigint PRIMARY KEY, a bytea)").await;
+    world.start();
+    world.caught_up().await;
+    world.gateway.kill();
+    let journal = small.outside().join("journal").join(SOURCE);
+    for path in disk::list(&journal, "log").unwrap() {
+        let segment = fs::File::options().write(true).open(&path).unwrap();
+        segment.set_len(segment.metadata().unwrap().len()).unwrap();
+    }
+    (world, small)
+}
+
+fn full(status: &SourceStatus) -> bool {
+    status.alarms.values().any(|alarm| alarm.cause == Cause::DiskFull.name())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_on_a_disk_without_a_free_byte_waits_for_room() {
+    let (mut world, small) = begun("full").await;
+    world.execute("INSERT INTO t SELECT generate_series(1, 1000)").await;
+    // It gives the reserve back when it finds the disk full; and the stranger was quicker.
+    fs::remove_file(small.outside().join("journal").join(SOURCE).join("reserve")).unwrap();
+    small.leave(0);
+    world.start();
+    world.until("it waits", full).await;
+    assert_eq!(world.gateway.stop().await, Some(0), "it can be stopped meanwhile");
+    world.start();
+    world.until("it waits again", full).await;
+    small.relieve();
+    world.calm(Cause::DiskFull).await;
+    world.caught_up().await;
+    world.assert_proven().await;
+    world.assert_restored_equal().await;
+    world.end().await;
+}
