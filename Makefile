@@ -105,7 +105,7 @@ demo-tools:
 fuzz-tools: demo-tools
 	@$(call install,/usr/bin/c++:g++)
 test-tools: demo-tools
-	@$(call install,/usr/bin/python3:python3 /usr/lib/python3*/ensurepip:python3-venv /usr/bin/pgbench:postgresql /usr/bin/unshare:util-linux /usr/sbin/ip:iproute2 /usr/bin/strace:strace /usr/bin/chromium:chromium)
+	@$(call install,/usr/bin/python3:python3 /usr/lib/python3*/ensurepip:python3-venv /usr/bin/pgbench:postgresql /usr/bin/unshare:util-linux /usr/sbin/ip:iproute2 /usr/bin/strace:strace /usr/lib/*/faketime/libfaketime.so.1:libfaketime /usr/bin/chromium:chromium)
 conformance-tools: demo-tools
 	@$(call install,/usr/bin/python3:python3 /usr/lib/python3*/ensurepip:python3-venv /usr/bin/unshare:util-linux \
 		/usr/sbin/ip:iproute2 /usr/bin/mmdebstrap:mmdebstrap /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring)
@@ -117,8 +117,9 @@ if [ -n "$$missing" ]; then echo "installing$$missing"; \
 	$(SUDO) apt-get update -qq; DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
 endef
 
-campaign: test-tools python ## Rounds of faults on one appliance, each proven: make campaign ROUNDS=1000 SEED=7
-	LAKEHEAD_ROUNDS=$(ROUNDS) LAKEHEAD_SEED=$(SEED) cargo test --locked --all-features --test it -- --nocapture campaign
+campaign: test-tools python ## Rounds of faults on one appliance, each proven: make campaign ROUNDS=1000 SEED=7 FROM=0
+	LAKEHEAD_ROUNDS=$(ROUNDS) LAKEHEAD_SEED=$(SEED) LAKEHEAD_FROM=$(FROM) cargo test --locked --all-features --test it -- \
+		--nocapture campaign::after_every_round
 
 damage: demo-tools ## Damages a stopped journal, again and again, and judges each start: make damage DAMAGES=10000 SEED=1 FROM=0
 	@mkdir -p target

@@ -44,8 +44,9 @@ pub struct Proxy {
     tasks: Tasks,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct State {
+    upstream: SocketAddr,
     way: Way,
     /// Connections made before the last of these are broken.
     breaks: u64,
@@ -61,7 +62,7 @@ impl Proxy {
         let port = super::ground::free_port().map_err(io::Error::other)?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
         let address = listener.local_addr()?;
-        let (state, seen) = watch::channel(State::default());
+        let (state, seen) = watch::channel(State { upstream, way: Way::Open, breaks: 0 });
         let tasks = Tasks::new();
         let owner = tasks.clone();
         tasks.spawn(async move {
@@ -70,7 +71,7 @@ impl Proxy {
                 let (seen, token) = (seen.clone(), owner.token());
                 owner.spawn(async move {
                     // How it ended is seen at both ends.
-                    drop(token.run_until_cancelled(carry(client, upstream, seen)).await);
+                    drop(token.run_until_cancelled(carry(client, seen)).await);
                 });
             }
         });
@@ -95,6 +96,15 @@ impl Proxy {
         self.state.send_modify(|state| state.breaks += 1);
     }
 
+    /// Leads elsewhere from now on, as an address does that moves with a failover: connections that are
+    /// there are broken.
+    pub fn turn(&self, upstream: SocketAddr) {
+        self.state.send_modify(|state| {
+            state.upstream = upstream;
+            state.breaks += 1;
+        });
+    }
+
     /// Ends it.
     pub async fn stop(self) {
         self.tasks.stop().await;
@@ -107,12 +117,8 @@ impl Drop for Proxy {
     }
 }
 
-async fn carry(
-    mut client: TcpStream,
-    upstream: SocketAddr,
-    mut state: watch::Receiver<State>,
-) -> io::Result<()> {
-    let State { way, breaks } = *state.borrow_and_update();
+async fn carry(mut client: TcpStream, mut state: watch::Receiver<State>) -> io::Result<()> {
+    let State { upstream, way, breaks } = *state.borrow_and_update();
     if way == Way::Refuse {
         return client.set_zero_linger();
     }
@@ -235,6 +241,12 @@ mod tests {
         assert!(!matches!(timeout(SHORT * 5, client.read(&mut byte)).await.unwrap(), Ok(1)));
         let mut client = TcpStream::connect(proxy.address()).await.unwrap();
         assert!(answers(&mut client).await);
+        let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        proxy.turn(silent.local_addr().unwrap());
+        assert!(!matches!(timeout(SHORT * 5, client.read(&mut byte)).await.unwrap(), Ok(1)));
+        let mut client = TcpStream::connect(proxy.address()).await.unwrap();
+        assert!(!answers(&mut client).await);
+        timeout(SHORT * 5, silent.accept()).await.unwrap().unwrap();
         proxy.set(Way::Refuse);
         let mut client = TcpStream::connect(proxy.address()).await.unwrap();
         assert!(!matches!(timeout(SHORT * 5, client.read(&mut byte)).await.unwrap(), Ok(1)));

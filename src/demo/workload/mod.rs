@@ -32,6 +32,8 @@ pub struct Rows {
     pub documents: u64,
     /// Each of the other tables.
     pub others: u64,
+    /// Keys that earlier runs of a session may have made since: a run begins behind them.
+    pub made: u64,
 }
 
 /// The workload.
@@ -79,6 +81,7 @@ impl Rows {
             events: (bytes / 1_100).max(300),
             documents: (bytes / 200_000).max(12),
             others: (bytes / 100_000).clamp(60, 20_000),
+            made: 0,
         }
     }
 

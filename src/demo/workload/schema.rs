@@ -121,7 +121,7 @@ pub fn wide() -> String {
 
 /// What lies in the tables at the start.
 pub fn initial(rows: &Rows) -> String {
-    let Rows { customers, orders, events, documents, others } = rows;
+    let Rows { customers, orders, events, documents, others, made: _ } = rows;
     let wide: Vec<String> = (0..WIDE_COLUMNS).map(value).collect();
     format!(
         r#"

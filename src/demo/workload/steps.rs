@@ -278,7 +278,7 @@ impl Session {
 
     /// The `nth` key of this session beyond the `first` ones.
     fn own(&self, first: u64, nth: u64) -> u64 {
-        (first / self.of + 1 + nth) * self.of + self.slot
+        (first / self.of + 1 + self.rows.made + nth) * self.of + self.slot
     }
 
     /// A key of this session among the `first` ones, of which there must be twice `of`.
@@ -335,6 +335,16 @@ mod tests {
             (0..500).map(|_| session.order()).collect::<std::collections::BTreeSet<_>>()
         };
         assert!(orders(0).is_disjoint(&orders(1)));
+    }
+
+    #[test]
+    fn a_later_run_makes_no_key_of_an_earlier_one() {
+        let keys = |made| {
+            let rows = Rows { made, ..Rows::of(1_000_000) };
+            let mut session = Session::new(9, 0, 2, rows);
+            (0..100).map(|_| session.new_order()).collect::<std::collections::BTreeSet<_>>()
+        };
+        assert!(keys(0).is_disjoint(&keys(100)));
     }
 
     #[test]

@@ -9,6 +9,8 @@ use lakehead::demo::{
     s3::{Fault as LakeFault, Rule},
 };
 
+use super::refusals;
+
 /// Something that goes wrong.
 #[derive(Clone, Debug)]
 pub(super) enum Fault {
@@ -28,12 +30,23 @@ pub(super) enum Fault {
     Cut(Lane),
     /// The store does this to one kind of request for a while.
     Lake(Rule, Duration),
-    /// The store does not know the credentials for a while.
-    Expired(Duration),
-    /// The store's clock is this much ahead for a while.
-    Skewed(i64, Duration),
+    /// The store refuses the credentials, and takes them, or others, again in the end.
+    Credentials(Credentials, Duration),
+    /// The store's clock is this many seconds ahead for a while.
+    StoreClock(i64, Duration),
+    /// The box's clock jumps by so many seconds, and back in the end.
+    BoxClock(i64),
     /// The database server stops and starts.
     Server(Stop),
+    /// The database server is lost, and its standby promoted: with the slot, or without.
+    Failover { slot: bool },
+    /// The replication slot is dropped.
+    SlotDropped,
+    /// With the store away and so many bytes free, changes come until the disk is full; as small it stays
+    /// until the lake has caught up.
+    Filled(u64),
+    /// A stranger's file takes all that is free, again and again, for a while.
+    Crowded(Duration),
 }
 
 /// Which connections.
@@ -41,6 +54,17 @@ pub(super) enum Fault {
 pub(super) enum Lane {
     Source,
     Lake,
+}
+
+/// Why the store refuses the credentials.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Credentials {
+    /// It does not know them.
+    Unknown,
+    /// They have expired.
+    Expired,
+    /// They have expired, and new ones come into the file.
+    Replaced,
 }
 
 /// A system call that fails.
@@ -56,6 +80,41 @@ pub(super) struct Call {
     pub(super) times: u32,
 }
 
+/// What a round is to bring.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    /// What strikes, and when, from the round's beginning: ascending.
+    pub(super) faults: Vec<(Duration, Fault)>,
+    /// What the store answers to a few requests besides.
+    pub(super) refusals: Vec<Rule>,
+    /// Whether a transaction comes that is larger than any queue.
+    pub(super) large: bool,
+    /// Whether the box has to find out by itself that the store does not answer any more what it was asked;
+    /// else these connections are broken in the end.
+    pub(super) patient: bool,
+}
+
+/// What a site is made of beyond what all have.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Ground {
+    /// The box's data lies on a small file system.
+    pub(super) small: bool,
+    /// The box has a clock of its own.
+    pub(super) clock: bool,
+}
+
+impl Ground {
+    /// In words.
+    pub(super) fn name(self) -> &'static str {
+        match (self.small, self.clock) {
+            (false, false) => "a site",
+            (true, true) => "a site with a small disk and a clock of its own",
+            (true, false) => "a site with a small disk",
+            (false, true) => "a site with a clock of its own",
+        }
+    }
+}
+
 impl Call {
     /// As `strace -e` wants it.
     pub(super) fn injection(&self) -> String {
@@ -64,32 +123,82 @@ impl Call {
     }
 }
 
-/// What strikes in a round, and when, from its beginning: ascending.
-pub(super) fn draw(rng: &mut Rng) -> Vec<(Duration, Fault)> {
+impl Fault {
+    /// What it is counted as.
+    pub(super) fn kind(&self) -> String {
+        match self {
+            Self::Kill => "SIGKILL".into(),
+            Self::KillTwice(_) => "SIGKILL, and in the recovery".into(),
+            Self::Terminate => "SIGTERM".into(),
+            Self::Freeze(_) => "SIGSTOP".into(),
+            Self::Call(call) => format!("{} from {}", call.error, call.name),
+            Self::Way(lane, way, _) => format!("{lane:?} {way:?}"),
+            Self::Cut(lane) => format!("{lane:?} Cut"),
+            Self::Lake(rule, _) => format!("Store {:?}", rule.fault),
+            Self::Credentials(how, _) => format!("Credentials {how:?}"),
+            Self::StoreClock(..) => "StoreClock".into(),
+            Self::BoxClock(_) => "BoxClock".into(),
+            Self::Server(how) => format!("Server {how:?}"),
+            Self::Failover { slot: true } => "Failover with the slot".into(),
+            Self::Failover { slot: false } => "Failover without the slot".into(),
+            Self::SlotDropped => "SlotDropped".into(),
+            Self::Filled(_) => "Disk filled by the journal".into(),
+            Self::Crowded(_) => "Disk filled by a stranger".into(),
+        }
+    }
+
+    /// Of these, a round has one.
+    fn is_rare(&self) -> bool {
+        matches!(self, Self::Failover { .. } | Self::SlotDropped | Self::Filled(_))
+    }
+}
+
+/// What strikes in round `number`.
+pub(super) fn draw(rng: &mut Rng, number: u64, ground: Ground) -> Plan {
     let moment = |rng: &mut Rng| Duration::from_millis(rng.u64(100..3000));
-    let mut drawn: Vec<_> = (0..rng.usize(1..3)).map(|_| (moment(rng), fault(rng))).collect();
+    let mut faults: Vec<_> =
+        (0..rng.usize(1..4)).map(|_| (moment(rng), fault(rng, ground))).collect();
+    let mut rare = false;
+    faults.retain(|(_, fault)| !fault.is_rare() || !std::mem::replace(&mut rare, true));
     let kill = match rng.u32(0..5) {
         0 => Fault::KillTwice(Duration::from_millis(rng.u64(1..400))),
         _ => Fault::Kill,
     };
-    drawn.push((moment(rng), kill));
-    drawn.sort_by_key(|(at, _)| *at);
-    drawn
+    faults.push((moment(rng), kill));
+    faults.sort_by_key(|(at, _)| *at);
+    let refusals = (0..2).map(|n| refusals::nth(2 * number + n, rng.u32(0..2), rng.u32(1..3)));
+    let refusals = refusals.collect();
+    Plan { faults, refusals, large: rng.u32(0..4) == 0, patient: rng.u32(0..4) == 0 }
 }
 
-fn fault(rng: &mut Rng) -> Fault {
+fn fault(rng: &mut Rng, ground: Ground) -> Fault {
     let long = Duration::from_millis(rng.u64(200..4000));
-    match rng.u32(0..100) {
+    match rng.u32(0..120) {
         0..6 => Fault::Terminate,
         6..14 => Fault::Freeze(long),
-        14..26 => Fault::Call(call(rng)),
-        26..46 => Fault::Way(lane(rng), way(rng), long),
-        46..56 => Fault::Cut(lane(rng)),
-        56..88 => Fault::Lake(rule(rng), long),
-        88..91 => Fault::Expired(long),
-        91..94 => Fault::Skewed(*one(rng, &[-900, 900]), long),
-        94..97 => Fault::Server(Stop::Fast),
-        _ => Fault::Server(Stop::Immediate),
+        14..28 => Fault::Call(call(rng)),
+        28..48 => Fault::Way(lane(rng), way(rng), long),
+        48..56 => Fault::Cut(lane(rng)),
+        56..76 => Fault::Lake(rule(rng), long),
+        76..82 => {
+            let how =
+                *one(rng, &[Credentials::Unknown, Credentials::Expired, Credentials::Replaced]);
+            Fault::Credentials(how, long)
+        }
+        82..85 => Fault::StoreClock(*one(rng, &[-1200, 1200]), long),
+        85..92 if ground.clock => {
+            Fault::BoxClock(*one(rng, &[-90_000, -1200, -200, 200, 1200, 90_000]))
+        }
+        92..104 if ground.small => match rng.bool() {
+            true => Fault::Filled(rng.u64(1..24) << 20),
+            false => Fault::Crowded(long),
+        },
+        104..107 => Fault::Server(Stop::Fast),
+        107..110 => Fault::Server(Stop::Immediate),
+        110..113 => Fault::Failover { slot: true },
+        113..116 => Fault::Failover { slot: false },
+        116..118 => Fault::SlotDropped,
+        _ => Fault::Freeze(long),
     }
 }
 
@@ -98,15 +207,20 @@ fn call(rng: &mut Rng) -> Call {
         rng,
         &[
             ("fdatasync", "EIO"),
+            ("fdatasync", "ENOSPC"),
             ("fsync", "EIO"),
+            ("fsync", "ENOSPC"),
             ("pwrite64", "EIO"),
             ("pwrite64", "ENOSPC"),
+            ("write", "EIO"),
             ("write", "ENOSPC"),
             ("fallocate", "ENOSPC"),
+            ("rename", "EIO"),
         ],
     );
     let nth = match name {
         "fsync" => rng.u32(1..40),
+        "rename" => rng.u32(1..4),
         _ => rng.u32(1..200),
     };
     Call { name, error, nth, times: rng.u32(1..4) }
@@ -121,32 +235,21 @@ fn way(rng: &mut Rng) -> Way {
 }
 
 fn rule(rng: &mut Rng) -> Rule {
-    let operation = *one(
-        rng,
-        &[
-            "PutObject",
-            "CreateMultipartUpload",
-            "UploadPart",
-            "CompleteMultipartUpload",
-            "AbortMultipartUpload",
-            "ListParts",
-            "ListMultipartUploads",
-            "",
-        ],
-    );
-    let fault = match rng.u32(0..12) {
+    let fault = match rng.u32(0..10) {
         0 => LakeFault::Refuse(503, "SlowDown"),
         1 => LakeFault::Refuse(500, "InternalError"),
         2 => LakeFault::Refuse(403, "AccessDenied"),
-        3 => LakeFault::Refuse(409, "ConditionalRequestConflict"),
-        4 => LakeFault::Refuse(400, "RequestTimeout"),
-        5 => LakeFault::Delay(Duration::from_millis(rng.u64(1..1500))),
-        6 => LakeFault::Cut(rng.u64(0..200_000)),
-        7 => LakeFault::LoseAnswer,
-        8 => LakeFault::ErrorBody,
-        9 => LakeFault::ErrorBodyAfter,
-        10 => LakeFault::Stall,
+        3 => LakeFault::Delay(Duration::from_millis(rng.u64(1..1500))),
+        4 => LakeFault::Cut(rng.u64(0..200_000)),
+        5 => LakeFault::LoseAnswer,
+        6 => LakeFault::ErrorBody,
+        7 => LakeFault::ErrorBodyAfter,
+        8 => LakeFault::Stall,
         _ => LakeFault::Corrupt,
+    };
+    let operation = match rng.u32(0..4) {
+        0 => "",
+        _ => *one(rng, &refusals::CALLS),
     };
     let chance = *one(rng, &[0.1, 0.5, 1.0]);
     Rule { skip: rng.u32(0..3), ..Rule::often(operation, chance, fault) }
@@ -154,4 +257,18 @@ fn rule(rng: &mut Rng) -> Rule {
 
 fn one<'a, T>(rng: &mut Rng, of: &'a [T]) -> &'a T {
     &of[rng.usize(..of.len())]
+}
+
+#[test]
+fn the_same_round_draws_the_same() {
+    let ground = Ground { small: true, clock: true };
+    for number in 0..200 {
+        let said = || format!("{:?}", draw(&mut Rng::with_seed(number), number, ground));
+        assert_eq!(said(), said());
+        let plan = draw(&mut Rng::with_seed(number), number, ground);
+        assert!(
+            plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::Kill | Fault::KillTwice(_)))
+        );
+        assert!(plan.faults.iter().filter(|(_, fault)| fault.is_rare()).count() <= 1);
+    }
 }
