@@ -7,8 +7,11 @@ use std::{
     io::{self, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
+use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice};
 #[cfg(feature = "fuzz")]
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -158,22 +161,37 @@ pub fn free_bytes(path: &Path) -> io::Result<u64> {
 pub struct Hold(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
 
 impl Hold {
-    /// Takes `dir`, or `None` if another process has it.
+    /// Takes `dir`, or `None` if another process has it and keeps it for [`LET_GO_TIME`]. Blocks that long.
     ///
     /// # Errors
     ///
     /// The lock file cannot be made.
     pub fn take(dir: &Path) -> io::Result<Option<Self>> {
+        Self::take_within(dir, LET_GO_TIME)
+    }
+
+    fn take_within(dir: &Path, patience: Duration) -> io::Result<Option<Self>> {
         let path = dir.join("lock");
-        let file =
+        let mut file =
             OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Some(Self(lock))),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
-            Err((_, errno)) => Err(errno.into()),
+        let mut looks = patience.as_millis() / LOOK_EVERY.as_millis();
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(Some(Self(lock))),
+                Err((_, Errno::EWOULDBLOCK)) if looks == 0 => return Ok(None),
+                Err((refused, Errno::EWOULDBLOCK)) => file = refused,
+                Err((_, errno)) => return Err(errno.into()),
+            }
+            looks -= 1;
+            thread::sleep(LOOK_EVERY);
         }
     }
 }
+
+/// The kernel can let go of a killed process' files a little after the process is gone: the last of them is
+/// closed by a worker of its own (`delayed_fput` in <https://github.com/torvalds/linux/blob/v6.12/fs/file_table.c>).
+const LET_GO_TIME: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Whether others than the owner can read a secret file.
 ///
@@ -230,8 +248,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let hold = Hold::take(dir.path()).unwrap();
         assert!(hold.is_some());
-        assert!(Hold::take(dir.path()).unwrap().is_none());
+        assert!(Hold::take_within(dir.path(), Duration::from_millis(50)).unwrap().is_none());
         drop(hold);
         assert!(Hold::take(dir.path()).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_folder_that_is_let_go_late_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let hold = Hold::take(dir.path()).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(100));
+                drop(hold);
+            });
+            assert!(Hold::take(dir.path()).unwrap().is_some());
+        });
     }
 }
