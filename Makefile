@@ -118,8 +118,9 @@ if [ -n "$$missing" ]; then echo "installing$$missing"; \
 endef
 
 campaign: test-tools python ## Rounds of faults on one appliance, each proven: make campaign ROUNDS=1000 SEED=7 FROM=0
-	LAKEHEAD_ROUNDS=$(ROUNDS) LAKEHEAD_SEED=$(SEED) LAKEHEAD_FROM=$(FROM) cargo test --locked --all-features --test it -- \
-		--nocapture campaign::after_every_round
+	cargo build --release --locked
+	LAKEHEAD_BINARY=$(CURDIR)/target/release/lakehead LAKEHEAD_ROUNDS=$(ROUNDS) LAKEHEAD_SEED=$(SEED) LAKEHEAD_FROM=$(FROM) \
+		cargo test --locked --all-features --test it -- --nocapture campaign::after_every_round
 
 damage: demo-tools ## Damages a stopped journal, again and again, and judges each start: make damage DAMAGES=10000 SEED=1 FROM=0
 	@mkdir -p target

@@ -407,7 +407,7 @@ impl Lanes {
 }
 
 fn outside(config: &Path, dir: &Path) -> Gateway {
-    Gateway::new(BINARY.as_ref(), config, &dir.join("gateway.log"), SOURCE)
+    Gateway::new(&binary(), config, &dir.join("gateway.log"), SOURCE)
 }
 
 /// Every table is there on both sides and equal.
@@ -469,6 +469,12 @@ pub(crate) fn interpreter() -> PathBuf {
     interpreter
 }
 
+/// The binary that cargo built for this test, or the one that `LAKEHEAD_BINARY` names.
+pub(crate) fn binary() -> PathBuf {
+    std::env::var_os("LAKEHEAD_BINARY")
+        .map_or_else(|| env!("CARGO_BIN_EXE_lakehead").into(), PathBuf::from)
+}
+
 pub(crate) fn fresh_dir(story: &str) -> PathBuf {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/it").join(story);
     clear(&dir.join("postgres")).unwrap();
@@ -477,8 +483,6 @@ pub(crate) fn fresh_dir(story: &str) -> PathBuf {
     dir
 }
 
-/// The binary that cargo built for this test.
-pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_lakehead");
 /// The database, and the name of the source.
 pub(crate) const SOURCE: &str = "shop";
 /// A table that stories move the position with; the shop has one already.

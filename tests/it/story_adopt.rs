@@ -18,7 +18,7 @@ use lakehead::{
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{BINARY, SOURCE, Setup, World};
+use crate::harness::{SOURCE, Setup, World, binary};
 
 /// What was of the box that is lost.
 struct Lost {
@@ -59,7 +59,7 @@ async fn lose(world: &mut World) -> Lost {
         let text = fs::read_to_string(path).unwrap().replace("\"demo-a\"", "\"demo-b\"");
         disk::write_durably(path, text.as_bytes()).unwrap();
     }
-    let heir = Gateway::new(BINARY.as_ref(), &site, &world.dir.join("gateway-b.log"), SOURCE);
+    let heir = Gateway::new(&binary(), &site, &world.dir.join("gateway-b.log"), SOURCE);
     let gateway = std::mem::replace(&mut world.gateway, heir);
     world.audit = audit;
     Lost { gateway, public_key, aside, data_dir }
