@@ -37,6 +37,11 @@ impl Catalogue {
         self.0.iter().rev().find(|entry| entry.first_batch.is_some_and(|first| first <= batch))
     }
 
+    /// Whether segment `number` is still there.
+    pub(crate) fn holds(&self, number: u64) -> bool {
+        self.0.iter().any(|entry| entry.number == number)
+    }
+
     /// The segment after `number`.
     pub(crate) fn after(&self, number: u64) -> Option<&Entry> {
         self.0.iter().find(|entry| entry.number > number)

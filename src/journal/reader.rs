@@ -125,6 +125,15 @@ impl Reader {
         }
     }
 
+    /// Closes the segment if it was unlinked meanwhile: its room returns only then, and on a full disk
+    /// no batch may come before it has.
+    fn let_go(&mut self) {
+        let gone = |place: &Place| !lock(&self.shared.catalogue).holds(place.number);
+        if self.place.as_ref().is_some_and(gone) {
+            self.place = None;
+        }
+    }
+
     fn locate(&self) -> Result<Place, JournalError> {
         let entry = lock(&self.shared.catalogue).locate(self.next).cloned();
         let opened = match entry {
@@ -139,7 +148,10 @@ impl ReadBatches for Reader {
     fn next(&mut self, wait: Duration) -> Result<Option<Batch>, JournalError> {
         loop {
             match self.shared.standing(self.next, wait)? {
-                Standing::Ahead => return Ok(None),
+                Standing::Ahead => {
+                    self.let_go();
+                    return Ok(None);
+                }
                 Standing::Torn(_) if self.is_open => {
                     self.is_open = false;
                     let what = "the log went back to before the transaction of which it is a part";

@@ -51,3 +51,26 @@ async fn a_start_on_a_disk_without_a_free_byte_waits_for_room() {
     world.assert_restored_equal().await;
     world.end().await;
 }
+
+/// The journal has room for what comes, but there is none to seal it: then the reserve is for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_fills_the_disk_is_sealed_into_the_reserve_and_drains() {
+    let (mut world, small) = begun("full-drains").await;
+    world
+        .execute(
+            "INSERT INTO t SELECT n, (SELECT string_agg(sha256((n * 10000 + m)::text::bytea), '')
+             FROM generate_series(1, 3200) AS m) FROM generate_series(1, 120) AS n",
+        )
+        .await;
+    // 12 MB.
+    small.leave(18 << 20);
+    world.start();
+    world.until("it is full", full).await;
+    world.caught_up().await;
+    assert!(small.free_bytes() < 64 << 20, "nobody else made room");
+    small.relieve();
+    world.calm(Cause::DiskFull).await;
+    world.assert_proven().await;
+    world.assert_restored_equal().await;
+    world.end().await;
+}

@@ -94,3 +94,27 @@ async fn a_run_larger_than_the_queue_passes_alone() {
     journal.stop().await;
     assert_eq!(site.check().segments.iter().map(|segment| segment.batches).sum::<u64>(), 2);
 }
+
+#[tokio::test]
+async fn a_reader_that_waits_lets_go_of_a_segment_that_was_trimmed() {
+    let site = Site::with(1 << 30, 4 << 20);
+    let journal = site.open();
+    let mut reader = journal.reader(0);
+    let mut run = whole(10, 1);
+    run.bytes = noise(2 << 20);
+    journal.append(run).await.unwrap();
+    assert_eq!(reader.next(SOON).unwrap().unwrap().number, 1);
+    let first = site.segments().remove(0);
+    journal.trim(1);
+    while first.exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(reader.next(NOW).unwrap().is_none());
+    let first = format!("{} (deleted)", first.display());
+    let open = fs::read_dir("/proc/self/fd").unwrap();
+    let mut open = open.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+    assert!(!open.any(|file| file == Path::new(&first)), "its room is not free");
+    journal.append(whole(20, 1)).await.unwrap();
+    assert_eq!(reader.next(SOON).unwrap().unwrap().number, 2);
+    journal.stop().await;
+}
