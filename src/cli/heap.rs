@@ -2,8 +2,8 @@
 //!
 //! Left alone, glibc asks the kernel for each block above 128 KiB (a bound that grows as such blocks are
 //! freed), and gives back the end of the heap as soon as 128 KiB of it are free. A gateway takes and frees
-//! buffers of about 1 MiB all the time: every one of them meant zeroed pages and faults, 16 % of the CPU
-//! of a snapshot (`make bench-snapshot`).
+//! buffers of about 1 MiB all the time: every one of them meant zeroed pages and faults, 15 to 19 %
+//! of the CPU of sealing a snapshot (benches/README.md).
 #![expect(unsafe_code, reason = "the C library has no safe interface for it")]
 
 use nix::libc;
