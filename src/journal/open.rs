@@ -19,7 +19,7 @@ use super::{
     quota::Quota,
     reader::Reader,
     recover::{Survey, mend, remove_young, survey},
-    reserve::Reserve,
+    reserve::{FACTS_ROOM, Reserve},
     scrub,
     segment::{Head, Segment, write_error},
     store::{self, Changes, Image, Store},
@@ -269,6 +269,7 @@ pub(crate) fn start(
     });
     survey.damage.iter().for_each(|damage| shared.show_damage(damage));
     if disk_full {
+        segment.reserve(segment.bytes() + FACTS_ROOM);
         shared.set_disk_full(true);
     } else {
         segment.reserve(shared.segment_bytes);

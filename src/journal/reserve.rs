@@ -19,6 +19,10 @@ pub(crate) struct Reserve {
 /// The most that is kept.
 const RESERVE_BYTES_MAX: u64 = 64 << 20;
 
+/// Room that the open segment has ahead of it on a full disk, for facts: the reserve is anybody's once it is
+/// given back, and what is shipped makes room only when that is written down.
+pub(crate) const FACTS_ROOM: u64 = 256 << 10;
+
 impl Reserve {
     /// For a journal of `max_bytes` in `dir`. Makes nothing yet.
     pub(crate) fn new(dir: &Path, max_bytes: u64) -> Self {

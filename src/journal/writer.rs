@@ -17,7 +17,7 @@ use super::{
     pack::Packer,
     queue::{Admission, Answer, Facts, Raw, Taken, Work},
     record::Kind,
-    reserve::Reserve,
+    reserve::{FACTS_ROOM, Reserve},
     segment::{Head, Label, Segment},
     store::{Changes, Checkpoint},
     watermark::Progress,
@@ -279,9 +279,7 @@ impl Writer {
             }
             Err(error) => return Err(error),
         };
-        if !self.disk_full {
-            young.reserve(self.shared.segment_bytes);
-        }
+        young.reserve(if self.disk_full { FACTS_ROOM } else { self.shared.segment_bytes });
         self.shared.begin_segment(&young, &self.progress);
         std::mem::replace(&mut self.segment, young).close();
         self.shared.mailbox.trim();
@@ -322,14 +320,24 @@ impl Writer {
     fn disk_is_full(&mut self) {
         self.disk_full = true;
         self.reserve.release(&*self.device);
+        self.keep_facts_room();
         self.shared.set_disk_full(true);
+    }
+
+    /// On a full disk, before others take what is free.
+    fn keep_facts_room(&self) {
+        self.segment.reserve(self.segment.bytes() + FACTS_ROOM);
     }
 
     /// Takes runs again once the reserve is back and a queue's worth of room beside it. Who has been given
     /// it has it for a while.
     fn look_after_disk(&mut self, now: Instant) {
+        if !self.disk_full {
+            return;
+        }
+        self.keep_facts_room();
         let lent = self.lent_at.is_some_and(|at| now.saturating_duration_since(at) < LENT_TIME);
-        if self.disk_full && !lent && self.reserve.restore(&*self.device) {
+        if !lent && self.reserve.restore(&*self.device) {
             self.disk_full = false;
             self.shared.set_disk_full(false);
             // It began while there was no room to reserve.

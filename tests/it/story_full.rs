@@ -9,7 +9,7 @@ use crate::{
     small_disk::SmallDisk,
 };
 
-/// A box on a small disk that has caught up, and is down. What it kept free for its segments is free.
+/// A box on a small disk that has caught up, and is down.
 async fn begun(story: &str) -> (World, SmallDisk) {
     let setup = Setup { journal_max: "512 MiB".into(), ..Setup::default() };
     let mut world = World::new(story, setup).await;
@@ -20,12 +20,17 @@ async fn begun(story: &str) -> (World, SmallDisk) {
     world.start();
     world.caught_up().await;
     world.gateway.kill();
+    trim_segments(&small);
+    (world, small)
+}
+
+/// What is kept free for segments is free.
+fn trim_segments(small: &SmallDisk) {
     let journal = small.outside().join("journal").join(SOURCE);
     for path in disk::list(&journal, "log").unwrap() {
         let segment = fs::File::options().write(true).open(&path).unwrap();
         segment.set_len(segment.metadata().unwrap().len()).unwrap();
     }
-    (world, small)
 }
 
 fn full(status: &SourceStatus) -> bool {
@@ -70,6 +75,32 @@ async fn what_fills_the_disk_is_sealed_into_the_reserve_and_drains() {
     assert!(small.free_bytes() < 64 << 20, "nobody else made room");
     small.relieve();
     world.calm(Cause::DiskFull).await;
+    world.assert_proven().await;
+    world.assert_restored_equal().await;
+    world.end().await;
+}
+
+/// What waits for the lake is shipped, and makes room, though others take each free byte.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_sealed_drains_from_a_disk_without_a_free_byte() {
+    let (mut world, small) = begun("full-sealed").await;
+    world.bucket.away(true);
+    world.start();
+    world.execute("INSERT INTO t SELECT generate_series(1, 50000)").await;
+    world.until("it is sealed", |status| status.sealed.sequence.0 >= 50_000).await;
+    world.gateway.kill();
+    fs::remove_file(small.outside().join("journal").join(SOURCE).join("reserve")).unwrap();
+    trim_segments(&small);
+    small.leave(1 << 20);
+    world.start();
+    world.until("it is full", full).await;
+    small.leave(0);
+    world.bucket.away(false);
+    world.until("it is shipped", |status| status.shipped.sequence.0 >= 50_000).await;
+    assert!(small.free_bytes() < 16 << 20, "nobody else made room");
+    small.relieve();
+    world.calm(Cause::DiskFull).await;
+    world.caught_up().await;
     world.assert_proven().await;
     world.assert_restored_equal().await;
     world.end().await;
