@@ -8,7 +8,7 @@
 //! **Invariant (I2, I8):** `Proven` never passes what stands in S3 and in the facts.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -316,6 +316,8 @@ impl Outlets<'_> {
 
 /// How often uploads that are not needed are looked for, after an entry.
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);
+/// More than a head and its folder's entry.
+const SPARE_BYTES: u64 = 16 << 10;
 
 /// An entry ready to be settled.
 pub(super) fn pending(
@@ -350,8 +352,26 @@ pub(super) async fn keep_head(
 async fn write_head(path: PathBuf, head: Head) -> Result<(), LedgerError> {
     let shown = path.display().to_string();
     let bytes = serde_json::to_vec(&head).expect("a head is plain data");
-    let wrote = on_thread("head", move || disk::write_durably(&path, &bytes)).await;
+    let wrote = on_thread("head", move || keep(&path, &bytes)).await;
     wrote.map_err(|why| LedgerError::Disk { path: shown, why })
+}
+
+/// Writes the head, on a full disk into the room of a spare file: only then is what was proven removed, and
+/// makes room.
+fn keep(path: &Path, head: &[u8]) -> io::Result<()> {
+    let spare = path.with_extension("spare");
+    match disk::write_durably(path, head) {
+        Err(why) if why.kind() == io::ErrorKind::StorageFull => {
+            disk::remove(&spare)?;
+            disk::write_durably(path, head)?;
+        }
+        wrote => wrote?,
+    }
+    if !spare.exists() {
+        // Without it the next one finds out.
+        let _best_effort = disk::create(&spare).and_then(|file| disk::reserve(&file, SPARE_BYTES));
+    }
+    Ok(())
 }
 
 /// Name of the file in which this box remembers the head of a source's chain, as JSON of [`Head`].

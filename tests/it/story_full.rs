@@ -93,7 +93,8 @@ async fn what_is_sealed_drains_from_a_disk_without_a_free_byte() {
     trim_segments(&small);
     small.leave(1 << 20);
     world.start();
-    world.until("it is full", full).await;
+    let spare = small.outside().join(format!("head-{SOURCE}.spare"));
+    world.until("it is full", |status| full(status) && spare.exists()).await;
     small.leave(0);
     world.bucket.away(false);
     world.until("it is shipped", |status| status.shipped.sequence.0 >= 50_000).await;
