@@ -110,7 +110,8 @@ async fn a_slot_that_is_dropped_is_a_gap_that_is_said_and_repaired() {
     }
     world.start();
     let said = repaired(&mut world).await;
-    assert!(said.contains("is gone"), "{said}");
+    // Killed between the making of the slot and the note, the next start finds a slot that stands too far.
+    assert!(said.contains("is gone") || said.contains("was made anew"), "{said}");
     world.end().await;
 }
 
