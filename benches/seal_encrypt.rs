@@ -11,34 +11,57 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use lakehead::{
     clock::{Clock, SystemClock},
     config::Secret,
     facts::MemoryFacts,
-    journal::{Column, Identity, LakeType, Reading, RowBatch, SnapshotChunk, Table},
+    journal::{Reading, RowBatch, SnapshotChunk, Table},
     seal::{LakeKey, SealEncryption, SealOptions, Sealer},
     source::postgres::pgoutput::PgDecoder,
     telemetry::board::SourceBoard,
     units::Position,
 };
+use rows::{orders, tuples, wide};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 mod cpu;
+mod rows;
 
 fn main() {
     let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
     let folder = arguments.next().map_or_else(|| PathBuf::from("."), PathBuf::from);
     let mib: usize = arguments.next().map_or(256, |text| text.parse().unwrap());
-    println!("mode    MiB of COPY     rows/s      MB/s  CPU-s/GB  object/payload");
+    println!("table   mode    MiB of COPY     rows/s      MB/s  CPU-s/GB  object/payload");
     let key = || LakeKey::new(Secret::new(vec![7; 32])).unwrap();
-    for _ in 0..2 {
-        measure(&folder, "none", SealEncryption::None, mib << 20);
-        measure(&folder, "client", SealEncryption::Client(key()), mib << 20);
+    for table in [orders(), wide()] {
+        let batches = batches(&table, mib << 20);
+        for _ in 0..2 {
+            measure(&folder, &table, &batches, "none", SealEncryption::None);
+            measure(&folder, &table, &batches, "client", SealEncryption::Client(key()));
+        }
     }
 }
 
-fn measure(folder: &Path, mode: &str, encryption: SealEncryption, total: usize) {
+/// Batches as a COPY gives them, and how many rows are in each.
+fn batches(table: &Table, total: usize) -> Vec<(Bytes, u64)> {
+    let (mut dice, mut first) = (fastrand::Rng::with_seed(1), 1);
+    let batch = |_| {
+        let (batch, rows) = tuples(table, first, BATCH_BYTES, &mut dice);
+        first += rows;
+        (batch.into(), rows)
+    };
+    (0..total.div_ceil(BATCH_BYTES)).map(batch).collect()
+}
+
+fn measure(
+    folder: &Path,
+    table: &Table,
+    batches: &[(Bytes, u64)],
+    mode: &str,
+    encryption: SealEncryption,
+) {
     let dir = tempfile::tempdir_in(folder).unwrap();
     let board = SourceBoard::default();
     let options = SealOptions {
@@ -53,15 +76,13 @@ fn measure(folder: &Path, mode: &str, encryption: SealEncryption, total: usize) 
     };
     let (clock, facts) = (SystemClock, Arc::new(MemoryFacts::default()));
     let sealer = Sealer::open(options, facts, board.clone(), Arc::new(clock)).unwrap();
-    let (batch, rows) = rows(256 << 10);
-    let batches = total / batch.len();
-    let (send, rows_in) = mpsc::channel(batches + 1);
-    for _ in 0..batches {
-        send.try_send(RowBatch::Rows(batch.clone().into())).unwrap();
+    let (send, rows_in) = mpsc::channel(batches.len() + 1);
+    for (batch, _) in batches {
+        send.try_send(RowBatch::Rows(batch.clone())).unwrap();
     }
-    send.try_send(RowBatch::End((batches * rows) as u64)).unwrap();
+    send.try_send(RowBatch::End(batches.iter().map(|(_, rows)| rows).sum())).unwrap();
     let chunk = SnapshotChunk {
-        table: Arc::new(table()),
+        table: Arc::new(Table { version: 0, ..table.clone() }),
         number: 0,
         chunks: 1,
         position: Position(1),
@@ -78,10 +99,11 @@ fn measure(folder: &Path, mode: &str, encryption: SealEncryption, total: usize) 
     let decoder = PgDecoder::new(Vec::<Table>::new());
     sealer.run_snapshots(&chunks, &decoder, groups, CancellationToken::new()).unwrap();
     let (seconds, cpu) = ((clock.now() - start).as_secs_f64(), cpu::seconds() - cpu);
-    let payload = (batches * batch.len()) as f64;
+    let payload = batches.iter().map(|(batch, _)| batch.len()).sum::<usize>() as f64;
     let sealed = board.read();
     println!(
-        "{mode:7} {:11.0} {:10.0} {:9.0} {:9.2} {:15.3}",
+        "{:7} {mode:7} {:11.0} {:10.0} {:9.0} {:9.2} {:15.3}",
+        table.name,
         payload / 1048576.0,
         sealed.sealed_rows as f64 / seconds,
         payload / seconds / 1e6,
@@ -90,57 +112,5 @@ fn measure(folder: &Path, mode: &str, encryption: SealEncryption, total: usize) 
     );
 }
 
-fn table() -> Table {
-    let column = |name: &str, source_type: &str, type_id, lake| Column {
-        name: name.into(),
-        source_type: source_type.into(),
-        type_id,
-        type_modifier: -1,
-        lake,
-        identity: name == "id",
-        not_null: false,
-        default: None,
-        generated: None,
-    };
-    Table {
-        id: 16_384,
-        schema: "public".into(),
-        name: "orders".into(),
-        version: 0,
-        columns: vec![
-            column("id", "bigint", 20, LakeType::Int64),
-            column("customer", "integer", 23, LakeType::Int32),
-            column("amount", "double precision", 701, LakeType::Float64),
-            column("at", "timestamp with time zone", 1184, LakeType::TimestampUtc),
-            column("note", "text", 25, LakeType::Text),
-        ],
-        key: vec!["id".into()],
-        identity: Identity::Default,
-        types: vec![],
-    }
-}
-
-/// Tuples of a binary COPY, about `bytes` of them, and how many.
-fn rows(bytes: usize) -> (Vec<u8>, usize) {
-    let (mut out, mut rows) = (vec![], 0);
-    let mut dice = fastrand::Rng::with_seed(1);
-    while out.len() < bytes {
-        rows += 1;
-        let note: String = (0..dice.usize(5..12))
-            .map(|_| ["paid ", "late ", "ship ", "gift "][dice.usize(..4)])
-            .collect();
-        let fields: [&[u8]; 5] = [
-            &(rows as u64).to_be_bytes(),
-            &dice.u32(..50_000).to_be_bytes(),
-            &(dice.f64() * 1e4).to_be_bytes(),
-            &(848_000_000_000_000 + dice.u64(..86_400_000_000)).to_be_bytes(),
-            note.as_bytes(),
-        ];
-        out.extend_from_slice(&5_u16.to_be_bytes());
-        for field in fields {
-            out.extend_from_slice(&u32::try_from(field.len()).unwrap().to_be_bytes());
-            out.extend_from_slice(field);
-        }
-    }
-    (out, rows)
-}
+/// As the reader of a COPY gives them.
+const BATCH_BYTES: usize = 256 << 10;
