@@ -106,6 +106,14 @@ async fn what_is_wrong_with_the_source_is_named_and_heals() {
     world.cluster.start().unwrap();
     world.calm(Cause::SourceUnreachable).await;
     world.caught_up().await;
+    // It stops in order while it is followed, and says good-bye: that is no riddle.
+    world.cluster.stop(lakehead::demo::cluster::Stop::Fast);
+    let missed = world.until("it is missed", |status| !status.alarms.is_empty()).await;
+    let causes: Vec<&str> = missed.alarms.values().map(|alarm| alarm.cause.as_str()).collect();
+    assert_eq!(causes, [Cause::SourceUnreachable.name()], "{:?}", missed.alarms);
+    world.cluster.start().unwrap();
+    world.calm(Cause::SourceUnreachable).await;
+    world.caught_up().await;
     world.assert_proven().await;
     world.end().await;
 }

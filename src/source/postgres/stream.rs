@@ -200,7 +200,8 @@ impl Stream {
                     let error = super::message::server_error(body);
                     return Err(SourceError::Server { doing: "stream changes", error });
                 }
-                (b'c', _) => {
+                // A server that stops in order says that the command is complete, without the end of COPY.
+                (b'c' | b'C', _) => {
                     let why = "the server ended the stream";
                     return Err(self.line.wire.broken("stream changes", why));
                 }

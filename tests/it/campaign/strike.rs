@@ -208,6 +208,7 @@ impl Site {
     /// Nothing is shipped, and changes come until there is no room for them.
     async fn fill(&mut self, room_bytes: u64) {
         self.lane(Lane::Lake).set(Way::Refuse);
+        self.lane(Lane::Source).set(Way::Open);
         self.disk.as_ref().unwrap().leave(room_bytes);
         for _ in 0..FILL_TURNS {
             let shop = self.world.shop().await;
