@@ -15,6 +15,7 @@ DAMAGES ?= 10000
 RUNS ?= 100
 FROM ?= 0
 FS ?= ext4
+GIB ?= 20
 STORES ?= target/conformance
 SCALE ?= 1
 TURNS ?= 3
@@ -127,6 +128,10 @@ damage: demo-tools ## Damages a stopped journal, again and again, and judges eac
 	LAKEHEAD_DAMAGES=$(DAMAGES) LAKEHEAD_SEED=$(SEED) LAKEHEAD_FROM=$(FROM) cargo test --locked --all-features --lib -- \
 		--nocapture whatever_is_damaged 2>&1 | tee target/damage.log | grep --line-buffered -aE '^==|^round|panicked|^error'
 
+large: ## A journal as after a long outage, killed and recovered: make large GIB=20 (takes as much room, and gives it back)
+	@mkdir -p target/large
+	TMPDIR=$(CURDIR)/target/large LAKEHEAD_GIB=$(GIB) cargo test --locked --all-features --lib -- --nocapture a_large_journal
+
 simulate: ## The road against a model world, seed after seed: make simulate SEEDS=1000000 FROM=0
 	cargo build --release --locked --features sim --target-dir target/sim
 	@target/sim/release/lakehead simulate --seeds $(SEEDS) --from $(FROM)
@@ -151,6 +156,6 @@ clean: ## What was built, and the demo's folder
 	cargo clean
 	rm -rf demo-data
 
-.PHONY: help demo build test check conformance fuzz fuzz-corpus fuzz-tools bench bench-snapshot bench-stream sizes deny campaign damage simulate \
+.PHONY: help demo build test check conformance fuzz fuzz-corpus fuzz-tools bench bench-snapshot bench-stream sizes deny campaign damage large simulate \
 	prove-source unit-test \
 	power-loss python demo-tools test-tools power-tools bench-tools conformance-tools clean

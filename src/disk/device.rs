@@ -171,6 +171,7 @@ pub(crate) mod faulty {
     //! A device that does what a test says, and keeps a log of what it was asked.
 
     use std::{
+        cell::Cell,
         collections::BTreeMap,
         path::PathBuf,
         sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -200,6 +201,8 @@ pub(crate) mod faulty {
         /// Bytes of each file that are surely on the disk.
         pub(crate) synced: BTreeMap<PathBuf, u64>,
         lengths: BTreeMap<PathBuf, u64>,
+        /// Bytes that were read, but for files that were to come from the device itself.
+        pub(crate) read_bytes: u64,
     }
 
     /// The file system, with faults.
@@ -210,6 +213,12 @@ pub(crate) mod faulty {
         file: Box<dyn DeviceFile>,
         path: PathBuf,
         device: Faulty,
+    }
+
+    struct CountedFile {
+        file: Box<dyn ReadAt>,
+        device: Faulty,
+        counted: Cell<bool>,
     }
 
     impl Faulty {
@@ -225,6 +234,11 @@ pub(crate) mod faulty {
     impl Device for Faulty {
         fn create(&self, path: &Path) -> io::Result<Box<dyn DeviceFile>> {
             Ok(self.wrap(FileSystem.create(path)?, path))
+        }
+
+        fn read(&self, path: &Path) -> io::Result<Box<dyn ReadAt>> {
+            let (file, device) = (FileSystem.read(path)?, self.clone());
+            Ok(Box::new(CountedFile { file, device, counted: Cell::new(true) }))
         }
 
         fn open(&self, path: &Path) -> io::Result<Box<dyn DeviceFile>> {
@@ -251,6 +265,25 @@ pub(crate) mod faulty {
         fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
             let room = self.plan().room;
             room.map_or_else(|| FileSystem.free_bytes(dir), Ok)
+        }
+    }
+
+    impl ReadAt for CountedFile {
+        fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+            if self.counted.get() {
+                self.device.plan().read_bytes += bytes.len() as u64;
+            }
+            self.file.read_exact_at(bytes, offset)
+        }
+
+        fn length(&self) -> io::Result<u64> {
+            self.file.length()
+        }
+
+        /// Only who reads closed segments again wants that: it is beside the work that is counted.
+        fn forget(&self) -> io::Result<()> {
+            self.counted.set(false);
+            self.file.forget()
         }
     }
 

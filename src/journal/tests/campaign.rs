@@ -289,12 +289,12 @@ async fn round(story: &Story, files: &mut Files, seed: u64, tally: &mut Tally) {
 }
 
 #[expect(clippy::print_stderr, reason = "to whoever looks for a round that failed")]
-fn tell(text: &str) {
+pub(super) fn tell(text: &str) {
     eprintln!("{text}");
 }
 
 #[expect(clippy::disallowed_methods, reason = "how long a campaign runs is said from outside")]
-fn number(name: &str) -> Option<u64> {
+pub(super) fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
 }
 

@@ -16,6 +16,7 @@ mod campaign;
 mod damage;
 mod faults;
 mod harm;
+mod large;
 mod model;
 mod story;
 
