@@ -200,10 +200,9 @@ impl Stream {
                     let error = super::message::server_error(body);
                     return Err(SourceError::Server { doing: "stream changes", error });
                 }
-                // A server that stops in order says that the command is complete, without the end of COPY.
+                // A server that stops in order ends the command, and not COPY before it.
                 (b'c' | b'C', _) => {
-                    let why = "the server ended the stream";
-                    return Err(self.line.wire.broken("stream changes", why));
+                    return Err(self.line.wire.broken("stream changes", "the server ended it"));
                 }
                 (b'N' | b'S' | b'A', _) => {}
                 (tag, _) => return Err(unknown("in the stream", &tag.escape_ascii().to_string())),
