@@ -31,7 +31,7 @@ use super::{
     meta::{self, MetaArrays, Pairs},
 };
 use crate::journal::{
-    Cell, Column, Decode, DecodeError, Identity, LakeType, OldRow, Row, Table, Value,
+    Cell, Column, Decode, DecodeError, Identity, LakeType, OldRow, Plain, Row, Table, Value,
 };
 
 /// Rows of one table on their way into a file.
@@ -44,6 +44,8 @@ pub struct RowBuilder {
     /// Columns of the primary key.
     key: Vec<usize>,
     arrays: Vec<ColumnArray>,
+    /// Of each column, once the first row came: how most of its values are read.
+    plain: Vec<Option<Plain>>,
     meta: MetaArrays,
     scratch: String,
     rows: usize,
@@ -96,6 +98,7 @@ impl RowBuilder {
             names: table.columns.iter().map(|column| file_name(&column.name)).collect(),
             key: table.key.iter().filter_map(position_of).collect(),
             arrays: table.columns.iter().map(|column| ColumnArray::new(column.lake)).collect(),
+            plain: vec![],
             meta: MetaArrays::new(),
             scratch: String::new(),
             rows: 0,
@@ -122,6 +125,9 @@ impl RowBuilder {
     ) -> Result<(), DecodeError> {
         for cells in row.into_iter().chain(old.map(|(_, cells)| cells)) {
             self.check_width(cells)?;
+        }
+        if self.plain.len() < self.arrays.len() {
+            self.plain = self.table.columns.iter().map(|column| decode.plain(column)).collect();
         }
         if self.rows == 0 {
             self.arrays.iter_mut().for_each(ColumnArray::make_room);
@@ -184,7 +190,18 @@ impl RowBuilder {
                 self.bytes += self.names[index].len();
                 continue;
             }
-            match decode.value(column, cell, bytes)? {
+            let plain = match (cell, &self.plain[index]) {
+                (Cell::Binary(range), Some(plain)) => {
+                    bytes.get(range.clone()).and_then(|cell| plain.value(cell))
+                }
+                (Cell::Null, _) => Some(Value::Null),
+                _ => None,
+            };
+            let value = match plain {
+                Some(value) => value,
+                None => decode.value(column, cell, bytes)?,
+            };
+            match value {
                 Value::Null => self.arrays[index].push_null(),
                 Value::Exact(text) => {
                     self.arrays[index].push_null();

@@ -22,7 +22,7 @@ pub mod reread;
 mod rows;
 
 pub use reread::Reading;
-pub use rows::{Cell, Change, Decode, DecodeError, Event, OldRow, Op, Row, Value};
+pub use rows::{Cell, Change, Decode, DecodeError, Event, OldRow, Op, Plain, Row, Value};
 
 // ---- what the source gives to the journal ----
 

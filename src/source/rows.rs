@@ -142,6 +142,60 @@ pub enum Value<'a> {
     Exact(Cow<'a, str>),
 }
 
+/// How a cell in binary form is a column's value, for columns where that takes no more than to look at it:
+/// what [`Decode::value`] would say, without asking it for each. Numbers are big-endian.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Plain {
+    /// One byte, 0 or 1.
+    Boolean,
+    /// Two bytes.
+    Int16,
+    /// Four bytes.
+    Int32,
+    /// Eight bytes.
+    Int64,
+    /// Four bytes, IEEE 754.
+    Float32,
+    /// Eight bytes, IEEE 754.
+    Float64,
+    /// Eight bytes: microseconds since a moment.
+    Micros {
+        /// That moment, in microseconds since 1970-01-01.
+        zero: i64,
+        /// What the typed column holds, in microseconds since 1970-01-01.
+        within: Range<i64>,
+    },
+    /// The bytes themselves.
+    Bytes,
+    /// UTF-8.
+    Text,
+}
+
+impl Plain {
+    /// The value; `None`: the bytes are none, or the typed column does not hold it.
+    #[inline]
+    pub fn value<'a>(&self, bytes: &'a [u8]) -> Option<Value<'a>> {
+        Some(match self {
+            Self::Boolean => match bytes {
+                [0] => Value::Boolean(false),
+                [1] => Value::Boolean(true),
+                _ => return None,
+            },
+            Self::Int16 => Value::Int(i16::from_be_bytes(bytes.try_into().ok()?).into()),
+            Self::Int32 => Value::Int(i32::from_be_bytes(bytes.try_into().ok()?).into()),
+            Self::Int64 => Value::Int(i64::from_be_bytes(bytes.try_into().ok()?)),
+            Self::Float32 => Value::Float32(f32::from_be_bytes(bytes.try_into().ok()?)),
+            Self::Float64 => Value::Float64(f64::from_be_bytes(bytes.try_into().ok()?)),
+            Self::Micros { zero, within } => {
+                let micros = i64::from_be_bytes(bytes.try_into().ok()?).checked_add(*zero)?;
+                Value::Micros(within.contains(&micros).then_some(micros)?)
+            }
+            Self::Bytes => Value::Bytes(Cow::Borrowed(bytes)),
+            Self::Text => Value::Text(Cow::Borrowed(std::str::from_utf8(bytes).ok()?)),
+        })
+    }
+}
+
 /// Why bytes from the source cannot be read. Never skipped: the source stops (I16).
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum DecodeError {
@@ -188,6 +242,15 @@ pub enum DecodeError {
     },
 }
 
+impl DecodeError {
+    /// [`DecodeError::Length`], made only where there is one: made and dropped for every field it costs as much
+    /// as reading them.
+    #[cold]
+    pub(crate) fn cut(what: &'static str) -> Self {
+        Self::Length { what }
+    }
+}
+
 /// Reads records of one source again. One for each journal reader: it remembers tables and types.
 pub trait Decode: Send {
     /// What the record says.
@@ -224,6 +287,12 @@ pub trait Decode: Send {
         cell: &Cell,
         bytes: &'a [u8],
     ) -> Result<Value<'a>, DecodeError>;
+
+    /// How cells of the column in binary form can be read without [`Decode::value`]; `None`: only with it.
+    fn plain(&self, column: &Column) -> Option<Plain> {
+        let _ = column;
+        None
+    }
 
     /// The tables remembered, to continue after a restart from where the journal is cut.
     fn tables(&self) -> Vec<Arc<Table>>;

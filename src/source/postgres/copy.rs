@@ -109,28 +109,31 @@ pub fn rows(
     batch: &[u8],
     each: &mut dyn FnMut(&Row) -> Result<(), DecodeError>,
 ) -> Result<(), DecodeError> {
-    const CUT: DecodeError = DecodeError::Length { what: "a COPY tuple" };
+    const WHAT: &str = "a COPY tuple";
     let mut row = Row::with_capacity(table.columns.len());
     let mut at = 0;
     while at < batch.len() {
-        let count = read::<2>(batch, at).map(i16::from_be_bytes).ok_or(CUT)?;
+        let count =
+            read::<2>(batch, at).map(i16::from_be_bytes).ok_or_else(|| DecodeError::cut(WHAT))?;
         at += 2;
-        let whole = is_whole(table, usize::try_from(count).map_err(|_| CUT)?)?;
+        let whole = is_whole(table, usize::try_from(count).map_err(|_| DecodeError::cut(WHAT))?)?;
         row.clear();
         for column in &table.columns {
             if !whole && is_stored(column) {
                 row.push(Cell::Unchanged);
                 continue;
             }
-            let length = read::<4>(batch, at).map(i32::from_be_bytes).ok_or(CUT)?;
+            let length = read::<4>(batch, at)
+                .map(i32::from_be_bytes)
+                .ok_or_else(|| DecodeError::cut(WHAT))?;
             at += 4;
             if length == -1 {
                 row.push(Cell::Null);
                 continue;
             }
-            let end = at + usize::try_from(length).map_err(|_| CUT)?;
+            let end = at + usize::try_from(length).map_err(|_| DecodeError::cut(WHAT))?;
             if end > batch.len() {
-                return Err(CUT);
+                return Err(DecodeError::cut(WHAT));
             }
             row.push(Cell::Binary(at..end));
             at = end;

@@ -48,7 +48,7 @@ impl<'a> Reader<'a> {
         what: &'static str,
     ) -> Result<Range<usize>, DecodeError> {
         let end = self.at.checked_add(length).filter(|end| *end <= self.bytes.len());
-        let range = self.at..end.ok_or(DecodeError::Length { what })?;
+        let range = self.at..end.ok_or_else(|| DecodeError::cut(what))?;
         self.at = range.end;
         Ok(range)
     }
@@ -56,7 +56,8 @@ impl<'a> Reader<'a> {
     /// A string that ends with a zero byte.
     pub(super) fn text(&mut self, what: &'static str) -> Result<&'a str, DecodeError> {
         let rest = &self.bytes[self.at..];
-        let length = rest.iter().position(|byte| *byte == 0).ok_or(DecodeError::Length { what })?;
+        let length = rest.iter().position(|byte| *byte == 0);
+        let length = length.ok_or_else(|| DecodeError::cut(what))?;
         self.at += length + 1;
         std::str::from_utf8(&rest[..length]).map_err(|_| DecodeError::Utf8 { what })
     }
@@ -68,7 +69,7 @@ impl<'a> Reader<'a> {
 
     fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], DecodeError> {
         let rest = self.bytes.get(self.at..).and_then(<[u8]>::first_chunk);
-        let array = *rest.ok_or(DecodeError::Length { what })?;
+        let array = *rest.ok_or_else(|| DecodeError::cut(what))?;
         self.at += N;
         Ok(array)
     }

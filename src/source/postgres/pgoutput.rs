@@ -21,8 +21,8 @@ use std::{
 
 use super::{
     super::{
-        Cell, Change, Column, Commit, Decode, DecodeError, Event, Identity, OldRow, Op, RecordKind,
-        Row, Table, Value, records,
+        Cell, Change, Column, Commit, Decode, DecodeError, Event, Identity, OldRow, Op, Plain,
+        RecordKind, Row, Table, Value, records,
     },
     builtin, copy,
     fields::Reader,
@@ -223,6 +223,10 @@ impl Decode for PgDecoder {
         bytes: &'a [u8],
     ) -> Result<Value<'a>, DecodeError> {
         types::value(column, cell, bytes)
+    }
+
+    fn plain(&self, column: &Column) -> Option<Plain> {
+        types::plain(column)
     }
 
     fn tables(&self) -> Vec<Arc<Table>> {
