@@ -1,11 +1,12 @@
 //! How fast a snapshot chunk becomes an object in the spool (decode, Parquet, zstd, encryption, both
-//! sums, fsync), and what the encryption of mode `client` adds.
+//! sums, fsync), what the encryption of mode `client` adds, and what memory it takes beyond the rows.
 //!
 //! `cargo bench --bench seal_encrypt [-- FOLDER [MIB]]`: the spool lies in the folder.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench speaks to a person")]
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -16,7 +17,7 @@ use lakehead::{
     clock::{Clock, SystemClock},
     config::Secret,
     facts::MemoryFacts,
-    journal::{Reading, RowBatch, SnapshotChunk, Table},
+    journal::{Column, Reading, RowBatch, SnapshotChunk, Table},
     seal::{LakeKey, SealEncryption, SealOptions, Sealer},
     source::postgres::pgoutput::PgDecoder,
     telemetry::board::SourceBoard,
@@ -33,15 +34,29 @@ fn main() {
     let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
     let folder = arguments.next().map_or_else(|| PathBuf::from("."), PathBuf::from);
     let mib: usize = arguments.next().map_or(256, |text| text.parse().unwrap());
-    println!("table   mode    MiB of COPY     rows/s      MB/s  CPU-s/GB  object/payload");
+    println!(
+        "table   mode    MiB of COPY     rows/s      MB/s  CPU-s/GB  object/payload  peak MiB"
+    );
     let key = || LakeKey::new(Secret::new(vec![7; 32])).unwrap();
-    for table in [orders(), wide()] {
+    for table in [orders(), wide(), broad()] {
         let batches = batches(&table, mib << 20);
         for _ in 0..2 {
             measure(&folder, &table, &batches, "none", SealEncryption::None);
             measure(&folder, &table, &batches, "client", SealEncryption::Client(key()));
         }
     }
+}
+
+/// A thousand columns, as those of [`orders`] again and again: about 16 KB.
+fn broad() -> Table {
+    let orders = orders();
+    let mut columns = orders.columns.clone();
+    let kinds = orders.columns[1..].iter().cycle();
+    columns.extend(kinds.zip(orders.columns.len()..1000).map(|(kind, number)| {
+        let name = format!("{}_{number}", kind.name);
+        Column { name, ..kind.clone() }
+    }));
+    Table { name: "broad".into(), columns, ..orders }
 }
 
 /// Batches as a COPY gives them, and how many rows are in each.
@@ -95,6 +110,8 @@ fn measure(
     drop(give);
     let chunks = Arc::new(Mutex::new(chunks));
     let (groups, _passed) = mpsc::channel(4);
+    forget_peak();
+    let before = peak_bytes();
     let (start, cpu) = (clock.now(), cpu::seconds());
     let decoder = PgDecoder::new(Vec::<Table>::new());
     sealer.run_snapshots(&chunks, &decoder, groups, CancellationToken::new()).unwrap();
@@ -102,14 +119,27 @@ fn measure(
     let payload = batches.iter().map(|(batch, _)| batch.len()).sum::<usize>() as f64;
     let sealed = board.read();
     println!(
-        "{:7} {mode:7} {:11.0} {:10.0} {:9.0} {:9.2} {:15.3}",
+        "{:7} {mode:7} {:11.0} {:10.0} {:9.0} {:9.2} {:15.3} {:9.0}",
         table.name,
         payload / 1048576.0,
         sealed.sealed_rows as f64 / seconds,
         payload / seconds / 1e6,
         cpu / payload * 1e9,
         sealed.sealed_bytes as f64 / payload,
+        (peak_bytes() - before) as f64 / 1048576.0,
     );
+}
+
+/// The most that was resident since [`forget_peak`].
+fn peak_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// What is resident now is the peak: proc(5).
+fn forget_peak() {
+    fs::write("/proc/self/clear_refs", "5").unwrap();
 }
 
 /// As the reader of a COPY gives them.

@@ -11,7 +11,6 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use parquet::{
-    arrow::ArrowWriter,
     basic::{Compression, Encoding, ZstdLevel},
     file::{
         metadata::KeyValue,
@@ -24,6 +23,7 @@ use super::{
     Op, SealError, Table,
     columns::{RowBuilder, RowMeta, arrow_schema, file_metadata, file_name},
     object::{Draft, Maker, Sink},
+    writer::Writer,
 };
 use crate::{
     journal::{Cell, Decode, LakeType, OldRow, Row},
@@ -101,7 +101,7 @@ pub(super) struct Encoder {
     table: Arc<Table>,
     layout: Layout,
     builder: RowBuilder,
-    writer: Option<ArrowWriter<Sink>>,
+    writer: Option<Writer<Sink>>,
     columns: usize,
     rows: BTreeMap<Op, u64>,
     range: Option<(Sequence, Sequence)>,
@@ -134,12 +134,12 @@ impl Encoder {
         self.writer(maker)?;
         let writer = self.writer.as_mut().expect("made above");
         let failed = |why| SealError::parquet(&self.table.qualified(), why);
-        writer.write(&batch).map_err(failed)?;
+        writer.add(&batch);
         drop(batch);
-        if self.columns * COLUMN_MEMORY + writer.memory_size() > ROW_GROUP_MEMORY_MAX {
-            writer.flush().map_err(failed)?;
+        if writer.memory() > ROW_GROUP_MEMORY_MAX {
+            writer.end_group().map_err(failed)?;
         }
-        self.encoded_bytes = (writer.bytes_written() + writer.in_progress_size()) as u64;
+        self.encoded_bytes = writer.encoded();
         Ok(())
     }
 
@@ -147,7 +147,7 @@ impl Encoder {
         if self.writer.is_none() {
             let sink = maker.sink(&self.table.qualified())?;
             let properties = properties(&maker.source, &self.table, self.layout);
-            let made = ArrowWriter::try_new(sink, arrow_schema(&self.table), Some(properties));
+            let made = Writer::new(sink, &arrow_schema(&self.table), properties);
             let made = made.map_err(|why| SealError::parquet(&self.table.qualified(), why))?;
             self.writer = Some(made);
         }
@@ -178,7 +178,7 @@ impl Encode for Encoder {
         self.write_rows(maker)?;
         match &mut self.writer {
             Some(writer) => {
-                writer.flush().map_err(|why| SealError::parquet(&self.table.qualified(), why))
+                writer.end_group().map_err(|why| SealError::parquet(&self.table.qualified(), why))
             }
             None => Ok(()),
         }
@@ -221,11 +221,10 @@ impl Encode for Encoder {
         let Some(writer) = &self.writer else {
             return (0, self.builder.bytes() + self.columns * BUILDER_MEMORY);
         };
-        let columns = if writer.in_progress_rows() > 0 { self.columns * COLUMN_MEMORY } else { 0 };
-        let groups = writer.flushed_row_groups().len() * self.columns * GROUP_MEMORY;
+        let groups = writer.groups() * self.columns * GROUP_MEMORY;
         let own = WRITER_MEMORY + groups + writer.inner().memory();
         let builder = self.columns * BUILDER_MEMORY;
-        (self.builder.bytes() + columns + writer.memory_size(), own + builder)
+        (self.builder.bytes() + writer.memory(), own + builder)
     }
 }
 
@@ -285,8 +284,7 @@ fn properties(source: &str, table: &Table, layout: Layout) -> WriterProperties {
     let properties = WriterProperties::builder()
         .set_created_by(format!("lakehead {}", env!("CARGO_PKG_VERSION")))
         .set_compression(Compression::ZSTD(zstd))
-        .set_key_value_metadata(Some(metadata))
-        .set_max_row_group_row_count(Some(GROUP_ROWS_MAX));
+        .set_key_value_metadata(Some(metadata));
     match layout {
         Layout::Rows => distinct(table)
             .map(|column| ColumnPath::new(vec![column]))
@@ -317,21 +315,19 @@ fn distinct(table: &Table) -> impl Iterator<Item = String> {
 
 /// Rows whose values weigh more than this are written in [`Layout::Large`].
 pub(super) const LARGE_ROW_BYTES: usize = 8 << 20;
-/// A row group ends when it holds this much memory.
+/// A row group ends when its rows, before they are encoded, hold this much memory: 270,000 of them at
+/// most, by what we add to each.
 pub(super) const ROW_GROUP_MEMORY_MAX: usize = 16 << 20;
 /// Rows and bytes that go to the writer at once.
 const BATCH_ROWS: usize = 8192;
 /// As above.
 const BATCH_BYTES: usize = 1 << 20;
-const GROUP_ROWS_MAX: usize = 1 << 20;
 /// Of a column: one with more distinct values soon costs more to look up than it saves.
 const DICTIONARY_BYTES_MAX: usize = 128 << 10;
 /// Level 1: level 3 buys nothing inside Parquet (FACTS §4).
 const ZSTD_LEVEL: i32 = 1;
 /// `_op`, `_sequence` and so on, as leaves.
 const OWN_COLUMNS: usize = 10;
-/// What a column of an open row group costs beyond what the writer counts: the compressor and a hash table.
-const COLUMN_MEMORY: usize = 128 << 10;
 /// What an empty column of a [`RowBuilder`] costs.
 const BUILDER_MEMORY: usize = 1 << 10;
 /// What a writer costs by itself.

@@ -35,6 +35,7 @@ mod snapshot;
 mod spool;
 mod sums;
 mod unchanged;
+mod writer;
 
 pub use envelope::{LakeKey, Metadata};
 pub use error::SealError;
