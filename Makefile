@@ -128,9 +128,12 @@ damage: demo-tools ## Damages a stopped journal, again and again, and judges eac
 	LAKEHEAD_DAMAGES=$(DAMAGES) LAKEHEAD_SEED=$(SEED) LAKEHEAD_FROM=$(FROM) cargo test --locked --all-features --lib -- \
 		--nocapture whatever_is_damaged 2>&1 | tee target/damage.log | grep --line-buffered -aE '^==|^round|panicked|^error'
 
-large: ## A journal as after a long outage, killed and recovered: make large GIB=20 (takes as much room, and gives it back)
+large: test-tools python ## A journal of 20 GiB, 5 M rows at once, 500 MB values, 10,000 tables, 1,000 columns: make large GIB=20
+	cargo build --release --locked
 	@mkdir -p target/large
 	TMPDIR=$(CURDIR)/target/large LAKEHEAD_GIB=$(GIB) cargo test --locked --all-features --lib -- --nocapture a_large_journal
+	LAKEHEAD_BINARY=$(CURDIR)/target/release/lakehead LAKEHEAD_LARGE=1 \
+		cargo test --locked --all-features --test it -- --nocapture --test-threads=1 story_large
 
 simulate: ## The road against a model world, seed after seed: make simulate SEEDS=1000000 FROM=0
 	cargo build --release --locked --features sim --target-dir target/sim

@@ -21,6 +21,7 @@ mod story_failover;
 mod story_full;
 mod story_gap;
 mod story_kill;
+mod story_large;
 mod story_link;
 mod story_memory;
 mod story_new_table;

@@ -1,0 +1,258 @@
+//! What is far larger than usual: one transaction, one value, the number of tables, of columns, an
+//! outage. Each gets through within the bound on memory (P4), proven, restored equal and nothing twice.
+//!
+//! Every run of the tests has each at about a tenth; `make large` has them whole (`LAKEHEAD_LARGE=1`), with
+//! the release build.
+
+use std::time::{Duration, Instant};
+
+use lakehead::{
+    clock::{Clock, SystemClock},
+    error::Cause,
+    ledger::Op,
+    telemetry::board::SourceStatus,
+};
+
+use crate::harness::{Setup, World};
+
+/// DESIGN P4: the budget.
+const RESIDENT_BYTES_MAX: u64 = 256 << 20;
+/// DESIGN P4: of a value above this, twice its size is beside the budget.
+const LARGE_VALUE_BYTES: u64 = 64 << 20;
+const WHOLE: &str = "LAKEHEAD_LARGE";
+
+/// `whole`, or about a tenth of it.
+fn sized(whole: u64, tenth: u64) -> u64 {
+    if std::env::var_os(WHOLE).is_some() { whole } else { tenth }
+}
+
+/// What all large cases end with. `rows`: of `tables`, in snapshots and as changes.
+async fn judge(mut world: World, what: &str, tables: &str, rows: [u64; 2], resident_max: u64) {
+    let began = SystemClock.now();
+    let usage = world.gateway.usage();
+    assert_eq!(counted(&world, tables), rows, "rows in the ledger, of the snapshot and inserted");
+    world.assert_sent_once(0);
+    world.assert_proven().await;
+    let proven = elapsed(began);
+    world.assert_restored_equal().await;
+    let restored = elapsed(began) - proven;
+    eprintln!(
+        "{what}: {} MiB resident at most, of {}; {:.0} CPU-s; proven in {proven:.0?}, restored and compared in {restored:.0?}",
+        usage.peak_bytes >> 20,
+        resident_max >> 20,
+        usage.cpu_s,
+    );
+    assert!(usage.peak_bytes <= resident_max, "{} MiB resident", usage.peak_bytes >> 20);
+    world.end().await;
+}
+
+/// Rows of the snapshot, and inserted ones, that the ledger names in folders of `tables`.
+fn counted(world: &World, tables: &str) -> [u64; 2] {
+    let mut rows = [0; 2];
+    let folder = format!("/public.{tables}");
+    for object in world.ledger().iter().flat_map(|entry| &entry.objects) {
+        if object.key.contains(&folder) {
+            for (at, op) in [Op::Snapshot, Op::Insert].iter().enumerate() {
+                rows[at] += object.rows.get(op).copied().unwrap_or(0);
+            }
+        }
+    }
+    rows
+}
+
+fn tell(what: &str, began: Instant) {
+    eprintln!("{what} after {:.1?}", elapsed(began));
+}
+
+/// Of what was rolled back to a savepoint nothing comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_of_five_million_rows_gets_through() {
+    let (rows, undone) = (sized(5_000_000, 500_000), sized(1_000_000, 100_000));
+    let mut world = World::new("large-transaction", Setup::default()).await;
+    world
+        .execute(
+            "CREATE TABLE large (id bigint PRIMARY KEY, customer integer, at timestamptz, note text)",
+        )
+        .await;
+    world.start();
+    world.caught_up().await;
+    let began = SystemClock.now();
+    let insert = |from: u64, rows: u64| {
+        let to = from + rows - 1;
+        format!(
+            "INSERT INTO large SELECT n, n % 50000, now() + n * interval '1 s', md5(n::text) FROM generate_series({from}, {to}) AS n;"
+        )
+    };
+    let half = rows / 2;
+    world
+        .execute(&format!(
+            "BEGIN; {} SAVEPOINT midway; {} ROLLBACK TO SAVEPOINT midway; {} COMMIT",
+            insert(1, half),
+            insert(half + 1, undone),
+            insert(half + 1, rows - half),
+        ))
+        .await;
+    tell("committed", began);
+    world.caught_up().await;
+    tell("in the ledger", began);
+    let what = format!("a transaction of {rows} rows, {undone} more rolled back");
+    judge(world, &what, "large/", [0, rows], RESIDENT_BYTES_MAX).await;
+}
+
+/// Once in the snapshot and once as a change.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_of_five_hundred_megabytes_gets_through() {
+    let bytes = sized(500_000_000, 50_000_000);
+    let mut world = World::new("large-value", Setup::default()).await;
+    world
+        .execute(&format!(
+            "CREATE TABLE large (id integer PRIMARY KEY, body bytea, note text);
+             ALTER TABLE large ALTER body SET STORAGE EXTERNAL;
+             CREATE FUNCTION noise(seed integer) RETURNS bytea LANGUAGE sql AS $$
+                 SELECT substr(string_agg(sha256((seed * 100000000 + n)::text::bytea), ''), 1, {bytes}) FROM generate_series(1, 1 + {bytes} / 32) AS n
+             $$;
+             INSERT INTO large VALUES (1, noise(1), 'in the snapshot')",
+        ))
+        .await;
+    let began = SystemClock.now();
+    world.start();
+    world.caught_up().await;
+    tell("the snapshot is in the ledger", began);
+    world.execute("INSERT INTO large VALUES (2, noise(2), 'in the stream')").await;
+    tell("committed", began);
+    world.caught_up().await;
+    tell("in the ledger", began);
+    let large = if bytes > LARGE_VALUE_BYTES { 2 * bytes } else { 0 };
+    let what = format!("two values of {bytes} bytes");
+    judge(world, &what, "large/", [1, 1], RESIDENT_BYTES_MAX + large).await;
+}
+
+/// All in one snapshot, and then all in one transaction.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_tables_get_through() {
+    let tables = sized(10_000, 1_000);
+    // Whoever reads them all in one transaction locks as many.
+    let locks = ("max_locks_per_transaction".to_owned(), "1024".to_owned());
+    let mut world =
+        World::new("large-tables", Setup { settings: vec![locks], ..Setup::default() }).await;
+    let each = |from: u64, to: u64, statement: &str| {
+        format!(
+            "DO $$ BEGIN FOR n IN {from}..{to} LOOP EXECUTE format('{statement}', n); END LOOP; END $$"
+        )
+    };
+    for from in (1..=tables).step_by(500) {
+        let make = "CREATE TABLE t_%1$s (id integer PRIMARY KEY, note integer); INSERT INTO t_%1$s VALUES (1, %1$s), (2, NULL)";
+        world.execute(&each(from, tables.min(from + 499), make)).await;
+    }
+    let began = SystemClock.now();
+    world.start();
+    world.caught_up().await;
+    let complete = |status: &SourceStatus| {
+        let mut parts = status.snapshot.values();
+        status.snapshot.len() as u64 >= tables
+            && parts.all(|table| table.chunks_done == table.chunks)
+    };
+    world.until("all tables are sealed", complete).await;
+    world.caught_up().await;
+    tell("the snapshot is in the ledger", began);
+    world.execute(&each(1, tables, "INSERT INTO t_%1$s VALUES (3, %1$s)")).await;
+    tell("committed", began);
+    world.caught_up().await;
+    tell("in the ledger", began);
+    let what = format!("{tables} tables");
+    judge(world, &what, "t_", [2 * tables, tables], RESIDENT_BYTES_MAX).await;
+}
+
+/// Three tables of them are read at once, and then one is changed in one transaction.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_columns_get_through() {
+    const TABLES: u64 = 3;
+    let rows = sized(20_000, 2_000);
+    let mut world = World::new("large-columns", Setup::default()).await;
+    let kinds = [
+        ("integer", "n + C"),
+        ("bigint", "n * 1000003::bigint + C"),
+        ("text", "substr(md5((n % 97 + C)::text), 1, 3)"),
+        ("real", "n / 7.0"),
+        ("date", "date '2026-01-01' + n % 1000"),
+    ];
+    let (mut columns, mut values) = (String::new(), String::new());
+    for number in 1..1000 {
+        let (kind, value) = kinds[number % kinds.len()];
+        columns += &format!(", c_{number} {kind}");
+        values += &format!(", {}", value.replace('C', &number.to_string()));
+    }
+    let insert = |table: u64, from: u64| {
+        let to = from + rows - 1;
+        format!(
+            "INSERT INTO wide_{table} SELECT n{values} FROM generate_series({from}, {to}) AS n;"
+        )
+    };
+    for table in 1..=TABLES {
+        let make = format!("CREATE TABLE wide_{table} (id integer PRIMARY KEY{columns});");
+        world.execute(&(make + &insert(table, 1))).await;
+    }
+    let began = SystemClock.now();
+    world.start();
+    world.caught_up().await;
+    tell("the snapshot is in the ledger", began);
+    world.execute(&insert(1, rows + 1)).await;
+    tell("committed", began);
+    world.caught_up().await;
+    tell("in the ledger", began);
+    let what = format!("{TABLES} tables of 1,000 columns and {rows} rows, and as many inserted");
+    judge(world, &what, "wide_", [TABLES * rows, rows], RESIDENT_BYTES_MAX).await;
+}
+
+/// The store is away until the journal is full and nothing more is read, and then everything drains.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_until_the_journal_is_full_drains() {
+    const BATCH: u64 = 64;
+    let mib = sized(2048, 256);
+    let setup =
+        Setup { release: "journal".into(), journal_max: format!("{mib} MiB"), ..Setup::default() };
+    let mut world = World::new("large-outage", setup).await;
+    world
+        .execute(
+            "CREATE TABLE large (id bigint PRIMARY KEY, body bytea);
+             ALTER TABLE large ALTER body SET STORAGE EXTERNAL",
+        )
+        .await;
+    world.start();
+    world.caught_up().await;
+    world.bucket.away(true);
+    let began = SystemClock.now();
+    let shop = world.shop().await;
+    let (mut rows, mut since) = (0, None);
+    // A little longer, so that the server keeps what is not read.
+    while since.is_none_or(|since: Instant| elapsed(since) < Duration::from_secs(3)) {
+        let to = rows + BATCH;
+        // 64 KiB that nothing compresses.
+        let insert = format!(
+            "INSERT INTO large SELECT n, (SELECT string_agg(sha512((n * 10000 + m)::text::bytea), '') FROM generate_series(1, 1024) AS m)
+             FROM generate_series({rows} + 1, {to}) AS n"
+        );
+        shop.batch_execute(&insert).await.unwrap();
+        rows = to;
+        if since.is_none() && full(&world.status().await) {
+            tell("full", began);
+            since = Some(SystemClock.now());
+        }
+    }
+    let status = world.status().await;
+    assert!(full(&status) && status.shipped.sequence.0 < rows / 10, "{status:?}");
+    world.bucket.away(false);
+    world.calm(Cause::JournalFull).await;
+    world.caught_up().await;
+    tell("in the ledger", began);
+    let what = format!("an outage until {mib} MiB of journal are full, {rows} rows of 64 KiB");
+    judge(world, &what, "large/", [0, rows], RESIDENT_BYTES_MAX).await;
+}
+
+fn full(status: &SourceStatus) -> bool {
+    status.alarms.values().any(|alarm| alarm.cause == Cause::JournalFull.name())
+}
+
+fn elapsed(began: Instant) -> Duration {
+    SystemClock.now() - began
+}
