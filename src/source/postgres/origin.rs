@@ -20,14 +20,14 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Whether `now` is the same server, on the same timeline.
+    /// Whether `now` is the same server, on the same timeline, and its log has not gone back since.
     ///
     /// # Errors
     ///
     /// It is not: all is to be judged anew.
     pub(crate) fn is_still(&self, now: &Self) -> Result<(), SourceError> {
         let place = |server: &Self| (server.system_identifier.clone(), server.timeline);
-        match place(self) == place(now) {
+        match place(self) == place(now) && self.log_end <= now.log_end {
             true => Ok(()),
             false => Err(SourceError::broken("make the slot", "another server answers now")),
         }
@@ -287,8 +287,11 @@ mod tests {
         let later = Server { log_end: Position(2000), ..server() };
         assert!(server().is_still(&later).is_ok());
         let promoted = Server { timeline: 2, ..server() };
-        let error = server().is_still(&promoted).unwrap_err();
-        assert!(error.heals(), "{error}");
+        let restored = Server { log_end: Position(999), ..server() };
+        for other in [promoted, restored] {
+            let error = server().is_still(&other).unwrap_err();
+            assert!(error.heals(), "{error}");
+        }
     }
 
     #[test]
