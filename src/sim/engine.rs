@@ -168,7 +168,11 @@ impl Facts for Recorded {
         let (ticket, answer) = engine.record(batch);
         if engine.planted == Some(Planted::FactsEarly) {
             engine.oracle.recorded(engine.who, ticket);
-            return Box::pin(async { Ok(()) });
+            // Whoever asks until it is there would ask for ever in no time.
+            return Box::pin(async {
+                sleep(EARLY).await;
+                Ok(())
+            });
         }
         Box::pin(async move {
             answer.await?;
@@ -202,6 +206,7 @@ impl Facts for Recorded {
 
 const REPAIR_FACTS: &str = "source/repair/";
 const PART_FACTS: &str = "ship/part/";
+const EARLY: Duration = Duration::from_millis(1);
 const LOOK_EVERY: Duration = Duration::from_millis(700);
 /// Turns in which facts find room, if there is any.
 const TURNS_MAX: usize = 64;

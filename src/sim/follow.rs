@@ -25,7 +25,7 @@ use crate::{
     facts::{self, FactBatch, Facts},
     journal::{Durable, Keep, ORIGIN_FACT, Origin},
     source::postgres::{
-        bridge,
+        belief, bridge,
         connect::Backoff,
         error::SourceError,
         name::Names,
@@ -135,6 +135,7 @@ impl Follower<'_> {
         let (server, shared) = (&self.site.server, &self.shared);
         let slot = &shared.names.slot;
         let sql = server.connect(None)?;
+        let started = server.started();
         let mut wire = server.connect(Some(slot))?;
         wire.parameters.extend(sql.parameters.clone());
         let identity = server.identify()?;
@@ -151,7 +152,8 @@ impl Follower<'_> {
         };
         server.seen();
         shared.log_end.store(server.with(|state| state.end().0), Ordering::Relaxed);
-        let session = Session { wire, sql, durable, confirmed, binary: false, fresh: None };
+        let belief = belief::judge(&*shared.facts, durable, confirmed, started)?;
+        let session = Session { wire, sql, durable, confirmed, binary: false, belief, fresh: None };
         let released = self.released.clone();
         Stream::start(session, Arc::clone(shared), released, true).await
     }

@@ -58,6 +58,8 @@ pub(crate) struct State {
     arrivals: VecDeque<Arrival>,
     /// It was put back to a backup, and nobody has looked since.
     unseen: bool,
+    /// How often it was started.
+    starts: u64,
 }
 
 /// All tables at one position, as they are exported with a slot: columns beyond the first two, and rows.
@@ -111,6 +113,7 @@ impl ModelServer {
             slots: BTreeMap::new(),
             arrivals: VecDeque::new(),
             unseen: false,
+            starts: 1,
         };
         Self {
             state: Arc::new(Mutex::new(state)),
@@ -164,6 +167,11 @@ impl ModelServer {
             log_end: Position(state.end),
             history,
         })
+    }
+
+    /// As it prints when it was started.
+    pub(crate) fn started(&self) -> String {
+        lock(&self.state).starts.to_string()
     }
 
     /// As `pg_replication_slots` says.
@@ -226,6 +234,7 @@ impl ModelServer {
     /// Ends every session. `crash`: the slots go back to what was persisted.
     pub(crate) fn cut_sessions(&self, crash: bool) {
         let mut state = lock(&self.state);
+        state.starts += u64::from(crash);
         for slot in state.slots.values_mut() {
             slot.active = false;
             if crash {
@@ -271,8 +280,7 @@ impl ModelServer {
     }
 
     /// The database is put back to a backup of its timeline, which lacks the last `lost` transactions. With
-    /// the slots as they were then, or without: `slots`. Nobody writes before a box has looked: once the log
-    /// has grown past what it holds, nothing would show it.
+    /// the slots as they were then, or without: `slots`.
     pub(crate) fn restore(&self, lost: usize, slots: bool) {
         let mut state = lock(&self.state);
         let mut next = state.timeline().clone();
@@ -359,9 +367,6 @@ impl State {
 
     /// Log that is no transaction of this database.
     pub(crate) fn grow(&mut self, bytes: u64) {
-        if self.unseen {
-            return;
-        }
         self.end += bytes;
     }
 
@@ -383,9 +388,6 @@ impl State {
     }
 
     fn commit(&mut self, rows: Vec<Row>, at: i64) {
-        if self.unseen {
-            return;
-        }
         let size: u64 = rows.iter().map(|row| 40 + row.note.len() as u64).sum();
         self.end += 32 + size;
         let begins = Position(self.end);

@@ -144,6 +144,14 @@ pub struct Durable {
     pub transactions: u64,
 }
 
+impl Durable {
+    /// Whether a mark is the last thing that is durable, and no transaction.
+    pub fn is_mark(&self) -> bool {
+        // A commit record takes more than a byte.
+        self.begins.0 + 1 >= self.point.position.0
+    }
+}
+
 /// Where the records go: the journal, seen from the source.
 pub trait Keep: Send + Sync {
     /// Begins a session with the source: drops the torn tail of an unfinished transaction, and says

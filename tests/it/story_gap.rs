@@ -163,6 +163,34 @@ async fn a_slot_that_the_server_gave_up_is_a_gap_that_is_said_and_repaired() {
     world.end().await;
 }
 
+/// Nothing shows it but what the server sends again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_was_restored_and_went_on_while_nobody_looked_is_repaired() {
+    let mut world = begun("gap-unseen", Setup::default()).await;
+    world.cluster.stop(Stop::Fast);
+    let backup = world.dir.join("backup");
+    world.cluster.back_up(&backup).unwrap();
+    world.cluster.start().unwrap();
+    world.start();
+    for round in 1..4 {
+        change(&world, round).await;
+    }
+    world.caught_up().await;
+    let held = world.status().await.durable.position;
+    world.gateway.kill();
+    world.cluster.stop(Stop::Fast);
+    world.cluster.go_back(&backup).unwrap();
+    world.cluster.start().unwrap();
+    let admin = world.admin().await;
+    while world.cluster.position(&admin).await.unwrap() <= held {
+        change(&world, 5).await;
+    }
+    world.start();
+    let said = repaired(&mut world).await;
+    assert!(said.contains("went on from there"), "{said}");
+    world.end().await;
+}
+
 /// The log goes back behind what the box holds: nothing is copied before it has grown past that, so that
 /// positions only grow in the lake.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

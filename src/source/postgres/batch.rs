@@ -38,6 +38,8 @@ pub(crate) struct Batcher {
     ready: VecDeque<Run>,
     /// Tables whose rows are not ours.
     foreign: BTreeSet<u32>,
+    /// What the server has still to send again to be the one that was followed.
+    proof: Option<Proof>,
     /// What was seen, for the board and for confirming.
     pub(crate) seen: Seen,
 }
@@ -89,6 +91,15 @@ pub(crate) struct Seen {
     pub(crate) bytes: u64,
 }
 
+/// What a server that may have been put back to a backup sends again, if it was not, of what is held.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Proof {
+    /// The last transaction that is held: its commit record begins here.
+    Last(Position),
+    /// None in which something happened to our tables.
+    Nothing,
+}
+
 /// What the caller has to do next.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Then {
@@ -96,6 +107,8 @@ pub(crate) enum Then {
     Nothing,
     /// Decide on a table, by [`Batcher::relation`] or [`Batcher::exclude`], before the next message.
     Decide(Relation, Vec<u8>),
+    /// The server's log is not the one that was followed: nothing of it is to be taken.
+    WentBack,
 }
 
 impl Batcher {
@@ -112,8 +125,25 @@ impl Batcher {
             open: None,
             ready: VecDeque::new(),
             foreign: BTreeSet::new(),
+            proof: None,
             seen: Seen { recorded: durable, received: durable, ..Seen::default() },
         }
+    }
+
+    /// The server is to send this again before it is believed.
+    pub(crate) fn demand(mut self, proof: Option<Proof>) -> Self {
+        self.proof = proof;
+        self
+    }
+
+    /// What it has still to send again.
+    pub(crate) fn demands(&self) -> Option<Proof> {
+        self.proof
+    }
+
+    /// All that is held would have been sent by now. False: it was not.
+    pub(crate) fn believe(&mut self) -> bool {
+        !matches!(self.proof.take(), Some(Proof::Last(_)))
     }
 
     /// Whether a transaction has begun and not ended.
@@ -138,8 +168,16 @@ impl Batcher {
             return Err(unknown("a change message", "empty"));
         };
         match kind {
-            b'B' => self.begin(message, body)?,
-            b'C' => self.commit(message, body, now)?,
+            b'B' => {
+                if self.begin(message, body)? {
+                    return Ok(Then::WentBack);
+                }
+            }
+            b'C' => {
+                if self.commit(message, body, now)? {
+                    return Ok(Then::WentBack);
+                }
+            }
             b'I' | b'U' | b'D' => self.change(message, body)?,
             b'T' => self.truncate(body)?,
             b'R' => {
@@ -198,7 +236,8 @@ impl Batcher {
         Run { commit, ..Run::new(Piece::Whole) }
     }
 
-    fn begin(&mut self, message: &[u8], body: &[u8]) -> Result<(), SourceError> {
+    /// Whether the log is not the one that was followed.
+    fn begin(&mut self, message: &[u8], body: &[u8]) -> Result<bool, SourceError> {
         let begins = position(body, 0).filter(|_| body.len() == 20);
         let begins = begins.ok_or_else(|| unknown("BEGIN", "cut short or too long"))?;
         if self.open.is_some() || begins <= self.last_begins {
@@ -208,13 +247,18 @@ impl Batcher {
         let start = self.run.bytes.len();
         self.open = Some(Open { begins, skipped, start, eventful: false, in_pieces: false });
         self.last_begins = begins;
+        if self.proof == Some(Proof::Last(begins)) {
+            self.proof = None;
+        }
         if !skipped {
             self.run.push(RecordKind::Message, message);
+            return Ok(!self.believe());
         }
-        Ok(())
+        Ok(false)
     }
 
-    fn commit(&mut self, message: &[u8], body: &[u8], now: Instant) -> Result<(), SourceError> {
+    /// Whether the log is not the one that was followed.
+    fn commit(&mut self, message: &[u8], body: &[u8], now: Instant) -> Result<bool, SourceError> {
         let read = || Some((position(body, 1)?, position(body, 9)?, position(body, 17)?));
         let read = read().filter(|_| body.len() == 25);
         let (begins, end, at) = read.ok_or_else(|| unknown("COMMIT", "cut short or too long"))?;
@@ -228,11 +272,11 @@ impl Batcher {
         self.seen.received_at = Some(at);
         if open.skipped {
             self.seen.skipped += 1;
-            return Ok(());
+            return Ok(open.eventful && self.proof == Some(Proof::Nothing));
         }
         if !open.eventful {
             self.run.bytes.truncate(open.start);
-            return Ok(());
+            return Ok(false);
         }
         self.run.push(RecordKind::Message, message);
         self.seen.transactions += 1;
@@ -246,16 +290,22 @@ impl Batcher {
             self.whole_changes = self.run.changes;
             self.whole_since.get_or_insert(now);
         }
-        Ok(())
+        Ok(false)
     }
 
     fn change(&mut self, message: &[u8], body: &[u8]) -> Result<(), SourceError> {
         let skipped = self.within(message[0])?.skipped;
         let id = body.first_chunk::<4>().map(|id| u32::from_be_bytes(*id));
         let id = id.ok_or_else(|| unknown("a row", "cut short"))?;
-        if !skipped && !(self.foreign.contains(&id)) {
-            self.count(1);
-            self.record(RecordKind::Message, message);
+        if self.foreign.contains(&id) {
+            return Ok(());
+        }
+        match &mut self.open {
+            Some(open) if skipped => open.eventful = true,
+            _ => {
+                self.count(1);
+                self.record(RecordKind::Message, message);
+            }
         }
         Ok(())
     }
@@ -274,6 +324,9 @@ impl Batcher {
             return Err(wrong());
         }
         let ours: Vec<u32> = ids.into_iter().filter(|id| !self.foreign.contains(id)).collect();
+        if let Some(open) = self.open.as_mut().filter(|_| skipped) {
+            open.eventful |= !ours.is_empty();
+        }
         if skipped || ours.is_empty() {
             return Ok(());
         }
@@ -411,6 +464,27 @@ mod tests {
     fn messages(runs: &[Run]) -> Vec<Vec<u8>> {
         let records = runs.iter().flat_map(|run| records(&run.bytes));
         records.map(|record| record.unwrap().1.to_vec()).collect()
+    }
+
+    #[test]
+    fn a_server_that_does_not_send_again_what_is_held_went_back() {
+        let batcher =
+            |proof| Batcher::new(Position(20), Position(21), Sizes::default()).demand(Some(proof));
+        let went_back = |mut batcher: Batcher, sent: &[Vec<u8>]| {
+            let mut thens = sent.iter().map(|message| batcher.push(message, now()).unwrap());
+            thens.any(|then| then == Then::WentBack)
+        };
+        let again = [begin(20), insert(1, 3), commit(20), begin(30), insert(1, 3), commit(30)];
+        let other = [begin(19), insert(1, 3), commit(19), begin(30)];
+        assert!(!went_back(batcher(Proof::Last(Position(20))), &again));
+        assert!(went_back(batcher(Proof::Last(Position(20))), &other));
+        assert!(went_back(batcher(Proof::Last(Position(20))), &other[3..]));
+        assert!(went_back(batcher(Proof::Nothing), &other[..3]));
+        let mut foreign = batcher(Proof::Nothing);
+        foreign.exclude(1);
+        assert!(!went_back(foreign, &other));
+        // A mark comes when all that is held would have come.
+        assert!(!batcher(Proof::Last(Position(20))).believe() && batcher(Proof::Nothing).believe());
     }
 
     #[test]

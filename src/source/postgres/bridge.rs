@@ -45,6 +45,21 @@ pub(crate) fn regress(shared: &Shared) -> Result<Option<String>, FactDamaged> {
     facts::read(&*shared.facts, REGRESS_FACT)
 }
 
+/// Remembers that the server's log went back and has grown since: what it sent again is not what is held. Why the
+/// session ends: the next one goes past that.
+pub(crate) async fn went_back(shared: &Shared) -> SourceError {
+    let held = shared.keep.durable().borrow().point.position;
+    let what = format!(
+        "the server's log is not the one that this box followed up to {held}: the database was restored to an earlier state, and went on from there"
+    );
+    let mut seen = FactBatch::default();
+    seen.put(REGRESS_FACT, &what);
+    match shared.facts.record(seen).await {
+        Ok(()) => SourceError::broken("stream changes", what),
+        Err(error) => error.into(),
+    }
+}
+
 /// The repairs that are under way. Each gap has its own: another task may be passing the next one.
 fn repairs(facts: &dyn Facts) -> Result<Vec<(String, Repair)>, FactDamaged> {
     facts::read_all(facts, REPAIR_FACTS)

@@ -94,6 +94,7 @@ fn print_row(table: &Table, row: &Row, payload: &[u8]) {
 fn pushed(mut batcher: Batcher, message: &[u8], runs: &mut Vec<Run>) -> Option<Batcher> {
     match batcher.push(message, SystemClock.now()).ok()? {
         Then::Nothing => {}
+        Then::WentBack => return None,
         Then::Decide(relation, message) if relation.id % 8 == 7 => {
             assert!(message.first() == Some(&b'R'));
             batcher.exclude(relation.id);

@@ -31,6 +31,7 @@ use tokio::{
 pub mod fuzz;
 mod adopt;
 pub(crate) mod batch;
+pub(crate) mod belief;
 pub(crate) mod bridge;
 mod builtin;
 pub mod calendar;
@@ -68,6 +69,7 @@ pub(crate) mod session;
 mod size;
 mod slot;
 pub(crate) mod snapshot;
+mod standby;
 pub(crate) mod stream;
 pub(crate) mod tables;
 pub mod text;

@@ -14,6 +14,7 @@ use std::{
 
 use super::{
     batch::Sizes,
+    belief::{self, Belief},
     bridge,
     catalog::{self, Listing, Refusal},
     connect::Target,
@@ -67,6 +68,8 @@ pub(crate) struct Session {
     pub(crate) confirmed: Position,
     /// Whether all columns of all tables are read in binary form.
     pub(crate) binary: bool,
+    /// What of it shows that it is the server that was followed.
+    pub(crate) belief: Belief,
     /// The snapshot, if the slot was made just now.
     pub(crate) fresh: Option<Fresh>,
 }
@@ -88,6 +91,7 @@ pub(crate) async fn open(shared: &Shared) -> Result<Session, SourceError> {
         "logical" => {}
         other => return Err(SourceError::WalLevel(other.into())),
     }
+    let started = belief::started(&mut sql).await?;
     let mut wire = target.open(Purpose::Replication).await?;
     let server = slot::identify(&mut wire).await?;
     let found = slot::look(&mut sql, &shared.names.slot).await?;
@@ -124,7 +128,8 @@ pub(crate) async fn open(shared: &Shared) -> Result<Session, SourceError> {
     };
     let described = catalog::describe(&mut sql, listing.tables.keys().copied()).await?;
     let binary = described.values().all(catalog::Described::renders_binary);
-    Ok(Session { wire, sql, durable, confirmed, binary, fresh })
+    let belief = belief::judge(&*shared.facts, durable, confirmed, started)?;
+    Ok(Session { wire, sql, durable, confirmed, binary, belief, fresh })
 }
 
 /// Lists the tables and brings the publications to them; raises or takes down the alarm `tables`.

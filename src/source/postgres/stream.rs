@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 use tokio::{
     sync::watch,
@@ -23,7 +23,7 @@ use tokio::{
 
 use super::{
     batch::{Batcher, POSTGRES_EPOCH_US, Seen, Then},
-    catalog,
+    belief, bridge, catalog,
     confirm::{Confirm, Now},
     error::SourceError,
     labels,
@@ -31,6 +31,7 @@ use super::{
     message::unknown,
     relation::Relation,
     session::{Session, Shared},
+    standby::{start_statement, status_update},
     vocabulary::Vocabulary,
     wire::{SMALL_READ_BYTES, Wire},
 };
@@ -52,6 +53,10 @@ pub(crate) struct Stream {
     vocabulary: Vocabulary,
     /// Tables with rows whose labels the recorded definitions may lack.
     unproven: BTreeSet<u32>,
+    /// The start of the server, to be remembered once it is believed.
+    believed: Option<String>,
+    /// Where the commit record of the last transaction begins that is held, or was given to the journal.
+    last: Option<Position>,
     /// Whether an enum has got labels, so that definitions that wait to be recorded may lack them.
     relabelled: bool,
 }
@@ -78,6 +83,8 @@ struct Line {
     /// The position in the last status update, and when that was.
     sent: Position,
     sent_at: Instant,
+    /// The server is not believed yet: nothing more is confirmed to it.
+    doubts: bool,
     /// An answer is owed.
     owes: bool,
     /// When the server named `now.quiet`, by its clock.
@@ -96,9 +103,10 @@ impl Stream {
         shipped: watch::Receiver<Point>,
         text_only: bool,
     ) -> Result<Self, SourceError> {
-        let Session { mut wire, sql, durable, confirmed, binary, .. } = session;
+        let Session { mut wire, sql, durable, confirmed, binary, belief, .. } = session;
         let binary = binary && !text_only && wire.version() >= 140_000;
-        let sql_start = start_statement(&shared, wire.version(), durable.point.position, binary);
+        let from = if belief.proof.is_some() { confirmed } else { durable.point.position };
+        let sql_start = start_statement(&shared, wire.version(), from, binary);
         shared.server_leaves.store(false, Ordering::Relaxed);
         wire.copy_both("start replication", &sql_start).await?;
         tracing::info!(from = %durable.point.position.max(confirmed), binary, host = wire.host(), "streaming");
@@ -107,7 +115,8 @@ impl Stream {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let now = shared.clock.now();
-        let batcher = Batcher::new(durable.begins, durable.point.position, shared.sizes);
+        let batcher =
+            Batcher::new(durable.begins, durable.point.position, shared.sizes).demand(belief.proof);
         let line = Line {
             wire,
             durable: shared.keep.durable(),
@@ -119,6 +128,7 @@ impl Stream {
             told: batcher.seen,
             sent: Position::default(),
             sent_at: now,
+            doubts: belief.proof.is_some(),
             owes: false,
             quiet_at: Timestamp::default(),
             marked_at: None,
@@ -134,6 +144,8 @@ impl Stream {
             told: BTreeSet::new(),
             vocabulary: Vocabulary::default(),
             unproven: BTreeSet::new(),
+            believed: belief.news,
+            last: belief.last,
             relabelled: false,
         })
     }
@@ -150,6 +162,10 @@ impl Stream {
                 continue;
             }
             if let Some((position, at)) = self.line.mark() {
+                if !self.batcher.believe() {
+                    return Err(bridge::went_back(&self.line.shared).await);
+                }
+                belief::remember_last(&self.line.shared, self.last).await?;
                 let run = self.batcher.mark(position, at);
                 self.append(run).await?;
             }
@@ -208,10 +224,14 @@ impl Stream {
                 (tag, _) => return Err(unknown("in the stream", &tag.escape_ascii().to_string())),
             }
             self.line.wire.consume(head);
-            if let Then::Decide(relation, message) = then
-                && let Some(end) = self.decide(&relation, &message).await?
-            {
-                return Ok(Some(end));
+            match then {
+                Then::Nothing => {}
+                Then::WentBack => return Err(bridge::went_back(&self.line.shared).await),
+                Then::Decide(relation, message) => {
+                    if let Some(end) = self.decide(&relation, &message).await? {
+                        return Ok(Some(end));
+                    }
+                }
             }
             while let Some(run) = self.batcher.take(false) {
                 self.append(run).await?;
@@ -247,6 +267,14 @@ impl Stream {
 
     async fn append(&mut self, mut run: Run) -> Result<(), SourceError> {
         self.line.watch(&self.batcher);
+        if self.batcher.demands().is_none()
+            && let Some(started) = self.believed.take()
+        {
+            belief::remember_start(&self.line.shared, &started).await?;
+        }
+        if let Some(commit) = run.commit.filter(|commit| commit.transactions > 0) {
+            self.last = Some(commit.begins);
+        }
         // A mark has no records, and is to have none.
         if !run.bytes.is_empty() {
             self.prove(&mut run).await?;
@@ -369,6 +397,7 @@ impl Line {
     /// Remembers how the batcher stands.
     fn watch(&mut self, batcher: &Batcher) {
         self.seen = batcher.seen;
+        self.doubts = batcher.demands().is_some();
         self.now.open = batcher.is_open();
         self.now.buffered = batcher.holds();
         self.now.recorded = batcher.seen.recorded;
@@ -394,7 +423,10 @@ impl Line {
         self.now.shipped = self.shipped.borrow().position;
         let asked = Position(self.shared.log_end.load(Ordering::Relaxed));
         self.now.server = self.now.server.max(asked);
-        let confirm = self.confirm.decide(&self.now);
+        let confirm = match self.doubts {
+            true => self.confirm.confirmed(),
+            false => self.confirm.decide(&self.now),
+        };
         let now = self.shared.clock.now();
         let silent = now.saturating_duration_since(self.heard_at);
         let broken = [
@@ -445,40 +477,6 @@ impl Line {
     }
 }
 
-/// `'r' | written u64 | fsynced u64 | applied u64 | clock i64 | answer wanted u8`
-/// (<https://www.postgresql.org/docs/current/protocol-replication.html>, "Standby status update").
-/// Of a logical slot the server forgets what is before "fsynced".
-fn status_update(received: Position, confirmed: Position, clock_us: i64, ask: bool) -> BytesMut {
-    let mut update = BytesMut::with_capacity(34);
-    update.put_u8(b'r');
-    update.put_u64(received.0);
-    update.put_u64(confirmed.0);
-    update.put_u64(confirmed.0);
-    update.put_i64(clock_us);
-    update.put_u8(u8::from(ask));
-    update
-}
-
-/// START_REPLICATION with what the server's version knows.
-fn start_statement(shared: &Shared, version: u32, from: Position, binary: bool) -> String {
-    let protocol = match version / 10_000 {
-        ..=13 => 1,
-        14 => 2,
-        15 => 3,
-        _ => 4,
-    };
-    let publications = shared.names.publications();
-    let mut options = format!("proto_version '{protocol}', publication_names '{publications}'");
-    if version >= 140_000 {
-        options += ", streaming 'off', messages 'true'";
-    }
-    if binary {
-        options += ", binary 'true'";
-    }
-    let slot = catalog::identifier(&shared.names.slot);
-    format!("START_REPLICATION SLOT {slot} LOGICAL {from} ({options})")
-}
-
 /// Kind, start, end and clock before the payload.
 const XLOG_DATA_HEADER_BYTES: usize = 25;
 /// Kind, position, clock, answer wanted.
@@ -497,23 +495,3 @@ const ASK_AFTER: Duration = Duration::from_secs(30);
 /// Then it is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(180);
 const LEAVE_LIMIT: Duration = Duration::from_millis(300);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_status_update_has_its_34_bytes() {
-        let update = status_update(Position(3), Position(2), 1, true);
-        let expected: Vec<u8> = [
-            &b"r"[..],
-            &3u64.to_be_bytes(),
-            &2u64.to_be_bytes(),
-            &2u64.to_be_bytes(),
-            &1i64.to_be_bytes(),
-            &[1],
-        ]
-        .concat();
-        assert_eq!(update, expected);
-    }
-}

@@ -1,0 +1,137 @@
+//! Whether a server that was started since it was last followed still has the log that was followed.
+//!
+//! A database that is put back to a backup on the same timeline (its files copied back, a machine's image) shows
+//! it by a log that ends before what this box holds: until that has grown past it. Then only what the server sends
+//! tells. So behind a start of the server all after what the slot holds confirmed is asked for once more, and
+//! nothing new is taken before the last transaction that is held came again; or, if it lies before that, as long as
+//! others come that are not held.
+//!
+//! | fact | what |
+//! |---|---|
+//! | `source/started` | when the server that was believed was started, as it prints it |
+//! | `source/last` | where the commit record begins of the last transaction before a mark |
+//!
+//! **Invariants:** a start is remembered only once the server is believed, before the first run that it sends; until
+//! then nothing is confirmed that was not: a slot confirmed up to what is held sends nothing of it again.
+
+use super::{batch::Proof, error::SourceError, session::Shared, wire::Wire};
+use crate::{
+    facts::{self, FactBatch, FactDamaged, Facts},
+    source::Durable,
+    units::Position,
+};
+
+/// How far the server is believed when a session begins.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Belief {
+    /// What it has to send again first.
+    pub(crate) proof: Option<Proof>,
+    /// Its start, if it is to be remembered once it is believed.
+    pub(crate) news: Option<String>,
+    /// Where the commit record of the last transaction begins that is held, if that is known.
+    pub(crate) last: Option<Position>,
+}
+
+/// When the server was started.
+pub(crate) async fn started(sql: &mut Wire) -> Result<String, SourceError> {
+    let ask = "SELECT extract(epoch FROM pg_postmaster_start_time())::text";
+    let rows = sql.query("ask when the server was started", ask).await?;
+    Ok(rows.first().and_then(|row| row.optional(0)).unwrap_or_default().into())
+}
+
+/// Judges a server that was started at `started`, whose slot is confirmed up to `confirmed`.
+pub(crate) fn judge(
+    facts: &dyn Facts,
+    durable: Durable,
+    confirmed: Position,
+    started: String,
+) -> Result<Belief, FactDamaged> {
+    let last = match durable.is_mark() {
+        true => facts::read(facts, LAST_FACT)?.filter(|last| *last <= durable.begins),
+        false => Some(durable.begins),
+    };
+    let known: Option<String> = facts::read(facts, STARTED_FACT)?;
+    if known.as_ref() == Some(&started) {
+        return Ok(Belief { last, ..Belief::default() });
+    }
+    let doubted = known.is_some() && confirmed < durable.point.position;
+    let proof = last.filter(|_| doubted).map(|last| match last < confirmed {
+        true => Proof::Nothing,
+        false => Proof::Last(last),
+    });
+    Ok(Belief { proof, news: Some(started), last })
+}
+
+/// Remembers the start of a server that is believed.
+pub(crate) async fn remember_start(shared: &Shared, started: &str) -> Result<(), SourceError> {
+    let mut batch = FactBatch::default();
+    batch.put(STARTED_FACT, &started);
+    Ok(shared.facts.record(batch).await?)
+}
+
+/// Before a mark: remembers where the last transaction before it is.
+pub(crate) async fn remember_last(
+    shared: &Shared,
+    last: Option<Position>,
+) -> Result<(), SourceError> {
+    let known: Option<Position> = facts::read(&*shared.facts, LAST_FACT)?;
+    if let Some(last) = last.filter(|last| known != Some(*last)) {
+        let mut batch = FactBatch::default();
+        batch.put(LAST_FACT, &last);
+        shared.facts.record(batch).await?;
+    }
+    Ok(())
+}
+
+const STARTED_FACT: &str = "source/started";
+const LAST_FACT: &str = "source/last";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{facts::MemoryFacts, units::Point};
+
+    fn durable(begins: u64, position: u64) -> Durable {
+        let point = Point { position: Position(position), ..Point::default() };
+        Durable { point, begins: Position(begins), ..Durable::default() }
+    }
+
+    async fn facts(known: &[(&str, &str)]) -> MemoryFacts {
+        let facts = MemoryFacts::default();
+        let mut batch = FactBatch::default();
+        for (key, value) in known {
+            batch.changes.push(((*key).into(), Some(value.as_bytes().into())));
+        }
+        facts.record(batch).await.unwrap();
+        facts
+    }
+
+    #[tokio::test]
+    async fn a_server_started_since_sends_again_what_is_held_and_not_confirmed() {
+        let before = facts(&[(STARTED_FACT, "\"7\"")]).await;
+        let proof = |facts: &MemoryFacts, durable, confirmed, started: &str| {
+            judge(facts, durable, Position(confirmed), started.into()).unwrap().proof
+        };
+        let held = durable(90, 100);
+        assert_eq!(proof(&before, held, 50, "7"), None, "it was not started since");
+        assert_eq!(proof(&before, held, 50, "8"), Some(Proof::Last(Position(90))));
+        assert_eq!(proof(&before, held, 90, "8"), Some(Proof::Last(Position(90))));
+        assert_eq!(proof(&before, held, 91, "8"), Some(Proof::Nothing));
+        assert_eq!(proof(&before, held, 100, "8"), None, "nothing is held that is not confirmed");
+        assert_eq!(proof(&MemoryFacts::default(), held, 50, "8"), None, "nothing was believed");
+        let believed = judge(&before, held, Position(100), "8".into()).unwrap();
+        assert_eq!(believed.news.as_deref(), Some("8"));
+    }
+
+    #[tokio::test]
+    async fn behind_a_mark_the_last_transaction_is_remembered() {
+        let last = serde_json::to_string(&Position(90)).unwrap();
+        let known = facts(&[(STARTED_FACT, "\"7\""), (LAST_FACT, &last)]).await;
+        let mark = durable(199, 200);
+        let judged = judge(&known, mark, Position(50), "8".into()).unwrap();
+        assert_eq!(judged.proof, Some(Proof::Last(Position(90))));
+        // The journal went back to before it: which one is the last then is not known.
+        let earlier = judge(&known, durable(79, 80), Position(50), "8".into()).unwrap();
+        assert_eq!((earlier.proof, earlier.last), (None, None));
+    }
+}
