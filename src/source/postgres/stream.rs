@@ -165,7 +165,8 @@ impl Stream {
                 if !self.batcher.believe() {
                     return Err(bridge::went_back(&self.line.shared).await);
                 }
-                belief::remember_last(&self.line.shared, self.last).await?;
+                let shared = Arc::clone(&self.line.shared);
+                self.line.meanwhile(belief::remember_last(&shared, self.last)).await??;
                 let run = self.batcher.mark(position, at);
                 self.append(run).await?;
             }
@@ -270,7 +271,8 @@ impl Stream {
         if self.batcher.demands().is_none()
             && let Some(started) = self.believed.take()
         {
-            belief::remember_start(&self.line.shared, &started).await?;
+            let shared = Arc::clone(&self.line.shared);
+            self.line.meanwhile(belief::remember_start(&shared, &started)).await??;
         }
         if let Some(commit) = run.commit.filter(|commit| commit.transactions > 0) {
             self.last = Some(commit.begins);
