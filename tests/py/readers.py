@@ -48,6 +48,8 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     key = lake_key(site["key_file"]) if site.get("key_file") else None
     db = duckdb.connect()
+    # It takes a file of the same name, size and second for the one that it has read.
+    db.execute("SET enable_external_file_cache = false")
     bodies = entries(lake, prefix, source)
     reached = tiled(bodies)
     named = [item for body in bodies for item in body["objects"]]
