@@ -3,7 +3,7 @@
 //! The batches of a row group are kept as they are until it ends. Then each column in turn is encoded and
 //! written, and its arrays are given back. An encoder costs a compressor, a hash table and page buffers
 //! whatever comes, some 130 KiB: one for every column at once would be 200 MiB for the 1,600 that a
-//! table can have, and their memory is cold each time one is used (benches/README.md).
+//! table can have (`seal_encrypt` shows what a thousand take).
 //!
 //! **Invariant:** one encoder is there at a time. While the last array of a column is compressed it is
 //! there no more: of a large value no more than two copies are alive.

@@ -108,7 +108,7 @@ impl Reader<'_> {
         // It is up.
         self.site.server.identify()?;
         if self.site.server.with(|state| state.is_unseen()) {
-            // A snapshot would make its log grow before a session has looked.
+            // Spared to the box: a snapshot taken before a session has judged the server.
             return Err(SourceError::broken("look at the tables", "gone back"));
         }
         let ours = (0..TABLES).filter(|table| is_ours(*table));

@@ -1,6 +1,6 @@
 //! Whether a server that was started since it was last followed still has the log that was followed.
 //!
-//! A database that is put back to a backup on the same timeline (its files copied back, a machine's image) shows
+//! A database that is put back to a backup on the same timeline (its files copied back, a disk's image) shows
 //! it by a log that ends before what this box holds: until that has grown past it. Then only what the server sends
 //! tells. So behind a start of the server all after what the slot holds confirmed is asked for once more, and
 //! nothing new is taken before the last transaction that is held came again; or, if it lies before that, as long as
