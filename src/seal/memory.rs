@@ -113,6 +113,7 @@ impl Bench {
                 publication: "p".into(),
                 append: None,
                 consistent_point: Position(3),
+                made: false,
             },
         );
         facts.record_blocking(origin).unwrap();

@@ -178,7 +178,7 @@ impl Follower<'_> {
         let at = fresh.position;
         *lock(&self.handed.fresh) = Some(fresh);
         self.site.oracle.slot_made(self.site.who, at);
-        session::record(shared, &session::first_origin(shared, identity, at)).await?;
+        session::record_made(shared, identity, at).await?;
         Ok(at)
     }
 

@@ -208,6 +208,9 @@ pub struct Origin {
     pub append: Option<String>,
     /// Where the slot begins, and the first snapshot stands.
     pub consistent_point: Position,
+    /// Whether this box made the slot, there: no crash of the server takes it back to before that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made: bool,
 }
 
 /// Key of the [`Origin`].

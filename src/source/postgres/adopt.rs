@@ -156,6 +156,7 @@ fn origin(chain: &Chain, names: &Names, database: &str, slot: Option<&Slot>) -> 
         publication: names.publication.clone(),
         append: names.append.clone(),
         consistent_point: chain.reached.or_else(begins).unwrap_or_default(),
+        made: false,
     }
 }
 

@@ -79,6 +79,7 @@ pub(crate) async fn go_past(
     anew: BoxFuture<'_, Result<Position, SourceError>>,
 ) -> Result<Position, SourceError> {
     let Break { what, way } = broken;
+    let made = way == Way::New;
     let to = match way {
         Way::At(position) => position,
         Way::New if !shared.names.slot_given => anew.await?,
@@ -103,7 +104,7 @@ pub(crate) async fn go_past(
     };
     let began = origin.consistent_point;
     let gap = Gap { after: durable.batch, began, to, what: what.clone() };
-    let origin = Origin { timeline: server.timeline, consistent_point: to, ..origin };
+    let origin = Origin { timeline: server.timeline, consistent_point: to, made, ..origin };
     let mut batch = FactBatch::default();
     batch
         .put(gap.fact(), &gap)

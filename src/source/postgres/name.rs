@@ -107,6 +107,7 @@ mod tests {
             publication: made.publication.clone(),
             append: made.append.clone(),
             consistent_point: crate::units::Position(1),
+            made: false,
         };
         assert_eq!(Names::of("b", &source(""), Some(&origin)), made);
         assert_eq!(Names::of("b", &source(""), None).slot, "lakehead_b_erp");

@@ -177,6 +177,16 @@ fn stands(origin: &Origin, slot: Option<&Slot>, held: Position, grown: Way) -> R
             ),
         );
     }
+    let made = origin.consistent_point;
+    if origin.made && confirmed < made {
+        // A slot is on the server's disk from where it was made on.
+        return gap(
+            grown,
+            format!(
+                "the replication slot `{name}` stands at {confirmed}, this box made it at {made}: the database was restored to an earlier state, with its slots",
+            ),
+        );
+    }
     if restart > confirmed {
         return gap(
             Way::Stop,
@@ -239,6 +249,7 @@ mod tests {
             publication: "p".into(),
             append: None,
             consistent_point: Position(100),
+            made: false,
         }
     }
 
@@ -280,6 +291,21 @@ mod tests {
         let fresh = Slot { confirmed: Some(Position(100)), ..slot() };
         let nothing = check(&origin(), &server(), Some(&fresh), Position::default(), None);
         assert_eq!(nothing.unwrap(), Continues::Same);
+    }
+
+    #[test]
+    fn a_slot_stands_before_where_it_was_made_only_on_a_database_put_back() {
+        let back = Slot { confirmed: Some(Position(99)), ..slot() };
+        let found = |made, slot: &Slot| {
+            let origin = Origin { made, ..origin() };
+            check(&origin, &server(), Some(slot), Position(0), None)
+        };
+        // Of a slot that was only found there, what it had confirmed may not have been on the server's disk.
+        assert!(found(false, &back).is_ok());
+        assert!(found(true, &Slot { confirmed: Some(Position(100)), ..slot() }).is_ok());
+        let broken = found(true, &back).unwrap_err();
+        assert!(broken.what.contains("with its slots"), "{}", broken.what);
+        assert_eq!(broken.way, Way::New);
     }
 
     #[test]

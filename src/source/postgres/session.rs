@@ -268,8 +268,17 @@ async fn make(
     let maker = maker(target, server).await?;
     tracing::info!("making the replication slot; transactions that are open now are waited for");
     let held = slot::create(maker, &shared.names.slot, false, shared.clock.wall()).await?;
-    record(shared, &first_origin(shared, server, held.position)).await?;
+    record_made(shared, server, held.position).await?;
     Ok(held)
+}
+
+/// Records that this box made its slot.
+pub(crate) async fn record_made(
+    shared: &Shared,
+    server: &origin::Server,
+    at: Position,
+) -> Result<(), SourceError> {
+    record(shared, &Origin { made: true, ..first_origin(shared, server, at) }).await
 }
 
 /// A connection to make a slot by. It must be to the server that was judged: in the meantime another one may
@@ -280,11 +289,7 @@ pub(crate) async fn maker(target: &Target, judged: &origin::Server) -> Result<Wi
     Ok(wire)
 }
 
-pub(crate) fn first_origin(
-    shared: &Shared,
-    server: &origin::Server,
-    consistent_point: Position,
-) -> Origin {
+fn first_origin(shared: &Shared, server: &origin::Server, consistent_point: Position) -> Origin {
     Origin {
         system_identifier: server.system_identifier.clone(),
         timeline: server.timeline,
@@ -293,10 +298,11 @@ pub(crate) fn first_origin(
         publication: shared.names.publication.clone(),
         append: shared.names.append.clone(),
         consistent_point,
+        made: false,
     }
 }
 
-pub(crate) async fn record(shared: &Shared, origin: &Origin) -> Result<(), SourceError> {
+async fn record(shared: &Shared, origin: &Origin) -> Result<(), SourceError> {
     let mut batch = FactBatch::default();
     batch.put(ORIGIN_FACT, origin).delete(INTENT_FACT);
     Ok(shared.facts.record(batch).await?)
