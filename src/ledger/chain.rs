@@ -111,10 +111,11 @@ impl ChainHead {
                 raise(&mut next.tables, &object.table, object.version);
                 next.objects.push(entry::proof(object));
             }
-            let Fates { whole, left, anew } = &group.fates;
+            let Fates { whole, left, anew, repaired } = &group.fates;
             whole.iter().for_each(|(name, version)| raise(&mut next.fates.whole, name, *version));
             left.iter().for_each(|(name, version)| raise(&mut next.fates.left, name, *version));
             next.fates.anew.extend(anew.iter().map(|(name, position)| (name.clone(), *position)));
+            next.fates.repaired.extend(repaired.iter().map(|(name, what)| (name.clone(), *what)));
         }
         next.objects.sort_by(|a, b| a.key.cmp(&b.key));
         Ok((next, head))
@@ -232,6 +233,10 @@ mod tests {
             whole,
             left,
             anew: BTreeMap::from([("d".to_owned(), Position(0x50))]),
+            repaired: BTreeMap::from([(
+                "e".to_owned(),
+                crate::ledger::Repaired { version: 4, position: Position(0x60) },
+            )]),
         };
         let first = Group { fates: fates(said("a", 1), said("b", 2)), ..snapshot(1, 1) };
         let second = Group { fates: fates(said("a", 3), said("c", 1)), ..snapshot(2, 1) };
@@ -239,7 +244,7 @@ mod tests {
         let left = BTreeMap::from([("b".to_owned(), 2), ("c".to_owned(), 1)]);
         assert_eq!(entry.fates, fates(said("a", 3), left));
         let json = serde_json::to_string(&entry).unwrap();
-        let said = r#""whole":{"a":3},"left":{"b":2,"c":1},"anew":{"d":"00000000/00000050"}"#;
+        let said = r#""whole":{"a":3},"left":{"b":2,"c":1},"anew":{"d":"00000000/00000050"},"repaired":{"e":{"version":4,"position":"00000000/00000060"}}"#;
         assert!(json.contains(said), "{json}");
         assert_eq!(serde_json::from_str::<Entry>(&json).unwrap(), entry);
     }

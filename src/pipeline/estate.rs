@@ -68,7 +68,8 @@ impl Estate {
             let named = |(name, version): (&String, &u32)| {
                 Some((*versions.get(&(name.clone(), *version))?, name.clone()))
             };
-            let Fates { whole, left, anew } = &entry.fates;
+            // One that is repaired behind a gap is said to be whole again.
+            let Fates { whole, left, anew, repaired: _ } = &entry.fates;
             estate.left.extend(left.iter().filter_map(named));
             for name in anew.keys() {
                 estate.left.retain(|_, left| left != name);

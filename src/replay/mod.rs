@@ -20,6 +20,7 @@ pub mod key;
 pub mod labels;
 pub mod merge;
 pub mod plan;
+mod plan_gaps;
 mod proof;
 mod proof_compare;
 mod proof_lake;

@@ -2,7 +2,8 @@
 //!
 //! A table is whole at a point if its snapshot was completed at or before it, and the changes in the
 //! ledger reach from the snapshot to it. Behind a gap only rows count that were read behind it, whichever
-//! entry came first; of a table that left and is read anew, only what was read then. Tables are told apart
+//! entry came first, unless the table was repaired by keys there (`plan_gaps`); of a table that left and is read
+//! anew, only what was read then. Tables are told apart
 //! by their id: a table made anew under an old name replaces the old one, a renamed table stays itself.
 
 use std::{
@@ -14,6 +15,7 @@ use super::{
     ReplayError,
     key::{Content, Name, parse},
     merge::Track,
+    plan_gaps::Gaps,
 };
 use crate::{
     ledger::{Entry, EntryKind, EntryObject},
@@ -51,6 +53,9 @@ pub struct TablePlan {
     pub anew: Position,
     /// The entry with which it left, if it was not read anew since: it stands as it was then.
     pub left: Option<u64>,
+    /// After the first position of each and up to the second, its rows may be ahead of its changes or behind them:
+    /// between a gap and the end of its repair by keys.
+    pub doubtful: Vec<(Position, Position)>,
 }
 
 /// An object of a snapshot or repair.
@@ -101,7 +106,7 @@ pub fn plan(
     until: Option<Position>,
     except: &[String],
 ) -> Result<Plan, ReplayError> {
-    let (plan, lacking) = gather(entries, definitions, until, except)?;
+    let (plan, lacking) = gather(entries, definitions, until, (except, false))?;
     match lacking.is_empty() {
         true => Ok(plan),
         false => Err(ReplayError::Incomplete {
@@ -121,7 +126,21 @@ pub fn plan_whole(
     definitions: &Definitions,
     until: Option<Position>,
 ) -> Result<(Plan, Vec<(String, String)>), ReplayError> {
-    gather(entries, definitions, until, &[])
+    gather(entries, definitions, until, (&[], false))
+}
+
+/// As [`plan_whole`], as if behind each gap every table were compared with the database and repaired: what it is to be
+/// compared by.
+///
+/// # Errors
+///
+/// As [`plan_whole`].
+pub fn plan_closed(
+    entries: &[Entry],
+    definitions: &Definitions,
+    until: Option<Position>,
+) -> Result<(Plan, Vec<(String, String)>), ReplayError> {
+    gather(entries, definitions, until, (&[], true))
 }
 
 /// The plan, and the tables that are not whole, with what each lacks.
@@ -129,17 +148,17 @@ fn gather(
     entries: &[Entry],
     definitions: &Definitions,
     until: Option<Position>,
-    except: &[String],
+    (except, closed): (&[String], bool),
 ) -> Result<(Plan, Vec<(String, String)>), ReplayError> {
     if let Some(name) = except.iter().find(|name| !is_known(definitions, name)) {
         return Err(ReplayError::Unknown { table: name.clone() });
     }
     let bound = until.unwrap_or(Position(u64::MAX));
-    let gap = entries.iter().rposition(|e| e.kind == EntryKind::Gap && e.from.position < bound);
-    let (behind, end) = gap.map_or((0, Point::default()), |gap| (gap + 1, entries[gap].to));
-    let mut gathered = Gathered { end, floor: end.position, ..Gathered::default() };
+    let gaps = Gaps::of(entries, definitions, bound, closed);
+    let (_, end) = gaps.last();
+    let mut gathered = Gathered { end, gaps, ..Gathered::default() };
     for (at, entry) in entries.iter().enumerate() {
-        gathered.add(entry, definitions, bound, at >= behind)?;
+        gathered.add(at, entry, definitions, bound)?;
     }
     let last = gathered.last_by_name.iter().filter(|(name, _)| !except.contains(name));
     let alive: BTreeSet<u32> = last.map(|(_, id)| *id).collect();
@@ -155,8 +174,7 @@ struct Gathered {
     tables: BTreeMap<u32, Found>,
     epochs: Vec<Epoch>,
     end: Point,
-    /// Rows that were read before this do not count.
-    floor: Position,
+    gaps: Gaps,
     last_by_name: BTreeMap<String, u32>,
     /// The oldest snapshot that was left out because it is younger than asked for.
     too_young: Option<Position>,
@@ -175,18 +193,17 @@ struct Found {
 impl Gathered {
     fn add(
         &mut self,
+        at: usize,
         entry: &Entry,
         known: &Definitions,
         bound: Position,
-        behind: bool,
     ) -> Result<(), ReplayError> {
         match entry.kind {
             EntryKind::Snapshot | EntryKind::Repair => self.add_rows(entry, known, bound)?,
-            EntryKind::Changes if behind && entry.from.position < bound => {
-                self.add_changes(entry, known)?;
+            EntryKind::Changes if entry.from.position < bound => {
+                self.add_changes(at, entry, known)?;
                 self.add_left(entry, known);
             }
-            EntryKind::Changes if entry.from.position < bound => self.add_left(entry, known),
             EntryKind::Changes | EntryKind::Schema | EntryKind::Gap | EntryKind::Fence => {}
         }
         Ok(())
@@ -204,7 +221,8 @@ impl Gathered {
                 self.too_young = Some(self.too_young.map_or(position, |young| young.min(position)));
                 continue;
             }
-            let (table, floor) = (definition(entry, &name, known)?, self.floor);
+            let table = definition(entry, &name, known)?;
+            let (_, floor) = self.gaps.counts(table.id);
             let found = self.found(&table, &name);
             found.needed = true;
             if position < floor {
@@ -222,9 +240,12 @@ impl Gathered {
                 found.plan.last = position;
             }
         }
-        let counts = self.floor..=bound;
-        for (qualified, position) in entry.completes.iter().filter(|(_, at)| counts.contains(at)) {
+        for (qualified, position) in entry.completes.iter().filter(|(_, at)| **at <= bound) {
             let Some((name, table)) = self.named(entry, qualified, known)? else { continue };
+            let (_, floor) = self.gaps.counts(table.id);
+            if *position < floor {
+                continue;
+            }
             let found = self.found(&table, &name);
             found.completed = found.completed.max(Some(*position));
             found.snapshots.insert(*position);
@@ -275,16 +296,29 @@ impl Gathered {
         }
     }
 
-    fn add_changes(&mut self, entry: &Entry, known: &Definitions) -> Result<(), ReplayError> {
+    fn add_changes(
+        &mut self,
+        at: usize,
+        entry: &Entry,
+        known: &Definitions,
+    ) -> Result<(), ReplayError> {
         for object in &entry.objects {
             if let Some((name, Content::Changes { .. })) = parse(&object.key) {
                 let table = definition(entry, &name, known)?;
-                self.found(&table, &name).needed = true;
+                let (first, _) = self.gaps.counts(table.id);
+                // What it is called counts in any case.
+                self.found(&table, &name).needed |= at >= first;
             }
         }
-        let tracks = tracks(entry, known)?;
+        let mut tracks = tracks(entry, known)?;
+        tracks.retain(|track| at >= self.gaps.counts(track.table).0);
+        let (behind, _) = self.gaps.last();
+        if at >= behind {
+            self.end = entry.to;
+        } else if tracks.is_empty() {
+            return Ok(());
+        }
         self.epochs.push(Epoch { from: entry.from, to: entry.to, entry: entry.entry, tracks });
-        self.end = entry.to;
         Ok(())
     }
 
@@ -296,8 +330,10 @@ impl Gathered {
     }
 
     fn finish(mut self, bound: Position) -> (Plan, Vec<(String, String)>) {
-        for found in self.tables.values_mut() {
-            found.plan.anew = found.plan.anew.max(self.floor);
+        for (id, found) in &mut self.tables {
+            let (_, floor) = self.gaps.counts(*id);
+            found.plan.anew = found.plan.anew.max(floor);
+            found.plan.doubtful = self.gaps.doubtful(*id);
             found.forget_before_anew();
         }
         let snapshots: BTreeSet<Position> =
@@ -319,6 +355,9 @@ impl Gathered {
         for (id, found) in self.tables.iter().filter(|(_, found)| found.needed) {
             let (first, last) = (found.snapshots.first(), found.snapshots.last());
             let why = match (found.completed, last) {
+                (None, _) if let Some(position) = self.gaps.later(*id) => {
+                    format!("it is repaired behind a gap from {position} on")
+                }
                 (None, _) => "its snapshot is not complete".into(),
                 (_, Some(last)) if *last > end.position => {
                     format!("its snapshot stands at {last}, the changes reach {}", end.position)
@@ -410,7 +449,7 @@ fn definition(entry: &Entry, name: &Name, known: &Definitions) -> Result<Arc<Tab
 mod tests {
     use super::*;
     use crate::{
-        ledger::{Fates, SourceIdentity},
+        ledger::{Fates, Repaired, SourceIdentity},
         replay::sample::{column, table},
         units::Sequence,
     };
@@ -616,6 +655,116 @@ mod tests {
         let left = plan(&chain, &known(), None, &[]).unwrap();
         assert_eq!(left.tables.keys().collect::<Vec<_>>(), [&2]);
         assert_eq!(left.away, [("public.a".to_owned(), 7)]);
+    }
+
+    /// A gap, then changes of both tables, of which `a` was repaired by keys at 55 and `b` was read anew.
+    fn repaired_chain() -> Vec<Entry> {
+        let repair = |position: u64| {
+            let key = format!(
+                "erp/public.a/dt=2026-11-21/repair-{position:016X}-00000000-0123456789abcdef.parquet"
+            );
+            entry(EntryKind::Repair, point(2, 60), point(2, 60), &[key])
+        };
+        let mut said = changes(&["b"], point(2, 60), point(3, 70));
+        let repaired = Repaired { version: 1, position: Position(55) };
+        said.fates.repaired = BTreeMap::from([("public.a".to_owned(), repaired)]);
+        let mut anew = snapshot("b", 52, true);
+        anew.fates.anew = BTreeMap::from([("public.b".to_owned(), Position(52))]);
+        vec![
+            snapshot("a", 10, true),
+            snapshot("b", 10, true),
+            changes(&["a", "b"], point(0, 10), point(1, 20)),
+            changes(&["b"], point(1, 20), point(1, 25)),
+            entry(EntryKind::Gap, point(1, 25), point(1, 50), &[]),
+            anew,
+            changes(&["a", "b"], point(1, 50), point(2, 60)),
+            repair(53),
+            repair(55),
+            said,
+        ]
+    }
+
+    #[test]
+    fn a_table_that_was_repaired_by_keys_keeps_what_it_had_before_the_gap() {
+        let chain = repaired_chain();
+        let whole = plan(&chain, &known(), None, &[]).unwrap();
+        let (a, b) = (&whole.tables[&1], &whole.tables[&2]);
+        assert_eq!((a.rows.len(), a.repairs.len(), a.anew), (1, 2, Position(0)));
+        assert_eq!(a.doubtful, [(Position(50), Position(55))]);
+        assert_eq!((b.rows.len(), b.anew, &b.doubtful), (1, Position(52), &vec![]));
+        let tracks: Vec<Vec<u32>> = whole
+            .epochs
+            .iter()
+            .map(|epoch| epoch.tracks.iter().map(|track| track.table).collect())
+            .collect();
+        assert_eq!(tracks, [vec![1], vec![1, 2], vec![2]], "of what was before the gap only a's");
+        assert_eq!(whole.end, point(3, 70));
+        // Before the gap all counts, whatever was said later.
+        let before = plan(&chain, &known(), Some(Position(22)), &[]).unwrap();
+        assert_eq!((before.tables.len(), before.epochs.len()), (2, 2));
+        assert!(before.tables[&1].doubtful.is_empty());
+    }
+
+    #[test]
+    fn between_the_gap_and_the_repair_there_is_no_state_of_the_table() {
+        let chain = repaired_chain();
+        let said = |entries: &[Entry], until| match plan(entries, &known(), until, &[]) {
+            Err(ReplayError::Incomplete { tables, .. }) => tables.join(";"),
+            other => panic!("{other:?}"),
+        };
+        let within = said(&chain, Some(Position(54)));
+        assert_eq!(within, "public.a (it is repaired behind a gap from 00000000/00000037 on)");
+        assert!(plan(&chain, &known(), Some(Position(55)), &[]).is_ok());
+        let before = &chain[..chain.len() - 1];
+        assert_eq!(said(before, None), "public.a (its snapshot is not complete)");
+        // What it is to be compared by has all of it.
+        let (closed, lacking) = plan_closed(before, &known(), None).unwrap();
+        assert_eq!((closed.tables[&1].rows.len(), lacking.len()), (1, 0));
+        assert_eq!(
+            closed.tables[&2].rows.len(),
+            1,
+            "and of one that was read anew no more than that"
+        );
+        // Another gap behind it counts again.
+        let mut twice = chain;
+        twice.push(entry(EntryKind::Gap, point(3, 70), point(3, 90), &[]));
+        assert!(said(&twice, None).starts_with("public.a (its snapshot is not complete)"));
+        let mut healed = changes(&["a"], point(3, 90), point(4, 99));
+        let repaired = Repaired { version: 1, position: Position(95) };
+        healed.fates.repaired = BTreeMap::from([("public.a".to_owned(), repaired)]);
+        twice.push(healed);
+        let whole = plan(&twice, &known(), None, &["public.b".to_owned()]).unwrap();
+        let ranges = [(50, 55), (90, 95)].map(|(from, to)| (Position(from), Position(to)));
+        assert_eq!(whole.tables[&1].doubtful, ranges);
+    }
+
+    #[test]
+    fn a_table_renamed_before_a_gap_and_repaired_behind_it_stays_itself() {
+        let mut known = known();
+        let name = |table: &str| Name { schema: "public".into(), table: table.into() };
+        let first = known[&(name("a"), 1)].clone();
+        // What was `a` is called `c`; another table is called `a` since.
+        let renamed = Table { name: "c".into(), version: 1, ..(*first).clone() };
+        let other = Table { id: 9, version: 2, ..(*first).clone() };
+        known.insert((name("c"), 1), Arc::new(renamed));
+        known.insert((name("a"), 2), Arc::new(other));
+        let mut of_c = changes(&["c"], point(0, 10), point(1, 20));
+        of_c.tables.insert("public.c".into(), 1);
+        let mut of_other = snapshot("a", 52, true);
+        of_other.tables.insert("public.a".into(), 2);
+        let mut said = changes(&[], point(1, 50), point(2, 60));
+        let repaired = Repaired { version: 1, position: Position(55) };
+        said.fates.repaired = BTreeMap::from([("public.c".to_owned(), repaired)]);
+        let chain = [
+            snapshot("a", 10, true),
+            of_c,
+            entry(EntryKind::Gap, point(1, 20), point(1, 50), &[]),
+            of_other,
+            said,
+        ];
+        let plan = plan(&chain, &known, None, &[]).unwrap();
+        assert_eq!(plan.tables.keys().collect::<Vec<_>>(), [&1, &9]);
+        assert_eq!(plan.tables[&1].rows.len(), 1);
     }
 
     #[test]

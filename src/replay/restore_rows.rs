@@ -10,7 +10,7 @@ use super::{
     apply::{Change, Pending, RowKey, Shape, Slot, Step, alone},
     fetch::Fetcher,
     merge::{Here, Merge},
-    plan::{Epoch, Plan, RowsObject},
+    plan::{Epoch, Plan, RowsObject, TablePlan},
     read::{BATCH_BYTES, Field, Rows},
     restore_repairs::Repairs,
     restore_target::{Lacking, Loading, Target},
@@ -64,6 +64,8 @@ pub(super) struct Live {
     skip_until: Position,
     /// Up to here its definition is ahead of the changes, and rows may be ahead of them.
     last_snapshot: Position,
+    /// Between these, too: behind a gap, until it was repaired.
+    doubtful: Vec<(Position, Position)>,
     /// Whether changes wait that its rows may be ahead of: of those some find no row.
     unsettled: bool,
     /// Of the file whose rows come: the shape's columns as columns of the file.
@@ -71,17 +73,23 @@ pub(super) struct Live {
 }
 
 impl Live {
-    pub(super) fn new(table: Arc<Table>, first: Position, last_snapshot: Position) -> Self {
+    pub(super) fn new(table: Arc<Table>, planned: &TablePlan) -> Self {
         let shape = Shape::new(&table);
         Self {
-            skip_until: if shape.converges() { first } else { last_snapshot },
+            skip_until: if shape.converges() { planned.first } else { planned.last },
             shape,
             table,
             pending: Pending::default(),
-            last_snapshot,
+            last_snapshot: planned.last,
+            doubtful: planned.doubtful.clone(),
             unsettled: false,
             places: HashMap::new(),
         }
+    }
+
+    /// Whether its rows may be ahead of a change at this position, or behind it.
+    fn may_differ(&self, at: Position) -> bool {
+        at <= self.last_snapshot || self.doubtful.iter().any(|(from, to)| *from < at && at <= *to)
     }
 
     fn become_version(&mut self, table: Arc<Table>) {
@@ -321,7 +329,7 @@ impl<'a> Restore<'a> {
             live.become_version(version);
         }
         let live = self.live.get_mut(&here.table).expect("it was there above");
-        live.unsettled |= meta.position <= live.last_snapshot;
+        live.unsettled |= live.may_differ(meta.position);
         let known = live.places.entry(here.version);
         let known = known.or_insert_with(|| places(&live.shape, here.rows));
         let change = change(here.rows, here.row, meta.op, &live.shape, known);

@@ -38,7 +38,7 @@ impl Restore<'_> {
                 }
                 (None, None) => continue,
             };
-            self.live.insert(*id, Live::new(definition, planned.first, planned.last));
+            self.live.insert(*id, Live::new(definition, planned));
         }
         Ok(())
     }

@@ -28,27 +28,51 @@ pub struct Fates {
     /// the name's version with this group.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub anew: BTreeMap<String, Position>,
+    /// Their rows from before a gap count on: those that differed from the database behind it were read by their
+    /// keys.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub repaired: BTreeMap<String, Repaired>,
+}
+
+/// A table that was compared with the database behind a gap, and repaired by the keys of its rows.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Repaired {
+    /// A version of its schema.
+    pub version: u32,
+    /// From here on it is as the database has it.
+    pub position: Position,
 }
 
 impl Fates {
     /// Whether there is nothing to say.
     pub fn is_empty(&self) -> bool {
-        self.whole.is_empty() && self.left.is_empty() && self.anew.is_empty()
+        self.whole.is_empty()
+            && self.left.is_empty()
+            && self.anew.is_empty()
+            && self.repaired.is_empty()
     }
 
     /// Adds a table. False: another one of its name is there.
     pub(super) fn add(&mut self, fate: Fate, table: &Table) -> bool {
-        let said = match fate {
-            Fate::Whole => &mut self.whole,
-            Fate::Left => &mut self.left,
-        };
-        match said.entry(table.qualified()) {
-            Entry::Vacant(place) => {
-                place.insert(table.version);
-                true
+        let (name, version) = (table.qualified(), table.version);
+        match fate {
+            Fate::Whole => put(&mut self.whole, name, version),
+            Fate::Left => put(&mut self.left, name, version),
+            Fate::Repaired(position) => {
+                put(&mut self.repaired, name, Repaired { version, position })
             }
-            Entry::Occupied(_) => false,
         }
+    }
+}
+
+/// False: the name is there.
+fn put<T>(said: &mut BTreeMap<String, T>, name: String, what: T) -> bool {
+    match said.entry(name) {
+        Entry::Vacant(place) => {
+            place.insert(what);
+            true
+        }
+        Entry::Occupied(_) => false,
     }
 }
 

@@ -39,7 +39,7 @@ pub mod upload;
 pub use body::{PATIENCE, patience};
 pub use drive::forget;
 
-pub use crate::seal::{Encryption, Fates, Group, GroupKind, Object, Op};
+pub use crate::seal::{Encryption, Fates, Group, GroupKind, Object, Op, Repaired};
 use crate::{
     error::{Cause, Classified},
     units::Timestamp,

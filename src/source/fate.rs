@@ -10,6 +10,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::units::Position;
+
 /// What is to be said of a table.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -19,6 +21,9 @@ pub enum Fate {
     /// Its changes are not in the lake any more: it was dropped, excluded or unreadable. Should it come back,
     /// it is read anew.
     Left,
+    /// Rows of it that differed from the database behind a gap were read by their keys, or are gone: with what was
+    /// copied before the gap it is as the database has it, from this position on.
+    Repaired(Position),
 }
 
 /// Prefix of all [`fate_fact`]s.
@@ -29,6 +34,7 @@ pub fn fate_fact(table_id: u32, fate: Fate) -> String {
     let name = match fate {
         Fate::Whole => "whole",
         Fate::Left => "left",
+        Fate::Repaired(_) => "repaired",
     };
     format!("{FATE_FACTS}{table_id:010}/{name}")
 }
@@ -53,6 +59,10 @@ mod tests {
         assert_eq!(key, "seal/fate/0000000007/left");
         assert_eq!(fated_table(&key), Some(7));
         assert_eq!(serde_json::to_string(&Fate::Whole).unwrap(), r#""whole""#);
+        let repaired = Fate::Repaired(Position(0xAB));
+        assert_eq!(fate_fact(7, repaired), "seal/fate/0000000007/repaired");
+        let json = r#"{"repaired":"00000000/000000AB"}"#;
+        assert_eq!(serde_json::to_string(&repaired).unwrap(), json);
         assert_eq!(fated_table("seal/fates/0000000007/left"), None);
         assert_eq!(anew_fact(7), "seal/anew/0000000007");
     }
