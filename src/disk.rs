@@ -5,7 +5,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -44,11 +44,36 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 /// # Errors
 ///
 /// The old file, if any, is still whole.
-#[expect(clippy::disallowed_methods, reason = "this is the door")]
 pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_prepared(path, bytes, |_| Ok(()))
+}
+
+/// As [`write_durably`], with the owner of the folder that it is laid into.
+///
+/// # Errors
+///
+/// As [`write_durably`]; or the folder is another one's, and we are not root.
+pub fn write_durably_for_owner(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = fs::metadata(parent(path))?;
+    write_prepared(path, bytes, |file| {
+        let own = file.metadata()?;
+        match (own.uid(), own.gid()) == (folder.uid(), folder.gid()) {
+            true => Ok(()),
+            false => fchown(file, Some(folder.uid()), Some(folder.gid())),
+        }
+    })
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the door")]
+fn write_prepared(
+    path: &Path,
+    bytes: &[u8],
+    prepare: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
     let partial = path.with_extension("partial");
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+    prepare(&file)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&partial, path)?;

@@ -99,8 +99,10 @@ causes! {
     SourcePrivilege => Halt("grant the missing privilege: `lakehead check` prints the statement"),
     /// The slot that we had is gone, was made anew, or belongs to another history.
     SourceGap => Halt("the database does not continue what this box holds, and nothing is skipped: see the README's \"Gap\""),
-    /// The log was lost in between; all tables are read anew behind it.
-    SourceRepair => Retry("changes were lost at the source, as the ledger says: all tables are being read anew"),
+    /// The log was lost in between; tables are read anew behind it, or repaired by keys.
+    SourceRepair => Retry("changes were lost at the source, as the ledger says: tables are being read anew, or the rows of them that differ"),
+    /// The log was lost in between; tables wait to be compared with the lake.
+    SourceCompare => Halt("changes were lost at the source, as the ledger says, and tables wait to be compared: run `lakehead verify --against-source --repair`, or set `after_gap = \"reread\"`"),
     /// Another process uses our slot.
     SlotBusy => Retry("waiting for the replication slot: another connection uses it"),
     /// No table matches.

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock::Clock,
     config::{self, Config, Secret},
+    disk,
     error::{Cause, Classified, Exit},
     facts::{self, Facts},
     journal::{self, Journal, Keep, ORIGIN_FACT, Origin},
@@ -24,7 +25,7 @@ use crate::{
     seal::{Group, SealEncryption, SealOptions, Sealer, SpoolReader, key::Keys},
     ship::{self, Encryption, ObjectStore, ShipError, Shipped, drive::Shipper, s3::S3},
     shutdown::Tasks,
-    source::postgres::Postgres,
+    source::{order, postgres::Postgres},
     telemetry::{
         board::{Board, SourceBoard, SourceState},
         heartbeat::{Beat, Heartbeat},
@@ -163,6 +164,9 @@ impl Road {
     ) -> Result<Self, RunError> {
         let config = &shared.config;
         let data_dir = &config.appliance.data_dir;
+        // The box's own: what is laid into it by others has to be its owner's.
+        let path = data_dir.join(order::FOLDER);
+        disk::create_dir(&path).map_err(|why| RunError::Folder { path, why })?;
         let options = journal_options(config, &source.name, &shared.journal_key);
         // Its own owner: it is stopped after the rooms that record facts.
         let journal =
@@ -185,7 +189,8 @@ impl Road {
         let keep: Arc<dyn Keep> = Arc::new(Held::new(Arc::clone(&journal), sealer.clone())?);
         let name = &config.appliance.name;
         let clock = Arc::clone(&shared.clock);
-        let source_room = Postgres::new(source, name, facts, keep, board.clone(), clock)?;
+        let source_room =
+            Postgres::new(source, (name, data_dir), facts, keep, board.clone(), clock)?;
         Ok(Self {
             source: source_room,
             journal,

@@ -26,7 +26,8 @@ pub(super) const EXAMPLES: &str = "Examples:
   lakehead verify                           every source, with the box's own key
   lakehead verify --source erp --deep --credentials-file reader.aws
   lakehead verify --config audit.toml --public-key identity.pub    anywhere, without the box
-  lakehead verify --source erp --against-source --credentials-file reader.aws    its content, with the database";
+  lakehead verify --source erp --against-source --credentials-file reader.aws    its content, with the database
+  lakehead verify --source erp --against-source --repair --credentials-file reader.aws    behind a gap, on the box";
 
 #[derive(Args, Debug)]
 pub(super) struct VerifyArgs {
@@ -54,7 +55,7 @@ pub(super) async fn verify(global: &Global, args: VerifyArgs) -> Result<Exit, Fa
         Some(name) => vec![reading::source(&config, Some(name))?],
         None => config.sources.iter().map(|source| source.name.clone()).collect(),
     };
-    args.against.check(&sources)?;
+    args.against.check(&config, &sources)?;
     let (public_keys, deep, head) = (args.public_key, args.deep, args.head);
     let asked = Asked { config, sources, public_keys, deep, head, against: args.against };
     Box::pin(audit(global, asked)).await.map_err(verify_source::may_not_read)
@@ -97,7 +98,11 @@ async fn audit(global: &Global, asked: Asked) -> Result<Exit, Failure> {
     let equal = exit == Exit::Done;
     let json =
         serde_json::json!({ "proven": equal, "sources": reports, "against_source": compared });
-    let lines = format!("{}\n{}", Lines(&reports), verify_source::Lines(&compared));
+    let lines = format!(
+        "{}\n{}",
+        Lines(&reports),
+        verify_source::Lines(&compared, asked.against.repairs())
+    );
     global.output().tell(&json, &lines);
     Ok(exit)
 }

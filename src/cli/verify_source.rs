@@ -3,7 +3,11 @@
 //! Keys of rows that differ are in the answer, on standard output: whoever may read the lake asks for them. What
 //! goes to standard error, and into logs, has none.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use clap::Args;
 
@@ -16,14 +20,18 @@ use super::{
 use crate::{
     clock::{Clock, SystemClock},
     config::{self, Config, ConfigError},
+    disk,
     error::{Cause, Exit},
     ledger::{PublicKey, SourceReport, audit},
     pipeline,
     replay::{
-        self, Chain, Differences, ProofOptions, ProofProgress, ProofReport, RowState, TableProof,
-        Verdict,
+        self, Chain, Differences, OrderedAs, ProofOptions, ProofProgress, ProofReport, RowState,
+        TableProof, Verdict,
     },
-    source::postgres::url::Url,
+    source::{
+        order::{self, Order},
+        postgres::url::Url,
+    },
     units::Age,
 };
 
@@ -39,6 +47,12 @@ pub(super) struct Against {
     /// The password for it, mode 0600.
     #[arg(long, value_name = "FILE", requires = "source_url")]
     password_file: Option<PathBuf>,
+    /// Behind a gap, have the box repair the rows that differ (`after_gap = "compare"`): an order is laid into its `data_dir`.
+    #[arg(long, requires = "against_source")]
+    repair: bool,
+    /// Where the order is laid instead; bring it to <data_dir>/repair/<source>.json on the box.
+    #[arg(long, value_name = "FILE", requires = "repair")]
+    repair_file: Option<PathBuf>,
     /// How long to wait: for transactions that are open in the database, and for the ledger to reach what was read.
     #[arg(long, value_name = "SPAN", default_value = "10 min", requires = "against_source")]
     ledger_wait: Age,
@@ -48,13 +62,35 @@ pub(super) struct Against {
 }
 
 impl Against {
+    /// Whether an order is asked for.
+    pub(super) fn repairs(&self) -> bool {
+        self.repair
+    }
+
     /// Whether it is asked for.
     pub(super) fn asked(&self) -> bool {
         self.against_source
     }
 
     /// Whether the options fit these sources.
-    pub(super) fn check(&self, sources: &[String]) -> Result<(), Failure> {
+    pub(super) fn check(&self, config: &Config, sources: &[String]) -> Result<(), Failure> {
+        if self.repair_file.is_some() && sources.len() != 1 {
+            let what = "--repair-file: each source has an order of its own".into();
+            let remedy = format!("name one of them with --source: {}", sources.join(", "));
+            return Err(ConfigError::Argument { what, remedy }.into());
+        }
+        for source in sources.iter().filter(|_| self.repair && self.repair_file.is_none()) {
+            let file = order::file(&config.appliance.data_dir, source);
+            if !file.parent().is_some_and(Path::is_dir) {
+                let what = format!(
+                    "--repair: {} cannot be laid there: no box has started here",
+                    file.display()
+                );
+                let remedy =
+                    "run it on the box, or give --repair-file and bring the file there".into();
+                return Err(ConfigError::Argument { what, remedy }.into());
+            }
+        }
         if self.source_url.is_some() && sources.len() != 1 {
             let what = "--source-url: it is not said whose database that is".into();
             let remedy = format!("name one of them with --source: {}", sources.join(", "));
@@ -96,6 +132,7 @@ pub(super) async fn prove(
         public_keys,
         ledger_wait_max: against.ledger_wait.0,
         snapshot_age_max: against.snapshot_age.0,
+        repair: against.repair,
         work_dir,
     };
     let chain = Chain { entries, head: report.head.clone() };
@@ -104,7 +141,22 @@ pub(super) async fn prove(
     let proven = replay::prove(&options, reading::lake(config)?, chain, &clock, &mut show);
     let proven = Box::pin(proven).await;
     drop(meter);
-    Ok(proven?)
+    let (report, order) = proven?;
+    if let Some(order) = &order {
+        let file = against.repair_file.clone();
+        let file = file.unwrap_or_else(|| order::file(&config.appliance.data_dir, &report.source));
+        lay(order, &file)?;
+    }
+    Ok(report)
+}
+
+/// Lays an order where a box looks for it.
+fn lay(order: &Order, file: &Path) -> Result<(), Failure> {
+    let bytes = serde_json::to_vec(order).expect("orders are plain data");
+    disk::write_durably_for_owner(file, &bytes).map_err(|why| {
+        let what = format!("write the order {}: {why}", file.display());
+        Failure::new(Cause::DiskFailed, what, "run it as the box's user, or as root")
+    })
 }
 
 /// Says what is missing where the box's own credentials were used.
@@ -117,9 +169,9 @@ pub(super) fn may_not_read(mut failure: Failure) -> Failure {
     failure
 }
 
-/// 1 where something differs; 2 where something was not compared.
+/// 1 where something differs, or is to be repaired; 2 where something was not compared.
 pub(super) fn exit(reports: &[ProofReport]) -> Exit {
-    if reports.iter().any(ProofReport::differs) {
+    if reports.iter().any(|report| report.differs() || report.ordered.is_some()) {
         Exit::Wanting
     } else if reports.iter().all(ProofReport::whole) {
         Exit::Done
@@ -152,8 +204,8 @@ fn tell(meter: &mut Meter, progress: ProofProgress) {
     });
 }
 
-/// The answer, for people.
-pub(super) struct Lines<'a>(pub(super) &'a [ProofReport]);
+/// The answer, for people; and whether an order was asked for.
+pub(super) struct Lines<'a>(pub(super) &'a [ProofReport], pub(super) bool);
 
 impl fmt::Display for Lines<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -177,6 +229,20 @@ impl fmt::Display for Lines<'_> {
             )?;
             for table in &report.tables {
                 table_lines(f, table)?;
+            }
+            for (table, how) in report.ordered.iter().flatten() {
+                match how {
+                    OrderedAs::Keys(keys) => writeln!(f, "  {table}: to be repaired, {keys} keys")?,
+                    OrderedAs::Anew(why) => writeln!(f, "  {table}: to be read anew: {why}")?,
+                }
+            }
+            if report.ordered.is_some() {
+                writeln!(
+                    f,
+                    "  the order is laid for the box: compare again when its alarm SourceCompare is gone"
+                )?;
+            } else if self.1 && !report.whole() {
+                writeln!(f, "  nothing of it is ordered: no table waits behind a gap")?;
             }
         }
         Ok(())

@@ -79,6 +79,8 @@ pub struct Source {
     pub release_wal_max: u64,
     /// Tables or parts of tables read at once during a snapshot, 1–16. 2.
     pub snapshot_workers: u32,
+    /// How tables are repaired behind a gap.
+    pub after_gap: AfterGap,
     /// Publication made by an operator, used instead of ours.
     pub publication: Option<String>,
     /// Replication slot made by an operator, used instead of ours.
@@ -101,6 +103,15 @@ pub enum Release {
     Journal,
     /// Once its ledger entry is in S3.
     Lake,
+}
+
+/// How tables are repaired behind a gap.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum AfterGap {
+    /// As wholes, at once.
+    Reread,
+    /// By the keys of the rows that differ, once `lakehead verify --against-source --repair` has compared them.
+    Compare,
 }
 
 /// `[lake]`

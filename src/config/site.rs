@@ -5,8 +5,8 @@
 use std::{collections::BTreeSet, path::Path, path::PathBuf, time::Duration};
 
 use super::{
-    Appliance, Config, ConfigError, Encryption, Environment, Journal, Lake, Link, Release, Seal,
-    Ship, Source, SourceKind, Status,
+    AfterGap, Appliance, Config, ConfigError, Encryption, Environment, Journal, Lake, Link,
+    Release, Seal, Ship, Source, SourceKind, Status,
     document::{Document, Section},
     error::Fault,
     rules,
@@ -108,6 +108,14 @@ fn source(table: &Section<'_>, environment: &Environment) -> Option<Source> {
     let release_wal_max =
         table.optional("release_wal_max", |text| rules::size(text, 64 * MIB, 1024 * 1024 * GIB));
     let workers = table.number("snapshot_workers", 1..=16);
+    let after_gap = table.optional("after_gap", |text| match text {
+        "reread" => Ok(AfterGap::Reread),
+        "compare" => Ok(AfterGap::Compare),
+        _ => Err(Fault::new(
+            "is no way to repair tables behind a gap",
+            "write \"reread\" or \"compare\"",
+        )),
+    });
     let publication = table.optional("publication", rules::identifier);
     let slot = table.optional("slot", rules::slot);
     Some(Source {
@@ -119,6 +127,7 @@ fn source(table: &Section<'_>, environment: &Environment) -> Option<Source> {
         release: release.unwrap_or(Release::Auto),
         release_wal_max: release_wal_max.unwrap_or(10 * GIB),
         snapshot_workers: workers.unwrap_or(2),
+        after_gap: after_gap.unwrap_or(AfterGap::Reread),
         publication,
         slot,
     })

@@ -22,7 +22,7 @@ use crate::units::{Point, Position};
 
 mod report;
 
-pub use report::{Damage, DamageKind, Lost, Signer, SourceReport};
+pub use report::{Damage, DamageKind, Lost, Mended, Signer, SourceReport};
 
 /// Follows one chain.
 #[derive(Debug)]
@@ -226,6 +226,7 @@ impl Verifier {
             more: count(more + both),
         };
         report.gaps.retain(|gap| gap.entry <= report.entries);
+        report.gaps = report.gaps.into_iter().map(|gap| gap.until(report.entries)).collect();
         report.signers.retain(|signer| signer.from_entry <= report.entries);
         for entry in accepted {
             report.objects += entry.objects;
@@ -318,6 +319,7 @@ impl Verifier {
     }
 
     fn take(&mut self, entry: Entry, hash: String, signer: PublicKey) {
+        self.gaps.iter_mut().for_each(|gap| gap.mend(&entry));
         let mut accepted = Accepted {
             from: entry.from,
             to: entry.to,
@@ -344,7 +346,8 @@ impl Verifier {
         }
         if entry.kind == EntryKind::Gap {
             let (from, to, what) = (entry.from, entry.to, entry.lost);
-            self.gaps.push(Lost { entry: entry.entry, from, to, what });
+            let (anew, repaired) = (BTreeMap::new(), BTreeMap::new());
+            self.gaps.push(Lost { entry: entry.entry, from, to, what, anew, repaired });
         }
         if self.signer != Some(signer) {
             self.signer = Some(signer);
@@ -413,11 +416,14 @@ mod tests {
 
     use super::*;
     use crate::ledger::{
-        IdentityKey,
+        IdentityKey, Repaired,
         chain::ChainHead,
         testing::{self, Bucket, built, changes, groups, point},
     };
-    use crate::seal::{Group, GroupKind};
+    use crate::{
+        seal::{Group, GroupKind},
+        units::Position,
+    };
 
     fn key() -> IdentityKey {
         IdentityKey::from_seed(&[1; 32])
@@ -508,17 +514,26 @@ mod tests {
         let signed = entry::sign(&entry, &key());
         bucket.insert(entry::key("raw", "erp", 5), signed.object.into());
         let head = ChainHead { hash: signed.hash, ..next };
-        testing::extend(
-            &mut bucket,
-            head,
-            &[changes(6, point(40, 900), point(60, 999), 1)],
-            &key(),
-        );
+        let mut mending = changes(6, point(40, 900), point(60, 999), 1);
+        let repaired = Repaired { version: 1, position: Position(950) };
+        mending.fates.repaired = BTreeMap::from([("public.a".to_owned(), repaired)]);
+        mending.fates.anew = BTreeMap::from([("public.b".to_owned(), Position(960))]);
+        testing::extend(&mut bucket, head, &[mending], &key());
         let report = audit(&bucket, None);
         assert_eq!((report.damage.clone(), report.entries), (None, 6));
-        assert_eq!(report.gaps, [Lost { entry: 5, from, to, what: Some(what) }]);
+        let mended = |table: &str, position| {
+            BTreeMap::from([(table.to_owned(), Mended { entry: 6, position: Position(position) })])
+        };
+        let (anew, repaired) = (mended("public.b", 960), mended("public.a", 950));
+        let lost = Lost { entry: 5, from, to, what: Some(what), anew, repaired };
+        assert_eq!(report.gaps, std::slice::from_ref(&lost));
         let said = report.to_string();
         assert!(said.contains("GAP entry 5") && said.contains("the slot is gone"), "{said}");
+        let by_keys = "erp: repaired by keys since: public.a (at 00000000/000003B6, entry 6)";
+        assert!(said.contains(by_keys), "{said}");
+        // What is not proven is not said.
+        let before = lost.until(5);
+        assert!(before.anew.is_empty() && before.repaired.is_empty());
     }
 
     proptest! {

@@ -1,6 +1,6 @@
 //! Why a road ends, whichever room it ends in. Pure.
 
-use std::io;
+use std::{io, path::PathBuf};
 
 use crate::{
     config::ConfigError,
@@ -23,6 +23,14 @@ pub enum RunError {
     /// A thread cannot be started.
     #[error("start a thread: {0}")]
     Thread(io::Error),
+    /// A folder cannot be made.
+    #[error("make {}: {why}", path.display())]
+    Folder {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        why: io::Error,
+    },
     /// The journal failed.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -59,6 +67,8 @@ impl Classified for RunError {
     fn cause(&self) -> Cause {
         match self {
             Self::Thread(_) => Cause::Defect,
+            Self::Folder { why, .. } if why.kind() == io::ErrorKind::StorageFull => Cause::DiskFull,
+            Self::Folder { .. } => Cause::DiskFailed,
             Self::Config(error) => error.cause(),
             Self::Journal(error) => error.cause(),
             Self::Seal(error) => error.cause(),
@@ -74,9 +84,11 @@ impl Classified for RunError {
 
     fn remedy(&self) -> String {
         match self {
-            Self::Thread(_) | Self::Facts(_) | Self::FactDamaged(_) | Self::Keep(_) => {
-                self.cause().disposition().remedy().into()
-            }
+            Self::Thread(_)
+            | Self::Folder { .. }
+            | Self::Facts(_)
+            | Self::FactDamaged(_)
+            | Self::Keep(_) => self.cause().disposition().remedy().into(),
             Self::Adopting(_) => {
                 "finish it: run `lakehead adopt` again; or, to begin anew, empty data_dir".into()
             }

@@ -24,7 +24,9 @@ mod plan_gaps;
 mod proof;
 mod proof_compare;
 mod proof_lake;
+mod proof_error;
 mod proof_layout;
+mod proof_order;
 mod proof_report;
 mod proof_rows;
 mod proof_spill;
@@ -39,9 +41,10 @@ pub mod schema;
 #[cfg(test)]
 mod sample;
 
-pub use proof::{Chain, ProofError, ProofOptions, ProofProgress, prove};
+pub use proof::{Chain, ProofOptions, ProofProgress, prove};
+pub use proof_error::ProofError;
 pub use proof_report::{
-    Differences, KEYS_MAX, ProofReport, RowDifference, RowState, TableProof, Verdict,
+    Differences, KEYS_MAX, OrderedAs, ProofReport, RowDifference, RowState, TableProof, Verdict,
 };
 pub use restore::{Progress, RestoreOptions, RestoreReport, restore};
 

@@ -18,23 +18,25 @@ use std::{
 use futures_util::{StreamExt, stream};
 
 use super::{
-    Lake, ReplayError,
+    Lake,
     fetch::Fetcher,
-    plan::{Plan, TablePlan, plan_whole},
+    plan::{Plan, TablePlan, plan_closed, plan_whole},
     proof_compare::{Stopped, compare},
+    proof_error::ProofError,
     proof_lake::{Lakeside, View, rows_of},
     proof_layout::Scope,
-    proof_report::{ProofReport, TableProof, Verdict},
+    proof_order::{ORDER_ROWS_MAX, in_short, order},
+    proof_report::{KEYS_MAX, ProofReport, TableProof, Verdict},
     proof_spill::Spill,
     restore::read_definitions,
 };
 use crate::{
     clock::Clock,
     config,
-    error::{Cause, Classified},
-    ledger::{Entry, EntryKind, Head, LedgerError, PublicKey, audit},
+    ledger::{Entry, EntryKind, Head, PublicKey, audit},
     source::{
         digest::{Sum, bits},
+        order::Order,
         postgres::{Calling, Measure, SourceError, Unread, Witness, url::Url},
     },
     units::Position,
@@ -57,6 +59,8 @@ pub struct ProofOptions<'a> {
     pub ledger_wait_max: Duration,
     /// How long the database's snapshot may be held.
     pub snapshot_age_max: Duration,
+    /// Compare as if behind each gap all were repaired, and say what a box is to repair.
+    pub repair: bool,
     /// For objects and records on their way: as much as the tables' keys and short values need.
     pub work_dir: PathBuf,
 }
@@ -109,85 +113,27 @@ pub enum ProofProgress {
     },
 }
 
-/// Why nothing was proven or disproven.
-#[derive(Debug, thiserror::Error)]
-pub enum ProofError {
-    /// The lake, or the disk.
-    #[error(transparent)]
-    Replay(#[from] ReplayError),
-    /// The database.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// The ledger.
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
-    /// The database is another one.
-    #[error(
-        "the database is another one: its system identifier is {found}, the ledger's is {expected}"
-    )]
-    Another {
-        /// The server's.
-        found: String,
-        /// The ledger's.
-        expected: String,
-    },
-    /// The ledger did not come to the position.
-    #[error(
-        "the ledger reaches {reached}, and the database was read at {position}: waited for {} s",
-        waited.as_secs()
-    )]
-    Behind {
-        /// Where its changes end.
-        reached: Position,
-        /// Where the snapshot stands.
-        position: Position,
-        /// For how long.
-        waited: Duration,
-    },
-}
-
-impl Classified for ProofError {
-    fn cause(&self) -> Cause {
-        match self {
-            Self::Replay(why) => why.cause(),
-            Self::Source(why) => why.cause(),
-            Self::Ledger(why) => why.cause(),
-            Self::Another { .. } => Cause::Config,
-            Self::Behind { .. } => Cause::RestorePoint,
-        }
-    }
-
-    fn remedy(&self) -> String {
-        match self {
-            Self::Replay(why) => why.remedy(),
-            Self::Source(why) => why.remedy(),
-            Self::Ledger(why) => why.remedy(),
-            Self::Another { .. } => "name the database that the box copies, in `url` or with --source-url".into(),
-            Self::Behind { .. } => {
-                "see on the box that it runs and ships (`lakehead status`), or give --ledger-wait longer".into()
-            }
-        }
-    }
-}
-
 type Told<'a> = &'a mut (dyn FnMut(ProofProgress) + Send);
 
 /// Compares the lake with its source.
 ///
 /// # Errors
 ///
-/// What kept both sides from being compared. What differs is in the report, not an error.
+/// What kept both sides from being compared. What differs is in the report, not an error; what of it a box is to
+/// repair in the order, if that is asked for and a table waits for it.
 pub async fn prove(
     options: &ProofOptions<'_>,
     lake: Lake,
     mut chain: Chain,
     clock: &Arc<dyn Clock>,
     told: Told<'_>,
-) -> Result<ProofReport, ProofError> {
+) -> Result<(ProofReport, Option<Order>), ProofError> {
     let fetcher = Fetcher::new(lake.clone(), &options.work_dir)?;
-    let mut lakeside = Lakeside::new(&fetcher, Spill::new(&options.work_dir)?);
+    let rows_max = if options.repair { ORDER_ROWS_MAX } else { KEYS_MAX };
+    let mut lakeside = Lakeside::new(&fetcher, Spill::new(&options.work_dir)?, rows_max);
+    let planned = if options.repair { plan_closed } else { plan_whole };
     let known = read_definitions(&fetcher, &chain.entries).await?;
-    let (ahead, _) = plan_whole(&chain.entries, &known, None)?;
+    let (ahead, _) = planned(&chain.entries, &known, None)?;
     let mut tell = |table: &str, done, all| {
         told(ProofProgress::Lake { table: table.into(), done, all });
     };
@@ -207,19 +153,31 @@ pub async fn prove(
     sides.ask(&witness, options.source.snapshot_workers, told).await?;
     follow(options, &lake, &mut chain, &witness, clock, told).await?;
     let known = read_definitions(&fetcher, &chain.entries).await?;
-    let (plan, lacking) = plan_whole(&chain.entries, &known, Some(witness.position()))?;
+    let (plan, lacking) = planned(&chain.entries, &known, Some(witness.position()))?;
     let mut tell = |table: &str, done, all| {
         told(ProofProgress::Lake { table: table.into(), done, all });
     };
     lakeside.take(&plan, &known, &mut tell).await?;
     let tables = judge(&plan, &mut lakeside, &witness, sides, lacking, told).await?;
-    Ok(ProofReport {
+    let mut report = ProofReport {
         source: options.source.name.clone(),
         position: witness.position(),
         snapshot_held_s: witness.age().as_secs(),
         source_bytes: witness.received_bytes(),
         tables,
-    })
+        ordered: None,
+    };
+    let order = match options.repair {
+        true => {
+            let sides = (&lakeside, &witness);
+            let chain = (&chain.entries[..], &known);
+            order(&options.source.name, chain, &plan, sides, &report.tables)?
+        }
+        false => None,
+    };
+    report.ordered = order.as_ref().map(in_short);
+    report.shorten();
+    Ok((report, order))
 }
 
 fn is_same(entries: &[Entry], witness: &Witness) -> Result<(), ProofError> {
@@ -471,6 +429,7 @@ async fn digests(
     let differ: BTreeSet<u16> =
         every.into_iter().filter(|at| sum(sums, at) != sum(&lake.buckets, at)).collect();
     proof.verdict = Verdict::Equal;
+    proof.unknown_rows = Some(vec![]);
     if differ.is_empty() {
         return Ok(());
     }

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::{
     ReplayError,
     proof_lake::{Lakeside, View},
-    proof_report::{Differences, KEYS_MAX, RowDifference, RowState, TableProof, Verdict},
+    proof_report::{Differences, RowDifference, RowState, TableProof, Verdict},
     proof_spill::{Heap, records, split},
 };
 use crate::{
@@ -81,7 +81,7 @@ pub(super) async fn compare(
     let list: Vec<u16> = buckets.iter().copied().collect();
     witness.rows(view.id, measure, &list, &mut take).await?;
     spill.settle(heap)?;
-    let mut found = Found::default();
+    let mut found = Found { rows_max: lake.rows_max, ..Found::default() };
     for part in 0..lake.spill.parts(own) {
         let passes = lake.spill.passes(own, part).max(lake.spill.passes(heap, part));
         for pass in 0..passes {
@@ -118,10 +118,18 @@ fn listed(bytes: &[u8]) -> Option<HashMap<Hash, Vec<Listed>>> {
 
 #[derive(Default)]
 struct Found {
+    /// Rows that are kept of each sort.
+    rows_max: usize,
     differences: Differences,
     suspects: Vec<Suspect>,
+    /// How many of them are counted, and how many are not.
+    kept: [usize; 2],
     /// Rows that differ, and were not kept to be looked at.
     more: u64,
+    /// Keys of those in which nothing differs but what is unknown.
+    unknown: Vec<Vec<String>>,
+    /// Whether more rows may differ in that.
+    unknown_more: bool,
     /// Whether rows of a table without key may differ although nothing is wrong.
     unsure_rows: bool,
     /// Whether a suspect turned out to differ.
@@ -159,8 +167,9 @@ impl Found {
             let sure_equal =
                 row.unsure.contains(&true) && hash_of(known, &mut scratch) == there.sure;
             // Rows that may be unknown only do not keep others from being looked at.
-            let same = self.suspects.iter().filter(|suspect| suspect.counted != sure_equal);
-            let room = same.count() < KEYS_MAX;
+            let kept = &mut self.kept[usize::from(sure_equal)];
+            let room = *kept < self.rows_max;
+            *kept += usize::from(room);
             let key = texts(&there.key);
             if !sure_equal {
                 self.differences.altered += 1;
@@ -174,7 +183,9 @@ impl Found {
                     unsure: row.unsure.to_vec(),
                     counted: !sure_equal,
                 });
-            } else if !sure_equal {
+            } else if sure_equal {
+                self.unknown_more = true;
+            } else {
                 self.more += 1;
             }
         };
@@ -204,7 +215,7 @@ impl Found {
             RowState::MissingInLake | RowState::Altered => self.differences.missing_in_lake += 1,
         }
         self.differences.reach(&key);
-        if self.differences.rows.len() < KEYS_MAX {
+        if self.differences.rows.len() < self.rows_max {
             self.differences.rows.push(RowDifference { key, what, columns: vec![] });
         }
     }
@@ -254,6 +265,9 @@ impl Found {
                 self.altered(suspect, columns);
                 continue;
             }
+            if unknown {
+                self.unknown.push(suspect.key);
+            }
             proof.reworded += u64::from(reworded && !unknown);
             if suspect.counted {
                 self.differences.altered = self.differences.altered.saturating_sub(1);
@@ -275,6 +289,7 @@ impl Found {
 
     fn judge(mut self, measure: &Measure, proof: &mut TableProof) {
         self.differences.key.clone_from(&measure.key);
+        proof.unknown_rows = (!self.unknown_more).then(|| std::mem::take(&mut self.unknown));
         let lacking = self.differences.missing_in_lake + self.differences.missing_in_source;
         let unsure = measure.key.is_empty() && self.unsure_rows;
         proof.verdict = match (lacking > 0 && !unsure) || self.real {

@@ -34,6 +34,8 @@ pub(super) struct Lakeside<'a> {
     /// By table id and version.
     versions: BTreeMap<(u32, u32), Arc<Table>>,
     held: BTreeMap<u32, Held>,
+    /// Rows of each table that are looked at one by one.
+    pub(super) rows_max: usize,
 }
 
 /// What was read of a table.
@@ -80,8 +82,8 @@ pub(super) struct LakeSums {
 }
 
 impl<'a> Lakeside<'a> {
-    pub(super) fn new(fetcher: &'a Fetcher, spill: Spill) -> Self {
-        Self { fetcher, spill, versions: BTreeMap::new(), held: BTreeMap::new() }
+    pub(super) fn new(fetcher: &'a Fetcher, spill: Spill, rows_max: usize) -> Self {
+        Self { fetcher, spill, versions: BTreeMap::new(), held: BTreeMap::new(), rows_max }
     }
 
     /// What is held of a table.

@@ -21,6 +21,19 @@ pub struct ProofReport {
     pub source_bytes: u64,
     /// Every table of the lake, and every other that `tables` takes in.
     pub tables: Vec<TableProof>,
+    /// What the box is to repair behind a gap, by table, if that was asked for and a table waits for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ordered: Option<BTreeMap<String, OrderedAs>>,
+}
+
+/// How a table is to be repaired.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OrderedAs {
+    /// By so many keys.
+    Keys(usize),
+    /// As a whole: why.
+    Anew(String),
 }
 
 /// One table.
@@ -51,6 +64,9 @@ pub struct TableProof {
     pub reworded: u64,
     /// Whether rows are told apart by nothing but all their columns.
     pub without_key: bool,
+    /// Keys of rows in which nothing differs but what is unknown; `None`: not all of them were kept.
+    #[serde(skip)]
+    pub unknown_rows: Option<Vec<Vec<String>>>,
 }
 
 /// What holds of a table.
@@ -118,6 +134,12 @@ impl ProofReport {
     /// Whether something differs.
     pub fn differs(&self) -> bool {
         self.tables.iter().any(|table| table.verdict == Verdict::Different)
+    }
+
+    /// Leaves at most [`KEYS_MAX`] rows of each table named.
+    pub(super) fn shorten(&mut self) {
+        let differences = self.tables.iter_mut().filter_map(|table| table.differences.as_mut());
+        differences.for_each(|found| found.rows.truncate(KEYS_MAX));
     }
 
     /// Whether everything that can be compared was, and is equal.
@@ -192,6 +214,7 @@ mod tests {
             snapshot_held_s: 0,
             source_bytes: 0,
             tables: verdicts.iter().map(|verdict| table(*verdict)).collect(),
+            ordered: None,
         };
         let said = |verdicts: &[Verdict]| {
             let report = report(verdicts);

@@ -63,7 +63,7 @@ pub(super) fn seal(
         return Ok(());
     }
     let table = desk.versioned(outlet, &chunk.table)?;
-    let again = op(&chunk) == Op::Repair;
+    let again = op(&chunk) != Op::Snapshot;
     let covers = Covers::Chunk { position: chunk.position, chunk: chunk.number, again };
     let mut series = Series::new(covers, desk.cut.bytes);
     let mut rows = 0;
@@ -100,7 +100,7 @@ pub(super) fn seal(
         let (name, table_id) = (qualified.clone(), chunk.table.id);
         let (position, number) = (chunk.position, chunk.number);
         let repair = GroupKind::Repair { table: name.clone(), table_id, chunk: number, position };
-        if let Reading::Keys(notes) = &chunk.reading {
+        if let Reading::Keys(notes) | Reading::Gone(notes) = &chunk.reading {
             facts.put(&fact, &Reread { position, group: id, notes: notes.clone() });
             return Ok(Some((repair, Fates::default())));
         }
@@ -143,7 +143,9 @@ fn next(rows: &mut Receiver<RowBatch>) -> Option<RowBatch> {
 fn done_fact(chunk: &SnapshotChunk) -> String {
     match chunk.reading {
         Reading::Snapshot | Reading::Again { .. } => chunk_fact(chunk.table.id, chunk.number),
-        Reading::Keys(_) => reread_fact(chunk.table.id, chunk.position, chunk.number),
+        Reading::Keys(_) | Reading::Gone(_) => {
+            reread_fact(chunk.table.id, chunk.position, chunk.number)
+        }
     }
 }
 
@@ -152,6 +154,7 @@ fn op(chunk: &SnapshotChunk) -> Op {
     match chunk.reading {
         Reading::Snapshot => Op::Snapshot,
         Reading::Again { .. } | Reading::Keys(_) => Op::Repair,
+        Reading::Gone(_) => Op::Delete,
     }
 }
 

@@ -160,7 +160,7 @@ impl Notes {
                 }
                 if bytes + own <= NOTES_BYTES_MAX {
                     bytes += own;
-                    settled.keys.push((table_id, Unchanged { columns, keys: lost }));
+                    settled.keys.push((table_id, Unchanged { columns, keys: lost, gone: None }));
                     continue;
                 }
             }

@@ -5,6 +5,7 @@
 //! finds is gone past by the real `bridge::go_past`, which is given the model's way to make a slot anew.
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -74,6 +75,7 @@ impl<'a> Follower<'a> {
             log_end: AtomicU64::new(0),
             server_leaves: AtomicBool::new(false),
             gaps: AtomicU64::new(0),
+            order_file: PathBuf::new(),
             sizes: site.setup.sizes,
         };
         let (shared, waits) = (Arc::new(shared), AtomicBool::new(false));

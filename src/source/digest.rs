@@ -10,7 +10,7 @@
 //! | longer | `#<SHA-256, 64 hex digits>`: of the text; of `bytea` of the bytes themselves |
 //!
 //! A row's hash is the first 16 bytes of the SHA-256 of its columns' stamps, a key's those of its key columns'.
-//! The digest of rows is their number and the sum of their hashes, as two numbers of 64 bits with sign: it does
+//! The digest of rows is their number and the sum of their hashes, as two numbers of 64 bits, modulo 2^64: it does
 //! not depend on their order, and counts equal rows as often as they are there. A *bucket* holds the rows whose
 //! key's hash begins with the same bits.
 
@@ -41,10 +41,10 @@ pub type Hash = [u8; 16];
 pub struct Sum {
     /// How many.
     pub rows: i128,
-    /// Sum of the first halves of their hashes.
-    pub high: i128,
-    /// Sum of the second halves.
-    pub low: i128,
+    /// Sum of the first halves of their hashes, modulo 2^64.
+    pub high: i64,
+    /// Sum of the second halves, too.
+    pub low: i64,
 }
 
 /// A value's text of up to this many bytes stands for itself.
@@ -135,15 +135,15 @@ impl Sum {
         let (halves, _) = hash.as_chunks::<8>();
         let half = |at: usize| halves.get(at).map_or(0, |half| i64::from_be_bytes(*half));
         self.rows += i128::from(times);
-        self.high += i128::from(half(0)) * i128::from(times);
-        self.low += i128::from(half(1)) * i128::from(times);
+        self.high = self.high.wrapping_add(half(0).wrapping_mul(times));
+        self.low = self.low.wrapping_add(half(1).wrapping_mul(times));
     }
 
     /// With all rows of another.
     pub fn merge(&mut self, other: &Self) {
         self.rows += other.rows;
-        self.high += other.high;
-        self.low += other.low;
+        self.high = self.high.wrapping_add(other.high);
+        self.low = self.low.wrapping_add(other.low);
     }
 }
 
@@ -185,7 +185,7 @@ fn halves(sum: [u8; 32]) -> [Hash; 2] {
 }
 
 /// About so many rows share a bucket, as long as there are buckets.
-const ROWS_PER_BUCKET: u64 = 1_000;
+const ROWS_PER_BUCKET: u64 = 64;
 
 #[cfg(test)]
 mod tests {
@@ -274,8 +274,8 @@ mod tests {
 
     #[test]
     fn buckets_are_as_many_as_the_rows_ask_for() {
-        let counts = [0, 999, 1_000, 5_000_000, u64::MAX].map(bits);
-        assert_eq!(counts, [0, 0, 1, 13, BITS_MAX]);
+        let counts = [0, 63, 64, 300_000, 5_000_000, u64::MAX].map(bits);
+        assert_eq!(counts, [0, 0, 1, 13, BITS_MAX, BITS_MAX]);
         let key = [0xAB; 16];
         assert_eq!([0, 1, 4, 16].map(|bits| bucket(&key, bits)), [0, 1, 0xA, 0xABAB]);
     }

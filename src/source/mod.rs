@@ -17,6 +17,7 @@ use crate::units::{Point, Position, Timestamp};
 pub mod digest;
 pub mod fate;
 pub mod gap;
+pub mod order;
 pub mod postgres;
 pub mod reread;
 mod rows;

@@ -33,6 +33,8 @@ pub enum Reading {
     },
     /// The rows whose keys these [`unchanged_fact`]s hold.
     Keys(Vec<String>),
+    /// The keys of rows that are gone, of these [`unchanged_fact`]s: the rest of each row is NULL.
+    Gone(Vec<String>),
 }
 
 /// Where the changes were cut last. Fact: [`EPOCH_FACT`].
@@ -68,6 +70,9 @@ pub struct Unchanged {
     pub columns: Vec<String>,
     /// The values, as the source prints them.
     pub keys: BTreeSet<Vec<String>>,
+    /// They are rows that are gone as of this position: deleted, the lake is to hear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone: Option<Position>,
 }
 
 /// Rows that were read again by their keys.
@@ -195,7 +200,7 @@ mod tests {
             r#"{"first":"00000000/00000001","last":"00000000/00000001","whole":true}"#
         );
         let keys = BTreeSet::from([vec!["7".into()]]);
-        let unchanged = Unchanged { columns: vec!["id".into()], keys };
+        let unchanged = Unchanged { columns: vec!["id".into()], keys, gone: None };
         let json = serde_json::to_string(&unchanged).unwrap();
         assert_eq!(json, r#"{"columns":["id"],"keys":[["7"]]}"#);
     }

@@ -137,6 +137,17 @@ impl World {
         lakehead::disk::write_durably(&path, config.as_bytes()).unwrap();
     }
 
+    /// Has the next start, and whoever compares, repair tables behind a gap by their keys, or not.
+    pub(crate) fn compare_after_gap(&self, compare: bool) {
+        let path = self.site.dir.join("site.toml");
+        let config = fs::read_to_string(&path).unwrap();
+        let config = config.replace("after_gap = \"compare\"\n", "");
+        let line = "[[source]]\n";
+        let key = if compare { "after_gap = \"compare\"\n" } else { "" };
+        let config = config.replace(line, &format!("{line}{key}"));
+        lakehead::disk::write_durably(&path, config.as_bytes()).unwrap();
+    }
+
     /// A session as superuser in the source's database.
     pub(crate) async fn admin(&self) -> Client {
         self.cluster.connect(SOURCE, &self.tasks).await.unwrap()
@@ -225,7 +236,8 @@ impl World {
     /// Waits until the ledger tells of a gap, and nothing is left to repair.
     pub(crate) async fn repaired(&mut self) {
         let open = |status: &SourceStatus| {
-            let causes = [Cause::SourceGap.name(), Cause::SourceRepair.name()];
+            let causes = [Cause::SourceGap, Cause::SourceRepair, Cause::SourceCompare];
+            let causes = causes.map(|cause| cause.name());
             status.alarms.values().any(|alarm| causes.contains(&alarm.cause.as_str()))
         };
         for _ in 0..PATIENCE_TICKS {

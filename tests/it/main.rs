@@ -16,6 +16,7 @@ mod small_disk;
 mod story_adopt;
 mod story_away;
 mod story_badinput;
+mod story_compare;
 mod story_damage;
 mod story_failover;
 mod story_full;

@@ -78,9 +78,14 @@ def main():
         # Every column, every value, in both.
         width = len(db.execute("SELECT * FROM read_parquet(?)", [str(file)]).fetch_arrow_table().column_names)
         assert width == table.num_columns, item["key"]
-        own = [n for n, op in zip(table["_sequence"].to_pylist(), table["_op"].to_pylist()) if op not in "SR"]
-        assert own == sorted(own), f"{item['key']} is out of order"
-        sequences += own
+        own, kind = table["_sequence"].to_pylist(), item["key"].rsplit("/", 1)[1].split("-")[0]
+        ops = {"snapshot": "S", "repair": "RD", "changes": "IUDT"}[kind]
+        assert set(seen) <= set(ops), f"{item['key']} holds {dict(seen)}"
+        if kind == "changes":
+            assert own == sorted(own), f"{item['key']} is out of order"
+            sequences += own
+        else:
+            assert set(own) <= {0}, f"{item['key']}: rows that were read are no changes"
         rows.update(seen)
         tables.add(item["key"].split("/dt=")[0])
     sequences.sort()

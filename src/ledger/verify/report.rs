@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Serialize, Serializer};
 
 use crate::{
-    ledger::{Head, Op, SourceIdentity},
+    ledger::{Entry, Fates, Head, Op, Repaired, SourceIdentity},
     units::{Point, Position},
 };
 
@@ -67,6 +67,47 @@ pub struct Lost {
     pub to: Point,
     /// How it came.
     pub what: Option<String>,
+    /// Tables that were read anew as wholes since, by qualified name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub anew: BTreeMap<String, Mended>,
+    /// Tables of which the rows that differed were read by their keys since.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub repaired: BTreeMap<String, Mended>,
+}
+
+/// What was done for a table behind a gap.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub struct Mended {
+    /// The entry that says so.
+    pub entry: u64,
+    /// Of a table that was read anew, from where on its rows count; of one that was repaired, from where on it is as
+    /// the database has it.
+    pub position: Position,
+}
+
+impl Lost {
+    /// Without what entries behind `entry` say.
+    pub(super) fn until(mut self, entry: u64) -> Self {
+        self.anew.retain(|_, mended| mended.entry <= entry);
+        self.repaired.retain(|_, mended| mended.entry <= entry);
+        self
+    }
+
+    /// Takes in what an entry says of tables behind it.
+    pub(super) fn mend(&mut self, entry: &Entry) {
+        let Fates { anew, repaired, .. } = &entry.fates;
+        let entry = entry.entry;
+        for (table, position) in anew {
+            self.repaired.remove(table);
+            self.anew.insert(table.clone(), Mended { entry, position: *position });
+        }
+        for (table, Repaired { position, .. }) in repaired {
+            if !self.anew.contains_key(table) {
+                let mended = Mended { entry, position: *position };
+                self.repaired.entry(table.clone()).or_insert(mended);
+            }
+        }
+    }
 }
 
 /// Who signed a run of entries.
@@ -179,7 +220,7 @@ impl fmt::Display for SourceReport {
                 write!(f, ", rows {}", if rows.is_empty() { "0".into() } else { rows.join(" ") })?;
             }
         }
-        for Lost { entry, from, to, what } in &self.gaps {
+        for Lost { entry, from, to, what, anew, repaired } in &self.gaps {
             let (from, to) = (place(Some(*from)), place(Some(*to)));
             write!(
                 f,
@@ -188,6 +229,11 @@ impl fmt::Display for SourceReport {
             )?;
             if let Some(what) = what {
                 write!(f, ": {what}")?;
+            }
+            for (how, tables) in [("read anew", anew), ("repaired by keys", repaired)] {
+                if !tables.is_empty() {
+                    write!(f, "\n{}: {how} since: {}", self.source, named(tables))?;
+                }
             }
         }
         if let Some(damage) = &self.damage {
@@ -199,6 +245,21 @@ impl fmt::Display for SourceReport {
         Ok(())
     }
 }
+
+/// The first tables, where and by which entry, and how many there are more.
+fn named(tables: &BTreeMap<String, Mended>) -> String {
+    let first = tables.iter().take(TABLES_SHOWN).map(|(table, Mended { entry, position })| {
+        format!("{table} (at {position}, entry {entry})")
+    });
+    let first = first.collect::<Vec<_>>().join(", ");
+    match tables.len().saturating_sub(TABLES_SHOWN) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
+}
+
+/// Tables that are named for people; `--json` has all.
+const TABLES_SHOWN: usize = 20;
 
 /// A point for people: its position, and the change that it stands after.
 pub(super) fn place(point: Option<Point>) -> String {

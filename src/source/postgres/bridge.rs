@@ -1,5 +1,5 @@
 //! Goes on behind a gap: notes what is lost, for the ledger; takes a slot that begins behind it; has all
-//! tables read anew.
+//! tables read anew, or compared first (`repair`).
 //!
 //! | fact | what |
 //! |---|---|
@@ -20,6 +20,7 @@ use super::{
     error::SourceError,
     gone,
     origin::{Break, Server, Slot, Way},
+    repair,
     session::{self, Shared},
     slot,
     wire::Wire,
@@ -31,12 +32,12 @@ use crate::{
     units::Position,
 };
 
-/// The reading anew of all tables.
+/// The repair of all tables.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct Repair {
     /// How it came, in a sentence.
     pub(crate) what: String,
-    /// Whether what was read before is forgotten.
+    /// Whether what was read before is forgotten, of those that are read anew.
     pub(crate) begun: bool,
 }
 
@@ -91,7 +92,7 @@ pub(crate) async fn go_past(
             }
             let held = durable.point.position.max(origin.consistent_point);
             return Err(SourceError::Gap(format!(
-                "{what}; going on with all tables read anew once its log has grown past {held}"
+                "{what}; going on behind it once its log has grown past {held}"
             )));
         }
         Way::New => {
@@ -111,9 +112,10 @@ pub(crate) async fn go_past(
         .put(ORIGIN_FACT, &origin)
         .put(format!("{REPAIR_FACTS}{}", to.key()), &Repair { what: what.clone(), begun: false })
         .delete(REGRESS_FACT);
+    repair::wait(&*shared.facts, shared.config.after_gap, to, &mut batch)?;
     shared.facts.record(batch).await?;
     shared.gaps.fetch_add(1, Ordering::Relaxed);
-    tracing::error!(what, %to, "a gap: going on behind it, with all tables read anew");
+    tracing::error!(what, %to, "a gap: going on behind it, where tables are repaired");
     shared.board.alarm(ALARM, Cause::SourceRepair, &what, shared.clock.wall());
     Ok(to)
 }
@@ -158,28 +160,50 @@ pub(crate) fn look(
     Ok(true)
 }
 
-/// Tells of a repair, or that it has ended: all tables are `whole`.
-pub(crate) async fn tell(shared: &Shared, whole: bool) -> Result<(), SourceError> {
+/// Tells of a repair, or that it has ended: all tables are `whole`. `refused`: why an order is.
+pub(crate) async fn tell(
+    shared: &Shared,
+    whole: bool,
+    refused: Option<&str>,
+) -> Result<(), SourceError> {
     let mut open = repairs(&*shared.facts)?;
     let ended = open.extract_if(.., |(_, repair)| whole && repair.begun);
     let mut done = FactBatch::default();
     for (fact, repair) in ended {
         done.delete(fact);
-        tracing::warn!(gap = repair.what, "all tables are read anew behind the gap");
+        tracing::warn!(gap = repair.what, "all tables are repaired behind the gap");
     }
     if !done.changes.is_empty() {
         shared.facts.record(done).await?;
     }
+    let waiting = repair::waiting(&*shared.facts)?;
+    let refused = refused.map(|why| format!("; the order there is refused: {why}"));
+    let now = shared.clock.wall();
     match open.last() {
         None => shared.board.calm(ALARM),
+        Some((_, Repair { what, .. })) if waiting.is_empty() => {
+            shared.board.alarm(ALARM, Cause::SourceRepair, what, now);
+        }
         Some((_, Repair { what, .. })) => {
-            shared.board.alarm(ALARM, Cause::SourceRepair, what, shared.clock.wall());
+            let tables = shortened(&waiting);
+            let what = format!("{what}; to be compared: {tables}{}", refused.unwrap_or_default());
+            shared.board.alarm(ALARM, Cause::SourceCompare, &what, now);
         }
     }
     Ok(())
 }
 
+/// The first names, and how many there are more.
+fn shortened(names: &[String]) -> String {
+    let first = names.iter().take(NAMES_SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMES_SHOWN) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
+}
+
+const NAMES_SHOWN: usize = 10;
 const REGRESS_FACT: &str = "source/regress";
 const REPAIR_FACTS: &str = "source/repair/";
-/// The alarm for tables that are read anew behind a gap.
+/// The alarm for tables that are repaired behind a gap.
 const ALARM: &str = "repair";

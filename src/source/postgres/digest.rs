@@ -4,10 +4,12 @@
 //! Each value is printed once, by its type's own output function, under the settings that every connection
 //! pins; only functions are called that PostgreSQL 12 has, and none that FIPS forbids.
 
+use base64::{Engine, engine::general_purpose::STANDARD};
+
 use super::catalog::{Described, identifier, quoted};
 use crate::source::{
     LakeType,
-    digest::{BITS_MAX, SHORT_BYTEA_BYTES, SHORT_BYTES},
+    digest::{BITS_MAX, SHORT_BYTEA_BYTES, SHORT_BYTES, Sum},
 };
 
 /// What of a table is measured.
@@ -32,13 +34,24 @@ pub(super) struct Statements<'a> {
 }
 
 impl Statements<'_> {
-    /// Number and sums of each bucket's rows: bucket, rows, high, low. `condition` begins with WHERE.
+    /// Number and sums of each bucket's rows, as one text: see [`read_sums`]. `condition` begins with WHERE.
     pub(super) fn sums(&self, condition: &str) -> String {
         let hashes = self.hashes(condition);
         let half =
             |from: u32| format!("('x' || encode(substr(h, {from}, 8), 'hex'))::bit(64)::int8");
+        // Of the sum, which has no bounds, the number of 64 bits that is congruent to it.
+        let wrapped = |sum: &str| {
+            let positive = format!("(({sum} % {TWO_TO_64} + {TWO_TO_64}) % {TWO_TO_64})");
+            format!(
+                "int8send(({positive} - CASE WHEN {positive} >= {TWO_TO_63} THEN {TWO_TO_64} ELSE 0 END)::int8)"
+            )
+        };
         format!(
-            "SELECT b, count(*), sum(high), sum(low) FROM (SELECT b, {} AS high, {} AS low FROM ({hashes}) AS y) AS z GROUP BY b",
+            "SELECT encode(string_agg(int4send(b) || int4send(n::int4) || {} || {}, ''), 'base64') FROM \
+             (SELECT b, count(*) AS n, sum(high) AS high, sum(low) AS low FROM \
+             (SELECT b, {} AS high, {} AS low FROM ({hashes}) AS y) AS z GROUP BY b) AS z",
+            wrapped("high"),
+            wrapped("low"),
             half(1),
             half(9)
         )
@@ -151,6 +164,26 @@ impl Statements<'_> {
     }
 }
 
+/// Reads the answer to [`Statements::sums`]: base64, in lines, of 24 bytes for each bucket that has rows. Big-endian:
+/// bucket i32, rows i32, high i64, low i64. `None`: it is none.
+pub(super) fn read_sums(text: &str) -> Option<Vec<(u16, Sum)>> {
+    let lines: String = text.split_ascii_whitespace().collect();
+    let bytes = STANDARD.decode(lines).ok()?;
+    let (buckets, rest) = bytes.as_chunks::<24>();
+    let sums = buckets.iter().map(|bucket| {
+        let (number, bucket) = bucket.split_first_chunk()?;
+        let (rows, bucket) = bucket.split_first_chunk()?;
+        let (high, low) = bucket.split_first_chunk()?;
+        let sum = Sum {
+            rows: i32::from_be_bytes(*rows).into(),
+            high: i64::from_be_bytes(*high),
+            low: i64::from_be_bytes(low.try_into().ok()?),
+        };
+        Some((u16::try_from(i32::from_be_bytes(*number)).ok()?, sum))
+    });
+    rest.is_empty().then(|| sums.collect())?
+}
+
 /// Texts one behind the other: a function takes 100 arguments at most.
 fn concat(mut texts: Vec<String>) -> String {
     while texts.len() > 1 {
@@ -160,12 +193,33 @@ fn concat(mut texts: Vec<String>) -> String {
     texts.pop().unwrap_or_default()
 }
 
+const TWO_TO_64: &str = "18446744073709551616";
+const TWO_TO_63: &str = "9223372036854775808";
 /// `FUNC_MAX_ARGS` is 100.
 const ARGUMENTS_MAX: usize = 90;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_sums_of_buckets_are_read_from_one_text() {
+        let bytes = |number: i32, rows: i32, high: i64, low: i64| {
+            let (number, rows) = (number.to_be_bytes(), rows.to_be_bytes());
+            [&number[..], &rows, &high.to_be_bytes(), &low.to_be_bytes()].concat()
+        };
+        let all = [bytes(65_535, 3, -1, i64::MIN), bytes(0, 1, 2, 3)].concat();
+        let mut text = STANDARD.encode(&all);
+        text.insert(40, '\n');
+        let sum = |rows, high, low| Sum { rows, high, low };
+        let expected = vec![(65_535, sum(3, -1, i64::MIN)), (0, sum(1, 2, 3))];
+        assert_eq!(read_sums(&text), Some(expected));
+        assert_eq!(read_sums(""), Some(vec![]));
+        for wrong in [&all[..47], &bytes(65_536, 1, 0, 0)[..], &bytes(-1, 1, 0, 0)] {
+            assert_eq!(read_sums(&STANDARD.encode(wrong)), None);
+        }
+        assert_eq!(read_sums("?"), None);
+    }
 
     #[test]
     fn many_columns_are_put_together_in_groups() {

@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 
 use super::{
     chunks::Plan,
+    repair::{self, Stage},
     reread::delete_all,
     snapshot::{PLAN_FACTS, plan_fact},
 };
@@ -84,7 +85,7 @@ pub(crate) fn look(
     Ok(gone)
 }
 
-/// Has all tables that are known read anew, as if each had left and were back.
+/// Has all tables that are known read anew, as if each had left and were back; but for those that wait to be compared.
 ///
 /// # Errors
 ///
@@ -94,15 +95,17 @@ pub(crate) fn all_anew(facts: &dyn Facts, batch: &mut FactBatch) -> Result<(), F
         let Some(id) = fact.strip_prefix(PLAN_FACTS).and_then(|id| id.parse().ok()) else {
             continue;
         };
-        if !plan.gone {
+        if !plan.gone && repair::stage(facts, id) != Stage::Waiting {
             read_anew(facts, id, &plan, batch);
         }
     }
     Ok(())
 }
 
-fn read_anew(facts: &dyn Facts, table_id: u32, plan: &Plan, batch: &mut FactBatch) {
+/// Has a table read anew, as if it had left and were back.
+pub(crate) fn read_anew(facts: &dyn Facts, table_id: u32, plan: &Plan, batch: &mut FactBatch) {
     delete_all(facts, table_id, batch);
+    repair::forget(table_id, batch);
     batch.delete(span_fact(table_id)).delete(fate_fact(table_id, Fate::Whole));
     batch.put(plan_fact(table_id), &plan.anew()).put(anew_fact(table_id), &true);
 }
@@ -110,6 +113,7 @@ fn read_anew(facts: &dyn Facts, table_id: u32, plan: &Plan, batch: &mut FactBatc
 /// Removes what is known of a table's parts and rows. What seal adds meanwhile goes with the next look.
 fn release(facts: &dyn Facts, table_id: u32, batch: &mut FactBatch) -> Result<(), FactDamaged> {
     delete_all(facts, table_id, batch);
+    repair::forget(table_id, batch);
     let span: Option<Span> = facts::read(facts, &span_fact(table_id))?;
     if !span.is_some_and(|span| span.is_one()) {
         batch.put(span_fact(table_id), &Span::settled(Position(0)));

@@ -9,12 +9,14 @@
 //! | `tables`, `gone`, `chunks`, `snapshot`, `gulp` | the rows that were there before |
 //! | `adopt` | the slot of a lost box, taken over |
 //! | `reread`, `ranges` | rows to be read again |
+//! | `bridge`, `repair` | how to go on behind a gap |
 //! | `witness`, `digest` | what the database holds at one position, for the proof of the lake's content |
 //! | `check` | all that can be looked at beforehand |
 //! | `pgoutput`, `copy`, `fields` | records and rows, read again behind the journal |
 //! | `types`, `builtin` and its forms | values |
 
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64},
@@ -64,6 +66,7 @@ mod publication;
 mod ranges;
 mod relation;
 mod render;
+mod repair;
 mod reread;
 pub(crate) mod session;
 mod size;
@@ -97,7 +100,7 @@ use self::{
     tables::Tables,
     url::Url,
 };
-use super::{Keep, ORIGIN_FACT, Origin, SnapshotChunk};
+use super::{Keep, ORIGIN_FACT, Origin, SnapshotChunk, order};
 use crate::{
     clock::Clock,
     config,
@@ -123,7 +126,7 @@ impl Postgres {
     /// The URL or a pattern cannot be used, or the fact does not read.
     pub fn new(
         config: &config::Source,
-        appliance: &str,
+        (appliance, data_dir): (&str, &Path),
         facts: Arc<dyn Facts>,
         keep: Arc<dyn Keep>,
         board: SourceBoard,
@@ -131,6 +134,7 @@ impl Postgres {
     ) -> Result<Self, SourceError> {
         let origin: Option<Origin> = facts::read(&*facts, ORIGIN_FACT)?;
         let shared = Shared {
+            order_file: order::file(data_dir, &config.name),
             config: config.clone(),
             url: own_url(config)?,
             patterns: Patterns::new(&config.tables)?,
@@ -215,6 +219,8 @@ impl Postgres {
         };
         let fresh = opened.fresh.take();
         if road.tables.is_none() {
+            // What an earlier start left to repair is said before anything streams.
+            bridge::tell(shared, false, None).await?;
             road.tables = Some(self.spawn_tables(road, fresh));
         }
         let shipped = road.shipped.clone();

@@ -13,10 +13,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    catalog::{Described, identifier, literal},
+    catalog::{Described, Listed, identifier, literal},
     chunks::{Blocks, Extent, Plan},
     error::SourceError,
     ranges::Ranges,
+    repair::{self, Stage},
     session::Shared,
     snapshot::plan_fact,
     wire::Wire,
@@ -75,13 +76,27 @@ enum Step {
 /// Says how the table stands, and removes the facts that are done with.
 pub(crate) async fn settle(
     shared: &Shared,
-    table_id: u32,
+    (table_id, listed): (u32, &Listed),
     plan: &Plan,
 ) -> Result<Standing, SourceError> {
+    let facts = &*shared.facts;
+    let stage = repair::stage(facts, table_id);
+    if stage == Stage::Waiting {
+        let Some(why) = repair::hopeless(shared, table_id, listed) else {
+            return Ok(Standing::Waiting);
+        };
+        repair::give_up(shared, table_id, plan, why).await?;
+        return Ok(Standing::Parts);
+    }
     loop {
-        match find(shared, table_id)?.next() {
+        let found = find(shared, table_id)?;
+        let read = found.rereads.values().map(|reread| reread.position).max();
+        match found.next() {
             Step::Stand(Standing::Parts) => {
-                begin_again(shared, table_id, plan).await?;
+                match stage {
+                    Stage::None => begin_again(shared, table_id, plan).await?,
+                    _ => repair::give_up(shared, table_id, plan, repair::TOO_MANY).await?,
+                }
                 return Ok(Standing::Parts);
             }
             Step::Stand(standing) => return Ok(standing),
@@ -90,6 +105,7 @@ pub(crate) async fn settle(
                 for key in keys {
                     batch.delete(key);
                 }
+                repair::reached(facts, table_id, read.unwrap_or_default(), &mut batch)?;
                 shared.facts.record(batch).await?;
             }
         }
@@ -108,6 +124,7 @@ pub(crate) fn tell(
     if !told && !plan.gone {
         batch.put(span_fact(table_id), &Span::settled(last));
         batch.put(fate_fact(table_id, Fate::Whole), &Fate::Whole);
+        repair::tell(facts, table_id, batch)?;
     }
     Ok(())
 }
@@ -242,10 +259,13 @@ pub(crate) async fn note_all(shared: &Shared, table_id: u32) -> Result<(), Sourc
     Ok(shared.facts.record(batch).await?)
 }
 
-/// Notes that are read as one chunk, and the condition that names their rows.
+/// Notes that are read as one chunk.
 pub(crate) struct Chunk {
     pub(crate) notes: Vec<String>,
-    pub(crate) condition: String,
+    /// What names their rows: behind the table's name; of rows that are gone, the rows themselves.
+    pub(crate) from: String,
+    /// Where they are gone.
+    pub(crate) gone: Option<Position>,
 }
 
 /// Makes chunks of notes. `None`: rows are named by columns that the table has no more.
@@ -261,6 +281,8 @@ pub(crate) fn chunks(
         let Some(more) = facts::read::<Unchanged>(&*shared.facts, note)? else { continue };
         if let Some((held, names)) = &mut open
             && held.columns == more.columns
+            && held.gone.is_none()
+            && more.gone.is_none()
             && held.keys.len() + more.keys.len() <= KEYS_MAX
         {
             held.keys.extend(more.keys);
@@ -271,14 +293,49 @@ pub(crate) fn chunks(
     }
     chunks.extend(open);
     let chunks = chunks.into_iter().map(|(keys, notes)| {
-        let condition = condition(described, &keys)?;
-        Some(Chunk { notes, condition })
+        let from = match keys.gone {
+            Some(_) => keys_alone(described, &keys)?,
+            None => condition(described, &keys)?,
+        };
+        Some(Chunk { notes, from, gone: keys.gone })
     });
     Ok(chunks.collect())
 }
 
 /// The condition on the rows of these keys, with its WHERE. `None`: there are no such columns.
 pub(crate) fn condition(described: &Described, rows: &Unchanged) -> Option<String> {
+    let values = values(described, rows)?;
+    let names: Vec<String> = (0..rows.columns.len()).map(|at| format!("c{at}")).collect();
+    let equal = rows.columns.iter().zip(&names);
+    let equal = equal
+        .map(|(column, name)| format!("lakehead_k.{name} = lakehead_t.{}", identifier(column)));
+    Some(format!(
+        " AS lakehead_t WHERE EXISTS (SELECT FROM {values} AS lakehead_k({}) WHERE {})",
+        names.join(","),
+        equal.collect::<Vec<_>>().join(" AND ")
+    ))
+}
+
+/// Rows of the table that have these keys, and NULL else: a relation. `None`: there are no such columns.
+fn keys_alone(described: &Described, rows: &Unchanged) -> Option<String> {
+    let values = values(described, rows)?;
+    let names: Vec<String> = (0..rows.columns.len()).map(|at| format!("c{at}")).collect();
+    let columns = described.table.columns.iter().map(|column| {
+        let name = identifier(&column.name);
+        match rows.columns.iter().position(|key| *key == column.name) {
+            Some(at) => format!("c{at} AS {name}"),
+            None => format!("NULL::{} AS {name}", column.source_type),
+        }
+    });
+    let columns = columns.collect::<Vec<_>>().join(", ");
+    Some(format!(
+        "(SELECT {columns} FROM {values} AS lakehead_k({})) AS lakehead_t",
+        names.join(",")
+    ))
+}
+
+/// The keys, each value with its type. `None`: there are no such columns.
+fn values(described: &Described, rows: &Unchanged) -> Option<String> {
     let types = rows.columns.iter().map(|name| {
         let column = described.table.columns.iter().find(|column| column.name == *name)?;
         Some(column.source_type.as_str())
@@ -288,16 +345,7 @@ pub(crate) fn condition(described: &Described, rows: &Unchanged) -> Option<Strin
         let values = key.iter().zip(&types).map(|(text, of)| format!("{}::{of}", literal(text)));
         format!("({})", values.collect::<Vec<_>>().join(","))
     });
-    let names: Vec<String> = (0..types.len()).map(|at| format!("c{at}")).collect();
-    let equal = rows.columns.iter().zip(&names);
-    let equal = equal
-        .map(|(column, name)| format!("lakehead_k.{name} = lakehead_t.{}", identifier(column)));
-    Some(format!(
-        " AS lakehead_t WHERE EXISTS (SELECT FROM (VALUES {}) AS lakehead_k({}) WHERE {})",
-        keys.collect::<Vec<_>>().join(","),
-        names.join(","),
-        equal.collect::<Vec<_>>().join(" AND ")
-    ))
+    Some(format!("(VALUES {})", keys.collect::<Vec<_>>().join(",")))
 }
 
 /// Rows of one chunk, but for those of one epoch, which stay together.

@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeSet,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64},
@@ -53,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) server_leaves: AtomicBool,
     /// Gaps that were gone past: what was begun to be read before counts no more.
     pub(crate) gaps: AtomicU64,
+    /// Where an order to repair tables is laid.
+    pub(crate) order_file: PathBuf,
     /// How runs are cut.
     pub(crate) sizes: Sizes,
 }

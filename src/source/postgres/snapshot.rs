@@ -60,8 +60,10 @@ struct Job {
     filenode: u32,
     number: u32,
     chunks: u32,
-    /// Which rows.
-    condition: String,
+    /// What is read from: the table and which rows of it, or rows of keys that are gone.
+    from: String,
+    /// Where they stand, if not where the snapshot does.
+    position: Option<Position>,
     reading: Reading,
 }
 
@@ -195,8 +197,8 @@ async fn plan(
         };
         let parts = plan.missing(&done).filter_map(|number| {
             let (described, chunks) = (Arc::clone(&described), plan.count());
-            let (condition, reading) = (plan.condition(number)?, reading.clone());
-            Some(Job { described, filenode, number, chunks, condition, reading })
+            let (from, reading) = (from(&described, &plan.condition(number)?), reading.clone());
+            Some(Job { described, filenode, number, chunks, from, position: None, reading })
         });
         jobs.extend(parts);
     }
@@ -213,14 +215,20 @@ fn key_jobs(
     let count = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
     let table = described.table.qualified();
     tracing::info!(table, chunks = count, "rows that may lack values are read again");
-    chunks.into_iter().zip(0..).map(move |(chunk, number)| Job {
-        described: Arc::clone(described),
-        filenode,
-        number,
-        chunks: count,
-        condition: chunk.condition,
-        reading: Reading::Keys(chunk.notes),
+    chunks.into_iter().zip(0..).map(move |(chunk, number)| {
+        let (from, reading) = match chunk.gone {
+            Some(_) => (chunk.from, Reading::Gone(chunk.notes)),
+            None => (from(described, &chunk.from), Reading::Keys(chunk.notes)),
+        };
+        let described = Arc::clone(described);
+        Job { described, filenode, number, chunks: count, from, position: chunk.gone, reading }
     })
+}
+
+/// A table, and the condition on its rows.
+fn from(described: &Described, condition: &str) -> String {
+    let table = &described.table;
+    format!("ONLY {}{condition}", quoted(&table.schema, &table.name))
 }
 
 /// Reads parts until there are none. A connection that breaks ends it.
@@ -253,13 +261,16 @@ async fn worker(work: &Work, target: &Target) -> Result<(), SourceError> {
                 let table = job.described.table.qualified();
                 tracing::warn!(table, %error, "a table's snapshot waits for the next pass");
                 match &job.reading {
-                    Reading::Keys(_) if is_data_exception(&error) => {
+                    Reading::Keys(_) | Reading::Gone(_) if is_data_exception(&error) => {
                         reread::note_all(&work.shared, id).await?;
                     }
                     Reading::Again { by_key: true } if is_data_exception(&error) => {
                         reread::spoil(&work.shared, id).await?;
                     }
-                    Reading::Snapshot | Reading::Again { .. } | Reading::Keys(_) => {}
+                    Reading::Snapshot
+                    | Reading::Again { .. }
+                    | Reading::Keys(_)
+                    | Reading::Gone(_) => {}
                 }
                 lock(&work.aside).insert(id);
                 first = first.and(Err(error));
@@ -277,7 +288,6 @@ async fn read(
     job: &Job,
 ) -> Result<mpsc::Sender<RowBatch>, SourceError> {
     let table = &job.described.table;
-    let from = quoted(&table.schema, &table.name);
     begin(wire, &work.snapshot).await?;
     lock_unchanged(wire, table, job.filenode).await?;
     let (tell, rows) = mpsc::channel(BATCHES);
@@ -285,7 +295,7 @@ async fn read(
         table: Arc::new(table.clone()),
         number: job.number,
         chunks: job.chunks,
-        position: work.position,
+        position: job.position.unwrap_or(work.position),
         at: work.at,
         reading: job.reading.clone(),
         rows,
@@ -295,8 +305,8 @@ async fn read(
         // Without statistics the whole table would be read for each part.
         wire.query("read by the key's index", "SET LOCAL enable_seqscan = off").await?;
     }
-    let (list, condition) = (job.described.select_list(), &job.condition);
-    let sql = format!("COPY (SELECT {list} FROM ONLY {from}{condition}) TO STDOUT (FORMAT binary)");
+    let (list, from) = (job.described.select_list(), &job.from);
+    let sql = format!("COPY (SELECT {list} FROM {from}) TO STDOUT (FORMAT binary)");
     let mut gulp = wire.copy_out(COPYING, &sql).await?;
     let mut total = 0;
     loop {

@@ -23,6 +23,7 @@ use super::{
     error::SourceError,
     gone::{self, Gone},
     login::Purpose,
+    repair,
     reread::{self, Standing},
     session::{self, Fresh, Shared},
     slot,
@@ -47,6 +48,8 @@ pub(crate) struct Tables {
     wire: Option<Wire>,
     /// Tables whose snapshot is known to be whole.
     whole: BTreeSet<u32>,
+    /// Why the last order to repair tables was refused.
+    refused: Option<String>,
 }
 
 /// What is to be read.
@@ -64,7 +67,7 @@ impl Tables {
         tasks: Tasks,
         fresh: Option<Fresh>,
     ) -> Self {
-        Self { shared, chunks, tasks, fresh, wire: None, whole: BTreeSet::new() }
+        Self { shared, chunks, tasks, fresh, wire: None, whole: BTreeSet::new(), refused: None }
     }
 
     /// Runs until it is dropped, or for good.
@@ -156,6 +159,9 @@ impl Tables {
             self.whole.clear();
             self.fresh = None;
         }
+        if !running {
+            self.take_order().await?;
+        }
         look_again(&mut self.whole, listed, noted);
         let all: BTreeSet<u32> = listing.keys().copied().collect();
         for (id, listed) in listing {
@@ -166,7 +172,7 @@ impl Tables {
             let plan = known.as_ref().filter(|plan| plan.done);
             let standing = match plan {
                 Some(_) if running => Standing::Waiting,
-                Some(plan) => reread::settle(&self.shared, id, plan).await?,
+                Some(plan) => reread::settle(&self.shared, (id, &listed), plan).await?,
                 None => Standing::Parts,
             };
             let known = known.as_ref().filter(|_| standing != Standing::Whole);
@@ -191,7 +197,8 @@ impl Tables {
             self.shared.facts.record(batch).await?;
         }
         self.tell_restless(&restless);
-        bridge::tell(&self.shared, !running && all.is_subset(&self.whole)).await?;
+        let whole = !running && all.is_subset(&self.whole);
+        bridge::tell(&self.shared, whole, self.refused.as_deref()).await?;
         let reading = missing.tables.len() > missing.keys.len();
         self.shared.board.write(|status| match (status.state, reading) {
             (SourceState::Streaming, true) => status.state = SourceState::Snapshot,
@@ -199,6 +206,18 @@ impl Tables {
             _ => {}
         });
         Ok(missing)
+    }
+
+    /// Takes an order to repair tables behind a gap, if there is one.
+    async fn take_order(&mut self) -> Result<(), SourceError> {
+        let refused = repair::look(&self.shared).await?.err();
+        if refused != self.refused
+            && let Some(why) = &refused
+        {
+            tracing::warn!(why, "an order to repair tables is refused");
+        }
+        self.refused = refused;
+        Ok(())
     }
 
     /// Tells of tables that were read again as a whole, and are to be once more.

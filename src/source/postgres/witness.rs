@@ -24,7 +24,7 @@ use super::{
     catalog::{self, Described, Listed, Refusal, literal},
     chunks::Plan,
     connect::Target,
-    digest::{Measure, Statements},
+    digest::{self, Measure, Statements},
     error::SourceError,
     login::Purpose,
     message::unknown,
@@ -257,14 +257,19 @@ impl Witness {
             read(part, plan.count());
             let condition = plan.condition(part).unwrap_or_default();
             self.begin(&mut wire, known, filenode).await?;
+            // So many buckets do not spill.
+            let memory = wire.query("digest a table", "SET LOCAL work_mem = '64MB'").await;
+            self.whole(&mut wire, memory).await?;
             let sql = statements.sums(&condition);
             let rows = wire.query_within(self.left()?, "digest a table", &sql).await;
             for row in self.whole(&mut wire, rows).await? {
-                let text = row.0.iter().flatten().map(String::len).sum::<usize>();
-                self.count(text + ROW_BYTES);
-                let part =
-                    Sum { rows: row.parse_as(1)?, high: row.parse_as(2)?, low: row.parse_as(3)? };
-                sums.entry(row.parse_as(0)?).or_default().merge(&part);
+                let text = row.optional(0).unwrap_or_default();
+                self.count(text.len() + ROW_BYTES);
+                let part = digest::read_sums(text)
+                    .ok_or_else(|| Unread::from(unknown("digests", "no such text")))?;
+                for (bucket, sum) in part {
+                    sums.entry(bucket).or_default().merge(&sum);
+                }
             }
             wire.query("end a part", "COMMIT").await?;
         }
@@ -332,8 +337,11 @@ impl Witness {
         let (_, filenode) = self.plan(&mut wire, known).await?;
         let mut found = vec![];
         for keys in keys.chunks(KEYS_AT_ONCE) {
-            let asked =
-                Unchanged { columns: measure.key.clone(), keys: keys.iter().cloned().collect() };
+            let asked = Unchanged {
+                columns: measure.key.clone(),
+                keys: keys.iter().cloned().collect(),
+                gone: None,
+            };
             let condition = reread::condition(&known.described, &asked)
                 .ok_or_else(|| Unread::Table("its key is not what it was".into()))?;
             self.begin(&mut wire, known, filenode).await?;
