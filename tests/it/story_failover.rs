@@ -16,7 +16,7 @@ const SLOT: &str = "lakehead_demo_a_shop";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promoted_standby_with_the_slot_is_followed() {
-    let (mut world, mut standby) = pair("failover").await;
+    let (mut world, mut standby) = pair("failover", "auto").await;
     world.start();
     world.caught_up().await;
     // In order: the standby has all that the primary wrote.
@@ -48,7 +48,7 @@ async fn a_promoted_standby_with_the_slot_is_followed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promoted_standby_without_the_slot_is_a_gap_that_is_said_and_repaired() {
-    let (mut world, standby) = pair("failover-gap").await;
+    let (mut world, standby) = pair("failover-gap", "auto").await;
     world.start();
     world.caught_up().await;
     world.cluster.stop(Stop::Immediate);
@@ -63,9 +63,67 @@ async fn a_promoted_standby_without_the_slot_is_a_gap_that_is_said_and_repaired(
     world.end().await;
 }
 
+/// Without the snapshots of its slot the new primary sends nothing of what was open where it begins to decode, nor of
+/// what came before that had ended; it says so to nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_was_copied_without_its_snapshots_is_a_gap_that_is_said_and_repaired() {
+    let (mut world, mut standby) = pair("failover-alone", "lake").await;
+    world.start();
+    world.caught_up().await;
+    let admin = world.admin().await;
+    let open = async |value: u32| {
+        let session = world.admin().await;
+        let begin = format!("BEGIN; INSERT INTO public.mark VALUES (now() + interval '{value} s')");
+        session.batch_execute(&begin).await.unwrap();
+        session
+    };
+    // The slot's place to begin at comes to the first checkpoint, where the first of these is open.
+    let first = open(1).await;
+    let before = world.cluster.position(&admin).await.unwrap();
+    admin.batch_execute("CHECKPOINT").await.unwrap();
+    let _second = open(2).await;
+    first.batch_execute("COMMIT").await.unwrap();
+    admin.batch_execute("CHECKPOINT").await.unwrap();
+    change(&world).await;
+    world.caught_up().await;
+    let begins = format!(
+        "SELECT FROM pg_replication_slots WHERE slot_name = '{SLOT}' AND restart_lsn >= '{before}'"
+    );
+    let mut ticks = 0;
+    while admin.query(&begins, &[]).await.unwrap().is_empty() {
+        ticks += 1;
+        assert!(ticks < 300, "the slot stays where it was made");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    // Held, and not confirmed; then more, that nobody has.
+    world.bucket.away(true);
+    change(&world).await;
+    let wanted = world.cluster.position(&admin).await.unwrap();
+    admin.batch_execute("INSERT INTO public.mark VALUES (clock_timestamp())").await.unwrap();
+    world.until("it is durable", |status| status.durable.position > wanted).await;
+    world.gateway.kill();
+    change(&world).await;
+    world.cluster.stop(Stop::Fast);
+    standby.stop(Stop::Fast);
+    standby.copy_slot_alone(&world.cluster, SLOT).unwrap();
+    standby.start().unwrap();
+    promote(&mut world, standby).await;
+    change(&world).await;
+    world.bucket.away(false);
+    world.start();
+    world.repaired().await;
+    change(&world).await;
+    world.caught_up().await;
+    let ended = world.audit(&["verify"]).await;
+    assert!(ended.code == 0 && ended.stdout.contains("without its snapshots"), "{ended:?}");
+    world.assert_restored_equal().await;
+    world.end().await;
+}
+
 /// A world whose gateway knows two hosts: a primary, and a standby that follows it.
-async fn pair(story: &str) -> (World, Cluster) {
-    let mut world = World::new(story, Setup::default()).await;
+async fn pair(story: &str, release: &str) -> (World, Cluster) {
+    let setup = Setup { release: release.into(), ..Setup::default() };
+    let mut world = World::new(story, setup).await;
     world.execute("CREATE TABLE t (id bigint PRIMARY KEY, a text)").await;
     change(&world).await;
     let standby = world.cluster.standby(&world.dir.join("standby")).unwrap();

@@ -70,13 +70,27 @@ impl Cluster {
         copy_all(dir, &self.home)
     }
 
-    /// Copies a replication slot from another server, as tools for failover do for servers before 17.
-    /// Both are stopped.
+    /// Copies a replication slot from another server, with the snapshots from which it decodes. Both are stopped.
     ///
     /// # Errors
     ///
     /// The slot's files cannot be read or written.
     pub fn copy_slot(&self, from: &Self, slot: &str) -> Result<(), ClusterError> {
+        let place = |cluster: &Self| cluster.home.join("pg_logical").join("snapshots");
+        let (there, here) = (place(from), place(self));
+        fs::remove_dir_all(&here).map_err(|why| file_error("remove", &here, why))?;
+        copy_all(&there, &here)?;
+        self.copy_slot_alone(from, slot)
+    }
+
+    /// Copies a replication slot from another server, as tools for failover do for servers before 17. Without its
+    /// snapshots the server decodes only what began when all transactions that were open where it begins had ended:
+    /// of others it sends nothing, and says nothing. Both are stopped.
+    ///
+    /// # Errors
+    ///
+    /// The slot's files cannot be read or written.
+    pub fn copy_slot_alone(&self, from: &Self, slot: &str) -> Result<(), ClusterError> {
         let place = |cluster: &Self| cluster.home.join("pg_replslot").join(slot);
         let (there, here) = (place(from), place(self));
         fs::create_dir_all(&here).map_err(|why| file_error("make", &here, why))?;

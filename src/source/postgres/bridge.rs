@@ -51,7 +51,7 @@ pub(crate) fn regress(shared: &Shared) -> Result<Option<String>, FactDamaged> {
 pub(crate) async fn went_back(shared: &Shared) -> SourceError {
     let held = shared.keep.durable().borrow().point.position;
     let what = format!(
-        "the server's log is not the one that this box followed up to {held}: the database was restored to an earlier state, and went on from there"
+        "the server does not send again what this box followed up to {held}: the database was restored to an earlier state, and went on from there, or its slot was copied without its snapshots"
     );
     let mut seen = FactBatch::default();
     seen.put(REGRESS_FACT, &what);
