@@ -39,6 +39,8 @@ pub struct Plan {
 /// A table that is restored.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TablePlan {
+    /// What it is called in the end.
+    pub name: Option<Name>,
     /// Objects of its snapshots, by position.
     pub rows: Vec<RowsObject>,
     /// Objects of rows that were read again, by position.
@@ -65,6 +67,21 @@ pub struct RowsObject {
     pub position: Position,
     /// The object.
     pub object: EntryObject,
+}
+
+impl Plan {
+    /// A version of a table, called as the table is in the end: of two that had one name, one after the other, each
+    /// has its own from the beginning.
+    pub fn called(&self, table: &Arc<Table>) -> Arc<Table> {
+        let name = self.tables.get(&table.id).and_then(|planned| planned.name.as_ref());
+        match name.filter(|name| (&name.schema, &name.table) != (&table.schema, &table.name)) {
+            None => Arc::clone(table),
+            Some(Name { schema, table: name }) => {
+                let (schema, name) = (schema.clone(), name.clone());
+                Arc::new(Table { schema, name, ..(**table).clone() })
+            }
+        }
+    }
 }
 
 /// A run of whole transactions.
@@ -184,6 +201,8 @@ struct Gathered {
 struct Found {
     plan: TablePlan,
     name: String,
+    /// The last position and change at which that is known.
+    called: (Position, u64),
     snapshots: BTreeSet<Position>,
     completed: Option<Position>,
     /// Whether it has objects in the plan.
@@ -223,7 +242,7 @@ impl Gathered {
             }
             let table = definition(entry, &name, known)?;
             let (_, floor) = self.gaps.counts(table.id);
-            let found = self.found(&table, &name);
+            let found = self.found(&table, &name, (position, 0));
             found.needed = true;
             if position < floor {
                 continue;
@@ -246,7 +265,7 @@ impl Gathered {
             if *position < floor {
                 continue;
             }
-            let found = self.found(&table, &name);
+            let found = self.found(&table, &name, (*position, 0));
             found.completed = found.completed.max(Some(*position));
             found.snapshots.insert(*position);
             found.needed = true;
@@ -254,7 +273,7 @@ impl Gathered {
         }
         for (qualified, position) in entry.fates.anew.iter().filter(|(_, at)| **at <= bound) {
             let Some((name, table)) = self.named(entry, qualified, known)? else { continue };
-            let found = self.found(&table, &name);
+            let found = self.found(&table, &name, (*position, 0));
             found.plan.anew = found.plan.anew.max(*position);
             found.needed = true;
             found.plan.left = None;
@@ -303,11 +322,12 @@ impl Gathered {
         known: &Definitions,
     ) -> Result<(), ReplayError> {
         for object in &entry.objects {
-            if let Some((name, Content::Changes { .. })) = parse(&object.key) {
+            if let Some((name, Content::Changes { from, .. })) = parse(&object.key) {
                 let table = definition(entry, &name, known)?;
                 let (first, _) = self.gaps.counts(table.id);
                 // What it is called counts in any case.
-                self.found(&table, &name).needed |= at >= first;
+                let called = (entry.to.position, from);
+                self.found(&table, &name, called).needed |= at >= first;
             }
         }
         let mut tracks = tracks(entry, known)?;
@@ -322,10 +342,15 @@ impl Gathered {
         Ok(())
     }
 
-    fn found(&mut self, table: &Table, name: &Name) -> &mut Found {
+    /// The table, which was called so at this position and change.
+    fn found(&mut self, table: &Table, name: &Name, at: (Position, u64)) -> &mut Found {
         self.last_by_name.insert(name.qualified(), table.id);
         let found = self.tables.entry(table.id).or_default();
-        found.name = name.qualified();
+        if at >= found.called {
+            found.called = at;
+            found.name = name.qualified();
+            found.plan.name = Some(name.clone());
+        }
         found
     }
 
@@ -738,6 +763,26 @@ mod tests {
         assert_eq!(whole.tables[&1].doubtful, ranges);
     }
 
+    /// Else a restore that has it from there on would take what was before for news.
+    #[test]
+    fn a_repair_does_not_bring_back_what_was_before_a_reading_anew() {
+        let mut chain = repaired_chain();
+        // Nobody said that b left: a box that took the chain over has read all of it.
+        chain[5].fates.anew.clear();
+        chain.push(entry(EntryKind::Gap, point(3, 70), point(3, 90), &[]));
+        let before = plan(&chain[..10], &known(), None, &[]).unwrap();
+        assert_eq!(before.tables[&2].anew, Position(50));
+        let mut healed = changes(&["b"], point(3, 90), point(4, 99));
+        let repaired = Repaired { version: 1, position: Position(95) };
+        healed.fates.repaired = ["a", "b"].map(|name| (format!("public.{name}"), repaired)).into();
+        chain.push(healed);
+        let whole = plan(&chain, &known(), None, &[]).unwrap();
+        let (a, b) = (&whole.tables[&1], &whole.tables[&2]);
+        assert_eq!((a.anew, b.anew, b.rows.len()), (Position(0), Position(50), 1));
+        let (closed, _) = plan_closed(&chain[..11], &known(), None).unwrap();
+        assert_eq!((closed.tables[&1].anew, closed.tables[&2].anew), (Position(0), Position(50)));
+    }
+
     #[test]
     fn a_table_renamed_before_a_gap_and_repaired_behind_it_stays_itself() {
         let mut known = known();
@@ -765,6 +810,35 @@ mod tests {
         let plan = plan(&chain, &known, None, &[]).unwrap();
         assert_eq!(plan.tables.keys().collect::<Vec<_>>(), [&1, &9]);
         assert_eq!(plan.tables[&1].rows.len(), 1);
+    }
+
+    #[test]
+    fn a_table_is_called_as_it_is_in_the_end_whichever_name_comes_first_in_keys() {
+        let mut known = known();
+        let name = |table: &str| Name { schema: "public".into(), table: table.into() };
+        let first = known[&(name("b"), 1)].clone();
+        // What was `b` is called `a`, what was `a` is called `c`.
+        let renamed = |to: &str, of: &str, version| {
+            let table = known[&(name(of), 1)].as_ref().clone();
+            Arc::new(Table { name: to.into(), version, ..table })
+        };
+        let (to_a, to_c) = (renamed("a", "b", 2), renamed("c", "a", 1));
+        known.insert((name("a"), 2), to_a);
+        known.insert((name("c"), 1), to_c);
+        let mut both = changes(&["b", "c"], point(0, 10), point(4, 20));
+        let late = changes(&["a"], point(4, 10), point(5, 20));
+        both.objects.extend(late.objects);
+        both.objects.sort_by(|one, other| one.key.cmp(&other.key));
+        both.tables = BTreeMap::from(
+            [("a", 2), ("b", 1), ("c", 1)]
+                .map(|(name, version)| (format!("public.{name}"), version)),
+        );
+        let chain = [snapshot("a", 10, true), snapshot("b", 10, true), both];
+        let plan = plan(&chain, &known, None, &[]).unwrap();
+        let names: Vec<_> = plan.tables.values().map(|table| table.name.clone().unwrap()).collect();
+        assert_eq!(names, [name("c"), name("a")]);
+        assert_eq!(plan.called(&first).qualified(), "public.a");
+        assert_eq!(plan.called(&known[&(name("a"), 1)]).qualified(), "public.c");
     }
 
     #[test]

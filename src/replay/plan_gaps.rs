@@ -2,11 +2,15 @@
 //!
 //! Behind a gap a table is either read anew, and nothing of before counts; or it is compared with the database, and
 //! the rows that differ are read by their keys: then the ledger says from where on it is as the database has it
-//! (`repaired`), and all of before counts on. What is said covers all gaps before it.
+//! (`repaired`), and all of before counts on. What is said covers all gaps before it, back to where the table was read
+//! anew.
 
 use std::collections::BTreeMap;
 
-use super::plan::Definitions;
+use super::{
+    key::{Content, parse},
+    plan::Definitions,
+};
 use crate::{
     ledger::{Entry, EntryKind},
     units::{Point, Position},
@@ -19,6 +23,8 @@ pub(super) struct Gaps {
     gaps: Vec<(usize, Point)>,
     /// By table: places of the entries that say so, and from where on it is repaired.
     repaired: BTreeMap<u32, Vec<(usize, Position)>>,
+    /// By table: places of the entries of its snapshots, and where these stand.
+    read: BTreeMap<u32, Vec<(usize, Position)>>,
     /// By table: from where on it is repaired, behind the point.
     later: BTreeMap<u32, Position>,
     /// Whether all are taken for repaired.
@@ -35,8 +41,10 @@ impl Gaps {
     ) -> Self {
         let mut found = Self { closed, ..Self::default() };
         for (at, entry) in entries.iter().enumerate() {
-            if entry.kind == EntryKind::Gap && entry.from.position < bound {
-                found.gaps.push((at, entry.to));
+            match entry.kind {
+                EntryKind::Gap if entry.from.position < bound => found.gaps.push((at, entry.to)),
+                EntryKind::Snapshot => found.look_at_rows(at, entry, known),
+                _ => {}
             }
             for (qualified, repaired) in &entry.fates.repaired {
                 let named = known.iter().find(|((name, version), _)| {
@@ -55,6 +63,16 @@ impl Gaps {
         found
     }
 
+    fn look_at_rows(&mut self, at: usize, entry: &Entry, known: &Definitions) {
+        for object in &entry.objects {
+            let Some((name, Content::Rows { position })) = parse(&object.key) else { continue };
+            let version = entry.tables.get(&name.qualified());
+            if let Some(table) = version.and_then(|version| known.get(&(name, *version))) {
+                self.read.entry(table.id).or_default().push((at, position));
+            }
+        }
+    }
+
     /// Where the log goes on behind the last gap, and the place of the first entry behind it.
     pub(super) fn last(&self) -> (usize, Point) {
         self.gaps.last().map_or((0, Point::default()), |(at, to)| (at + 1, *to))
@@ -62,10 +80,19 @@ impl Gaps {
 
     /// The place of the first entry whose changes of the table count, and the position from which on its rows do.
     pub(super) fn counts(&self, table: u32) -> (usize, Position) {
-        let said = self.repaired.get(&table).and_then(|said| said.last());
-        let covered = said.map_or(0, |(at, _)| *at);
-        let open = self.gaps.iter().rev().find(|(at, _)| !self.closed && *at >= covered);
+        let open = self.gaps.iter().rev().find(|gap| !self.is_bridged(table, gap));
         open.map_or((0, Position(0)), |(at, to)| (at + 1, to.position))
+    }
+
+    /// Whether the table was repaired behind a gap, and not read anew instead.
+    fn is_bridged(&self, table: u32, (gap, to): &(usize, Point)) -> bool {
+        let said = self.repaired.get(&table).into_iter().flatten().map(|(at, _)| *at);
+        let said = said.chain(self.closed.then_some(usize::MAX)).find(|at| at > gap);
+        let read = |said: usize| {
+            let mut rows = self.read.get(&table).into_iter().flatten();
+            rows.any(|(at, position)| *at < said && *position >= to.position)
+        };
+        said.is_some_and(|said| !read(said))
     }
 
     /// From where on the table is repaired, if that is behind the point.

@@ -115,7 +115,7 @@ pub async fn restore(
     if at > plan.end.position {
         return Err(ReplayError::Beyond { at, until: plan.end.position });
     }
-    let versions = known.values().map(|table| ((table.id, table.version), table.clone()));
+    let versions = known.values().map(|table| ((table.id, table.version), plan.called(table)));
     let bound = until.unwrap_or(Position(u64::MAX));
     let stands = (applied, lacking);
     let mut restore = Restore::new(target, &fetcher, versions.collect(), bound, stands, progress);

@@ -122,7 +122,8 @@ async fn assert_whole(world: &mut World) {
     admin.batch_execute("DROP DATABASE restored WITH (FORCE)").await.unwrap();
 }
 
-/// A world whose tables are in the lake, of which one has another name since; the gateway is down.
+/// A world whose tables are in the lake, and restored; one has another name since, and another one its name. The
+/// gateway is down.
 async fn begun(story: &str) -> World {
     let mut world = World::new(story, Setup::default()).await;
     world.compare_after_gap(true);
@@ -130,14 +131,16 @@ async fn begun(story: &str) -> World {
     world.start();
     world.until("it streams", |status| status.state == SourceState::Streaming).await;
     world.caught_up().await;
+    world.restored("before", &[]).await;
     world
         .execute_each(
             "ALTER TABLE first_name RENAME TO second_name;\n\
-            UPDATE second_name SET a = 'renamed' WHERE id = 50",
+            UPDATE second_name SET a = 'renamed' WHERE id = 50;\n\
+            CREATE TABLE first_name (id integer PRIMARY KEY, a text);\n\
+            INSERT INTO first_name VALUES (1, 'other')",
         )
         .await;
     world.caught_up().await;
-    world.restored("before", &[]).await;
     world.gateway.kill();
     world
 }
