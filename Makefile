@@ -133,7 +133,7 @@ large: test-tools python ## A journal of 20 GiB, 5 M rows at once, 500 MB values
 	@mkdir -p target/large
 	TMPDIR=$(CURDIR)/target/large LAKEHEAD_GIB=$(GIB) cargo test --locked --all-features --lib -- --nocapture a_large_journal
 	LAKEHEAD_BINARY=$(CURDIR)/target/release/lakehead LAKEHEAD_LARGE=1 \
-		cargo test --locked --all-features --test it -- --nocapture --test-threads=1 story_large
+		cargo test --locked --all-features --test it -- --nocapture --test-threads=1 story_large of_a_table_of_which
 
 simulate: ## The road against a model world, seed after seed: make simulate SEEDS=1000000 FROM=0
 	cargo build --release --locked --features sim --target-dir target/sim

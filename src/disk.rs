@@ -71,8 +71,12 @@ fn write_prepared(
     prepare: impl FnOnce(&File) -> io::Result<()>,
 ) -> io::Result<()> {
     let partial = path.with_extension("partial");
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+    // One that was left is not written into: somebody else may have laid it, or a link.
+    match fs::remove_file(&partial) {
+        Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
     prepare(&file)?;
     file.write_all(bytes)?;
     file.sync_all()?;
@@ -255,6 +259,19 @@ pub fn list(dir: &Path, extension: &str) -> io::Result<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_left_beside_a_file_is_not_written_into() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, victim) = (dir.path().join("order.json"), dir.path().join("victim"));
+        fs::write(&victim, "as it was").unwrap();
+        std::os::unix::fs::symlink(&victim, path.with_extension("partial")).unwrap();
+        write_durably_for_owner(&path, b"new").unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "as it was");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        let mode = fs::symlink_metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+    }
 
     #[test]
     fn a_file_written_durably_is_private_and_whole() {

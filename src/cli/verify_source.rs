@@ -79,6 +79,14 @@ impl Against {
             let remedy = format!("name one of them with --source: {}", sources.join(", "));
             return Err(ConfigError::Argument { what, remedy }.into());
         }
+        if let Some(file) = &self.repair_file
+            && !file.parent().is_some_and(|folder| folder.as_os_str().is_empty() || folder.is_dir())
+        {
+            let what = format!("--repair-file: the folder of {} is not there", file.display());
+            return Err(
+                ConfigError::Argument { what, remedy: "make it, or name another".into() }.into()
+            );
+        }
         for source in sources.iter().filter(|_| self.repair && self.repair_file.is_none()) {
             let file = order::file(&config.appliance.data_dir, source);
             if !file.parent().is_some_and(Path::is_dir) {
@@ -143,18 +151,21 @@ pub(super) async fn prove(
     drop(meter);
     let (report, order) = proven?;
     if let Some(order) = &order {
-        let file = against.repair_file.clone();
-        let file = file.unwrap_or_else(|| order::file(&config.appliance.data_dir, &report.source));
-        lay(order, &file)?;
+        let own = order::file(&config.appliance.data_dir, &report.source);
+        lay(order, against.repair_file.as_deref(), &own)?;
     }
     Ok(report)
 }
 
-/// Lays an order where a box looks for it.
-fn lay(order: &Order, file: &Path) -> Result<(), Failure> {
+/// Lays an order where a box looks for it, or `elsewhere`.
+fn lay(order: &Order, elsewhere: Option<&Path>, own: &Path) -> Result<(), Failure> {
     let bytes = serde_json::to_vec(order).expect("orders are plain data");
-    disk::write_durably_for_owner(file, &bytes).map_err(|why| {
-        let what = format!("write the order {}: {why}", file.display());
+    let written = match elsewhere {
+        Some(file) => disk::write_durably(file, &bytes),
+        None => disk::write_durably_for_owner(own, &bytes),
+    };
+    written.map_err(|why| {
+        let what = format!("write the order {}: {why}", elsewhere.unwrap_or(own).display());
         Failure::new(Cause::DiskFailed, what, "run it as the box's user, or as root")
     })
 }

@@ -763,6 +763,21 @@ mod tests {
         assert_eq!(whole.tables[&1].doubtful, ranges);
     }
 
+    /// A second gap may come before an entry says that the first one is repaired.
+    #[test]
+    fn a_repair_that_is_said_behind_a_later_gap_is_none_of_that() {
+        let mut chain = repaired_chain();
+        let late = chain.pop().unwrap();
+        chain.push(entry(EntryKind::Gap, point(2, 60), point(2, 65), &[]));
+        chain.push(late);
+        let Err(ReplayError::Incomplete { tables, .. }) =
+            plan(&chain, &known(), None, &["public.b".to_owned()])
+        else {
+            panic!("the second gap is passed over");
+        };
+        assert_eq!(tables, ["public.a (its snapshot is not complete)"]);
+    }
+
     /// Else a restore that has it from there on would take what was before for news.
     #[test]
     fn a_repair_does_not_bring_back_what_was_before_a_reading_anew() {

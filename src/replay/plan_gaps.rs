@@ -86,8 +86,10 @@ impl Gaps {
 
     /// Whether the table was repaired behind a gap, and not read anew instead.
     fn is_bridged(&self, table: u32, (gap, to): &(usize, Point)) -> bool {
-        let said = self.repaired.get(&table).into_iter().flatten().map(|(at, _)| *at);
-        let said = said.chain(self.closed.then_some(usize::MAX)).find(|at| at > gap);
+        // One that stands before the gap was said late: it is of an earlier one.
+        let said = self.repaired.get(&table).into_iter().flatten();
+        let said = said.filter(|(at, position)| at > gap && *position >= to.position);
+        let said = said.map(|(at, _)| *at).chain(self.closed.then_some(usize::MAX)).next();
         let read = |said: usize| {
             let mut rows = self.read.get(&table).into_iter().flatten();
             rows.any(|(at, position)| *at < said && *position >= to.position)
@@ -105,7 +107,9 @@ impl Gaps {
     pub(super) fn doubtful(&self, table: u32) -> Vec<(Position, Position)> {
         let (mut ranges, mut from) = (vec![], 0);
         for (at, position) in self.repaired.get(&table).into_iter().flatten() {
-            let first = self.gaps.iter().find(|(gap, _)| (from..*at).contains(gap));
+            let mut gaps = self.gaps.iter();
+            let first =
+                gaps.find(|(gap, to)| (from..*at).contains(gap) && to.position <= *position);
             ranges.extend(first.map(|(_, to)| (to.position, *position)));
             from = *at;
         }

@@ -363,7 +363,7 @@ async fn one(
 ) -> Result<TableProof, ProofError> {
     let held = lakeside.held(id);
     let name = held.map(|held| held.last.qualified()).unwrap_or_default();
-    let mut proof = TableProof { table: name, ..TableProof::default() };
+    let mut proof = TableProof { id, table: name, ..TableProof::default() };
     let (last, layout) = match held {
         Some(held) => (Arc::clone(&held.last), held.layout.clone()),
         None => return Ok(proof),

@@ -295,6 +295,7 @@ impl Found {
         proof.verdict = match (lacking > 0 && !unsure) || self.real {
             true => Verdict::Different,
             false if self.more > 0 || unsure => {
+                proof.overflows = self.more > 0;
                 proof.why = Some(
                     "rows differ that were written before the table had its columns as they are"
                         .into(),

@@ -38,8 +38,8 @@ pub(super) fn order(
     for id in plan.tables.keys().filter(|id| !said.tables.contains_key(id)) {
         let (Some(held), Some(now)) = (lakeside.held(*id), witness.table(*id)) else { continue };
         let table = held.last.qualified();
-        let Some(proof) = found.iter().find(|proof| proof.table == table) else { continue };
-        let how = match obstacle(&held.last, now) {
+        let Some(proof) = found.iter().find(|proof| proof.id == *id) else { continue };
+        let how = match held.problem.clone().or_else(|| obstacle(&held.last, now)) {
             Some(why) => Some(How::Anew(why)),
             None => how(proof, &held.layout.key, &mut bytes),
         };
@@ -86,6 +86,7 @@ fn how(proof: &TableProof, key: &[String], bytes: &mut usize) -> Option<How> {
     let found = match (&proof.verdict, &proof.differences) {
         (Verdict::Equal, _) => Some(Keys { columns: key.to_vec(), ..Keys::default() }),
         (Verdict::Different, Some(found)) => keys(found, key.to_vec()),
+        (Verdict::Unknown, _) if proof.overflows => None,
         (Verdict::Different | Verdict::Unknown | Verdict::Untold, _) => return None,
     };
     let (Some(mut keys), Some(unknown)) = (found, &proof.unknown_rows) else {

@@ -67,6 +67,12 @@ pub struct TableProof {
     /// Keys of rows in which nothing differs but what is unknown; `None`: not all of them were kept.
     #[serde(skip)]
     pub unknown_rows: Option<Vec<Vec<String>>>,
+    /// The table's number in the database.
+    #[serde(skip)]
+    pub id: u32,
+    /// Whether more rows differ than were kept to be looked at, and nothing else is known to.
+    #[serde(skip)]
+    pub overflows: bool,
 }
 
 /// What holds of a table.

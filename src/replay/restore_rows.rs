@@ -321,7 +321,10 @@ impl<'a> Restore<'a> {
         if meta.position <= live.skip_until {
             return Ok(());
         }
-        if meta.position > live.last_snapshot && version.version != live.table.version {
+        // A key that was gone is written under the version that the table had when it was looked for.
+        let late = meta.op == Op::Delete && meta.sequence == 0;
+        let other = version.version != live.table.version && !late;
+        if meta.position > live.last_snapshot && other {
             let version = version.clone();
             self.write_out(here.table).await?;
             let live = self.live.get_mut(&here.table).expect("it was there above");

@@ -39,6 +39,11 @@ pub fn fate_fact(table_id: u32, fate: Fate) -> String {
     format!("{FATE_FACTS}{table_id:010}/{name}")
 }
 
+/// Key of [`Fate::Repaired`], wherever that is.
+pub fn repaired_fact(table_id: u32) -> String {
+    fate_fact(table_id, Fate::Repaired(Position(0)))
+}
+
 /// Key of the fact that a table which was away is read anew. Goes with the first part of that reading.
 pub fn anew_fact(table_id: u32) -> String {
     format!("seal/anew/{table_id:010}")

@@ -67,7 +67,7 @@ pub const VERSION: u32 = 1;
 /// Of all keys of an order together, as [`Keys::bytes`] counts them.
 pub const KEYS_BYTES_MAX: usize = 512 << 10;
 /// Of its file.
-pub const FILE_BYTES_MAX: u64 = 16 << 20;
+pub const FILE_BYTES_MAX: u64 = 4 << 20;
 /// In a box's `data_dir`.
 pub const FOLDER: &str = "repair";
 
@@ -77,9 +77,9 @@ pub fn file(data_dir: &Path, source: &str) -> PathBuf {
 }
 
 impl Keys {
-    /// What they take, about: in the order, and in the box's facts.
+    /// What they take in the box's facts, about: of one that is gone the row is looked for, too.
     pub fn bytes(&self) -> usize {
-        let keys = self.read.iter().chain(&self.gone);
+        let keys = self.read.iter().chain(&self.gone).chain(&self.gone);
         keys.map(|key| key.iter().map(|text| text.len() + 3).sum::<usize>() + 2).sum()
     }
 

@@ -102,7 +102,8 @@ impl Lost {
             self.anew.insert(table.clone(), Mended { entry, position: *position });
         }
         for (table, Repaired { position, .. }) in repaired {
-            if !self.anew.contains_key(table) {
+            // Else it was said late, and is of an earlier gap.
+            if *position >= self.to.position && !self.anew.contains_key(table) {
                 let mended = Mended { entry, position: *position };
                 self.repaired.entry(table.clone()).or_insert(mended);
             }

@@ -147,6 +147,28 @@ impl SourceError {
             || matches!(self, Self::Ended)
     }
 
+    /// Whether a value is none of its column's type, or of its domain: the column had another one when a key of it
+    /// was noted.
+    pub(crate) fn is_of_values(&self) -> bool {
+        let of_values = |code: &str| code.starts_with("22") || code.starts_with("23");
+        matches!(self, Self::Server { error, .. } if of_values(&error.code))
+    }
+
+    /// Without the server's words, where they may quote a value.
+    pub(crate) fn discreet(self) -> Self {
+        let of_values = self.is_of_values();
+        match self {
+            Self::Server { doing, error } if of_values => {
+                let message = "a value is none of its column's".into();
+                Self::Server {
+                    doing,
+                    error: ServerError { message, detail: String::new(), ..error },
+                }
+            }
+            error => error,
+        }
+    }
+
     /// Whether waiting can heal it.
     pub(crate) fn heals(&self) -> bool {
         matches!(self.cause().disposition(), Disposition::Retry(_))
@@ -218,6 +240,25 @@ mod tests {
         let error =
             ServerError { code: code.into(), message: message.into(), detail: String::new() };
         SourceError::Server { doing: "test", error }.cause()
+    }
+
+    #[test]
+    fn of_a_value_that_the_server_quotes_nothing_is_said() {
+        let refused = |code: &str| SourceError::Server {
+            doing: "copy a table",
+            error: ServerError {
+                code: code.into(),
+                message: "\"secret\"".into(),
+                detail: "secret".into(),
+            },
+        };
+        for code in ["22P02", "23502", "23514"] {
+            let error = refused(code);
+            assert!(error.is_of_values());
+            let said = format!("{error} {error:?}", error = error.discreet());
+            assert!(!said.contains("secret") && said.contains(code), "{said}");
+        }
+        assert!(refused("42501").discreet().to_string().contains("secret"));
     }
 
     #[test]

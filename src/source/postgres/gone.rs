@@ -20,7 +20,7 @@ use super::{
 use crate::{
     facts::{self, FactBatch, FactDamaged, Facts},
     source::{
-        fate::{Fate, anew_fact, fate_fact},
+        fate::{Fate, anew_fact, fate_fact, repaired_fact},
         reread::{Span, UNCHANGED_FACTS, span_fact},
     },
     units::Position,
@@ -106,7 +106,10 @@ pub(crate) fn all_anew(facts: &dyn Facts, batch: &mut FactBatch) -> Result<(), F
 pub(crate) fn read_anew(facts: &dyn Facts, table_id: u32, plan: &Plan, batch: &mut FactBatch) {
     delete_all(facts, table_id, batch);
     repair::forget(table_id, batch);
-    batch.delete(span_fact(table_id)).delete(fate_fact(table_id, Fate::Whole));
+    batch
+        .delete(span_fact(table_id))
+        .delete(fate_fact(table_id, Fate::Whole))
+        .delete(repaired_fact(table_id));
     batch.put(plan_fact(table_id), &plan.anew()).put(anew_fact(table_id), &true);
 }
 

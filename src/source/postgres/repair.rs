@@ -26,7 +26,7 @@ use crate::{
     facts::{self, FactBatch, FactDamaged, Facts},
     source::{
         ORIGIN_FACT, Origin,
-        fate::{Fate, fate_fact},
+        fate::{Fate, fate_fact, repaired_fact},
         order::{FILE_BYTES_MAX, How, Keys, Order, Ordered},
         reread::{Span, Unchanged, reread_facts, span_fact, unchanged_all_fact, unchanged_facts},
     },
@@ -101,8 +101,9 @@ pub(crate) fn wait(
                 .put(compare_fact(id), &Waiting { behind: to })
                 .put(span_fact(id), &Span::begun(begun, true))
                 .delete(compared_fact(id))
-                // Said in an entry behind the gap it would be wrong.
-                .delete(fate_fact(id, Fate::Whole));
+                // Said in an entry behind the gap they would be wrong.
+                .delete(fate_fact(id, Fate::Whole))
+                .delete(repaired_fact(id));
         } else {
             forget(id, batch);
         }
@@ -165,6 +166,9 @@ pub(crate) fn tell(
 
 /// Looks for an order, and takes it. `Err` as a value: why it was refused, for people.
 pub(crate) async fn look(shared: &Shared) -> Result<Result<(), String>, SourceError> {
+    if shared.order_file.as_os_str().is_empty() {
+        return Ok(Ok(()));
+    }
     let waiting = ids(&*shared.facts, COMPARE_FACTS);
     let bytes = match read(shared).await {
         Ok(Some(bytes)) => bytes,
@@ -250,6 +254,10 @@ fn by_keys(
     batch: &mut FactBatch,
 ) -> Result<(), FactDamaged> {
     let (id, position) = (ordered.id, order.position);
+    // What was read for an order before this one, and is noted still, is open again.
+    for (fact, _) in facts.scan(&reread_facts(id)) {
+        batch.delete(fact);
+    }
     let note = |keys: &[Vec<String>], gone| Unchanged {
         columns: keys_columns(ordered),
         keys: keys.iter().cloned().collect(),
@@ -257,12 +265,15 @@ fn by_keys(
     };
     // Of a key that is gone too: should the row be there after all, it stands behind that.
     let read: Vec<Vec<String>> = keys.read.iter().chain(&keys.gone).cloned().collect();
+    // What was read for an order before this one is not what this one asks for: each has names of its own.
+    let name = |what: &str, number: usize| {
+        format!("{}{what}-{}-{number:08}", unchanged_facts(id), position.key())
+    };
     for (number, part) in read.chunks(NOTE_KEYS_MAX).enumerate() {
-        batch.put(format!("{}order-{number:08}", unchanged_facts(id)), &note(part, None));
+        batch.put(name("order", number), &note(part, None));
     }
-    if !keys.gone.is_empty() {
-        let gone = note(&keys.gone, Some(position));
-        batch.put(format!("{}gone-{}", unchanged_facts(id), position.key()), &gone);
+    for (number, part) in keys.gone.chunks(NOTE_KEYS_MAX).enumerate() {
+        batch.put(name("gone", number), &note(part, Some(position)));
     }
     let known: Option<Span> = facts::read(facts, &span_fact(id))?;
     let first = known.map_or(order.behind, |span| span.first);
@@ -424,9 +435,13 @@ mod tests {
         assert_eq!(waiting(&facts).unwrap(), ["public.t1"]);
         // A row that gets another key there without its values is noted, whatever comes.
         assert!(Span::may_lose(Some(&span(&facts, 1)), Position(41), true));
-        // Another gap: what is noted since the first one counts on.
+        // Another gap: what is noted since the first one counts on, and what was to be said is not said behind it.
+        let mut late = FactBatch::default();
+        late.put(repaired_fact(1), &Fate::Repaired(Position(45)));
+        facts.record_blocking(late).unwrap();
         wait_at(&facts, AfterGap::Compare, 50);
         assert_eq!(span(&facts, 1), Span::begun(Position(40), true));
+        assert_eq!(facts.get(&repaired_fact(1)), None);
         wait_at(&facts, AfterGap::Reread, 60);
         assert_eq!(stages(&facts), [Stage::None; 4]);
     }
@@ -462,9 +477,18 @@ mod tests {
                 (None, vec!["1".to_owned(), "2".to_owned()])
             ]
         );
-        // Another gap while it is repaired: it waits again.
+        // Another gap while it is repaired: it waits again, and what is ordered then is read whatever was read before.
         wait_at(&facts, AfterGap::Compare, 90);
         assert_eq!(stage(&facts, 1), Stage::Waiting);
+        let names = |facts: &MemoryFacts| {
+            let notes = facts.scan(&unchanged_facts(1)).into_iter();
+            notes.map(|(key, _)| key).collect::<Vec<_>>()
+        };
+        let before = names(&facts);
+        let again = Order { behind: Position(90), ..order(99, keys(&["1"], &["2"])) };
+        taken(&facts, &again).unwrap();
+        let news = names(&facts).into_iter().filter(|name| !before.contains(name));
+        assert_eq!(news.count(), 2);
     }
 
     #[test]

@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    catalog::{Described, Listed, identifier, literal},
+    catalog::{Described, Listed, identifier, literal, quoted},
     chunks::{Blocks, Extent, Plan},
     error::SourceError,
     ranges::Ranges,
@@ -264,8 +264,8 @@ pub(crate) struct Chunk {
     pub(crate) notes: Vec<String>,
     /// What names their rows: behind the table's name; of rows that are gone, the rows themselves.
     pub(crate) from: String,
-    /// Where they are gone.
-    pub(crate) gone: Option<Position>,
+    /// Where they are gone, and the chunk's number, which is its note's: it is the same in every pass.
+    pub(crate) gone: Option<(Position, u32)>,
 }
 
 /// Makes chunks of notes. `None`: rows are named by columns that the table has no more.
@@ -297,7 +297,9 @@ pub(crate) fn chunks(
             Some(_) => keys_alone(described, &keys)?,
             None => condition(described, &keys)?,
         };
-        Some(Chunk { notes, from, gone: keys.gone })
+        let number = || notes.first()?.rsplit('-').next()?.parse().ok();
+        let gone = keys.gone.map(|position| (position, number().unwrap_or_default()));
+        Some(Chunk { notes, from, gone })
     });
     Ok(chunks.collect())
 }
@@ -323,13 +325,15 @@ fn keys_alone(described: &Described, rows: &Unchanged) -> Option<String> {
     let columns = described.table.columns.iter().map(|column| {
         let name = identifier(&column.name);
         match rows.columns.iter().position(|key| *key == column.name) {
-            Some(at) => format!("c{at} AS {name}"),
-            None => format!("NULL::{} AS {name}", column.source_type),
+            Some(at) => format!("lakehead_k.c{at} AS {name}"),
+            None => format!("lakehead_n.{name}"),
         }
     });
     let columns = columns.collect::<Vec<_>>().join(", ");
+    // No NULL is cast: a domain may not allow it.
+    let table = quoted(&described.table.schema, &described.table.name);
     Some(format!(
-        "(SELECT {columns} FROM {values} AS lakehead_k({})) AS lakehead_t",
+        "(SELECT {columns} FROM {values} AS lakehead_k({}) LEFT JOIN ONLY {table} AS lakehead_n ON false) AS lakehead_t",
         names.join(",")
     ))
 }

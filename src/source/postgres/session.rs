@@ -195,7 +195,8 @@ pub(crate) async fn judge(
     let confirmed = found.and_then(|slot| slot.confirmed).unwrap_or_default();
     if let Some(origin) = facts::read::<Origin>(&*shared.facts, ORIGIN_FACT)? {
         // The operator may have named another slot since.
-        let origin = Origin { slot: names.slot.clone(), ..origin };
+        let made = origin.made && origin.slot == names.slot;
+        let origin = Origin { slot: names.slot.clone(), made, ..origin };
         let (held, regress) = (durable.point.position, bridge::regress(shared)?);
         let checked = origin::check(&origin, server, found, held, regress.as_deref());
         let continues = match checked {

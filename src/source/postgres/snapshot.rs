@@ -216,12 +216,12 @@ fn key_jobs(
     let table = described.table.qualified();
     tracing::info!(table, chunks = count, "rows that may lack values are read again");
     chunks.into_iter().zip(0..).map(move |(chunk, number)| {
-        let (from, reading) = match chunk.gone {
-            Some(_) => (chunk.from, Reading::Gone(chunk.notes)),
-            None => (from(described, &chunk.from), Reading::Keys(chunk.notes)),
+        let (number, position, from, reading) = match chunk.gone {
+            Some((position, own)) => (own, Some(position), chunk.from, Reading::Gone(chunk.notes)),
+            None => (number, None, from(described, &chunk.from), Reading::Keys(chunk.notes)),
         };
         let described = Arc::clone(described);
-        Job { described, filenode, number, chunks: count, from, position: chunk.gone, reading }
+        Job { described, filenode, number, chunks: count, from, position, reading }
     })
 }
 
@@ -259,12 +259,13 @@ async fn worker(work: &Work, target: &Target) -> Result<(), SourceError> {
             // The server refused: this table waits, the others go on.
             Err(error @ (SourceError::Server { .. } | SourceError::Gap(_))) => {
                 let table = job.described.table.qualified();
+                let (of_values, error) = (error.is_of_values(), error.discreet());
                 tracing::warn!(table, %error, "a table's snapshot waits for the next pass");
                 match &job.reading {
-                    Reading::Keys(_) | Reading::Gone(_) if is_data_exception(&error) => {
+                    Reading::Keys(_) | Reading::Gone(_) if of_values => {
                         reread::note_all(&work.shared, id).await?;
                     }
-                    Reading::Again { by_key: true } if is_data_exception(&error) => {
+                    Reading::Again { by_key: true } if of_values => {
                         reread::spoil(&work.shared, id).await?;
                     }
                     Reading::Snapshot
@@ -453,11 +454,6 @@ pub(crate) fn progress(shared: &Shared, id: u32) -> Result<Option<Plan>, SourceE
 pub(crate) fn sealed(shared: &Shared, id: u32) -> BTreeSet<u32> {
     let keys = shared.facts.scan(&chunk_facts(id));
     keys.iter().filter_map(|(key, _)| key.rsplit('/').next()?.parse().ok()).collect()
-}
-
-/// Whether a value is none of its column's type: the column had another type when its key was noted.
-fn is_data_exception(error: &SourceError) -> bool {
-    matches!(error, SourceError::Server { error, .. } if error.code.starts_with("22"))
 }
 
 fn changed(table: &str) -> SourceError {
