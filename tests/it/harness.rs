@@ -137,6 +137,19 @@ impl World {
         lakehead::disk::write_durably(&path, config.as_bytes()).unwrap();
     }
 
+    /// Drops the box's slot.
+    pub(crate) async fn drop_slot(&self) {
+        let drop = format!("SELECT pg_drop_replication_slot('{SLOT}')");
+        for _ in 0..100 {
+            // Who reads from it may still be on its way out.
+            if self.admin().await.batch_execute(&drop).await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("the slot cannot be dropped");
+    }
+
     /// Has the next start, and whoever compares, repair tables behind a gap by their keys, or not.
     pub(crate) fn compare_after_gap(&self, compare: bool) {
         let path = self.site.dir.join("site.toml");
@@ -497,6 +510,8 @@ pub(crate) fn fresh_dir(story: &str) -> PathBuf {
 
 /// The database, and the name of the source.
 pub(crate) const SOURCE: &str = "shop";
+/// The box's slot, as it is named after appliance and source.
+pub(crate) const SLOT: &str = "lakehead_demo_a_shop";
 /// A table that stories move the position with; the shop has one already.
 const MARK: &str = "CREATE TABLE IF NOT EXISTS mark (at timestamptz NOT NULL PRIMARY KEY); ALTER TABLE mark OWNER TO shop";
 /// What the restored database must have before: types of extensions are not ours to create.

@@ -1,7 +1,7 @@
 //! Behind a gap tables are compared with the database, and only the rows that differ are read
 //! (`after_gap = "compare"`).
 
-use std::{fs, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use lakehead::{
     demo::compare::compare,
@@ -12,9 +12,6 @@ use lakehead::{
 use serde_json::Value;
 
 use crate::harness::{SOURCE, Setup, World, assert_all_equal, copied};
-
-/// The box's slot, as it is named after appliance and source.
-const SLOT: &str = "lakehead_demo_a_shop";
 
 const TABLES: &str = "CREATE TABLE keyed (id integer PRIMARY KEY, a text, big text);\n\
     CREATE TABLE \"Odd one\" (\"Kéy\" text, n integer, v bytea, PRIMARY KEY (n, \"Kéy\"));\n\
@@ -82,18 +79,6 @@ fn waits(status: &SourceStatus) -> bool {
     alarms.any(|alarm| alarm.cause == Cause::SourceCompare.name())
 }
 
-async fn drop_slot(world: &World) {
-    let drop = format!("SELECT pg_drop_replication_slot('{SLOT}')");
-    for _ in 0..100 {
-        // Who reads from it may still be on its way out.
-        if world.admin().await.batch_execute(&drop).await.is_ok() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    panic!("the slot cannot be dropped");
-}
-
 /// Rows of a table with this `_op` in entries of rows read again.
 fn repaired_rows(world: &World, table: &str, op: Op) -> u64 {
     let ledger = world.ledger();
@@ -145,17 +130,44 @@ async fn begun(story: &str) -> World {
     world
 }
 
+/// What the alarms say.
+fn what(status: &SourceStatus) -> String {
+    status.alarms.values().map(|alarm| alarm.what.clone()).collect::<Vec<_>>().join("; ")
+}
+
+/// Another gap, behind which nothing waits for an order that is as old as the first.
+async fn twice_more(world: &mut World, file: &Path, order: &Path) {
+    world.gateway.kill();
+    world.drop_slot().await;
+    world.execute_each("DELETE FROM keyed WHERE id BETWEEN 1 AND 99").await;
+    world.start();
+    world.until("it waits to be compared", waits).await;
+    let (code, _) =
+        against_source(world, &["--repair", "--repair-file", file.to_str().unwrap()]).await;
+    assert_eq!(code, 1);
+    world.gateway.kill();
+    world.drop_slot().await;
+    world.execute_each("DELETE FROM keyed WHERE id BETWEEN 1 AND 199").await;
+    world.start();
+    world.until("it waits to be compared", waits).await;
+    fs::copy(file, order).unwrap();
+    let refused = |status: &SourceStatus| what(status).contains("is refused: it was made at");
+    world.until("the order is refused", refused).await;
+    let (code, report) = against_source(world, &["--repair"]).await;
+    // 50 has another key.
+    assert_eq!((code, report["ordered"]["public.keyed"]["keys"].as_u64()), (1, Some(198)));
+    world.repaired().await;
+    assert_whole(world).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn behind_a_gap_only_the_rows_that_differ_are_read() {
     let mut world = begun("compare").await;
     world.execute_each(LOST).await;
-    drop_slot(&world).await;
+    world.drop_slot().await;
     world.execute_each("UPDATE keyed SET a = 'between' WHERE id = 1").await;
     world.start();
     let status = world.until("it waits to be compared", waits).await;
-    let what = |status: &SourceStatus| {
-        status.alarms.values().map(|alarm| alarm.what.clone()).collect::<Vec<_>>().join("; ")
-    };
     assert!(what(&status).contains("public.keyed"), "{}", what(&status));
     world.execute_each(SENT).await;
     world.caught_up().await;
@@ -206,27 +218,7 @@ async fn behind_a_gap_only_the_rows_that_differ_are_read() {
     assert!(repaired_rows(&world, "keyed", Op::Delete) > 20);
     assert_eq!(repaired_rows(&world, "still", Op::Repair), 0);
 
-    // Another gap, behind which nothing waits for an order that is as old as the first.
-    world.gateway.kill();
-    drop_slot(&world).await;
-    world.execute_each("DELETE FROM keyed WHERE id BETWEEN 1 AND 99").await;
-    world.start();
-    world.until("it waits to be compared", waits).await;
-    let (code, _) = against_source(&world, &elsewhere).await;
-    assert_eq!(code, 1);
-    world.gateway.kill();
-    drop_slot(&world).await;
-    world.execute_each("DELETE FROM keyed WHERE id BETWEEN 1 AND 199").await;
-    world.start();
-    world.until("it waits to be compared", waits).await;
-    fs::copy(&file, &order).unwrap();
-    let refused = |status: &SourceStatus| what(status).contains("is refused: it was made at");
-    world.until("the order is refused", refused).await;
-    let (code, report) = against_source(&world, &["--repair"]).await;
-    // 50 has another key.
-    assert_eq!((code, report["ordered"]["public.keyed"]["keys"].as_u64()), (1, Some(198)));
-    world.repaired().await;
-    assert_whole(&mut world).await;
+    twice_more(&mut world, &file, &order).await;
 
     // Nothing waits any more: that is said, and nothing is ordered.
     let ended = world.audit(&["verify", "--against-source", "--repair"]).await;
@@ -240,7 +232,7 @@ async fn behind_a_gap_only_the_rows_that_differ_are_read() {
 async fn tables_that_wait_are_read_anew_where_that_is_configured_then() {
     let mut world = begun("compare-not").await;
     world.execute_each(LOST).await;
-    drop_slot(&world).await;
+    world.drop_slot().await;
     world.start();
     world.until("it waits to be compared", waits).await;
     world.gateway.kill();
@@ -285,7 +277,7 @@ async fn of_a_table_of_which_a_thousandth_differs_less_than_a_twentieth_is_read(
             INSERT INTO orders SELECT -id, customer, placed, note FROM orders WHERE id % 4000 = 2",
         )
         .await;
-    drop_slot(&world).await;
+    world.drop_slot().await;
     world.start();
     world.until("it waits to be compared", waits).await;
     let before = world.status().await.snapshot.get("public.orders").map_or(0, |table| table.bytes);

@@ -9,10 +9,7 @@ use lakehead::{
     telemetry::board::SourceState,
 };
 
-use crate::harness::{SOURCE, Setup, World};
-
-/// The box's slot, as it is named after appliance and source.
-const SLOT: &str = "lakehead_demo_a_shop";
+use crate::harness::{SLOT, SOURCE, Setup, World};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promoted_standby_with_the_slot_is_followed() {

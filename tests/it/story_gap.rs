@@ -10,10 +10,7 @@ use lakehead::{
 
 use tokio_postgres::Client;
 
-use crate::harness::{Setup, World, assert_all_equal, copied};
-
-/// The box's slot, as it is named after appliance and source.
-const SLOT: &str = "lakehead_demo_a_shop";
+use crate::harness::{SLOT, Setup, World, assert_all_equal, copied};
 
 /// Tables with a key and without, copied, and restored as they are; the gateway is down.
 async fn begun(story: &str, setup: Setup) -> World {
@@ -83,23 +80,11 @@ async fn is_followed(admin: &Client) {
     panic!("nobody follows");
 }
 
-async fn drop_slot(world: &World) {
-    let drop = format!("SELECT pg_drop_replication_slot('{SLOT}')");
-    for _ in 0..100 {
-        // Who reads from it may still be on its way out.
-        if world.admin().await.batch_execute(&drop).await.is_ok() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    panic!("the slot cannot be dropped");
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_is_dropped_is_a_gap_that_is_said_and_repaired() {
     let mut world = begun("gap-dropped", Setup::default()).await;
     change(&world, 1).await;
-    drop_slot(&world).await;
+    world.drop_slot().await;
     change(&world, 2).await;
     // The repair is cut at many moments, and what it began is finished.
     for after in [200, 400, 700, 1100, 1600] {
@@ -130,7 +115,7 @@ async fn a_slot_that_is_dropped_twice_under_a_backlog_is_repaired() {
     world.until("it is durable", |status| status.durable.position > wanted).await;
     for round in 2..4 {
         world.gateway.kill();
-        drop_slot(&world).await;
+        world.drop_slot().await;
         change(&world, round).await;
         world.start();
         is_followed(&admin).await;

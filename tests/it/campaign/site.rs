@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::faults::{Ground, Lane};
 use crate::{
-    harness::{Lanes, Setup, World},
+    harness::{Lanes, SLOT, Setup, World},
     small_disk::SmallDisk,
 };
 
@@ -256,8 +256,6 @@ fn address(cluster: &Cluster) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, cluster.port()).into()
 }
 
-/// The box's slot, as it is named after appliance and source.
-pub(super) const SLOT: &str = "lakehead_demo_a_shop";
 /// The database that follows.
 pub(super) const FOLLOWED: &str = "followed";
 /// What fills disks.

@@ -20,8 +20,9 @@ use tokio::{task::block_in_place, time::sleep};
 
 use super::{
     faults::{Call, Credentials, Fault, Lane, Plan},
-    site::{SLOT, Site, filler},
+    site::{Site, filler},
 };
+use crate::harness::SLOT;
 
 impl Site {
     /// Lets the faults strike, each at its moment, on top of those that still last.
