@@ -83,6 +83,7 @@ fn the_designs_file_is_read_whole() {
     );
     assert_eq!(erp.tables, ["public.*", "!public.scratch_*"]);
     assert_eq!((erp.release_wal_max, erp.snapshot_workers), (10 << 30, 2));
+    assert_eq!(erp.after_gap, AfterGap::Reread);
     assert_eq!(erp.password_file.unwrap(), Path::new("/run/credentials/lakehead/erp"));
     assert_eq!(config.lake.bucket, "acme-raw");
     assert!(config.lake.endpoint.unwrap().ends_with("vpce.amazonaws.com"));
@@ -112,6 +113,17 @@ fn a_second_link_is_refused_rather_than_ignored() {
     let [link] = parsed(&format!("{SITE}{second}")).unwrap_err().try_into().unwrap();
     assert_eq!((link.key.as_str(), link.line), ("link", SITE.lines().count() + 2));
     assert!(link.what.contains("second link"), "{link}");
+}
+
+#[test]
+fn how_tables_are_repaired_behind_a_gap_is_one_of_two_words() {
+    let with = |word: &str| {
+        parsed(&SITE.replace("release = \"auto\" ", &format!("after_gap = \"{word}\" ")))
+    };
+    assert_eq!(with("compare").unwrap().sources[0].after_gap, AfterGap::Compare);
+    let [wrong] = with("later").unwrap_err().try_into().unwrap();
+    assert_eq!((wrong.key.as_str(), wrong.line), ("source.after_gap", 11));
+    assert!(wrong.what.contains("no way to repair"), "{wrong}");
 }
 
 #[test]
