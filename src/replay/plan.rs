@@ -383,6 +383,9 @@ impl Gathered {
                 (None, _) if let Some(position) = self.gaps.later(*id) => {
                     format!("it is repaired behind a gap from {position} on")
                 }
+                (None, None) if self.gaps.counts(*id).0 > 0 => {
+                    "it was neither read nor compared since a gap".into()
+                }
                 (None, _) => "its snapshot is not complete".into(),
                 (_, Some(last)) if *last > end.position => {
                     format!("its snapshot stands at {last}, the changes reach {}", end.position)
@@ -674,7 +677,7 @@ mod tests {
         let Err(ReplayError::Incomplete { tables, .. }) = plan(&chain, &known(), None, &[]) else {
             panic!("the table is forgotten");
         };
-        assert_eq!(tables, ["public.a (its snapshot is not complete)"]);
+        assert_eq!(tables, ["public.a (it was neither read nor compared since a gap)"]);
         (before.entry, before.fates.left) = (7, BTreeMap::from([("public.a".to_owned(), 1)]));
         chain[2] = before;
         let left = plan(&chain, &known(), None, &[]).unwrap();
@@ -741,7 +744,7 @@ mod tests {
         assert_eq!(within, "public.a (it is repaired behind a gap from 00000000/00000037 on)");
         assert!(plan(&chain, &known(), Some(Position(55)), &[]).is_ok());
         let before = &chain[..chain.len() - 1];
-        assert_eq!(said(before, None), "public.a (its snapshot is not complete)");
+        assert_eq!(said(before, None), "public.a (it was neither read nor compared since a gap)");
         // What it is to be compared by has all of it.
         let (closed, lacking) = plan_closed(before, &known(), None).unwrap();
         assert_eq!((closed.tables[&1].rows.len(), lacking.len()), (1, 0));
@@ -753,7 +756,10 @@ mod tests {
         // Another gap behind it counts again.
         let mut twice = chain;
         twice.push(entry(EntryKind::Gap, point(3, 70), point(3, 90), &[]));
-        assert!(said(&twice, None).starts_with("public.a (its snapshot is not complete)"));
+        assert!(
+            said(&twice, None)
+                .starts_with("public.a (it was neither read nor compared since a gap)")
+        );
         let mut healed = changes(&["a"], point(3, 90), point(4, 99));
         let repaired = Repaired { version: 1, position: Position(95) };
         healed.fates.repaired = BTreeMap::from([("public.a".to_owned(), repaired)]);
@@ -775,7 +781,7 @@ mod tests {
         else {
             panic!("the second gap is passed over");
         };
-        assert_eq!(tables, ["public.a (its snapshot is not complete)"]);
+        assert_eq!(tables, ["public.a (it was neither read nor compared since a gap)"]);
     }
 
     /// Else a restore that has it from there on would take what was before for news.

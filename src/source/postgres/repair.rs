@@ -27,7 +27,7 @@ use crate::{
     source::{
         ORIGIN_FACT, Origin,
         fate::{Fate, fate_fact, repaired_fact},
-        order::{FILE_BYTES_MAX, How, Keys, Order, Ordered},
+        order::{FILE_BYTES_MAX, How, Keys, Order},
         reread::{Span, Unchanged, reread_facts, span_fact, unchanged_all_fact, unchanged_facts},
     },
     units::Position,
@@ -236,7 +236,7 @@ fn take(
                 let (read, gone) = (keys.read.len(), keys.gone.len());
                 let table = &plan.table;
                 tracing::warn!(table, read, gone, "the table is repaired by keys behind the gap");
-                by_keys(facts, (order, ordered), keys, &mut batch)?;
+                by_keys(facts, order, (ordered.id, keys), &mut batch)?;
             }
         }
     }
@@ -249,22 +249,22 @@ fn take(
 /// Notes the rows of a table that are to be read, and those that are gone.
 fn by_keys(
     facts: &dyn Facts,
-    (order, ordered): (&Order, &Ordered),
-    keys: &Keys,
+    order: &Order,
+    (id, ordered): (u32, &Keys),
     batch: &mut FactBatch,
 ) -> Result<(), FactDamaged> {
-    let (id, position) = (ordered.id, order.position);
+    let position = order.position;
     // What was read for an order before this one, and is noted still, is open again.
     for (fact, _) in facts.scan(&reread_facts(id)) {
         batch.delete(fact);
     }
     let note = |keys: &[Vec<String>], gone| Unchanged {
-        columns: keys_columns(ordered),
+        columns: ordered.columns.clone(),
         keys: keys.iter().cloned().collect(),
         gone,
     };
     // Of a key that is gone too: should the row be there after all, it stands behind that.
-    let read: Vec<Vec<String>> = keys.read.iter().chain(&keys.gone).cloned().collect();
+    let read: Vec<Vec<String>> = ordered.read.iter().chain(&ordered.gone).cloned().collect();
     // What was read for an order before this one is not what this one asks for: each has names of its own.
     let name = |what: &str, number: usize| {
         format!("{}{what}-{}-{number:08}", unchanged_facts(id), position.key())
@@ -272,7 +272,7 @@ fn by_keys(
     for (number, part) in read.chunks(NOTE_KEYS_MAX).enumerate() {
         batch.put(name("order", number), &note(part, None));
     }
-    for (number, part) in keys.gone.chunks(NOTE_KEYS_MAX).enumerate() {
+    for (number, part) in ordered.gone.chunks(NOTE_KEYS_MAX).enumerate() {
         batch.put(name("gone", number), &note(part, Some(position)));
     }
     let known: Option<Span> = facts::read(facts, &span_fact(id))?;
@@ -285,13 +285,6 @@ fn by_keys(
         .put(compared_fact(id), &Taken { position })
         .delete(compare_fact(id));
     Ok(())
-}
-
-fn keys_columns(ordered: &Ordered) -> Vec<String> {
-    match &ordered.how {
-        How::Keys(keys) => keys.columns.clone(),
-        How::Anew(_) => vec![],
-    }
 }
 
 /// Why a table that waits is to be read anew as a whole, and not to wait any longer.
@@ -358,7 +351,7 @@ mod tests {
     use crate::{
         facts::MemoryFacts,
         source::{
-            order::VERSION,
+            order::{Ordered, VERSION},
             postgres::chunks::Extent,
             reread::{Reread, reread_fact, unchanged_fact},
         },

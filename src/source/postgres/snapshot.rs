@@ -244,7 +244,7 @@ async fn worker(work: &Work, target: &Target) -> Result<(), SourceError> {
             return first;
         }
         if work.shared.gaps.load(Ordering::Relaxed) != work.gaps {
-            tracing::info!("a gap came: all of it is read anew");
+            tracing::info!("a gap came: what is missing is looked at anew");
             return first;
         }
         let Some(job) = lock(&work.jobs).pop_front() else {
