@@ -25,7 +25,7 @@ use super::{
     gate::Gate,
     plan::Limits,
     retry::{Backoff, Decision, PAUSE_MAX, PAUSE_MIN, Pace, decide},
-    sweep,
+    sweep::{self, Swept},
     upload::{Begun, UPLOAD_FACTS, done_fact, upload_fact},
 };
 use crate::{
@@ -267,48 +267,57 @@ impl Shipper {
         self.board.write(|status| *status.retries.entry(cause.into()).or_default() += 1);
     }
 
-    /// Aborts orphaned uploads now and daily.
+    /// Aborts orphaned uploads now, when what an earlier process had sent has come at last, and daily.
     async fn sweep_daily(&self, token: &CancellationToken) -> Result<(), ShipError> {
+        let mut after_start = SWEEPS_AFTER_START.into_iter();
         loop {
-            match self.sweep_own(token).await {
-                Ok(0) => {}
-                Ok(aborted) => info!(aborted, "aborted orphaned uploads"),
+            let swept = match self.sweep_own(token).await {
+                Ok(swept) => swept,
                 // `run` sees the token itself; what is left is swept at the next start.
                 Err(ShipError::Stopped) => std::future::pending().await,
                 Err(error) => return Err(error),
+            };
+            if swept.aborted > 0 {
+                info!(aborted = swept.aborted, "aborted orphaned uploads");
             }
-            tokio::time::sleep(SWEEP_EVERY).await;
+            let pause = match swept.spared {
+                0 => after_start.next().unwrap_or(SWEEP_EVERY),
+                _ => SWEEP_SPARED,
+            };
+            tokio::time::sleep(pause).await;
         }
     }
 
-    async fn sweep_own(&self, token: &CancellationToken) -> Result<usize, ShipError> {
-        let mut aborted = 0;
+    async fn sweep_own(&self, token: &CancellationToken) -> Result<Swept, ShipError> {
+        let mut all = Swept::default();
         for own in &self.own {
-            aborted += self.sweep(own, token).await?;
+            let swept = self.sweep(own, token).await?;
+            all.aborted += swept.aborted;
+            all.spared += swept.spared;
         }
-        Ok(aborted)
+        Ok(all)
     }
 
-    /// Aborts the orphaned uploads under `prefix`; how many.
+    /// Aborts the orphaned uploads under `prefix`.
     pub(super) async fn sweep(
         &self,
         prefix: &str,
         token: &CancellationToken,
-    ) -> Result<usize, ShipError> {
+    ) -> Result<Swept, ShipError> {
         let asked = self.ask(Request::Uploads, 0, token, || self.store.uploads(prefix));
-        let Said::Answer(open) = Box::pin(asked).await? else { return Ok(0) };
+        let Said::Answer(open) = Box::pin(asked).await? else { return Ok(Swept::default()) };
         let active = self.active.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let begun = facts::read_all::<Begun>(self.facts.as_ref(), UPLOAD_FACTS)
             .map_err(super::object::damaged)?;
         let key = |fact: String| fact[UPLOAD_FACTS.len()..].to_owned();
         let known = begun.into_iter().map(|(fact, begun)| (key(fact), begun.upload)).collect();
-        let orphans = sweep::orphans(open, prefix, &known, &active);
+        let (orphans, spared) = sweep::orphans(open, prefix, &known, &active);
         for orphan in &orphans {
             let (key, upload) = (orphan.key.as_str(), orphan.upload.as_str());
             let abort = self.ask(Request::Abort, 0, token, || self.store.abort(key, upload));
             Box::pin(abort).await?;
         }
-        Ok(orphans.len())
+        Ok(Swept { aborted: orphans.len(), spared })
     }
 }
 
@@ -366,6 +375,11 @@ pub const GROUPS_MAX: usize = 32;
 /// What requests under way get when the process stops.
 pub const GRACE: Duration = Duration::from_secs(2);
 const SWEEP_EVERY: Duration = Duration::from_secs(86_400);
+/// A request of a process that was killed can still be on its way: in a proxy, or for a quarter of an hour
+/// in the kernel (`tcp_retries2`).
+const SWEEPS_AFTER_START: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(900)];
+/// While uploads are open of which only the object that is under way can tell whether they are needed.
+const SWEEP_SPARED: Duration = Duration::from_secs(60);
 const ROOM: &str = "ship";
 
 #[cfg(test)]
@@ -662,6 +676,39 @@ mod tests {
         let left: BTreeSet<_> =
             house.memory.open_uploads().into_iter().map(|left| left.0).collect();
         assert_eq!(left, theirs.map(String::from).into());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_orphan_of_an_object_under_way_and_one_that_comes_late_are_aborted_soon() {
+        let house = House::new(1);
+        let group = house.group(1, &[PARTS]);
+        let (metadata, encryption) = (BTreeMap::new(), Encryption::None);
+        let begin = |key| {
+            let head = Head { key, metadata: &metadata, encryption: &encryption, content_type: "" };
+            house.memory.create(head)
+        };
+        begin(&group.objects[0].key).await.unwrap();
+        house.memory.fault(Rule::once(Request::Part, Fault::Delay(Duration::from_secs(30))));
+        let (send, receive) = mpsc::channel(1);
+        send.send(group.clone()).await.unwrap();
+        let (shipped, mut handed) = mpsc::channel(1);
+        let run = house.shipper(4).run(receive, shipped, CancellationToken::new());
+        let aborted = async || {
+            while !house.memory.open_uploads().is_empty() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let look = async {
+            handed.recv().await.unwrap();
+            assert_eq!(house.memory.open_uploads().len(), 1, "it was spared");
+            timeout(2 * SWEEP_SPARED, aborted()).await.unwrap();
+            begin("raw/erp/public.t/late").await.unwrap();
+            timeout(2 * SWEEPS_AFTER_START[1], aborted()).await.unwrap();
+        };
+        tokio::select! {
+            end = run => panic!("{end:?}"),
+            () = look => {}
+        }
     }
 
     #[tokio::test]

@@ -5,26 +5,37 @@
 //! looked through.
 //!
 //! **Invariant (I21):** an upload is an orphan only if its id is in no fact and its object is not under
-//! way in this process; no clock decides (I29). Keys of other sources are never touched.
+//! way in this process; no clock decides (I29). Keys of other sources are never touched. What is spared
+//! because its object is under way is looked at again: it may be one that an earlier process began.
 
 use std::collections::BTreeSet;
 
 use super::OpenUpload;
 
-/// The orphans among `open`. `known`: keys and ids in the facts; `active`: keys under way.
+/// What one look through the uploads did.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Swept {
+    /// Orphans that were aborted.
+    pub(super) aborted: usize,
+    /// Uploads that may be orphans, of objects that are under way.
+    pub(super) spared: usize,
+}
+
+/// The orphans among `open`, and how many others may be some once their objects are done. `known`: keys
+/// and ids in the facts; `active`: keys under way.
 /// Look at both only after S3 has answered: an upload begun since is in neither list then.
 pub fn orphans(
     open: Vec<OpenUpload>,
     own: &str,
     known: &BTreeSet<(String, String)>,
     active: &BTreeSet<String>,
-) -> Vec<OpenUpload> {
-    let orphan = |found: &OpenUpload| {
-        found.key.starts_with(own)
-            && !active.contains(&found.key)
-            && !known.contains(&(found.key.clone(), found.upload.clone()))
+) -> (Vec<OpenUpload>, usize) {
+    let unknown = |found: &OpenUpload| {
+        found.key.starts_with(own) && !known.contains(&(found.key.clone(), found.upload.clone()))
     };
-    open.into_iter().filter(orphan).collect()
+    let (spared, orphans): (Vec<_>, _) =
+        open.into_iter().filter(unknown).partition(|found| active.contains(&found.key));
+    (orphans, spared.len())
 }
 
 #[cfg(test)]
@@ -47,6 +58,7 @@ mod tests {
         ];
         let known = [("raw/erp/t/a".to_owned(), "u1".to_owned())].into();
         let active = ["raw/erp/t/b".to_owned()].into();
-        assert_eq!(orphans(all, "raw/erp/", &known, &active), [open("raw/erp/t/a", "u2")]);
+        let (orphans, spared) = orphans(all, "raw/erp/", &known, &active);
+        assert_eq!((orphans, spared), (vec![open("raw/erp/t/a", "u2")], 1));
     }
 }
