@@ -11,8 +11,8 @@ use std::hint::black_box;
 
 use lakehead::{
     clock::{Clock, SystemClock},
-    journal::{Decode, DecodeError, Event, Op, RecordKind, Row, Table},
-    seal::columns::{RowBuilder, RowMeta},
+    journal::{Cell, Decode, DecodeError, Event, Op, RecordKind, Row, Table},
+    seal::columns::{Block, RowBuilder, RowMeta},
     source::postgres::pgoutput::PgDecoder,
     units::{Position, Timestamp},
 };
@@ -62,6 +62,8 @@ fn measure<S: Source + Clone>(source: &S, stage: Stage, total: usize) {
     let table = source.table().clone();
     let mut builder = RowBuilder::new(&table);
     let (mut rows, mut values) = (0_u64, 0_u64);
+    // Of a snapshot, for the next block: every batch is the same.
+    let mut cells: Vec<Cell> = vec![];
     let batches = (total / source.bytes()).max(1);
     let (clock, cpu) = (SystemClock, cpu::seconds());
     let start = clock.now();
@@ -77,14 +79,24 @@ fn measure<S: Source + Clone>(source: &S, stage: Stage, total: usize) {
                     }
                 }
                 Stage::Columns => {
-                    let meta = RowMeta {
+                    let meta = |sequence, position| RowMeta {
                         op,
-                        sequence: rows,
-                        position: Position(rows / 100),
+                        sequence,
+                        position: Position(position),
                         committed_at: Timestamp(0),
                         xid: Some(7),
                     };
-                    builder.append(meta, Some(row), None, bytes, decoder).unwrap();
+                    if op == Op::Snapshot {
+                        cells.extend_from_slice(row);
+                        if cells.len() >= BLOCK_ROWS * row.len() {
+                            let block = Block { rows: BLOCK_ROWS, cells: &cells, bytes };
+                            builder.append_block(meta(0, 1), &block, decoder).unwrap();
+                            cells.clear();
+                        }
+                    } else {
+                        let meta = meta(rows, rows / 100);
+                        builder.append(meta, Some(row), None, bytes, decoder).unwrap();
+                    }
                     if builder.rows() >= BATCH_ROWS || builder.bytes() >= BATCH_BYTES {
                         black_box(builder.finish());
                     }
@@ -198,6 +210,8 @@ impl Source for Messages {
     }
 }
 
+/// As the sealer appends them.
+const BLOCK_ROWS: usize = 128;
 /// As the encoder hands them on.
 const BATCH_ROWS: usize = 8192;
 /// As above.

@@ -84,6 +84,7 @@ pub(crate) fn row(table: &Table, number: u64, dice: &mut fastrand::Rng) -> Vec<O
             701 => dice.f64().to_be_bytes().into(),
             1082 => dice.u32(7_305..9_305).to_be_bytes().into(),
             1184 => (631_152_000_000_000 + number * 37_000_000).to_be_bytes().into(),
+            1700 if column.name == "rate" => rate(dice),
             1700 => numeric(dice),
             2950 => dice.u128(..).to_be_bytes().into(),
             3802 => [b"\x01", json(number).as_bytes()].concat(),
@@ -97,6 +98,13 @@ pub(crate) fn row(table: &Table, number: u64, dice: &mut fastrand::Rng) -> Vec<O
 fn numeric(dice: &mut fastrand::Rng) -> Vec<u8> {
     let digits = [dice.u16(1..99), dice.u16(..10_000), dice.u16(..100) * 100];
     let head = [3_u16, 1, 0, 2];
+    head.iter().chain(&digits).flat_map(|word| word.to_be_bytes()).collect()
+}
+
+/// Less than one, with six digits behind the point.
+fn rate(dice: &mut fastrand::Rng) -> Vec<u8> {
+    let digits = [dice.u16(1..10_000), dice.u16(..100) * 100];
+    let head = [2_u16, u16::MAX, 0, 6];
     head.iter().chain(&digits).flat_map(|word| word.to_be_bytes()).collect()
 }
 

@@ -8,13 +8,14 @@ use arrow_array::{
     ArrayRef,
     builder::{
         BinaryBuilder, BooleanBuilder, Date32Builder, Decimal128Builder, FixedSizeBinaryBuilder,
-        Float32Builder, Float64Builder, Int16Builder, Int32Builder, Int64Builder, StringBuilder,
-        TimestampMicrosecondBuilder,
+        Float32Builder, Float64Builder, Int16Builder, Int32Builder, Int64Builder, PrimitiveBuilder,
+        StringBuilder, TimestampMicrosecondBuilder,
     },
+    types::ArrowPrimitiveType,
 };
 use arrow_schema::{DataType, TimeUnit};
 
-use crate::journal::{LakeType, Value};
+use crate::journal::{Cell, LakeType, Plain, Value};
 
 /// A column's array, growing.
 #[derive(Debug)]
@@ -77,6 +78,60 @@ impl ColumnArray {
     /// Appends a value and gives its bytes beyond the fixed width; `None`, and nothing appended, if the column cannot hold it.
     pub(super) fn push(&mut self, value: &Value<'_>) -> Option<usize> {
         self.growing.push(value)
+    }
+
+    /// Appends the values of cells that are NULL, or in the form that `plain` reads. Gives the first of
+    /// another, with its number, which is not appended; `held` counts bytes beyond the fixed width.
+    pub(super) fn extend<'a>(
+        &mut self,
+        plain: &Plain,
+        cells: &mut impl Iterator<Item = (usize, &'a Cell)>,
+        bytes: &[u8],
+        held: &mut usize,
+    ) -> Option<(usize, &'a Cell)> {
+        match (&mut self.growing, plain) {
+            (Growing::Int16(array), Plain::Int16) => primitive(array, cells, bytes, |cell| {
+                Some(i16::from_be_bytes(cell.try_into().ok()?))
+            }),
+            (Growing::Int32(array), Plain::Int32) => primitive(array, cells, bytes, |cell| {
+                Some(i32::from_be_bytes(cell.try_into().ok()?))
+            }),
+            (Growing::Int64(array), Plain::Int64) => primitive(array, cells, bytes, |cell| {
+                Some(i64::from_be_bytes(cell.try_into().ok()?))
+            }),
+            (Growing::Float64(array), Plain::Float64) => primitive(array, cells, bytes, |cell| {
+                Some(f64::from_be_bytes(cell.try_into().ok()?))
+            }),
+            (Growing::Micros(array), Plain::Micros { .. }) => {
+                primitive(array, cells, bytes, |cell| match plain.value(cell)? {
+                    Value::Micros(micros) => Some(micros),
+                    _ => None,
+                })
+            }
+            (Growing::Text(array), Plain::Text) => each(
+                array,
+                cells,
+                bytes,
+                |array, cell| {
+                    let text = std::str::from_utf8(cell).ok()?;
+                    fits(array.values_slice().len(), text.len())?;
+                    *held += text.len();
+                    array.append_option(Some(text));
+                    Some(())
+                },
+                |array| array.append_null(),
+            ),
+            (growing, _) => each(
+                growing,
+                cells,
+                bytes,
+                |growing, cell| {
+                    *held += growing.push(&plain.value(cell)?)?;
+                    Some(())
+                },
+                Growing::push_null,
+            ),
+        }
     }
 
     /// Appends a NULL.
@@ -187,6 +242,41 @@ impl Growing {
             Self::Text(array) => Arc::new(array.finish()),
         }
     }
+}
+
+/// Appends each cell by `push`, or by `null`, until `push` refuses one: gives that.
+#[inline]
+fn each<'a, A>(
+    array: &mut A,
+    cells: &mut impl Iterator<Item = (usize, &'a Cell)>,
+    bytes: &[u8],
+    mut push: impl FnMut(&mut A, &[u8]) -> Option<()>,
+    null: impl Fn(&mut A),
+) -> Option<(usize, &'a Cell)> {
+    cells.find(|(_, cell)| match cell {
+        Cell::Null => {
+            null(array);
+            false
+        }
+        Cell::Binary(range) => {
+            bytes.get(range.clone()).and_then(|cell| push(array, cell)).is_none()
+        }
+        Cell::Text(_) | Cell::Unchanged => true,
+    })
+}
+
+/// [`each`] of a column of numbers.
+fn primitive<'a, T: ArrowPrimitiveType>(
+    array: &mut PrimitiveBuilder<T>,
+    cells: &mut impl Iterator<Item = (usize, &'a Cell)>,
+    bytes: &[u8],
+    read: impl Fn(&[u8]) -> Option<T::Native>,
+) -> Option<(usize, &'a Cell)> {
+    let push = |array: &mut PrimitiveBuilder<T>, cell: &[u8]| {
+        array.append_value(read(cell)?);
+        Some(())
+    };
+    each(array, cells, bytes, push, PrimitiveBuilder::append_null)
 }
 
 /// Bytes that an element takes at least: value or offset, without its bit of validity.

@@ -54,6 +54,17 @@ pub struct RowBuilder {
     row_bytes: usize,
 }
 
+/// Rows of one table that differ in their values alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Block<'a> {
+    /// How many.
+    pub rows: usize,
+    /// Their cells, row after row.
+    pub cells: &'a [Cell],
+    /// What these point into.
+    pub bytes: &'a [u8],
+}
+
 /// The schema of a table's files.
 pub fn arrow_schema(table: &Table) -> SchemaRef {
     let mut fields: Vec<Field> = table.columns.iter().map(own_field).collect();
@@ -126,12 +137,7 @@ impl RowBuilder {
         for cells in row.into_iter().chain(old.map(|(_, cells)| cells)) {
             self.check_width(cells)?;
         }
-        if self.plain.len() < self.arrays.len() {
-            self.plain = self.table.columns.iter().map(|column| decode.plain(column)).collect();
-        }
-        if self.rows == 0 {
-            self.arrays.iter_mut().for_each(ColumnArray::make_room);
-        }
+        self.begin(decode);
         let key = match (row, old) {
             (Some(new), old) => {
                 let full = old.filter(|(kind, _)| *kind == OldRow::Full).map(|(_, cells)| cells);
@@ -151,6 +157,97 @@ impl RowBuilder {
         self.rows += 1;
         self.bytes += self.row_bytes;
         Ok(())
+    }
+
+    /// Appends rows of a snapshot, a column after the other: what [`RowBuilder::append`] would for each of
+    /// them, at half the cost.
+    ///
+    /// # Errors
+    ///
+    /// As [`RowBuilder::append`].
+    pub fn append_block(
+        &mut self,
+        meta: RowMeta,
+        block: &Block<'_>,
+        decode: &dyn Decode,
+    ) -> Result<(), DecodeError> {
+        let width = self.arrays.len();
+        if block.cells.len() != block.rows * width {
+            return Err(self.another_width(block.cells.len() / block.rows.max(1)));
+        }
+        self.begin(decode);
+        let mut odd = vec![];
+        for index in 0..width {
+            self.append_column(index, block, decode, &mut odd)?;
+        }
+        if odd.is_empty() {
+            self.meta.append_alike(meta, block.rows);
+        } else {
+            // Stable: of a row they stay in the order of the columns.
+            odd.sort_by_key(|(row, ..)| *row);
+            let mut odd = odd.into_iter().peekable();
+            for row in 0..block.rows {
+                while let Some((_, index, text)) = odd.next_if(|(of, ..)| *of == row) {
+                    let name = &self.names[index];
+                    self.bytes += name.len() + text.as_ref().map_or(0, String::len);
+                    match text {
+                        None => self.meta.unchanged.push(name),
+                        Some(text) => {
+                            let column = &self.table.columns[index];
+                            push_pair(&mut self.meta.exact, column, name, Some(&text))?;
+                        }
+                    }
+                }
+                self.meta.append(meta, false);
+            }
+        }
+        self.rows += block.rows;
+        self.bytes += self.row_bytes * block.rows;
+        Ok(())
+    }
+
+    /// Appends one column of a block. Cells whose value stands elsewhere are added to `odd`: row, column and
+    /// exact text, or none of those that are unchanged.
+    fn append_column(
+        &mut self,
+        index: usize,
+        block: &Block<'_>,
+        decode: &dyn Decode,
+        odd: &mut Vec<(usize, usize, Option<String>)>,
+    ) -> Result<(), DecodeError> {
+        let (column, array) = (&self.table.columns[index], &mut self.arrays[index]);
+        let mut cells =
+            block.cells.iter().skip(index).step_by(self.table.columns.len()).enumerate();
+        loop {
+            let next = match &self.plain[index] {
+                Some(plain) => array.extend(plain, &mut cells, block.bytes, &mut self.bytes),
+                None => cells.next(),
+            };
+            let Some((row, cell)) = next else { return Ok(()) };
+            if *cell == Cell::Unchanged {
+                array.push_null();
+                odd.push((row, index, None));
+                continue;
+            }
+            match decode.value(column, cell, block.bytes)? {
+                Value::Null => array.push_null(),
+                Value::Exact(text) => {
+                    array.push_null();
+                    odd.push((row, index, Some(text.into_owned())));
+                }
+                value => self.bytes += array.push(&value).ok_or_else(|| wrong_value(column))?,
+            }
+        }
+    }
+
+    /// Before a row is appended.
+    fn begin(&mut self, decode: &dyn Decode) {
+        if self.plain.len() < self.arrays.len() {
+            self.plain = self.table.columns.iter().map(|column| decode.plain(column)).collect();
+        }
+        if self.rows == 0 {
+            self.arrays.iter_mut().for_each(ColumnArray::make_room);
+        }
     }
 
     /// Rows appended since the last [`RowBuilder::finish`].
@@ -254,11 +351,11 @@ impl RowBuilder {
         if cells.len() == self.arrays.len() {
             return Ok(());
         }
-        Err(DecodeError::Columns {
-            table: self.table.qualified(),
-            expected: self.arrays.len(),
-            found: cells.len(),
-        })
+        Err(self.another_width(cells.len()))
+    }
+
+    fn another_width(&self, found: usize) -> DecodeError {
+        DecodeError::Columns { table: self.table.qualified(), expected: self.arrays.len(), found }
     }
 }
 
@@ -328,6 +425,7 @@ mod tests {
         basic::LogicalType,
         file::{metadata::ParquetMetaData, properties::WriterProperties},
     };
+    use proptest::prelude::*;
 
     use super::*;
     use crate::{
@@ -335,7 +433,8 @@ mod tests {
         units::{Position, Timestamp},
     };
 
-    /// Cells hold text: an integer, `inf` (which no column holds) or anything else.
+    /// Cells hold text: an integer, `inf` (which no column holds) or anything else; or an integer or a text in
+    /// binary.
     struct Plain;
 
     impl Decode for Plain {
@@ -362,7 +461,15 @@ mod tests {
             cell: &Cell,
             bytes: &'a [u8],
         ) -> Result<Value<'a>, DecodeError> {
-            let Cell::Text(range) = cell else { return Ok(Value::Null) };
+            let range = match cell {
+                Cell::Binary(range) => {
+                    let read =
+                        self.plain(column).and_then(|plain| plain.value(&bytes[range.clone()]));
+                    return read.ok_or_else(|| wrong_value(column));
+                }
+                Cell::Text(range) => range,
+                Cell::Null | Cell::Unchanged => return Ok(Value::Null),
+            };
             let text = std::str::from_utf8(&bytes[range.clone()]).unwrap();
             Ok(match column.lake {
                 _ if text == "inf" => Value::Exact(Cow::Borrowed(text)),
@@ -371,6 +478,14 @@ mod tests {
                 LakeType::Uuid => Value::Bytes(Cow::Borrowed(text.as_bytes())),
                 _ => Value::Text(Cow::Borrowed(text)),
             })
+        }
+
+        fn plain(&self, column: &Column) -> Option<crate::journal::Plain> {
+            match column.lake {
+                LakeType::Int64 => Some(crate::journal::Plain::Int64),
+                LakeType::Text => Some(crate::journal::Plain::Text),
+                _ => None,
+            }
         }
 
         fn tables(&self) -> Vec<Arc<Table>> {
@@ -546,11 +661,74 @@ mod tests {
         assert_eq!(leaf.logical_type_ref(), Some(&LogicalType::Uuid));
     }
 
+    /// A cell, and the bytes that it points to.
+    fn any_cell(lake: LakeType) -> impl Strategy<Value = (Cell, Vec<u8>)> {
+        let text = |bytes: Vec<u8>| (Cell::Text(0..bytes.len()), bytes);
+        let binary = |bytes: Vec<u8>| (Cell::Binary(0..bytes.len()), bytes);
+        prop_oneof![
+            40 => match lake {
+                LakeType::Int64 => any::<[u8; 8]>().prop_map(Vec::from).prop_map(binary).boxed(),
+                LakeType::Text => any::<String>().prop_map(Vec::from).prop_map(binary).boxed(),
+                _ => any::<i32>().prop_map(move |n| text(n.to_string().into())).boxed(),
+            },
+            8 => Just((Cell::Null, vec![])),
+            4 => Just((Cell::Unchanged, vec![])),
+            4 => Just(text(b"inf".into())),
+            4 => any::<i32>().prop_map(move |n| text(n.to_string().into())),
+            1 => any::<[u8; 9]>().prop_map(move |n| binary(n.into())),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_block_is_what_its_rows_are(
+            rows in prop::collection::vec(
+                (any_cell(LakeType::Int64), any_cell(LakeType::Text), any_cell(LakeType::Date)), 1..40,
+            ),
+            at in any::<prop::sample::Index>(),
+        ) {
+            let decimal = LakeType::Decimal { precision: 38, scale: 2 };
+            let columns = [("n", LakeType::Int64), ("t", LakeType::Text), ("d", decimal)]
+                .map(|(name, lake)| column(name, lake, name == "n"));
+            let table = table(columns.into(), &["n"], Identity::Default);
+            let (mut cells, mut bytes) = (vec![], vec![]);
+            for (cell, of_it) in rows.into_iter().flat_map(|(n, t, d)| [n, t, d]) {
+                let range = bytes.len()..bytes.len() + of_it.len();
+                bytes.extend(of_it);
+                cells.push(match cell {
+                    Cell::Binary(_) => Cell::Binary(range),
+                    Cell::Text(_) => Cell::Text(range),
+                    other => other,
+                });
+            }
+            let (mut one_by_one, mut together) = (RowBuilder::new(&table), RowBuilder::new(&table));
+            let mut rows = cells.chunks(3).map(<[_]>::to_vec);
+            let single = rows.try_for_each(|row| {
+                one_by_one.append(meta(Op::Snapshot), Some(&row), None, &bytes, &Plain)
+            });
+            let (first, second) = cells.split_at(at.index(cells.len() / 3) * 3);
+            let blocks = [first, second].into_iter().try_for_each(|cells| {
+                let block = Block { rows: cells.len() / 3, cells, bytes: &bytes };
+                together.append_block(meta(Op::Snapshot), &block, &Plain)
+            });
+            prop_assert_eq!(single.is_ok(), blocks.is_ok());
+            if single.is_ok() {
+                prop_assert_eq!(one_by_one.rows(), together.rows());
+                prop_assert_eq!(one_by_one.bytes(), together.bytes());
+                prop_assert_eq!(one_by_one.finish(), together.finish());
+            }
+        }
+    }
+
     #[test]
     fn a_row_of_another_table_is_refused() {
         let mut builder = two_columns(Identity::Default, &["id"]);
         let row = vec![Cell::Null];
         let refused = builder.append(meta(Op::Insert), Some(&row), None, b"", &Plain);
+        assert!(matches!(refused, Err(DecodeError::Columns { expected: 2, found: 1, .. })));
+        let cells = [Cell::Null, Cell::Null, Cell::Null];
+        let block = Block { rows: 3, cells: &cells, bytes: b"" };
+        let refused = builder.append_block(meta(Op::Snapshot), &block, &Plain);
         assert!(matches!(refused, Err(DecodeError::Columns { expected: 2, found: 1, .. })));
         let row = vec![Cell::Null, Cell::Null];
         builder.append(meta(Op::Insert), Some(&row), None, b"", &Plain).unwrap();

@@ -21,7 +21,7 @@ use parquet::{
 
 use super::{
     Op, SealError, Table,
-    columns::{RowBuilder, RowMeta, arrow_schema, file_metadata, file_name},
+    columns::{Block, RowBuilder, RowMeta, arrow_schema, file_metadata, file_name},
     object::{Draft, Maker, Sink},
     writer::Writer,
 };
@@ -40,10 +40,30 @@ pub(super) struct RowIn<'a> {
     weight: usize,
 }
 
+/// Rows of a snapshot on their way into an object.
+pub(super) struct BlockIn<'a> {
+    /// What we add to each.
+    pub(super) meta: RowMeta,
+    /// At least one, of at least one column.
+    pub(super) block: Block<'a>,
+    pub(super) decode: &'a dyn Decode,
+    /// Bytes of their values.
+    pub(super) weight: usize,
+}
+
 /// What makes the bytes of one object of its rows.
 pub(super) trait Encode: Send {
     /// Adds a row.
     fn append(&mut self, maker: &Maker, row: &RowIn<'_>) -> Result<(), SealError>;
+    /// Adds rows, of which none is large.
+    fn append_block(&mut self, maker: &Maker, rows: &BlockIn<'_>) -> Result<(), SealError> {
+        let Block { cells, rows: count, bytes } = rows.block;
+        for row in cells.chunks(cells.len() / count) {
+            let row = row.to_vec();
+            self.append(maker, &RowIn::new(rows.meta, Some(&row), None, bytes, rows.decode))?;
+        }
+        Ok(())
+    }
 
     /// Counts rows of `op` though there are none.
     fn declare(&mut self, op: Op);
@@ -125,6 +145,20 @@ impl Encoder {
         }
     }
 
+    /// Before rows that weigh as much are added.
+    fn make_room(&mut self, maker: &Maker, weight: usize) -> Result<(), SealError> {
+        match self.builder.rows() >= BATCH_ROWS || self.builder.bytes() + weight > BATCH_BYTES {
+            true => self.write_rows(maker),
+            false => Ok(()),
+        }
+    }
+
+    fn count(&mut self, meta: &RowMeta, rows: u64) {
+        let sequence = Sequence(meta.sequence);
+        *self.rows.entry(meta.op).or_default() += rows;
+        self.range = Some((self.range.map_or(sequence, |(first, _)| first), sequence));
+    }
+
     /// Hands the gathered rows to the writer, and ends the row group when it is large enough.
     fn write_rows(&mut self, maker: &Maker) -> Result<(), SealError> {
         if self.builder.rows() == 0 {
@@ -158,15 +192,20 @@ impl Encoder {
 impl Encode for Encoder {
     /// What gathered before is written first when it is enough, so that a large row is alone in its batch.
     fn append(&mut self, maker: &Maker, row: &RowIn<'_>) -> Result<(), SealError> {
-        if self.builder.rows() >= BATCH_ROWS || self.builder.bytes() + row.weight > BATCH_BYTES {
-            self.write_rows(maker)?;
-        }
-        let (op, sequence) = (row.meta.op, Sequence(row.meta.sequence));
+        self.make_room(maker, row.weight)?;
         self.builder
             .append(row.meta, row.row, row.old, row.bytes, row.decode)
             .map_err(|why| SealError::Decode { what: self.table.qualified(), why })?;
-        *self.rows.entry(op).or_default() += 1;
-        self.range = Some((self.range.map_or(sequence, |(first, _)| first), sequence));
+        self.count(&row.meta, 1);
+        Ok(())
+    }
+
+    fn append_block(&mut self, maker: &Maker, rows: &BlockIn<'_>) -> Result<(), SealError> {
+        self.make_room(maker, rows.weight)?;
+        self.builder
+            .append_block(rows.meta, &rows.block, rows.decode)
+            .map_err(|why| SealError::Decode { what: self.table.qualified(), why })?;
+        self.count(&rows.meta, rows.block.rows as u64);
         Ok(())
     }
 
@@ -237,12 +276,8 @@ impl<'a> RowIn<'a> {
         bytes: &'a [u8],
         decode: &'a dyn Decode,
     ) -> Self {
-        let length = |cell: &Cell| match cell {
-            Cell::Null | Cell::Unchanged => 0,
-            Cell::Binary(range) | Cell::Text(range) => range.len(),
-        };
         let rows = row.into_iter().chain(old.map(|(_, row)| row));
-        let weight = rows.flatten().map(length).sum();
+        let weight = rows.flatten().map(Cell::len).sum();
         Self { meta, row, old, bytes, decode, weight }
     }
 

@@ -5,7 +5,7 @@
 //!
 //! **Invariant:** after each row all columns have the same length.
 
-use std::{mem, sync::Arc};
+use std::{iter, mem, sync::Arc};
 
 use arrow_array::{
     ArrayRef, ListArray, MapArray, PrimitiveArray, StructArray,
@@ -103,11 +103,27 @@ impl MetaArrays {
             Some(run) if run.takes(&meta) => run.rows += 1,
             _ => self.runs.push(Run { first: meta, rows: 1 }),
         }
-        let sequence = i64::try_from(meta.sequence).expect("a box makes fewer than 2^63 changes");
-        self.sequence.push(sequence);
+        self.sequence.push(sequence(meta));
         self.unchanged.end();
         self.exact.end(true);
         self.key.end(key);
+    }
+
+    /// Ends `rows` rows that differ in nothing, and for which nothing was pushed.
+    pub(super) fn append_alike(&mut self, meta: RowMeta, rows: usize) {
+        match self.runs.last_mut() {
+            Some(run) if run.takes(&meta) => run.rows += rows,
+            _ => self.runs.push(Run { first: meta, rows }),
+        }
+        self.sequence.extend(iter::repeat_n(sequence(meta), rows));
+        self.unchanged.bounds.extend(iter::repeat_n(bound(&self.unchanged.names), rows));
+        for (pairs, present) in [(&mut self.exact, true), (&mut self.key, false)] {
+            pairs.bounds.extend(iter::repeat_n(bound(&pairs.names), rows));
+            match present {
+                true => pairs.present.append_n_non_nulls(rows),
+                false => pairs.present.append_n_nulls(rows),
+            }
+        }
     }
 
     pub(super) fn finish(&mut self) -> [ArrayRef; 8] {
@@ -188,6 +204,10 @@ impl Pairs {
         let pairs = StructArray::new(pair(), texts.into(), None);
         MapArray::new(entry(), offsets(&mut self.bounds), pairs, self.present.finish(), false)
     }
+}
+
+fn sequence(meta: RowMeta) -> i64 {
+    i64::try_from(meta.sequence).expect("a box makes fewer than 2^63 changes")
 }
 
 /// Where the next row's names begin.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{
     Op, SealError, Table,
     cut::day,
-    encode::{Encode, LARGE_ROW_BYTES, Layout, RowIn},
+    encode::{BlockIn, Encode, LARGE_ROW_BYTES, Layout, RowIn},
     key::Stem,
     object::{Draft, Maker},
 };
@@ -59,6 +59,28 @@ impl Series {
         row: &RowIn<'_>,
     ) -> Result<(), SealError> {
         let large = row.weight() >= LARGE_ROW_BYTES;
+        self.fitting(maker, table, at, large)?.append(maker, row)
+    }
+
+    /// Adds rows of `table`, committed at `at`, none of them large.
+    pub(super) fn append_block(
+        &mut self,
+        maker: &Maker,
+        table: &Arc<Table>,
+        at: Timestamp,
+        rows: &BlockIn<'_>,
+    ) -> Result<(), SealError> {
+        self.fitting(maker, table, at, false)?.append_block(maker, rows)
+    }
+
+    /// The object that the next rows go into.
+    fn fitting(
+        &mut self,
+        maker: &Maker,
+        table: &Arc<Table>,
+        at: Timestamp,
+        large: bool,
+    ) -> Result<&mut dyn Encode, SealError> {
         let fits = self.open.as_ref().is_none_or(|(open, date)| {
             (!large || open.layout() == Layout::Large)
                 && day(*date) == day(at)
@@ -68,7 +90,7 @@ impl Series {
         if !fits {
             self.roll(maker)?;
         }
-        self.open(maker, table, at, large).append(maker, row)
+        Ok(self.open(maker, table, at, large))
     }
 
     /// The open object, made if there is none.

@@ -11,8 +11,8 @@ use tokio::sync::mpsc::{Receiver, error::TryRecvError};
 
 use super::{
     Fates, GroupKind, Op, SealError, Table,
-    columns::RowMeta,
-    encode::{LARGE_ROW_BYTES, RowIn},
+    columns::{Block, RowMeta},
+    encode::{BlockIn, LARGE_ROW_BYTES, RowIn},
     fates,
     sealer::{Desk, Outlet, PAUSE, SnapshotChunks, lock},
     series::{Covers, Series},
@@ -20,7 +20,8 @@ use super::{
 use crate::{
     facts::{self, FactBatch, FactDamaged, Facts},
     journal::{
-        ChunkDone, Decode, DecodeError, Reading, RowBatch, SnapshotChunk, chunk_fact, chunk_facts,
+        Cell, ChunkDone, Decode, DecodeError, Reading, Row, RowBatch, SnapshotChunk, chunk_fact,
+        chunk_facts,
         fate::Fate,
         reread::{Reread, Span, reread_fact, span_fact},
     },
@@ -167,6 +168,7 @@ fn append(
     batch: Bytes,
     decode: &dyn Decode,
 ) -> Result<u64, SealError> {
+    let alone = batch.len() >= LARGE_ROW_BYTES;
     let meta = RowMeta {
         op: op(chunk),
         sequence: 0,
@@ -174,12 +176,15 @@ fn append(
         committed_at: chunk.at,
         xid: None,
     };
-    let alone = batch.len() >= LARGE_ROW_BYTES;
+    let mut into =
+        Gather { desk, series, chunk, table, decode, meta, cells: vec![], held: 0, weight: 0 };
     let (mut rows, mut failed) = (0, None);
-    let read = decode.rows(table, &batch, &mut |row| {
+    let mut each = |row: &Row| {
         rows += 1;
-        let row = RowIn::new(meta, Some(row), None, &batch, decode);
-        series.append(&desk.maker, table, chunk.at, &row).map_err(|error| {
+        into.row(row, &batch)
+    };
+    let read = decode.rows(table, &batch, &mut |row| {
+        each(row).map_err(|error| {
             failed = Some(error);
             DecodeError::Length { what: "a batch that could not be written" }
         })
@@ -188,12 +193,59 @@ fn append(
         return Err(error);
     }
     read.map_err(|why| SealError::Decode { what: table.qualified(), why })?;
+    into.write(&batch)?;
     if alone {
         // The batch goes before its copy in the row builder is copied on.
         drop(batch);
         series.write_all(&desk.maker)?;
     }
     Ok(rows)
+}
+
+/// Rows of a batch, on their way into a series: small ones some at a time.
+struct Gather<'a> {
+    desk: &'a Desk,
+    series: &'a mut Series,
+    chunk: &'a SnapshotChunk,
+    table: &'a Arc<Table>,
+    decode: &'a dyn Decode,
+    meta: RowMeta,
+    cells: Vec<Cell>,
+    /// Rows whose cells they are.
+    held: usize,
+    /// Bytes of their values.
+    weight: usize,
+}
+
+impl Gather<'_> {
+    fn row(&mut self, row: &Row, batch: &Bytes) -> Result<(), SealError> {
+        let weight: usize = row.iter().map(Cell::len).sum();
+        if row.is_empty() || weight >= BLOCK_BYTES {
+            self.write(batch)?;
+            let row = RowIn::new(self.meta, Some(row), None, batch, self.decode);
+            return self.series.append(&self.desk.maker, self.table, self.chunk.at, &row);
+        }
+        self.cells.extend_from_slice(row);
+        self.held += 1;
+        self.weight += weight;
+        match self.held >= BLOCK_ROWS || self.weight >= BLOCK_BYTES {
+            true => self.write(batch),
+            false => Ok(()),
+        }
+    }
+
+    /// Writes what is held.
+    fn write(&mut self, batch: &Bytes) -> Result<(), SealError> {
+        if self.held == 0 {
+            return Ok(());
+        }
+        let block = Block { rows: self.held, cells: &self.cells, bytes: batch };
+        let rows = BlockIn { meta: self.meta, block, decode: self.decode, weight: self.weight };
+        self.series.append_block(&self.desk.maker, self.table, self.chunk.at, &rows)?;
+        self.cells.clear();
+        (self.held, self.weight) = (0, 0);
+        Ok(())
+    }
 }
 
 /// Chunks of the table that are recorded.
@@ -218,6 +270,11 @@ fn show(desk: &Desk, table: &str, chunk: &SnapshotChunk, done: u64) {
         progress.chunks = chunk.chunks;
     });
 }
+
+/// Rows that are read a column after the other: their cells stay near.
+const BLOCK_ROWS: usize = 128;
+/// As above, in bytes of values.
+const BLOCK_BYTES: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {

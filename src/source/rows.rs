@@ -22,6 +22,22 @@ pub enum Cell {
     Text(Range<usize>),
 }
 
+impl Cell {
+    /// Bytes of the value.
+    #[inline]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Null | Self::Unchanged => 0,
+            Self::Binary(range) | Self::Text(range) => range.len(),
+        }
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// A row: one [`Cell`] for each column of its table, in the table's order.
 pub type Row = Vec<Cell>;
 
@@ -165,10 +181,21 @@ pub enum Plain {
         /// What the typed column holds, in microseconds since 1970-01-01.
         within: Range<i64>,
     },
+    /// Four bytes: days since a day.
+    Days {
+        /// That day, in days since 1970-01-01.
+        zero: i64,
+        /// What the typed column holds, in days since 1970-01-01.
+        within: Range<i64>,
+    },
+    /// Sixteen bytes.
+    Uuid,
     /// The bytes themselves.
     Bytes,
     /// UTF-8.
     Text,
+    /// UTF-8 behind one byte, which is 1.
+    Versioned,
 }
 
 impl Plain {
@@ -190,8 +217,17 @@ impl Plain {
                 let micros = i64::from_be_bytes(bytes.try_into().ok()?).checked_add(*zero)?;
                 Value::Micros(within.contains(&micros).then_some(micros)?)
             }
+            Self::Days { zero, within } => {
+                let days = zero + i64::from(i32::from_be_bytes(bytes.try_into().ok()?));
+                Value::Date(i32::try_from(days).ok().filter(|_| within.contains(&days))?)
+            }
+            Self::Uuid if bytes.len() == 16 => Value::Bytes(Cow::Borrowed(bytes)),
+            Self::Uuid => return None,
             Self::Bytes => Value::Bytes(Cow::Borrowed(bytes)),
             Self::Text => Value::Text(Cow::Borrowed(std::str::from_utf8(bytes).ok()?)),
+            Self::Versioned => {
+                Value::Text(Cow::Borrowed(std::str::from_utf8(bytes.strip_prefix(&[1])?).ok()?))
+            }
         })
     }
 }

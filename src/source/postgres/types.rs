@@ -58,8 +58,13 @@ pub fn plain(column: &Column) -> Option<Plain> {
         (LakeType::Timestamp, Form::Timestamp) | (LakeType::TimestampUtc, Form::TimestampZoned) => {
             Plain::Micros { zero: EPOCH_DAYS * DAY_US, within: TYPED_MICROS }
         }
+        (LakeType::Date, Form::Date) => {
+            Plain::Days { zero: EPOCH_DAYS, within: FIRST_DAY..LAST_DAY + 1 }
+        }
+        (LakeType::Uuid, Form::Uuid) => Plain::Uuid,
         (LakeType::Binary, Form::Bytea) => Plain::Bytes,
         (LakeType::Text, Form::Raw) => Plain::Text,
+        (LakeType::Text, Form::Versioned) => Plain::Versioned,
         _ => return None,
     })
 }
@@ -256,6 +261,8 @@ mod tests {
                 prop::collection::vec(any::<u8>(), 0..20),
                 (-300_000_000_000_000_000_i64..300_000_000_000_000_000).prop_map(|n| n.to_be_bytes().into()),
                 "[a-zé]{0,9}".prop_map(String::into_bytes),
+                "\u{1}[a-zé]{0,9}".prop_map(String::into_bytes),
+                (-900_000..3_000_000_i32).prop_map(|n| n.to_be_bytes().into()),
             ],
         ) {
             let column = column(builtin::ALL[at].0, -1);
