@@ -14,6 +14,7 @@ pub mod columns;
 pub mod key;
 mod arrays;
 mod changes;
+mod constant;
 mod cut;
 mod encode;
 mod envelope;

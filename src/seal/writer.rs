@@ -5,6 +5,10 @@
 //! whatever comes, some 130 KiB: one for every column at once would be 200 MiB for the 1,600 that a
 //! table can have (`seal_encrypt` shows what a thousand take).
 //!
+//! What a column's chunk showed decides how its next one is encoded: without a dictionary if that did not hold
+//! the values, or was most of what was written; without zstd if that gained nothing. Each is tried again
+//! every few row groups.
+//!
 //! **Invariant:** one encoder is there at a time. While the last array of a column is compressed it is
 //! there no more: of a large value no more than two copies are alive.
 
@@ -23,6 +27,7 @@ use parquet::{
             ArrowColumnChunk, ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves,
         },
     },
+    basic::{Compression, Encoding, PageType},
     errors::Result,
     file::{
         properties::{WriterProperties, WriterPropertiesPtr},
@@ -31,12 +36,16 @@ use parquet::{
     schema::types::{Type, TypePtr},
 };
 
+use super::constant::Constant;
+
 /// The writer of one file.
 pub(super) struct Writer<W: Write + Send> {
     file: SerializedFileWriter<W>,
     schema: SchemaRef,
     /// Of the open row group, column by column.
     arrays: Vec<Vec<ArrayRef>>,
+    /// As the chunks so far advise, column by column.
+    advice: Vec<Option<WriterPropertiesPtr>>,
     kept_bytes: usize,
     /// Of all row groups that were written, before they were encoded.
     taken_bytes: usize,
@@ -51,8 +60,10 @@ impl<W: Write + Send> Writer<W> {
     pub(super) fn new(to: W, schema: &SchemaRef, properties: WriterProperties) -> Result<Self> {
         let writer = ArrowWriter::try_new(to, Arc::clone(schema), Some(properties))?;
         let (file, _) = writer.into_serialized_writer()?;
-        let (schema, arrays) = (Arc::clone(schema), vec![vec![]; schema.fields().len()]);
-        Ok(Self { file, schema, arrays, kept_bytes: 0, taken_bytes: 0 })
+        let columns = schema.fields().len();
+        let (schema, arrays, advice) =
+            (Arc::clone(schema), vec![vec![]; columns], vec![None; columns]);
+        Ok(Self { file, schema, arrays, advice, kept_bytes: 0, taken_bytes: 0 })
     }
 
     /// Adds rows to the open row group.
@@ -73,10 +84,27 @@ impl<W: Write + Send> Writer<W> {
         }
         let root = self.file.schema_descr().root_schema_ptr();
         let properties = Arc::clone(self.file.properties());
+        if self.groups().is_multiple_of(TRY_AGAIN_GROUPS) {
+            self.advice.fill(None);
+        }
         let mut group = self.file.next_row_group()?;
         let columns = self.schema.fields().iter().zip(root.get_fields());
-        for ((field, leaves), arrays) in columns.zip(&mut self.arrays) {
-            for chunk in encode(field, leaves, &properties, mem::take(arrays))? {
+        for (((field, leaves), arrays), advice) in
+            columns.zip(&mut self.arrays).zip(&mut self.advice)
+        {
+            let advised = advice.as_ref().unwrap_or(&properties);
+            if let Some(constant) = Constant::new(field, leaves, &properties, arrays)? {
+                constant.append_to(&mut group)?;
+                arrays.clear();
+                continue;
+            }
+            let chunks = encode(field, leaves, advised, mem::take(arrays))?;
+            if let [chunk] = &chunks[..]
+                && let Some(news) = advise(chunk, advised)
+            {
+                *advice = Some(Arc::new(news));
+            }
+            for chunk in chunks {
                 chunk.append_to_row_group(&mut group)?;
             }
         }
@@ -124,7 +152,7 @@ impl<W: Write + Send> Writer<W> {
 
 /// Encodes one column, whose `leaves` have encoders of their own: asked for those of the whole schema, the
 /// library makes all of them at once.
-fn encode(
+pub(super) fn encode(
     field: &FieldRef,
     leaves: &TypePtr,
     properties: &WriterPropertiesPtr,
@@ -142,6 +170,44 @@ fn encode(
     }
     encoders.into_iter().map(ArrowColumnWriter::close).collect()
 }
+
+/// How the next chunk of a column is to be encoded, if otherwise than this one.
+fn advise(chunk: &ArrowColumnChunk, properties: &WriterProperties) -> Option<WriterProperties> {
+    let close = chunk.close();
+    let (metadata, pages) = (&close.metadata, close.offset_index.as_ref()?);
+    let (packed, plain) = (metadata.compressed_size(), metadata.uncompressed_size());
+    if plain < JUDGED_BYTES {
+        return None;
+    }
+    let path = metadata.column_path();
+    let data: i64 =
+        pages.page_locations().iter().map(|page| i64::from(page.compressed_page_size)).sum();
+    let missed = metadata.page_encoding_stats().is_some_and(|pages| {
+        pages
+            .iter()
+            .any(|page| page.page_type == PageType::DATA_PAGE && page.encoding == Encoding::PLAIN)
+    });
+    let dictionary = properties.dictionary_enabled(path) && (missed || packed - data > packed / 2);
+    let zstd = properties.compression(path) != Compression::UNCOMPRESSED
+        && packed > plain / 100 * INCOMPRESSIBLE_PERCENT;
+    if !dictionary && !zstd {
+        return None;
+    }
+    let mut next = properties.clone().into_builder();
+    if dictionary {
+        next = next.set_column_dictionary_enabled(path.clone(), false);
+    } else if zstd {
+        next = next.set_column_compression(path.clone(), Compression::UNCOMPRESSED);
+    }
+    Some(next.build())
+}
+
+/// A chunk of fewer bytes, before compression, shows nothing.
+const JUDGED_BYTES: i64 = 16 << 10;
+/// Of what was to be compressed.
+const INCOMPRESSIBLE_PERCENT: i64 = 95;
+/// What was given up is tried again after so many row groups: values change in the course of a table.
+const TRY_AGAIN_GROUPS: usize = 16;
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,372 @@
+//! Column chunks in which one value stands in every row, written as one run.
+//!
+//! Of every snapshot such are `_op`, `_sequence`, `_position` and `_committed_at`, and of many tables a state
+//! or a filler. The library's writer hashes and compares each row: of narrow rows that was a third of sealing.
+//! The value itself, its dictionary page and its statistics are the library's, from a chunk of one row; the
+//! data page is a run of that many rows
+//! (<https://parquet.apache.org/docs/file-format/data-pages/encodings/>, "Run Length Encoding").
+//!
+//! **Invariant:** what stands in such a chunk reads as the same rows written by the library would.
+
+use std::{io::Write, sync::Arc};
+
+use arrow_array::{
+    Array, ArrayRef,
+    cast::AsArray,
+    types::{Float32Type, Float64Type},
+};
+use arrow_schema::{DataType, FieldRef};
+use bytes::Bytes;
+use parquet::{
+    basic::{Compression, Encoding},
+    column::{
+        page::{CompressedPage, Page, PageWriter},
+        writer::ColumnCloseResult,
+    },
+    errors::Result,
+    file::{
+        metadata::{ColumnIndexBuilder, LevelHistogram, OffsetIndexBuilder},
+        properties::WriterPropertiesPtr,
+        writer::{
+            SerializedFileWriter, SerializedPageWriter, SerializedRowGroupWriter, TrackedWrite,
+        },
+    },
+    schema::types::{Type, TypePtr},
+};
+
+use super::writer::encode;
+
+/// A chunk, ready to be written.
+pub(super) struct Constant {
+    bytes: Bytes,
+    close: ColumnCloseResult,
+}
+
+impl Constant {
+    /// The chunk of these arrays; `None`: they do not hold one value only, or are few.
+    ///
+    /// # Errors
+    ///
+    /// The arrays do not fit the schema.
+    pub(super) fn new(
+        field: &FieldRef,
+        leaves: &TypePtr,
+        properties: &WriterPropertiesPtr,
+        arrays: &[ArrayRef],
+    ) -> Result<Option<Self>> {
+        let rows: usize = arrays.iter().map(|array| array.len()).sum();
+        let Some(value) = value(arrays).filter(|_| rows >= ROWS_MIN) else { return Ok(None) };
+        let (Ok(rows), Ok(page_rows)) = (i64::try_from(rows), u32::try_from(rows)) else {
+            return Ok(None);
+        };
+        let Some((dictionary, mut close)) = one_row(field, leaves, properties, &value)? else {
+            return Ok(None);
+        };
+        let descriptor = close.metadata.column_descr_ptr();
+        let body = body(page_rows, descriptor.max_def_level() > 0);
+        let (body_bytes, mut sink) = (body.len(), TrackedWrite::new(vec![]));
+        let page = Page::DataPage {
+            buf: body.into(),
+            num_values: page_rows,
+            encoding: Encoding::RLE_DICTIONARY,
+            def_level_encoding: Encoding::RLE,
+            rep_level_encoding: Encoding::RLE,
+            statistics: None,
+        };
+        SerializedPageWriter::new(&mut sink).write_page(CompressedPage::new(page, body_bytes))?;
+        let page = sink.into_inner()?;
+        let statistics = close.metadata.statistics();
+        let bounds =
+            statistics.and_then(|found| Some((found.min_bytes_opt()?, found.max_bytes_opt()?)));
+        let Some((least, most)) = bounds else { return Ok(None) };
+        let levels = (descriptor.max_def_level() > 0).then(|| LevelHistogram::from(vec![0, rows]));
+        let mut index = ColumnIndexBuilder::new(descriptor.physical_type());
+        index.append(false, least.to_vec(), most.to_vec(), 0, None);
+        index.append_histograms(&None, &levels);
+        let long = close.metadata.unencoded_byte_array_data_bytes().map(|bytes| bytes * rows);
+        let (at, length) = (signed(dictionary.len()), signed(page.len()));
+        let mut offsets = OffsetIndexBuilder::new();
+        offsets.append_row_count(rows);
+        offsets.append_offset_and_size(at, i32::try_from(length).unwrap_or(i32::MAX));
+        offsets.append_unencoded_byte_array_data_bytes(long);
+        close.metadata = close
+            .metadata
+            .into_builder()
+            .set_num_values(rows)
+            .set_total_compressed_size(at + length)
+            .set_total_uncompressed_size(at + length)
+            .set_dictionary_page_offset(Some(0))
+            .set_data_page_offset(at)
+            .set_definition_level_histogram(levels)
+            .set_unencoded_byte_array_data_bytes(long)
+            .build()?;
+        (close.rows_written, close.bytes_written) =
+            (rows.cast_unsigned(), (at + length).cast_unsigned());
+        (close.column_index, close.offset_index) = (Some(index.build()?), Some(offsets.build()));
+        Ok(Some(Self { bytes: [dictionary, page].concat().into(), close }))
+    }
+
+    /// Writes it as the group's next chunk.
+    ///
+    /// # Errors
+    ///
+    /// It is of another column, or the file refuses it.
+    pub(super) fn append_to<W: Write + Send>(
+        self,
+        group: &mut SerializedRowGroupWriter<'_, W>,
+    ) -> Result<()> {
+        group.append_column(&self.bytes, self.close)
+    }
+}
+
+/// The dictionary page of a chunk that the library writes of one row, without compression, and what it says
+/// of that chunk; `None`: it has none.
+fn one_row(
+    field: &FieldRef,
+    leaves: &TypePtr,
+    properties: &WriterPropertiesPtr,
+    value: &ArrayRef,
+) -> Result<Option<(Vec<u8>, ColumnCloseResult)>> {
+    let path = parquet::schema::types::ColumnPath::new(vec![field.name().clone()]);
+    let properties = WriterPropertiesPtr::clone(properties).as_ref().clone().into_builder();
+    let properties = properties
+        .set_column_compression(path.clone(), Compression::UNCOMPRESSED)
+        .set_column_dictionary_enabled(path, true)
+        .build();
+    let properties = Arc::new(properties);
+    let chunks = encode(field, leaves, &properties, vec![Arc::clone(value)])?;
+    let Ok([chunk]) = <[_; 1]>::try_from(chunks) else { return Ok(None) };
+    let close = chunk.close().clone();
+    let root = Type::group_type_builder("schema").with_fields(vec![Arc::clone(leaves)]).build()?;
+    let mut alone = SerializedFileWriter::new(vec![], Arc::new(root), properties)?;
+    let mut group = alone.next_row_group()?;
+    chunk.append_to_row_group(&mut group)?;
+    let written = group.close()?;
+    let file = alone.into_inner()?;
+    let written = written.column(0);
+    let bounds = written.dictionary_page_offset().map(|at| at..written.data_page_offset());
+    let page = bounds.and_then(|bounds| {
+        let (from, to) = (usize::try_from(bounds.start).ok()?, usize::try_from(bounds.end).ok()?);
+        file.get(from..to)
+    });
+    Ok(page.map(|page| (page.to_vec(), close)))
+}
+
+/// A data page of version 1: levels if there are any, the width of an index (there is one: 0 bits), a run.
+fn body(rows: u32, levels: bool) -> Vec<u8> {
+    let mut run = vec![];
+    let mut rest = u64::from(rows) << 1;
+    while rest > 0x7F {
+        run.push(rest.to_le_bytes()[0] | 0x80);
+        rest >>= 7;
+    }
+    run.push(rest.to_le_bytes()[0]);
+    let mut body = vec![];
+    if levels {
+        let length = u32::try_from(run.len() + 1).expect("a run's head is a few bytes");
+        body.extend(length.to_le_bytes());
+        body.extend(&run);
+        body.push(1);
+    }
+    body.push(0);
+    body.extend(run);
+    body
+}
+
+/// The value that stands everywhere, as an array of one.
+fn value(arrays: &[ArrayRef]) -> Option<ArrayRef> {
+    let value = arrays.first().filter(|array| !array.is_empty())?.slice(0, 1);
+    let same = |array: &ArrayRef| {
+        array.is_empty() || (is_alike(array) && array.slice(0, 1).to_data() == value.to_data())
+    };
+    (!is_nan(&value) && arrays.iter().all(same)).then_some(value)
+}
+
+/// Whether it is no number: statistics count such, one by one.
+fn is_nan(value: &ArrayRef) -> bool {
+    match value.data_type() {
+        DataType::Float32 => value.as_primitive::<Float32Type>().values()[0].is_nan(),
+        DataType::Float64 => value.as_primitive::<Float64Type>().values()[0].is_nan(),
+        _ => false,
+    }
+}
+
+/// Whether all values are the same, and none NULL. Of other types than those of flat columns: no.
+fn is_alike(array: &ArrayRef) -> bool {
+    if array.null_count() > 0 {
+        return false;
+    }
+    match array.data_type() {
+        DataType::Utf8 => {
+            let array = array.as_string::<i32>();
+            is_repeated_text(array.offsets(), array.value_data())
+        }
+        DataType::Binary => {
+            let array = array.as_binary::<i32>();
+            is_repeated_text(array.offsets(), array.value_data())
+        }
+        DataType::FixedSizeBinary(_) => is_repeated(array),
+        flat if flat.primitive_width().is_some() => is_repeated(array),
+        _ => false,
+    }
+}
+
+fn is_repeated(array: &ArrayRef) -> bool {
+    let data = array.to_data();
+    let width = match array.data_type() {
+        DataType::FixedSizeBinary(width) => usize::try_from(*width).ok(),
+        flat => flat.primitive_width(),
+    };
+    let bytes = width.zip(data.buffers().first()).and_then(|(width, buffer)| {
+        buffer.get(data.offset() * width..(data.offset() + data.len()) * width)
+    });
+    bytes.zip(width).is_some_and(|(bytes, width)| repeats(bytes, width))
+}
+
+fn is_repeated_text(offsets: &[i32], values: &[u8]) -> bool {
+    let length = offsets[1] - offsets[0];
+    let bounds =
+        usize::try_from(offsets[0]).ok().zip(usize::try_from(offsets[offsets.len() - 1]).ok());
+    offsets.windows(2).all(|ends| ends[1] - ends[0] == length)
+        && bounds
+            .zip(usize::try_from(length).ok())
+            .is_some_and(|((from, to), length)| repeats(&values[from..to], length))
+}
+
+/// Whether each `width` bytes are those before them.
+fn repeats(bytes: &[u8], width: usize) -> bool {
+    bytes.len() <= width || bytes[width..] == bytes[..bytes.len() - width]
+}
+
+fn signed(length: usize) -> i64 {
+    i64::try_from(length).expect("a page of a few bytes and one value")
+}
+
+/// Of fewer rows it costs more than it saves.
+const ROWS_MIN: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use arrow_array::{
+        BinaryArray, Decimal128Array, FixedSizeBinaryArray, Float64Array, Int16Array, Int32Array,
+        Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    };
+    use parquet::{
+        arrow::{
+            ArrowWriter,
+            arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
+        },
+        file::{
+            metadata::{PageIndexPolicy, ParquetMetaData},
+            properties::WriterProperties,
+        },
+    };
+
+    use super::*;
+    use crate::seal::writer::Writer;
+
+    const ROWS: usize = 30_000;
+
+    /// Columns of one value each, then two that are not; with and without NULLs allowed.
+    fn columns(rows: usize) -> Vec<(&'static str, ArrayRef, bool)> {
+        let uuids = std::iter::repeat_n([7; 16], rows);
+        let decimal =
+            Decimal128Array::from(vec![-5; rows]).with_precision_and_scale(38, 2).unwrap();
+        let last = |row: usize| if row + 1 < rows { "same" } else { "samf" };
+        vec![
+            ("small", Arc::new(Int16Array::from(vec![-3; rows])), true),
+            ("int", Arc::new(Int32Array::from(vec![5; rows])), true),
+            ("long", Arc::new(Int64Array::from(vec![0; rows])), false),
+            ("float", Arc::new(Float64Array::from(vec![2.5; rows])), true),
+            ("nan", Arc::new(Float64Array::from(vec![f64::NAN; rows])), true),
+            (
+                "at",
+                Arc::new(TimestampMicrosecondArray::from(vec![1 << 50; rows]).with_timezone("UTC")),
+                false,
+            ),
+            ("decimal", Arc::new(decimal), true),
+            ("uuid", Arc::new(FixedSizeBinaryArray::try_from_iter(uuids).unwrap()), true),
+            (
+                "blob",
+                Arc::new(BinaryArray::from_iter_values(std::iter::repeat_n([255, 0], rows))),
+                true,
+            ),
+            ("text", Arc::new(StringArray::from(vec!["0000000A/00000001"; rows])), false),
+            ("empty", Arc::new(StringArray::from(vec![""; rows])), true),
+            ("large", Arc::new(StringArray::from(vec!["é".repeat(70); rows])), true),
+            ("none", Arc::new(Int32Array::from(vec![None; rows])), true),
+            ("other", Arc::new(StringArray::from_iter_values((0..rows).map(last))), true),
+        ]
+    }
+
+    fn batch(rows: usize) -> RecordBatch {
+        RecordBatch::try_from_iter_with_nullable(columns(rows)).unwrap()
+    }
+
+    fn read(file: Vec<u8>) -> (Arc<ParquetMetaData>, Vec<RecordBatch>) {
+        let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Required);
+        let reader =
+            ParquetRecordBatchReaderBuilder::try_new_with_options(Bytes::from(file), options);
+        let reader = reader.unwrap();
+        let metadata = Arc::clone(reader.metadata());
+        (metadata, reader.with_batch_size(ROWS).build().unwrap().map(Result::unwrap).collect())
+    }
+
+    #[test]
+    fn a_run_reads_as_the_rows_that_the_library_writes() {
+        let whole = batch(ROWS);
+        let properties = WriterProperties::builder().build();
+        let mut writer = Writer::new(vec![], &whole.schema(), properties.clone()).unwrap();
+        writer.add(&whole.slice(0, 17));
+        writer.add(&whole.slice(17, ROWS - 17));
+        let (ours, found) = read(writer.into_inner().unwrap());
+        let mut library = ArrowWriter::try_new(vec![], whole.schema(), Some(properties)).unwrap();
+        library.write(&whole).unwrap();
+        let (theirs, expected) = read(library.into_inner().unwrap());
+        assert_eq!(format!("{found:?}"), format!("{expected:?}"));
+        let mut runs = 0;
+        for (ours, theirs) in ours.row_group(0).columns().iter().zip(theirs.row_group(0).columns())
+        {
+            let name = ours.column_path().string();
+            assert_eq!(ours.num_values(), theirs.num_values(), "{name}");
+            let statistics = [ours, theirs].map(|of| format!("{:?}", of.statistics()));
+            assert_eq!(statistics[0], statistics[1], "{name}");
+            assert_eq!(
+                ours.definition_level_histogram(),
+                theirs.definition_level_histogram(),
+                "{name}"
+            );
+            assert_eq!(
+                ours.unencoded_byte_array_data_bytes(),
+                theirs.unencoded_byte_array_data_bytes(),
+                "{name}"
+            );
+            let is_run = ours.compressed_size() < theirs.compressed_size();
+            runs += usize::from(is_run);
+            assert_eq!(is_run, !["nan", "none", "other"].contains(&name.as_str()), "{name}");
+        }
+        assert_eq!(runs, columns(1).len() - 3);
+    }
+
+    #[test]
+    fn few_rows_and_other_values_are_no_run() {
+        let number = |values: Vec<i64>| Arc::new(Int64Array::from(values)) as ArrayRef;
+        assert!(value(&[]).is_none());
+        assert!(value(&[number(vec![])]).is_none());
+        assert!(value(&[number(vec![1, 1]), number(vec![1, 2])]).is_none());
+        assert!(value(&[number(vec![1, 1]), number(vec![2, 2])]).is_none());
+        assert!(value(&[number(vec![1, 1]), number(vec![]), number(vec![1])]).is_some());
+        // Sliced: what lies before and behind does not count.
+        assert!(value(&[number(vec![3, 1, 1, 4]).slice(1, 2)]).is_some());
+        let text = |values: Vec<&str>| Arc::new(StringArray::from(values)) as ArrayRef;
+        assert!(value(&[text(vec!["x", "ab", "ab", "y"]).slice(1, 2)]).is_some());
+        assert!(value(&[text(vec!["a", "aa"])]).is_none());
+        assert!(value(&[text(vec!["ab", "ba"])]).is_none());
+    }
+
+    #[test]
+    fn the_run_is_pinned() {
+        assert_eq!(body(1, false), [0, 2]);
+        assert_eq!(body(300, true), [3, 0, 0, 0, 0xD8, 0x04, 1, 0, 0xD8, 0x04]);
+    }
+}
