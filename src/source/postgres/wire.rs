@@ -230,13 +230,8 @@ impl Wire {
                         row.advance(5);
                         return Ok(Some(gulp.pass(row)));
                     }
-                    b'd' => {
-                        gulp.push(self.body(head))?;
-                        self.consume(head);
-                        if gulp.is_full() {
-                            return Ok(gulp.take());
-                        }
-                    }
+                    b'd' if gulp.is_full() => return Ok(gulp.take()),
+                    b'd' => self.gulp(gulp)?,
                     b'c' => {
                         gulp.finish()?;
                         if let Some(rows) = gulp.take() {
@@ -254,6 +249,9 @@ impl Wire {
                     tag => return Err(unknown(doing, &char::from(tag).to_string())),
                 }
             }
+            if gulp.is_full() {
+                return Ok(gulp.take());
+            }
             if !asked && self.row_ahead()? > alone {
                 return Ok(Some(gulp.take().unwrap_or_default()));
             }
@@ -265,6 +263,22 @@ impl Wire {
                 self.nap().await;
             }
         }
+    }
+
+    /// Takes the rows that are there one after the other, until the batch is full or something else comes.
+    fn gulp(&mut self, gulp: &mut Gulp) -> Result<(), SourceError> {
+        let mut taken = 0;
+        while !gulp.is_full() {
+            let rest = &self.input[taken..];
+            let Some(Head { tag: b'd', length }) = message::head(rest)? else { break };
+            if length > rest.len() || gulp.passes(length - 5) {
+                break;
+            }
+            gulp.push(&rest[5..length])?;
+            taken += length;
+        }
+        self.input.advance(taken);
+        Ok(())
     }
 
     /// Begins COPY BOTH (START_REPLICATION).
