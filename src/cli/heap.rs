@@ -3,7 +3,8 @@
 //! Left alone, glibc asks the kernel for each block above 128 KiB (a bound that grows as such blocks are
 //! freed), and gives back the end of the heap as soon as 128 KiB of it are free. A gateway takes and frees
 //! buffers of about 1 MiB all the time: every one of them meant zeroed pages and faults, 15 to 19 %
-//! of the CPU of sealing a snapshot (benches/README.md).
+//! of the CPU of sealing a snapshot (benches/README.md). A row group is as large as its bound allows, and
+//! what it held is needed again for the next: so much stays, and once a minute what is still free goes back.
 #![expect(unsafe_code, reason = "the C library has no safe interface for it")]
 
 use nix::libc;
@@ -19,9 +20,18 @@ pub(super) fn begin() {
     }
 }
 
+/// Gives back all that is free.
+pub(super) fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it may be called at any time, from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Blocks from here on are the kernel's: large values give their memory back at once.
 #[cfg(target_env = "gnu")]
 const MMAP_BYTES: libc::c_int = 4 << 20;
 /// Of each heap, at its end.
 #[cfg(target_env = "gnu")]
-const KEPT_BYTES: libc::c_int = 4 << 20;
+const KEPT_BYTES: libc::c_int = 32 << 20;

@@ -11,7 +11,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
-use super::{Failure, Global, journal, service::Service};
+use super::{Failure, Global, heap, journal, service::Service};
 use crate::{
     clock::{Clock, SystemClock},
     config::{self, Config},
@@ -120,6 +120,8 @@ impl Gateway<'_> {
     ) -> Result<(), Failure> {
         let mut every_second = interval(TICK);
         every_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut every_minute = interval(GIVE_BACK);
+        every_minute.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut waiting = true;
         loop {
             tokio::select! {
@@ -140,6 +142,7 @@ impl Gateway<'_> {
                     self.reporter.sample();
                     self.service.tick(self.clock.now(), &self.reporter.report());
                 }
+                _ = every_minute.tick() => heap::give_back(),
             }
         }
     }
@@ -255,6 +258,8 @@ impl Signals {
 }
 
 const TICK: Duration = Duration::from_secs(1);
+/// Free memory goes back to the kernel.
+const GIVE_BACK: Duration = Duration::from_secs(60);
 /// With the side's and the runtime's: below 5 s, as promised.
 const STOP_TIME_MAX: Duration = Duration::from_millis(4000);
 const SIDE_TIME_MAX: Duration = Duration::from_millis(300);
