@@ -24,7 +24,7 @@ use super::{
     columns::RowMeta,
     encode::{LARGE_ROW_BYTES, RowIn},
     epoch::{Epoch, OPEN_MAX},
-    sealer::{Desk, Outlet, PAUSE, RELATION_FACTS},
+    sealer::{Desk, Outlet, PAUSE, RELATION_FACTS, REST},
     unchanged::Notes,
 };
 use crate::{
@@ -101,7 +101,7 @@ impl<'a> Changes<'a> {
         while !self.outlet.is_stopped() {
             if !self.desk.has_room() {
                 thread::sleep(PAUSE);
-            } else if !self.turn(reader, PAUSE)? {
+            } else if !self.turn(reader, REST)? {
                 return Ok(());
             }
         }

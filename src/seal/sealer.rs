@@ -365,6 +365,9 @@ fn groups(facts: &dyn Facts) -> Result<Vec<Group>, SealError> {
 
 /// How long a thread waits for room before it looks again.
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
+/// How long at most a thread that has nothing to do sleeps before it looks whether it is to stop, or an epoch
+/// is due.
+pub(super) const REST: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
 mod tests {

@@ -14,7 +14,7 @@ use super::{
     columns::{Block, RowMeta},
     encode::{BlockIn, LARGE_ROW_BYTES, RowIn},
     fates,
-    sealer::{Desk, Outlet, PAUSE, SnapshotChunks, lock},
+    sealer::{Desk, Outlet, PAUSE, REST, SnapshotChunks, lock},
     series::{Covers, Series},
 };
 use crate::{
@@ -35,6 +35,7 @@ pub(super) fn run(
     chunks: &SnapshotChunks,
     decode: &dyn Decode,
 ) -> Result<(), SealError> {
+    let mut rest = PAUSE;
     while !outlet.is_stopped() {
         if !desk.has_room() {
             thread::sleep(PAUSE);
@@ -42,8 +43,14 @@ pub(super) fn run(
         }
         let next = lock(chunks).try_recv();
         match next {
-            Ok(chunk) => seal(desk, outlet, chunk, decode)?,
-            Err(TryRecvError::Empty) => thread::sleep(PAUSE),
+            Ok(chunk) => {
+                rest = PAUSE;
+                seal(desk, outlet, chunk, decode)?;
+            }
+            Err(TryRecvError::Empty) => {
+                thread::sleep(rest);
+                rest = REST.min(2 * rest);
+            }
             Err(TryRecvError::Disconnected) => return Ok(()),
         }
     }
