@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -17,31 +18,32 @@ ROUNDS_MAX = 2 * ROUNDS
 
 
 def alternate(lines, figure="cpu_s"):
-    """Runs every line in turn, round after round, until the last rounds of each agree."""
+    """Runs every line in turn, round after round, until the last rounds of each agree in `figure`."""
     runs = {name: [] for name in lines}
     for number in range(1, ROUNDS_MAX + 1):
         for name, line in lines.items():
             os.sync()
             run = line(number)
             runs[name].append(run)
-            ground.say(f"round {number} {name}: " + ", ".join(f"{k} {shown(v)}" for k, v in run.items()))
+            ground.say(f"round {number} {name}: {shown(run)}")
         if number >= ROUNDS and all(spread(done, figure) <= STABLE for done in runs.values()):
             break
     return runs
 
 
 def spread(runs, figure):
-    """How far the last rounds lie apart, in parts of their median."""
-    last = [run[figure] for run in runs[-ROUNDS:]]
+    """How far the last rounds lie apart, in parts of their median. A figure in a figure: a pair of keys."""
+    part, key = figure if isinstance(figure, tuple) else (None, figure)
+    last = [(run[part] if part else run)[key] for run in runs[-ROUNDS:]]
     return (max(last) - min(last)) / statistics.median(last)
 
 
-def summary(runs, ratios):
+def summary(runs, ratios, figure="cpu_s"):
     """Medians of all rounds by line, the spread of the last, and our ratio to each peer, round by round."""
     lines = {}
     for name, done in runs.items():
         lines[name] = {key: round(statistics.median(run[key] for run in done), 4) for key in done[0]}
-        lines[name]["cpu_spread"] = round(spread(done, "cpu_s"), 3)
+        lines[name]["spread"] = round(spread(done, figure), 3)
     against = {}
     for peer in runs:
         if peer == OWN:
@@ -50,7 +52,7 @@ def summary(runs, ratios):
             key: span([ours[key] / theirs[key] for ours, theirs in zip(runs[OWN], runs[peer])])
             for key in ratios
         }
-    return {"rounds": len(runs[OWN]), "median": lines, "ratio": against, "runs": runs}
+    return {"rounds": len(runs[OWN]), "figure": figure, "median": lines, "ratio": against, "runs": runs}
 
 
 def span(values):
@@ -59,36 +61,50 @@ def span(values):
 
 
 def shown(value):
+    if isinstance(value, dict):
+        return ", ".join(f"{key} ({shown(one)})" if isinstance(one, dict) else f"{key} {shown(one)}"
+                         for key, one in value.items())
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def markdown(title, result, columns):
-    """A table of the medians, and our ratios below it. `columns`: heading, key and format by column."""
+def table(title, rows, columns):
+    """The lines of a table. `columns`: heading, key and format by column."""
     lines = [f"### {title}", "", "| | " + " | ".join(head for head, _, _ in columns) + " |"]
     lines.append("|---|" + "---:|" * len(columns))
-    for name, median in result["median"].items():
-        cells = (form.format(median[key]) if key in median else "" for _, key, form in columns)
+    for name, row in rows.items():
+        cells = (form.format(row[key]) if key in row else "" for _, key, form in columns)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines.append("")
+    return [*lines, ""]
+
+
+def markdown(title, result, columns):
+    """A table of the medians, and our ratios below it."""
+    lines = table(title, result["median"], columns)
     for peer, ratios in result["ratio"].items():
         said = (
             f"{key} {ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"
             for key, ratio in ratios.items()
         )
         lines.append(f"{OWN} / {peer}, within a round: " + ", ".join(said) + ".")
-    spreads = (f"{name} {median['cpu_spread']:.0%}" for name, median in result["median"].items())
-    lines.append(f"{result['rounds']} rounds; the last {ROUNDS} differ in CPU by: {', '.join(spreads)}.")
+    spreads = (f"{name} {median['spread']:.0%}" for name, median in result["median"].items())
+    lines.append(f"{result['rounds']} rounds; the last {ROUNDS} differ in {result['figure']} by: {', '.join(spreads)}.")
     return "\n".join(lines) + "\n"
 
 
+def percentile(values, part):
+    """The least value that so many parts of all do not exceed."""
+    return sorted(values)[max(0, math.ceil(part * len(values)) - 1)]
+
+
 def keep(name, results, cluster, scale):
-    """Writes `target/bench/<name>.json`. No path, host or port stands in it. The load is that of the machine."""
+    """Writes `target/bench/<name>.json`. No path, host or port stands in it. The load is that of the machine.
+    `cluster`: None where no database has part in it."""
     commit = said(["git", "-C", str(ground.HERE), "rev-parse", "--short", "HEAD"])
     document = {
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
         "lakehead": f"{said([str(ground.BINARY), 'version'])} ({commit})",
-        "postgresql": cluster.version,
+        "postgresql": cluster and cluster.version,
         "scale": scale,
         "load": round(os.getloadavg()[1], 1),
         "results": results,
@@ -96,7 +112,8 @@ def keep(name, results, cluster, scale):
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"{document['date']}, {document['machine']}, {document['lakehead']}, PostgreSQL {cluster.version}\n")
+    server = f", PostgreSQL {cluster.version}" if cluster else ""
+    print(f"{document['date']}, {document['machine']}, load {document['load']}, {document['lakehead']}{server}\n")
 
 
 def machine():

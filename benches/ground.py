@@ -38,6 +38,14 @@ jit = off
 max_parallel_workers_per_gather = 0
 log_min_messages = warning
 """
+# 1 KiB a row that nothing compresses, the same in every run.
+NOISE = "CREATE TABLE noise (id bigint PRIMARY KEY, body bytea NOT NULL)"
+NOISE_ROW_BYTES = 1024
+FILL_NOISE = """
+INSERT INTO noise SELECT n, (SELECT string_agg(sha512((n || '.' || i)::bytea), '') FROM generate_series(1, 16) i)
+FROM generate_series({first}, {last}) n
+"""
+QUIET_S = 0.5
 
 
 def say(text):
@@ -56,6 +64,33 @@ def private(path, text):
     """A file that only its owner reads."""
     path.write_text(text)
     path.chmod(0o600)
+
+
+def copy(source, to):
+    """A folder as it is."""
+    shutil.rmtree(to, ignore_errors=True)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["cp", "-a", str(source), str(to)], check=True)
+
+
+def lsn(text):
+    high, low = text.split("/")
+    return int(high, 16) << 32 | int(low, 16)
+
+
+def past(position, end):
+    return lsn(position) > lsn(end)
+
+
+def whole(snapshot):
+    """Whether every part of every table is sealed."""
+    return bool(snapshot) and all(part["chunks_done"] == part["chunks"] > 0 for part in snapshot.values())
+
+
+def all_shipped(status):
+    """Whether the snapshots are whole, and every object acknowledged."""
+    sent = status["spool_bytes"] == 0 and status["shipped_objects"] == status["sealed_objects"] > 0
+    return whole(status["snapshot"]) and sent and status["entry"] > 0
 
 
 def free_port():
@@ -84,8 +119,9 @@ class Cluster:
         if not (self.folder / "PG_VERSION").exists():
             self._create()
         self.password = self.password_file.read_text()
-        with contextlib.suppress(subprocess.CalledProcessError):
-            self._tool("pg_ctl", "-D", str(self.folder), "-m", "fast", "-w", "stop")
+        if (self.folder / "postmaster.pid").exists():
+            with contextlib.suppress(subprocess.CalledProcessError):
+                self.stop()
         self.port = free_port()
         options = f"-p {self.port} -c unix_socket_directories={self.folder}"
         log = str(self.folder / "server.log")
@@ -122,7 +158,8 @@ class Cluster:
         said = ""
         for statement in statements:
             words = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", database, "-c", statement]
-            said = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
+            own = {**os.environ, "PGOPTIONS": "-c client_min_messages=warning"}
+            said = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=own).stdout
         return said.strip()
 
     def has_database(self, name):
@@ -133,6 +170,21 @@ class Cluster:
             "postgres",
             f"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{name}'",
         )
+
+    def copy_slot(self, database, source, to):
+        self.drop_slot(to)
+        self.sql(database, f"SELECT pg_copy_logical_replication_slot('{source}', '{to}', false, 'pgoutput')")
+
+    def drop_database(self, name):
+        """And its slots: a slot keeps the server's log for as long as it is there."""
+        slots = f"FROM pg_replication_slots WHERE database = '{name}'"
+        drop = f"DROP DATABASE IF EXISTS {name}"
+        self.sql("postgres", f"SELECT pg_drop_replication_slot(slot_name) {slots}", drop)
+
+    def fresh_database(self, name, *schema):
+        self.drop_database(name)
+        self.sql("postgres", f"CREATE DATABASE {name}")
+        self.sql(name, *schema)
 
     def cpu_s(self):
         return meter.tree_cpu(self.pid)
@@ -149,6 +201,7 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [str(BINARY), "store", "--json", "--dir", str(self.folder)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        meter.LIVE.append(self)
         line = self.process.stdout.readline()
         if not line:
             sys.exit(f"no store: {BINARY} is a build without the feature demo, or cannot listen")
@@ -160,6 +213,9 @@ class Store:
             self.process.terminate()
             self.process.wait()
             self.process = None
+            meter.LIVE.remove(self)
+
+    kill = stop
 
     def cpu_s(self):
         return meter.process_cpu(self.process.pid)
@@ -222,15 +278,16 @@ object_age = "{object_age}"
 """,
             )
 
-    def start(self, **watched):
+    def start(self, environment=None, **watched):
         (self.folder / "data").mkdir(mode=0o700, exist_ok=True)
         with open(self.folder / "gateway.log", "a") as log:
             command = [str(BINARY), "run", "--config", str(self.folder / "site.toml")]
-            self.run = meter.Run(command, log, **watched)
+            self.run = meter.Run(command, log, environment, **watched)
 
     def status(self):
         """What it says of its source, asked at its socket; None before it answers."""
         with socket.socket(socket.AF_UNIX) as line:
+            line.settimeout(10)
             try:
                 line.connect(str(self.folder / "data/admin.sock"))
                 line.sendall(b'{"do":"status"}\n')
@@ -241,17 +298,30 @@ object_age = "{object_age}"
 
     def until(self, reached, seconds_max=900):
         """Waits until `reached` says so of its status; gives the status, and when that was."""
+        told = None
         while True:
             status = self.status()
             if status and reached(status):
                 return status, self.run.seconds()
-            if status and status["alarms"]:
+            causes = {alarm["cause"] for alarm in status["alarms"].values()} if status else None
+            if causes and causes != told:
                 say(f"alarm: {status['alarms']}")
+                told = causes
             if self.run.ended() or self.run.seconds() > seconds_max:
                 log = (self.folder / "gateway.log").read_text()[-4000:]
                 self.run.kill()
                 sys.exit(f"the gateway did not get there:\n{log}")
             time.sleep(0.1)
+
+    def until_shipped(self, reached=all_shipped):
+        """Waits until it stays so; gives the status, and when that began."""
+        status, shipped_s = self.until(reached)
+        entry, since = status["entry"], time.monotonic()
+        while time.monotonic() - since < QUIET_S:
+            status, now_s = self.until(reached)
+            if status["entry"] != entry:
+                entry, since, shipped_s = status["entry"], time.monotonic(), now_s
+        return status, shipped_s
 
     def stop(self):
         return self.run.end(signal.SIGTERM)
@@ -273,14 +343,30 @@ object_age = "{object_age}"
             self.cluster.sql(self.database, f"DROP PUBLICATION IF EXISTS {name}")
 
 
+def _terminated(*_):
+    sys.exit("terminated")
+
+
+@contextlib.contextmanager
+def guarded():
+    """In the end, whatever that is, nothing runs any more that a bench started."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield
+    finally:
+        meter.kill_all()
+
+
 @contextlib.contextmanager
 def standing():
-    """The cluster, started, and stopped in the end."""
+    """The cluster, started; in the end it is stopped, after all that still runs."""
     if not BINARY.exists():
         sys.exit(f"{BINARY} is not there: cargo build --release --features demo")
     cluster = Cluster(FOLDER)
+    signal.signal(signal.SIGTERM, _terminated)
     cluster.start()
     try:
-        yield cluster
+        with guarded():
+            yield cluster
     finally:
         cluster.stop()

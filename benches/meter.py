@@ -15,6 +15,10 @@ from dataclasses import dataclass
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SAMPLE_S = 0.1
+# No run of a bench takes as long: one that does hangs, and is killed.
+RUN_SECONDS_MAX = 3600
+# What runs, and has to be ended if the bench ends before it.
+LIVE = []
 
 
 @dataclass
@@ -50,6 +54,7 @@ class Run:
             env={**os.environ, **(environment or {})},
             start_new_session=True,
         )
+        LIVE.append(self)
         self.peak_kib = 0
         self.over = threading.Event()
         self.sampler = threading.Thread(target=self._sample, daemon=True)
@@ -58,6 +63,8 @@ class Run:
     def _sample(self):
         while not self.over.wait(SAMPLE_S):
             self.peak_kib = max(self.peak_kib, session_kib(self.process.pid))
+            if self.seconds() > RUN_SECONDS_MAX:
+                os.killpg(self.process.pid, signal.SIGKILL)
 
     def seconds(self):
         return time.monotonic() - self.began
@@ -75,6 +82,7 @@ class Run:
         wall = self.seconds()
         self.over.set()
         self.sampler.join()
+        LIVE.remove(self)
         used = {name: read() - self.before[name] for name, read in self.watched.items()}
         return Used(
             code=self.process.returncode,
@@ -91,6 +99,11 @@ class Run:
         if self.process.returncode is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.end()
+
+
+def kill_all():
+    for run in LIVE[::-1]:
+        run.kill()
 
 
 def stat(pid):
@@ -111,6 +124,11 @@ def pids():
 def process_cpu(pid):
     found = stat(pid)
     return found[1] + found[2] if found else 0.0
+
+
+def resident_mib(pid):
+    with open(f"/proc/{pid}/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS:")) / 1024
 
 
 def tree_cpu(pid):

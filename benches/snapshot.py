@@ -16,7 +16,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import time
 
 import figures
 import ground
@@ -124,12 +123,7 @@ class Snapshot:
         box.leave()
         before = self.store.stored_bytes()
         box.start(**self.watched)
-        status, proven_s = box.until(all_shipped)
-        entry, since = status["entry"], time.monotonic()
-        while time.monotonic() - since < QUIET_S:
-            status, now_s = box.until(all_shipped)
-            if status["entry"] != entry:
-                entry, since, proven_s = status["entry"], time.monotonic(), now_s
+        _, proven_s = box.until_shipped()
         used = box.stop()
         figures.demand(used.code == 0, f"the gateway ended with {used.code}")
         bytes_out = self.store.stored_bytes() - before
@@ -138,14 +132,6 @@ class Snapshot:
         box.leave()
         used.wall_s, used.peak_mib = proven_s, used.largest_mib
         return self.result(used, bytes_out)
-
-
-def all_shipped(status):
-    """Whether every part of every table is sealed, and every object acknowledged."""
-    parts = status["snapshot"].values()
-    done = bool(parts) and all(part["chunks_done"] == part["chunks"] > 0 for part in parts)
-    sent = status["spool_bytes"] == 0 and status["shipped_objects"] == status["sealed_objects"] > 0
-    return done and sent and status["entry"] > 0
 
 
 def main():
@@ -176,8 +162,6 @@ def main():
         figures.keep("snapshot", results, cluster, SCALE)
     print("\n".join(tables))
 
-
-QUIET_S = 0.5
 
 if __name__ == "__main__":
     main()

@@ -70,7 +70,7 @@ class Stream:
         cluster.sql(DATABASE, call)
         self.end = cluster.sql(DATABASE, "SELECT pg_current_wal_insert_lsn()")
         cluster.sql(DATABASE, f"INSERT INTO event (id) VALUES ({-1 - number})", "CHECKPOINT")
-        self._copy_slot(self.base, PEER_SLOT)
+        self.cluster.copy_slot(DATABASE, self.base, PEER_SLOT)
         self.bytes = int(ground.shell(f"{receive(cluster, self.end)} | wc -c"))
 
     def _remember(self):
@@ -79,17 +79,17 @@ class Stream:
             self._empty_table()
         shutil.rmtree(self.folder / "seed", ignore_errors=True)
         for part in ("box", "store"):
-            copy(self.folder / part, self.folder / "seed" / part)
+            ground.copy(self.folder / part, self.folder / "seed" / part)
         report = self._started().verify()
         self.store.stop()
         self.entries, self.rows = report["entries"], report["rows"]
-        self._copy_slot(self._slot(), self.base)
+        self.cluster.copy_slot(DATABASE, self._slot(), self.base)
 
     def _empty_table(self):
         shutil.rmtree(self.folder, ignore_errors=True)
         box = self._started()
         box.start()
-        box.until(lambda status: status["entry"] > 0 and whole(status["snapshot"]))
+        box.until(lambda status: status["entry"] > 0 and ground.whole(status["snapshot"]))
         figures.demand(box.stop().code == 0, "the gateway did not stop")
         self.store.stop()
 
@@ -103,10 +103,6 @@ class Stream:
 
     def _slot(self):
         return f"lakehead_bench_{SOURCE}"
-
-    def _copy_slot(self, source, to):
-        self.cluster.drop_slot(to)
-        self.cluster.sql(DATABASE, f"SELECT pg_copy_logical_replication_slot('{source}', '{to}', false, 'pgoutput')")
 
     def result(self, used, bytes_in, bytes_out, durable_s, durable_cpu_s, proven_s):
         return {
@@ -124,7 +120,7 @@ class Stream:
         }
 
     def peer(self, _):
-        self._copy_slot(self.base, PEER_SLOT)
+        self.cluster.copy_slot(DATABASE, self.base, PEER_SLOT)
         command = ["bash", "-c", f"{receive(self.cluster, self.end)} > /dev/null"]
         with open(ground.FOLDER / "peer.log", "a") as log:
             used = meter.Run(command, log, server=self.cluster.cpu_s).end()
@@ -133,16 +129,16 @@ class Stream:
 
     def lakehead(self, _):
         for part in ("box", "store"):
-            copy(self.folder / "seed" / part, self.folder / part)
-        self._copy_slot(self.base, self._slot())
+            ground.copy(self.folder / "seed" / part, self.folder / part)
+        self.cluster.copy_slot(DATABASE, self.base, self._slot())
         box = self._started()
         before = self.store.stored_bytes()
         box.start(server=self.cluster.cpu_s, store=self.store.cpu_s)
-        _, durable_s = box.until(lambda status: past(status["durable"]["position"], self.end))
+        _, durable_s = box.until(lambda status: ground.past(status["durable"]["position"], self.end))
         durable_cpu_s = meter.process_cpu(box.run.process.pid)
-        status, proven_s = box.until(lambda status: past(status["shipped"]["position"], self.end))
+        status, proven_s = box.until(lambda status: ground.past(status["shipped"]["position"], self.end))
         # The next load begins behind what is confirmed.
-        box.until(lambda status: past(status["confirmed"], self.end))
+        box.until(lambda status: ground.past(status["confirmed"], self.end))
         used = box.stop()
         figures.demand(used.code == 0, f"the gateway ended with {used.code}")
         bytes_out = self.store.stored_bytes() - before
@@ -173,32 +169,6 @@ def receive(cluster, end):
     return f"pg_recvlogical -d {DATABASE} -S {PEER_SLOT} --start {options} --endpos={end} --no-loop -F 0 -f -"
 
 
-def past(position, end):
-    return lsn(position) > lsn(end)
-
-
-def lsn(text):
-    high, low = text.split("/")
-    return int(high, 16) << 32 | int(low, 16)
-
-
-def whole(snapshot):
-    return bool(snapshot) and all(part["chunks_done"] == part["chunks"] > 0 for part in snapshot.values())
-
-
-def copy(source, to):
-    shutil.rmtree(to, ignore_errors=True)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["cp", "-a", str(source), str(to)], check=True)
-
-
-def clear(cluster):
-    """A slot keeps the server's log for as long as it is there."""
-    slots = f"FROM pg_replication_slots WHERE database = '{DATABASE}'"
-    drop = f"DROP DATABASE IF EXISTS {DATABASE}"
-    cluster.sql("postgres", f"SELECT pg_drop_replication_slot(slot_name) {slots}", drop)
-
-
 def main():
     columns = [
         ("durable s", "durable_s", "{:.1f}"),
@@ -214,9 +184,7 @@ def main():
     ]
     results, tables = {}, []
     with ground.standing() as cluster:
-        clear(cluster)
-        cluster.sql("postgres", f"CREATE DATABASE {DATABASE}")
-        cluster.sql(DATABASE, SCHEMA)
+        cluster.fresh_database(DATABASE, SCHEMA)
         for number, name in enumerate(LOADS):
             stream = Stream(cluster, number, name)
             try:
@@ -226,7 +194,7 @@ def main():
             results[name] = figures.summary(runs, ["cpu_s", "durable_s", "proven_s", "server_cpu_s"])
             title = f"stream, {name}: {ROWS:,} rows, {stream.bytes / 1e6:,.0f} MB of messages"
             tables.append(figures.markdown(title, results[name], columns))
-        clear(cluster)
+        cluster.drop_database(DATABASE)
         figures.keep("stream", results, cluster, SCALE)
     print("\n".join(tables))
 
