@@ -21,7 +21,9 @@ SCALE ?= 1
 TURNS ?= 3
 SETS ?= wide tpcb
 LOADS ?= ins upd
-export SCALE TURNS SETS LOADS COLD
+RATE ?= 5000
+JOURNAL_GIB ?= 1
+export SCALE TURNS SETS LOADS COLD RATE JOURNAL_GIB
 PY := target/py/bin/python
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 export SSL_CERT_FILE ?= /etc/ssl/certs/ca-certificates.crt
@@ -78,6 +80,27 @@ bench-stream: bench-tools ## Beside pg_recvlogical: make bench-stream SCALE=1 TU
 	cargo build --release --locked --features demo
 	@python3 benches/stream.py
 
+bench-upload: bench-tools ## Beside aws s3 cp, TLS, ciphertext: make bench-upload SCALE=1 TURNS=3
+	cargo build --release --locked --features demo
+	@python3 benches/upload.py
+
+bench-journal: bench-tools ## The journal beside fio, append and fdatasync: make bench-journal SCALE=1 TURNS=3
+	cargo build --release --locked --features demo
+	@python3 benches/journal.py
+
+bench-latency: SECONDS = 60
+bench-latency: bench-tools ## From COMMIT to durable and to proven, idle and loaded: make bench-latency SECONDS=60 RATE=5000
+	cargo build --release --locked --features demo
+	@env SECONDS=$(SECONDS) python3 benches/latency.py
+
+bench-idle: SECONDS = 60
+bench-idle: bench-tools ## A box at rest, and its start: make bench-idle SECONDS=60 JOURNAL_GIB=1
+	cargo build --release --locked --features demo
+	@env SECONDS=$(SECONDS) python3 benches/idle.py
+
+bench-charts: ## target/bench/*.json as benches/charts/*.svg
+	@python3 benches/charts.py
+
 sizes: ## The binary's size and what a build costs: make sizes COLD=1
 	@python3 benches/sizes.py
 
@@ -94,7 +117,7 @@ $(PY): tests/py/requirements.txt
 
 # The peers, for the benches.
 bench-tools: demo-tools target/bench-py/bin/aws
-	@$(call install,/usr/bin/zstd:zstd /usr/bin/openssl:openssl /usr/bin/pgbench:postgresql)
+	@$(call install,/usr/bin/zstd:zstd /usr/bin/openssl:openssl /usr/bin/pgbench:postgresql /usr/bin/fio:fio)
 target/bench-py/bin/aws: benches/requirements.txt
 	python3 -m venv target/bench-py
 	target/bench-py/bin/pip install --quiet -r benches/requirements.txt
@@ -159,6 +182,7 @@ clean: ## What was built, and the demo's folder
 	cargo clean
 	rm -rf demo-data
 
-.PHONY: help demo build test check conformance fuzz fuzz-corpus fuzz-tools bench bench-snapshot bench-stream sizes deny campaign damage large simulate \
+.PHONY: help demo build test check conformance fuzz fuzz-corpus fuzz-tools bench bench-snapshot bench-stream \
+	bench-upload bench-journal bench-latency bench-idle bench-charts sizes deny campaign damage large simulate \
 	prove-source unit-test \
 	power-loss python demo-tools test-tools power-tools bench-tools conformance-tools clean
