@@ -5,8 +5,8 @@
 
 Lakehead's line is `benches/journal_append.rs`: runs of 16 KiB, 256 KiB and 1 MiB, noise and rows, compressed,
 encrypted, summed, appended to segments and fsynced in groups of up to 4 MiB. The peer writes as many bytes
-of noise in blocks of the same size to one file that grows, `fdatasync` after each; blocks of 4 MiB, an
-fsync each as in our groups, are what the disk gives at most. The latencies are those of fio's fdatasync
+of noise in blocks of the same size to one file that grows, `fdatasync` after each; and in blocks of 4 MiB,
+as large as our groups, so that there are as few fsyncs. The latencies are those of fio's fdatasync
 after each block, and of a commit of 1,000 bytes on the journal when it is idle.
 
 `LAKEHEAD_JOURNAL_BENCH` is another command for the first line, as a binary that is built already.
