@@ -263,7 +263,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::seal::writer::Writer;
+    use crate::seal::writer::{Habits, Writer};
 
     const ROWS: usize = 30_000;
 
@@ -316,7 +316,8 @@ mod tests {
     fn a_run_reads_as_the_rows_that_the_library_writes() {
         let whole = batch(ROWS);
         let properties = WriterProperties::builder().build();
-        let mut writer = Writer::new(vec![], &whole.schema(), properties.clone()).unwrap();
+        let mut writer =
+            Writer::new(vec![], &whole.schema(), properties.clone(), Habits::default()).unwrap();
         writer.add(&whole.slice(0, 17));
         writer.add(&whole.slice(17, ROWS - 17));
         let (ours, found) = read(writer.into_inner().unwrap());

@@ -23,7 +23,7 @@ use super::{
     Op, SealError, Table,
     columns::{Block, RowBuilder, RowMeta, arrow_schema, file_metadata, file_name},
     object::{Draft, Maker, Sink},
-    writer::Writer,
+    writer::{Habits, Writer},
 };
 use crate::{
     journal::{Cell, Decode, LakeType, OldRow, Row},
@@ -181,7 +181,11 @@ impl Encoder {
         if self.writer.is_none() {
             let sink = maker.sink(&self.table.qualified())?;
             let properties = properties(&maker.source, &self.table, self.layout);
-            let made = Writer::new(sink, &arrow_schema(&self.table), properties);
+            let habits = match self.layout {
+                Layout::Rows => maker.habits(&self.table),
+                Layout::Large => Habits::default(),
+            };
+            let made = Writer::new(sink, &arrow_schema(&self.table), properties, habits);
             let made = made.map_err(|why| SealError::parquet(&self.table.qualified(), why))?;
             self.writer = Some(made);
         }
@@ -230,9 +234,13 @@ impl Encode for Encoder {
     ) -> Result<Draft, SealError> {
         self.write_rows(maker)?;
         self.writer(maker)?;
-        let writer = self.writer.take().expect("made above");
-        let sink =
-            writer.into_inner().map_err(|why| SealError::parquet(&self.table.qualified(), why))?;
+        let mut writer = self.writer.take().expect("made above");
+        let failed = |why| SealError::parquet(&self.table.qualified(), why);
+        writer.end_group().map_err(failed)?;
+        if self.layout == Layout::Rows {
+            maker.keep_habits(&self.table, writer.habits());
+        }
+        let sink = writer.into_inner().map_err(failed)?;
         sink.finish(&self.table, self.rows, key)
     }
 

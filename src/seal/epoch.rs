@@ -187,6 +187,7 @@ mod tests {
             encryption: SealEncryption::None,
             spool,
             encode: crate::seal::encode::parquet,
+            habits: std::sync::Mutex::default(),
         }
     }
 

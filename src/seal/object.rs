@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     io::{self, Write},
     mem,
+    sync::{Mutex, PoisonError},
 };
 
 use super::{
@@ -18,6 +19,7 @@ use super::{
     key::Keys,
     spool::{Spool, SpoolFile},
     sums::Sums,
+    writer::Habits,
 };
 
 /// How objects are to be encrypted.
@@ -43,6 +45,8 @@ pub(super) struct Maker {
     pub(super) spool: Spool,
     /// How rows become bytes.
     pub(super) encode: EncodeWith,
+    /// By table: its version, and what the columns of the last object showed.
+    pub(super) habits: Mutex<BTreeMap<u32, (u32, Habits)>>,
 }
 
 /// An object that is in the spool but in no group yet. Dropping it removes its file.
@@ -64,6 +68,19 @@ pub(super) struct Sink {
 }
 
 impl Maker {
+    /// What the columns of the last object of `table` showed.
+    pub(super) fn habits(&self, table: &Table) -> Habits {
+        let all = self.habits.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = all.get(&table.id).filter(|(version, _)| *version == table.version);
+        last.map(|(_, habits)| habits.clone()).unwrap_or_default()
+    }
+
+    /// Keeps what the columns of an object of `table` showed.
+    pub(super) fn keep_habits(&self, table: &Table, habits: &Habits) {
+        let mut all = self.habits.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(table.id, (table.version, habits.clone()));
+    }
+
     /// Begins an object of `table`.
     pub(super) fn sink(&self, table: &str) -> Result<Sink, SealError> {
         let (encryption, encryptor, metadata) = match &self.encryption {

@@ -147,6 +147,7 @@ impl Sealer {
                 encryption: options.encryption,
                 spool,
                 encode,
+                habits: Mutex::default(),
             },
             cut: Cut {
                 bytes: options.object_bytes,

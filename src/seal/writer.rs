@@ -5,9 +5,9 @@
 //! whatever comes, some 130 KiB: one for every column at once would be 200 MiB for the 1,600 that a
 //! table can have (`seal_encrypt` shows what a thousand take).
 //!
-//! What a column's chunk showed decides how its next one is encoded: without a dictionary if that did not hold
-//! the values, or was most of what was written; without zstd if that gained nothing. Each is tried again
-//! every few row groups.
+//! What a column's chunk showed decides how its next one is encoded, in this file or the next of the table:
+//! without a dictionary if that did not hold the values, or was most of what was written; without zstd if
+//! that gained nothing. Each is tried again every few row groups.
 //!
 //! **Invariant:** one encoder is there at a time. While the last array of a column is compressed it is
 //! there no more: of a large value no more than two copies are alive.
@@ -33,10 +33,27 @@ use parquet::{
         properties::{WriterProperties, WriterPropertiesPtr},
         writer::SerializedFileWriter,
     },
-    schema::types::{Type, TypePtr},
+    schema::types::{ColumnPath, Type, TypePtr},
 };
 
 use super::constant::Constant;
+
+/// How the columns of a table are encoded, as their chunks so far advise.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Habits {
+    columns: Vec<Habit>,
+    /// Row groups since each was tried.
+    groups: usize,
+}
+
+/// How a column is encoded.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Habit {
+    /// Without a dictionary.
+    plain: bool,
+    /// Without zstd.
+    raw: bool,
+}
 
 /// The writer of one file.
 pub(super) struct Writer<W: Write + Send> {
@@ -44,26 +61,30 @@ pub(super) struct Writer<W: Write + Send> {
     schema: SchemaRef,
     /// Of the open row group, column by column.
     arrays: Vec<Vec<ArrayRef>>,
-    /// As the chunks so far advise, column by column.
-    advice: Vec<Option<WriterPropertiesPtr>>,
+    habits: Habits,
     kept_bytes: usize,
     /// Of all row groups that were written, before they were encoded.
     taken_bytes: usize,
 }
 
 impl<W: Write + Send> Writer<W> {
-    /// Begins a file.
+    /// Begins a file. `habits`: of the file before, of the same schema.
     ///
     /// # Errors
     ///
     /// Parquet has no such schema, or `to` refuses the first bytes.
-    pub(super) fn new(to: W, schema: &SchemaRef, properties: WriterProperties) -> Result<Self> {
+    pub(super) fn new(
+        to: W,
+        schema: &SchemaRef,
+        properties: WriterProperties,
+        mut habits: Habits,
+    ) -> Result<Self> {
         let writer = ArrowWriter::try_new(to, Arc::clone(schema), Some(properties))?;
         let (file, _) = writer.into_serialized_writer()?;
         let columns = schema.fields().len();
-        let (schema, arrays, advice) =
-            (Arc::clone(schema), vec![vec![]; columns], vec![None; columns]);
-        Ok(Self { file, schema, arrays, advice, kept_bytes: 0, taken_bytes: 0 })
+        habits.columns.resize(columns, Habit::default());
+        let (schema, arrays) = (Arc::clone(schema), vec![vec![]; columns]);
+        Ok(Self { file, schema, arrays, habits, kept_bytes: 0, taken_bytes: 0 })
     }
 
     /// Adds rows to the open row group.
@@ -84,25 +105,25 @@ impl<W: Write + Send> Writer<W> {
         }
         let root = self.file.schema_descr().root_schema_ptr();
         let properties = Arc::clone(self.file.properties());
-        if self.groups().is_multiple_of(TRY_AGAIN_GROUPS) {
-            self.advice.fill(None);
+        self.habits.groups += 1;
+        if self.habits.groups > TRY_AGAIN_GROUPS {
+            self.habits.groups = 0;
+            self.habits.columns.fill(Habit::default());
         }
         let mut group = self.file.next_row_group()?;
         let columns = self.schema.fields().iter().zip(root.get_fields());
-        for (((field, leaves), arrays), advice) in
-            columns.zip(&mut self.arrays).zip(&mut self.advice)
+        for (((field, leaves), arrays), habit) in
+            columns.zip(&mut self.arrays).zip(&mut self.habits.columns)
         {
-            let advised = advice.as_ref().unwrap_or(&properties);
             if let Some(constant) = Constant::new(field, leaves, &properties, arrays)? {
                 constant.append_to(&mut group)?;
                 arrays.clear();
                 continue;
             }
-            let chunks = encode(field, leaves, advised, mem::take(arrays))?;
-            if let [chunk] = &chunks[..]
-                && let Some(news) = advise(chunk, advised)
-            {
-                *advice = Some(Arc::new(news));
+            let properties = habit.applied(&properties, field.name());
+            let chunks = encode(field, leaves, &properties, mem::take(arrays))?;
+            if let [chunk] = &chunks[..] {
+                habit.learn(chunk, &properties);
             }
             for chunk in chunks {
                 chunk.append_to_row_group(&mut group)?;
@@ -132,6 +153,11 @@ impl<W: Write + Send> Writer<W> {
     /// Row groups that were written.
     pub(super) fn groups(&self) -> usize {
         self.file.flushed_row_groups().len()
+    }
+
+    /// What its columns have shown.
+    pub(super) fn habits(&self) -> &Habits {
+        &self.habits
     }
 
     /// Where the file goes.
@@ -171,35 +197,43 @@ pub(super) fn encode(
     encoders.into_iter().map(ArrowColumnWriter::close).collect()
 }
 
-/// How the next chunk of a column is to be encoded, if otherwise than this one.
-fn advise(chunk: &ArrowColumnChunk, properties: &WriterProperties) -> Option<WriterProperties> {
-    let close = chunk.close();
-    let (metadata, pages) = (&close.metadata, close.offset_index.as_ref()?);
-    let (packed, plain) = (metadata.compressed_size(), metadata.uncompressed_size());
-    if plain < JUDGED_BYTES {
-        return None;
+impl Habit {
+    fn applied(self, properties: &WriterPropertiesPtr, column: &str) -> WriterPropertiesPtr {
+        if self == Self::default() {
+            return Arc::clone(properties);
+        }
+        let path = ColumnPath::new(vec![column.to_owned()]);
+        let mut builder = properties.as_ref().clone().into_builder();
+        if self.plain {
+            builder = builder.set_column_dictionary_enabled(path.clone(), false);
+        }
+        if self.raw {
+            builder = builder.set_column_compression(path, Compression::UNCOMPRESSED);
+        }
+        Arc::new(builder.build())
     }
-    let path = metadata.column_path();
-    let data: i64 =
-        pages.page_locations().iter().map(|page| i64::from(page.compressed_page_size)).sum();
-    let missed = metadata.page_encoding_stats().is_some_and(|pages| {
-        pages
-            .iter()
-            .any(|page| page.page_type == PageType::DATA_PAGE && page.encoding == Encoding::PLAIN)
-    });
-    let dictionary = properties.dictionary_enabled(path) && (missed || packed - data > packed / 2);
-    let zstd = properties.compression(path) != Compression::UNCOMPRESSED
-        && packed > plain / 100 * INCOMPRESSIBLE_PERCENT;
-    if !dictionary && !zstd {
-        return None;
+
+    /// Takes what a chunk shows that was written with these properties.
+    fn learn(&mut self, chunk: &ArrowColumnChunk, properties: &WriterProperties) {
+        let close = chunk.close();
+        let (packed, plain) =
+            (close.metadata.compressed_size(), close.metadata.uncompressed_size());
+        let Some(pages) = close.offset_index.as_ref().filter(|_| plain >= JUDGED_BYTES) else {
+            return;
+        };
+        if properties.dictionary_enabled(close.metadata.column_path()) {
+            let sizes = pages.page_locations().iter().map(|page| page.compressed_page_size);
+            let dictionary = packed - sizes.map(i64::from).sum::<i64>();
+            let mut encodings = close.metadata.page_encoding_stats().into_iter().flatten();
+            let missed = encodings.any(|pages| {
+                pages.page_type == PageType::DATA_PAGE && pages.encoding == Encoding::PLAIN
+            });
+            self.plain = missed || dictionary > packed / 2;
+        } else {
+            // The numbers of a dictionary always shrink.
+            self.raw |= packed > plain / 100 * INCOMPRESSIBLE_PERCENT;
+        }
     }
-    let mut next = properties.clone().into_builder();
-    if dictionary {
-        next = next.set_column_dictionary_enabled(path.clone(), false);
-    } else if zstd {
-        next = next.set_column_compression(path.clone(), Compression::UNCOMPRESSED);
-    }
-    Some(next.build())
 }
 
 /// A chunk of fewer bytes, before compression, shows nothing.
@@ -211,9 +245,11 @@ const TRY_AGAIN_GROUPS: usize = 16;
 
 #[cfg(test)]
 mod tests {
-    use arrow_array::{Int64Array, ListArray, StringArray, types::Int32Type};
+    use arrow_array::{BinaryArray, Int64Array, ListArray, StringArray, types::Int32Type};
     use bytes::Bytes;
-    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    use parquet::{
+        arrow::arrow_reader::ParquetRecordBatchReaderBuilder, file::metadata::ColumnChunkMetaData,
+    };
 
     use super::*;
 
@@ -243,7 +279,8 @@ mod tests {
     fn what_is_written_in_turn_reads_as_it_was_and_as_the_library_writes_it() {
         let whole = batch(0, 5000);
         let properties = WriterProperties::builder().build();
-        let mut writer = Writer::new(vec![], &whole.schema(), properties.clone()).unwrap();
+        let mut writer =
+            Writer::new(vec![], &whole.schema(), properties.clone(), Habits::default()).unwrap();
         writer.end_group().unwrap();
         writer.add(&batch(0, 1000));
         writer.add(&batch(1000, 2000));
@@ -259,16 +296,84 @@ mod tests {
         let mut library =
             ArrowWriter::try_new(vec![], whole.schema(), Some(properties.clone())).unwrap();
         library.write(&whole).unwrap();
-        let mut writer = Writer::new(vec![], &whole.schema(), properties).unwrap();
+        let mut writer =
+            Writer::new(vec![], &whole.schema(), properties, Habits::default()).unwrap();
         writer.add(&whole);
         let (ours, theirs) = (writer.into_inner().unwrap(), library.into_inner().unwrap());
         assert_eq!(ours, theirs, "byte by byte");
     }
 
     #[test]
+    fn a_column_is_encoded_as_its_last_chunk_advises() {
+        let mut dice = fastrand::Rng::with_seed(1);
+        let mut noise = || (0..40).map(|_| dice.u8(..)).collect::<Vec<_>>();
+        let rows = 10_000;
+        let group = RecordBatch::try_from_iter([
+            (
+                "few",
+                Arc::new(StringArray::from_iter_values(
+                    (0..rows).map(|n| format!("state {}", n % 7)),
+                )) as ArrayRef,
+            ),
+            (
+                "each",
+                Arc::new(Int64Array::from_iter_values(
+                    (0..rows).map(|n| n * 2_654_435_761 % 1_000_000_007),
+                )),
+            ),
+            ("noise", Arc::new(BinaryArray::from_iter_values((0..rows).map(|_| noise())))),
+        ])
+        .unwrap();
+        let shape = |file: Vec<u8>| {
+            let reader = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(file)).unwrap();
+            let shape = |of: &ColumnChunkMetaData| {
+                (
+                    of.dictionary_page_offset().is_some(),
+                    of.compression() != Compression::UNCOMPRESSED,
+                )
+            };
+            let groups = reader.metadata().row_groups().iter();
+            groups.map(|group| group.columns().iter().map(shape).collect()).collect::<Vec<Vec<_>>>()
+        };
+        let zstd = Compression::ZSTD(parquet::basic::ZstdLevel::default());
+        let properties = || {
+            WriterProperties::builder()
+                .set_compression(zstd)
+                .set_dictionary_page_size_limit(128 << 10)
+                .build()
+        };
+        let mut writer =
+            Writer::new(vec![], &group.schema(), properties(), Habits::default()).unwrap();
+        for _ in 0..3 {
+            writer.add(&group);
+            writer.end_group().unwrap();
+        }
+        let habits = writer.habits().clone();
+        let shapes = shape(writer.into_inner().unwrap());
+        let (first, plain, raw) = ((true, true), (false, true), (false, false));
+        assert_eq!(shapes[0], [first, first, first]);
+        assert_eq!(shapes[1], [first, plain, plain]);
+        assert_eq!(shapes[2], [first, plain, raw]);
+        // The next file of the table begins with what this one has shown, and tries again at last.
+        let mut writer = Writer::new(vec![], &group.schema(), properties(), habits).unwrap();
+        for _ in 0..TRY_AGAIN_GROUPS {
+            writer.add(&group);
+            writer.end_group().unwrap();
+        }
+        let file = writer.into_inner().unwrap();
+        let again = shape(file.clone());
+        assert_eq!((&again[0], &again[12]), (&shapes[2], &shapes[2]));
+        assert_eq!(&again[13], &shapes[0]);
+        let read = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(file)).unwrap();
+        let read = read.with_batch_size(10_000).build().unwrap().map(Result::unwrap);
+        assert!(read.map(|batch| batch.columns().to_vec()).all(|found| found == group.columns()));
+    }
+
+    #[test]
     fn a_file_without_rows_has_its_schema() {
         let schema = batch(0, 1).schema();
-        let writer = Writer::new(vec![], &schema, WriterProperties::default()).unwrap();
+        let writer =
+            Writer::new(vec![], &schema, WriterProperties::default(), Habits::default()).unwrap();
         let file = writer.into_inner().unwrap();
         let reader = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(file)).unwrap();
         assert_eq!((reader.schema(), reader.metadata().num_row_groups()), (&schema, 0));
