@@ -7,6 +7,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use aws_lc_rs::digest;
@@ -47,13 +48,13 @@ pub(crate) enum Channel {
 
 impl Channel {
     /// Naps. Whether there may be something to be read afterwards. Cancel-safe.
-    pub(super) async fn nap(&self) -> bool {
+    pub(super) async fn nap(&self, length: Duration) -> bool {
         match self {
-            Self::Plain(stream) => lull::nap(stream).await,
-            Self::Tls(stream) => lull::nap(stream.get_ref().0).await,
+            Self::Plain(stream) => lull::nap(stream, length).await,
+            Self::Tls(stream) => lull::nap(stream.get_ref().0, length).await,
             #[cfg(feature = "sim")]
             Self::Memory(_) => {
-                tokio::time::sleep(lull::NAP).await;
+                tokio::time::sleep(length).await;
                 true
             }
         }

@@ -16,6 +16,7 @@ use tokio::{
 use super::{
     error::SourceError,
     gulp::{Gulp, Rows},
+    lull::{COPY_NAP, NAP},
     message::{self, Head, TextRow, unknown},
     tls::Channel,
 };
@@ -91,7 +92,7 @@ impl Wire {
 
     /// Naps, so that the server's messages come many at a time. Whether something came. Cancel-safe.
     pub(crate) async fn nap(&self) -> bool {
-        self.channel.nap().await
+        self.channel.nap(NAP).await
     }
 
     /// Room for the rest of the first message, or for a good read.
@@ -260,7 +261,7 @@ impl Wire {
                 Err(_) => return Err(self.broken(doing, "no rows in time")),
             };
             if read < SMALL_READ_BYTES {
-                self.nap().await;
+                self.channel.nap(COPY_NAP).await;
             }
         }
     }
