@@ -21,6 +21,7 @@ use super::{
     Journal, JournalError,
     catalogue::Catalogue,
     device::Device,
+    pack::Density,
     queue::{self, Admission, Counted, Queue},
     quota::{Full, Quota},
     record::{self, FactMap},
@@ -105,6 +106,11 @@ pub(crate) enum Standing {
 }
 
 impl Shared {
+    /// How densely the next run is to be compressed.
+    pub(crate) fn density(&self) -> Density {
+        if lock(&self.quota).is_roomy() { Density::Fast } else { Density::Dense }
+    }
+
     pub(crate) fn facts(&self) -> RwLockReadGuard<'_, FactMap> {
         self.facts.read().unwrap_or_else(PoisonError::into_inner)
     }

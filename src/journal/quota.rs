@@ -58,6 +58,11 @@ impl Quota {
         }
     }
 
+    /// Whether three quarters of the budget are free, and the disk takes writes.
+    pub(crate) fn is_roomy(&self) -> bool {
+        !self.disk_full && self.used_bytes < self.max_bytes / 4
+    }
+
     /// A run that was admitted has been written, or given up.
     pub(crate) fn done(&mut self, bytes: u64) {
         self.queued_bytes = self.queued_bytes.saturating_sub(self.counted(bytes));
@@ -126,6 +131,20 @@ impl Growth {
 mod tests {
     use super::*;
     use crate::clock::{Clock, SystemClock};
+
+    #[test]
+    fn a_quarter_of_the_budget_is_room_enough() {
+        let now = SystemClock.now();
+        let mut quota = Quota::new(100, 24);
+        assert!(quota.is_roomy());
+        quota.set_disk_full(true);
+        assert!(!quota.is_roomy());
+        quota.set_disk_full(false);
+        quota.used(25, 1, now);
+        assert!(!quota.is_roomy());
+        quota.used(10, 0, now);
+        assert!(quota.is_roomy());
+    }
 
     #[test]
     fn what_is_queued_counts_and_a_full_budget_drains_before_it_opens() {

@@ -82,7 +82,7 @@ pub(crate) fn pack(shared: &Arc<Shared>, mut packer: Packer) {
 pub(crate) fn pack_one(shared: &Shared, packer: &mut Packer, raw: Raw) -> Result<(), JournalError> {
     let work = match raw {
         Raw::Session(to, answer) => Work::Session(to, answer),
-        Raw::Run(run, admission) => match packer.run(run) {
+        Raw::Run(run, admission) => match packer.run(run, shared.density()) {
             Ok(packed) => Work::Run(packed, admission),
             Err(why) => {
                 return Err(JournalError::Write { path: shared.dir.display().to_string(), why });
