@@ -24,6 +24,7 @@ use crate::{
 };
 
 pub(super) async fn run(global: &Global) -> Result<Exit, Failure> {
+    let mut signals = Signals::new().map_err(|why| Failure::system("listen to signals", &why))?;
     let config = global.config()?;
     let data_dir = config.appliance.data_dir.clone();
     disk::create_dir(&data_dir)
@@ -33,7 +34,6 @@ pub(super) async fn run(global: &Global) -> Result<Exit, Failure> {
     let version = env!("CARGO_PKG_VERSION");
     let sources = config.sources.len();
     tracing::info!(appliance = config.appliance.name, version, sources, "lakehead starts");
-    let mut signals = Signals::new().map_err(|why| Failure::system("listen to signals", &why))?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (board, heartbeat) = (Board::default(), Heartbeat::default());
     let name = &config.appliance.name;

@@ -130,6 +130,17 @@ impl Gateway {
         None
     }
 
+    /// Whether it has come so far that SIGTERM is its own to answer: before that the system ends it.
+    pub fn hears(&self) -> bool {
+        let caught = |pid: u32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?;
+            u64::from_str_radix(caught.trim(), 16).ok()
+        };
+        let bit = 1_u64 << (Signal::SIGTERM as u32 - 1);
+        self.pid().and_then(caught).is_some_and(|caught| caught & bit != 0)
+    }
+
     /// Its exit code, if it ended by itself.
     pub fn ended(&mut self) -> Option<i32> {
         let status = self.child.as_mut()?.try_wait().ok().flatten()?;

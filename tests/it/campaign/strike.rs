@@ -50,6 +50,13 @@ impl Site {
                 self.world.gateway.kill();
             }
             Fault::Terminate => {
+                // It may have begun just now.
+                for _ in 0..50 {
+                    if self.world.gateway.hears() {
+                        break;
+                    }
+                    sleep(Duration::from_millis(100)).await;
+                }
                 let code = self.world.gateway.stop().await;
                 assert!(code == Some(0) || self.doomed, "SIGTERM: {code:?}");
             }
