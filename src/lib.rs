@@ -14,7 +14,7 @@
 //!
 //! Reading back: [`replay`] (cat, restore, the proof against the source) and `ledger::verify`. Side rooms, which no
 //! customer byte passes in the clear: [`link`], by which bytes leave, and [`status`]. Foundations: [`units`], [`clock`],
-//! [`disk`], [`error`], [`facts`], [`shutdown`], [`config`], [`telemetry`].
+//! [`disk`], [`error`], [`facts`], [`heap`], [`shutdown`], [`config`], [`telemetry`].
 //!
 //! `sim`, only in builds with that feature, drives these rooms against a model of the world. Its bugs on
 //! purpose sit in the models: no build of the rooms has them.
@@ -32,6 +32,7 @@ pub mod clock;
 pub mod disk;
 pub mod error;
 pub mod facts;
+pub mod heap;
 pub mod shutdown;
 pub mod config;
 pub mod telemetry;

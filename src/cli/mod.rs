@@ -15,6 +15,7 @@ use crate::{
     clock::{Clock, SystemClock},
     config::{Config, Environment},
     error::Exit,
+    heap,
     journal::INDEX_THREADS,
     shutdown::panics,
     telemetry::log,
@@ -25,7 +26,6 @@ mod cat;
 mod check;
 mod demo;
 mod failure;
-mod heap;
 mod journal;
 mod output;
 mod meter;

@@ -11,13 +11,13 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
-use super::{Failure, Global, heap, journal, service::Service};
+use super::{Failure, Global, journal, service::Service};
 use crate::{
     clock::{Clock, SystemClock},
     config::{self, Config},
     disk,
     error::{Classified, Exit},
-    pipeline,
+    heap, pipeline,
     shutdown::Tasks,
     status::{admin, listen},
     telemetry::{board::Board, heartbeat::Heartbeat, report::Reporter},
@@ -142,7 +142,7 @@ impl Gateway<'_> {
                     self.reporter.sample();
                     self.service.tick(self.clock.now(), &self.reporter.report());
                 }
-                _ = every_minute.tick() => heap::give_back(),
+                _ = every_minute.tick() => drop(tokio::task::spawn_blocking(heap::give_back)),
             }
         }
     }

@@ -46,8 +46,9 @@ impl Name {
 pub fn parse(key: &str) -> Option<(Name, Content)> {
     let mut parts = key.rsplit('/');
     let file = parts.next()?;
-    if let Some(version) = file.strip_suffix(".json") {
-        let version = version.parse().ok()?;
+    if let Some(text) = file.strip_suffix(".json") {
+        // As it is written: not `007`, not `+7`.
+        let version: u32 = text.parse().ok().filter(|version: &u32| version.to_string() == text)?;
         let name = parse_name(parts.next()?)?;
         parts.next()?;
         return (parts.next()? == "_schema").then_some((name, Content::Schema { version }));
@@ -108,6 +109,8 @@ mod tests {
             "",
             "a",
             "_ledger/erp/00000000000000000001.json",
+            "_schema/erp/public.t/007.json",
+            "_schema/erp/public.t/+7.json",
             "erp/t/dt=1/x-1-2-3.parquet",
             "erp/p.t/changes-1-2-3.parquet",
         ] {

@@ -6,7 +6,8 @@
 //! data page is a run of that many rows
 //! (<https://parquet.apache.org/docs/file-format/data-pages/encodings/>, "Run Length Encoding").
 //!
-//! **Invariant:** what stands in such a chunk reads as the same rows written by the library would.
+//! **Invariant:** what stands in such a chunk, and what its statistics and indexes say, is as if the library had
+//! written the same rows.
 
 use std::{io::Write, sync::Arc};
 
@@ -18,7 +19,7 @@ use arrow_array::{
 use arrow_schema::{DataType, FieldRef};
 use bytes::Bytes;
 use parquet::{
-    basic::{Compression, Encoding},
+    basic::{BoundaryOrder, Compression, Encoding, Type as PhysicalType},
     column::{
         page::{CompressedPage, Page, PageWriter},
         writer::ColumnCloseResult,
@@ -26,12 +27,12 @@ use parquet::{
     errors::Result,
     file::{
         metadata::{ColumnIndexBuilder, LevelHistogram, OffsetIndexBuilder},
-        properties::WriterPropertiesPtr,
+        properties::{EnabledStatistics, WriterPropertiesPtr},
         writer::{
             SerializedFileWriter, SerializedPageWriter, SerializedRowGroupWriter, TrackedWrite,
         },
     },
-    schema::types::{Type, TypePtr},
+    schema::types::{ColumnPath, Type, TypePtr},
 };
 
 use super::writer::encode;
@@ -54,6 +55,10 @@ impl Constant {
         properties: &WriterPropertiesPtr,
         arrays: &[ArrayRef],
     ) -> Result<Option<Self>> {
+        let path = ColumnPath::new(vec![field.name().clone()]);
+        if properties.statistics_enabled(&path) == EnabledStatistics::None {
+            return Ok(None);
+        }
         let rows: usize = arrays.iter().map(|array| array.len()).sum();
         let Some(value) = value(arrays).filter(|_| rows >= ROWS_MIN) else { return Ok(None) };
         let (Ok(rows), Ok(page_rows)) = (i64::try_from(rows), u32::try_from(rows)) else {
@@ -81,7 +86,10 @@ impl Constant {
         let Some((least, most)) = bounds else { return Ok(None) };
         let levels = (descriptor.max_def_level() > 0).then(|| LevelHistogram::from(vec![0, rows]));
         let mut index = ColumnIndexBuilder::new(descriptor.physical_type());
-        index.append(false, least.to_vec(), most.to_vec(), 0, None);
+        let is_float =
+            matches!(descriptor.physical_type(), PhysicalType::FLOAT | PhysicalType::DOUBLE);
+        index.append(false, least.to_vec(), most.to_vec(), 0, is_float.then_some(0));
+        index.set_boundary_order(BoundaryOrder::ASCENDING);
         index.append_histograms(&None, &levels);
         let long = close.metadata.unencoded_byte_array_data_bytes().map(|bytes| bytes * rows);
         let (at, length) = (signed(dictionary.len()), signed(page.len()));
@@ -127,7 +135,7 @@ fn one_row(
     properties: &WriterPropertiesPtr,
     value: &ArrayRef,
 ) -> Result<Option<(Vec<u8>, ColumnCloseResult)>> {
-    let path = parquet::schema::types::ColumnPath::new(vec![field.name().clone()]);
+    let path = ColumnPath::new(vec![field.name().clone()]);
     let properties = WriterPropertiesPtr::clone(properties).as_ref().clone().into_builder();
     let properties = properties
         .set_column_compression(path.clone(), Compression::UNCOMPRESSED)
@@ -248,8 +256,9 @@ const ROWS_MIN: usize = 256;
 #[cfg(test)]
 mod tests {
     use arrow_array::{
-        BinaryArray, Decimal128Array, FixedSizeBinaryArray, Float64Array, Int16Array, Int32Array,
-        Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+        BinaryArray, Date32Array, Decimal128Array, FixedSizeBinaryArray, Float32Array,
+        Float64Array, Int16Array, Int32Array, Int64Array, RecordBatch, StringArray,
+        TimestampMicrosecondArray,
     };
     use parquet::{
         arrow::{
@@ -257,7 +266,7 @@ mod tests {
             arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
         },
         file::{
-            metadata::{PageIndexPolicy, ParquetMetaData},
+            metadata::{ColumnChunkMetaData, PageIndexPolicy, ParquetMetaData},
             properties::WriterProperties,
         },
     };
@@ -294,6 +303,27 @@ mod tests {
             ("text", Arc::new(StringArray::from(vec!["0000000A/00000001"; rows])), false),
             ("empty", Arc::new(StringArray::from(vec![""; rows])), true),
             ("large", Arc::new(StringArray::from(vec!["é".repeat(70); rows])), true),
+            ("day", Arc::new(Date32Array::from(vec![19_000; rows])), true),
+            ("single", Arc::new(Float32Array::from(vec![-0.0; rows])), true),
+            (
+                "price",
+                Arc::new(
+                    Decimal128Array::from(vec![5; rows]).with_precision_and_scale(9, 2).unwrap(),
+                ),
+                true,
+            ),
+            (
+                "sum",
+                Arc::new(
+                    Decimal128Array::from(vec![5; rows]).with_precision_and_scale(18, 2).unwrap(),
+                ),
+                true,
+            ),
+            (
+                "most",
+                Arc::new(BinaryArray::from_iter_values(std::iter::repeat_n([255; 90], rows))),
+                true,
+            ),
             ("none", Arc::new(Int32Array::from(vec![None; rows])), true),
             ("other", Arc::new(StringArray::from_iter_values((0..rows).map(last))), true),
         ]
@@ -315,38 +345,45 @@ mod tests {
     #[test]
     fn a_run_reads_as_the_rows_that_the_library_writes() {
         let whole = batch(ROWS);
-        let properties = WriterProperties::builder().build();
+        let zstd = Compression::ZSTD(parquet::basic::ZstdLevel::default());
+        let properties = WriterProperties::builder()
+            .set_compression(zstd)
+            .set_data_page_row_count_limit(ROWS)
+            .build();
         let mut writer =
             Writer::new(vec![], &whole.schema(), properties.clone(), Habits::default()).unwrap();
-        writer.add(&whole.slice(0, 17));
-        writer.add(&whole.slice(17, ROWS - 17));
-        let (ours, found) = read(writer.into_inner().unwrap());
         let mut library = ArrowWriter::try_new(vec![], whole.schema(), Some(properties)).unwrap();
-        library.write(&whole).unwrap();
+        for _ in 0..2 {
+            writer.add(&whole.slice(0, 17));
+            writer.add(&whole.slice(17, ROWS - 17));
+            writer.end_group().unwrap();
+            library.write(&whole).unwrap();
+            library.flush().unwrap();
+        }
+        let (ours, found) = read(writer.into_inner().unwrap());
         let (theirs, expected) = read(library.into_inner().unwrap());
         assert_eq!(format!("{found:?}"), format!("{expected:?}"));
         let mut runs = 0;
-        for (ours, theirs) in ours.row_group(0).columns().iter().zip(theirs.row_group(0).columns())
-        {
-            let name = ours.column_path().string();
-            assert_eq!(ours.num_values(), theirs.num_values(), "{name}");
-            let statistics = [ours, theirs].map(|of| format!("{:?}", of.statistics()));
-            assert_eq!(statistics[0], statistics[1], "{name}");
-            assert_eq!(
-                ours.definition_level_histogram(),
-                theirs.definition_level_histogram(),
-                "{name}"
-            );
-            assert_eq!(
-                ours.unencoded_byte_array_data_bytes(),
-                theirs.unencoded_byte_array_data_bytes(),
-                "{name}"
-            );
-            let is_run = ours.compressed_size() < theirs.compressed_size();
-            runs += usize::from(is_run);
-            assert_eq!(is_run, !["nan", "none", "other"].contains(&name.as_str()), "{name}");
+        for group in 0..2 {
+            let indexes = [&ours, &theirs].map(|of| of.page_index_for_row_group(group));
+            let chunks = [&ours, &theirs].map(|of| of.row_group(group).columns().iter());
+            let [ours, theirs] = chunks;
+            for (at, (ours, theirs)) in ours.zip(theirs).enumerate() {
+                let name = ours.column_path().string();
+                let said = |of: &ColumnChunkMetaData| {
+                    let histogram = of.definition_level_histogram();
+                    let bytes = of.unencoded_byte_array_data_bytes();
+                    format!("{} {:?} {histogram:?} {bytes:?}", of.num_values(), of.statistics())
+                };
+                assert_eq!(said(ours), said(theirs), "{name}");
+                let index = |index: usize| format!("{:?}", indexes[index].column_index(at));
+                assert_eq!(index(0), index(1), "{name}");
+                let is_run = ours.compression() == Compression::UNCOMPRESSED;
+                runs += usize::from(is_run);
+                assert_eq!(is_run, !["nan", "none", "other"].contains(&name.as_str()), "{name}");
+            }
         }
-        assert_eq!(runs, columns(1).len() - 3);
+        assert_eq!(runs, 2 * (columns(1).len() - 3));
     }
 
     #[test]

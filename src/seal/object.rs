@@ -78,6 +78,10 @@ impl Maker {
     /// Keeps what the columns of an object of `table` showed.
     pub(super) fn keep_habits(&self, table: &Table, habits: &Habits) {
         let mut all = self.habits.lock().unwrap_or_else(PoisonError::into_inner);
+        // Only advice is lost: tables that are gone leave theirs behind.
+        if all.len() >= HABITS_MAX {
+            all.clear();
+        }
         all.insert(table.id, (table.version, habits.clone()));
     }
 
@@ -181,6 +185,8 @@ impl Write for Sink {
     }
 }
 
+/// Tables of which it is known what their columns showed.
+const HABITS_MAX: usize = 16_384;
 /// Encrypted and summed at once: fits the processor's cache.
 const PIECE_BYTES: usize = 64 << 10;
 

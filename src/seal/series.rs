@@ -13,7 +13,10 @@ use super::{
     key::Stem,
     object::{Draft, Maker},
 };
-use crate::units::{Position, Sequence, Timestamp};
+use crate::{
+    heap,
+    units::{Position, Sequence, Timestamp},
+};
 
 /// What the objects cover.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +105,9 @@ impl Series {
         large: bool,
     ) -> &mut dyn Encode {
         let layout = if large { Layout::Large } else { Layout::Rows };
+        if large && self.open.is_none() {
+            heap::give_back();
+        }
         let (open, _) = self.open.get_or_insert_with(|| ((maker.encode)(table, layout), at));
         &mut **open
     }

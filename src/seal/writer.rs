@@ -62,6 +62,8 @@ pub(super) struct Writer<W: Write + Send> {
     /// Of the open row group, column by column.
     arrays: Vec<Vec<ArrayRef>>,
     habits: Habits,
+    /// Of the file's properties what concerns its columns.
+    columns: WriterPropertiesPtr,
     kept_bytes: usize,
     /// Of all row groups that were written, before they were encoded.
     taken_bytes: usize,
@@ -79,12 +81,14 @@ impl<W: Write + Send> Writer<W> {
         properties: WriterProperties,
         mut habits: Habits,
     ) -> Result<Self> {
+        let columns = properties.clone().into_builder().set_key_value_metadata(None).build();
         let writer = ArrowWriter::try_new(to, Arc::clone(schema), Some(properties))?;
         let (file, _) = writer.into_serialized_writer()?;
-        let columns = schema.fields().len();
-        habits.columns.resize(columns, Habit::default());
-        let (schema, arrays) = (Arc::clone(schema), vec![vec![]; columns]);
-        Ok(Self { file, schema, arrays, habits, kept_bytes: 0, taken_bytes: 0 })
+        let width = schema.fields().len();
+        habits.columns.resize(width, Habit::default());
+        let (schema, arrays) = (Arc::clone(schema), vec![vec![]; width]);
+        let columns = Arc::new(columns);
+        Ok(Self { file, schema, arrays, habits, columns, kept_bytes: 0, taken_bytes: 0 })
     }
 
     /// Adds rows to the open row group.
@@ -104,7 +108,7 @@ impl<W: Write + Send> Writer<W> {
             return Ok(());
         }
         let root = self.file.schema_descr().root_schema_ptr();
-        let properties = Arc::clone(self.file.properties());
+        let properties = Arc::clone(&self.columns);
         self.habits.groups += 1;
         if self.habits.groups > TRY_AGAIN_GROUPS {
             self.habits.groups = 0;

@@ -270,6 +270,7 @@ impl Shipper {
     /// Aborts orphaned uploads now, when what an earlier process had sent has come at last, and daily.
     async fn sweep_daily(&self, token: &CancellationToken) -> Result<(), ShipError> {
         let mut after_start = SWEEPS_AFTER_START.into_iter();
+        let mut spared = SWEEP_SPARED;
         loop {
             let swept = match self.sweep_own(token).await {
                 Ok(swept) => swept,
@@ -280,9 +281,13 @@ impl Shipper {
             if swept.aborted > 0 {
                 info!(aborted = swept.aborted, "aborted orphaned uploads");
             }
-            let pause = match swept.spared {
-                0 => after_start.next().unwrap_or(SWEEP_EVERY),
-                _ => SWEEP_SPARED,
+            let pause = if swept.spared == 0 {
+                spared = SWEEP_SPARED;
+                after_start.next().unwrap_or(SWEEP_EVERY)
+            } else {
+                let pause = spared;
+                spared = SWEEPS_AFTER_START[1].min(2 * pause);
+                pause
             };
             tokio::time::sleep(pause).await;
         }
@@ -378,7 +383,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(86_400);
 /// A request of a process that was killed can still be on its way: in a proxy, or for a quarter of an hour
 /// in the kernel (`tcp_retries2`).
 const SWEEPS_AFTER_START: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(900)];
-/// While uploads are open of which only the object that is under way can tell whether they are needed.
+/// While uploads are open of which only the object that is under way can tell whether they are needed; twice
+/// as long each time.
 const SWEEP_SPARED: Duration = Duration::from_secs(60);
 const ROOM: &str = "ship";
 

@@ -57,7 +57,7 @@ impl Shipper {
         let end = Box::pin(going.go()).await;
         self.active.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         if end.is_ok() && going.doubtful {
-            // Done already: should this fail, the daily sweep finds it.
+            // Done already: should this fail, the next sweep finds it.
             if let Err(error) = Box::pin(self.sweep(&key, token)).await {
                 warn!(%error, "sweep after a lost answer");
             }

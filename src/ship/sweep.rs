@@ -1,8 +1,8 @@
 //! Which open uploads nobody will ever finish. Pure.
 //!
 //! An upload is begun before its id can be recorded: a crash, or an answer lost, leaves one that is billed
-//! and seen by no listing of objects. At start, and daily, all uploads under our own source's keys are
-//! looked through.
+//! and seen by no listing of objects. At start, twice soon after it, and daily, all uploads under our own
+//! source's keys are looked through.
 //!
 //! **Invariant (I21):** an upload is an orphan only if its id is in no fact and its object is not under
 //! way in this process; no clock decides (I29). Keys of other sources are never touched. What is spared

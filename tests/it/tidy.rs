@@ -15,8 +15,8 @@ const BACK: &str = "replay";
 /// No customer byte passes: they import the foundations only.
 const SIDE: [&str; 3] = ["link", "status", "demo"];
 /// Import each other, and no room.
-const BASE: [&str; 8] =
-    ["units", "clock", "disk", "error", "facts", "shutdown", "config", "telemetry"];
+const BASE: [&str; 9] =
+    ["units", "clock", "disk", "error", "facts", "heap", "shutdown", "config", "telemetry"];
 /// Join the rooms.
 const ABOVE: [&str; 6] = ["cli", "fuzz", "lib", "main", "pipeline", "sim"];
 const LINES_MAX: usize = 500;

@@ -185,6 +185,10 @@ impl Decode for Plain {
         }
     }
 
+    fn plain(&self, column: &Column) -> Option<crate::journal::Plain> {
+        (column.lake == LakeType::Text).then_some(crate::journal::Plain::Text)
+    }
+
     fn tables(&self) -> Vec<Arc<Table>> {
         self.tables.clone()
     }

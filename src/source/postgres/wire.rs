@@ -435,6 +435,62 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn rows_are_those_sent_however_they_come() {
+        for seed in 0..16 {
+            let mut dice = fastrand::Rng::with_seed(seed);
+            let header = [&b"PGCOPY\n\xff\r\n\0"[..], &[0; 8]].concat();
+            let mut stream = framed(b'H', &[1, 0, 0]);
+            let (mut rows, count) = (vec![], dice.u64(0..4000));
+            for number in 0..count {
+                let length = if dice.u16(..) < 60 {
+                    dice.usize(200_000..300_000)
+                } else {
+                    dice.usize(..300)
+                };
+                let row = [&[0, 1][..], &vec![dice.u8(..); length]].concat();
+                let first = if number == 0 { &header[..] } else { &[] };
+                stream.extend(framed(b'd', &[first, &row].concat()));
+                rows.extend(row);
+                match dice.u8(..) {
+                    0 => stream.extend(framed(b'N', b"SNOTICE\0\0")),
+                    1 => stream.extend(framed(b'S', b"TimeZone\0UTC\0")),
+                    2 => stream.extend(framed(b'A', &[0; 6])),
+                    _ => {}
+                }
+            }
+            if count == 0 {
+                stream.extend(framed(b'd', &header));
+            }
+            stream.extend(framed(b'd', &[255, 255]));
+            stream.extend(framed(b'c', &[]));
+            stream.extend(framed(b'C', b"COPY 0\0"));
+            stream.extend(framed(b'Z', b"I"));
+            let (mut wire, mut server) = pair().await;
+            let send = async {
+                let mut rest = &stream[..];
+                while !rest.is_empty() {
+                    let (piece, after) = rest.split_at(dice.usize(1..100_000).min(rest.len()));
+                    server.write_all(piece).await.unwrap();
+                    rest = after;
+                }
+            };
+            let receive = async {
+                let mut gulp = wire.copy_out("test", "COPY").await.unwrap();
+                let (mut found, mut counted) = (vec![], 0);
+                while let Some(batch) = wire.rows("test", &mut gulp, 1 << 18).await.unwrap() {
+                    found.extend_from_slice(&batch.bytes);
+                    counted += batch.rows;
+                }
+                assert!(
+                    counted == count && found == rows,
+                    "seed {seed}: {counted} of {count} rows"
+                );
+            };
+            tokio::join!(send, receive);
+        }
+    }
+
+    #[tokio::test]
     async fn the_version_is_read_from_what_the_server_reports() {
         let (mut wire, _server) = pair().await;
         for (text, number) in [("15.18 (Debian)", 150_018), ("18beta1", 180_000), ("", 0)] {

@@ -3,25 +3,26 @@
 //! Left alone, glibc asks the kernel for each block above 128 KiB (a bound that grows as such blocks are
 //! freed), and gives back the end of the heap as soon as 128 KiB of it are free. A gateway takes and frees
 //! buffers of about 1 MiB all the time: every one of them meant zeroed pages and faults, 15 to 19 %
-//! of the CPU of sealing a snapshot (benches/README.md). A row group is as large as its bound allows, and
-//! what it held is needed again for the next: so much stays, and once a minute what is still free goes back.
+//! of the CPU of sealing a snapshot (benches/README.md). What a row group held is needed again for the
+//! next: some of it stays. Before a large value comes, and once a minute, all that is free goes back.
 #![expect(unsafe_code, reason = "the C library has no safe interface for it")]
 
 use nix::libc;
 
 /// Sets the bounds. To be called before the second thread starts.
-pub(super) fn begin() {
+pub(crate) fn begin() {
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt takes two numbers, and no other thread is there yet.
     unsafe {
         // Refused, it would go on as before.
         libc::mallopt(libc::M_MMAP_THRESHOLD, MMAP_BYTES);
         libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
+        libc::mallopt(libc::M_ARENA_MAX, HEAPS);
     }
 }
 
 /// Gives back all that is free.
-pub(super) fn give_back() {
+pub(crate) fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it may be called at any time, from any thread.
     unsafe {
@@ -32,6 +33,9 @@ pub(super) fn give_back() {
 /// Blocks from here on are the kernel's: large values give their memory back at once.
 #[cfg(target_env = "gnu")]
 const MMAP_BYTES: libc::c_int = 4 << 20;
+/// Threads share them: each keeps what it has free, so that there must not be one for each thread.
+#[cfg(target_env = "gnu")]
+const HEAPS: libc::c_int = 4;
 /// Of each heap, at its end.
 #[cfg(target_env = "gnu")]
-const KEPT_BYTES: libc::c_int = 32 << 20;
+const KEPT_BYTES: libc::c_int = 8 << 20;
