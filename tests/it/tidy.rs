@@ -27,7 +27,7 @@ const DOORS: [(&str, &str); 12] = [
     ("catch_unwind", "src/shutdown/panics.rs"),
     ("clap::", "src/cli/"),
     ("indicatif", "src/demo/progress.rs"),
-    ("nix::", "src/disk.rs src/cli/ src/demo/ src/link/ src/source/postgres/lull.rs"),
+    ("nix::", "src/disk.rs src/heap.rs src/cli/ src/demo/ src/link/ src/source/postgres/lull.rs"),
     ("prometheus::", "src/telemetry/metrics.rs"),
     ("rayon::", "src/journal/store.rs"),
     ("rcgen", "src/demo/ src/status/"),
