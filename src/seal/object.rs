@@ -79,7 +79,7 @@ impl Maker {
     pub(super) fn keep_habits(&self, table: &Table, habits: &Habits) {
         let mut all = self.habits.lock().unwrap_or_else(PoisonError::into_inner);
         // Only advice is lost: tables that are gone leave theirs behind.
-        if all.len() >= HABITS_MAX {
+        if all.len() >= HABITS_MAX && !all.contains_key(&table.id) {
             all.clear();
         }
         all.insert(table.id, (table.version, habits.clone()));

@@ -188,12 +188,9 @@ fn append(
     let mut into =
         Gather { desk, series, chunk, table, decode, meta, block_cells, cells, held, weight };
     let (mut rows, mut failed) = (0, None);
-    let mut each = |row: &Row| {
-        rows += 1;
-        into.row(row, &batch)
-    };
     let read = decode.rows(table, &batch, &mut |row| {
-        each(row).map_err(|error| {
+        rows += 1;
+        into.row(row, &batch).map_err(|error| {
             failed = Some(error);
             DecodeError::Length { what: "a batch that could not be written" }
         })
@@ -391,6 +388,15 @@ mod tests {
         for (id, row) in (0..).zip(&sealed) {
             assert_eq!((row.id, row.note.as_deref()), (Some(id.into()), Some(&note(id)[..])));
         }
+    }
+
+    /// P4: of a text that is printed, and may be any length, each row is looked at before the next.
+    #[test]
+    fn only_rows_that_cannot_grow_are_read_in_blocks() {
+        let mut numbers = table(7, "t");
+        assert!(is_bounded(&numbers, &Plain::DECODER));
+        numbers.columns[1].lake = LakeType::Binary;
+        assert!(!is_bounded(&numbers, &Plain::DECODER), "no plain column, and of any length");
     }
 
     /// Two threads seal `one` and `other`; each has taken its rows before either is ended.
