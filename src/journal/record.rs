@@ -42,7 +42,7 @@
 //! 1 Progress  sequence u64, position u64, batch u64, commit begins u64 (all of the durable watermark),
 //!             next batch u64, next sequence u64, first batch of the open transaction u64 (0: none),
 //!             torn ranges u32, each: first batch u64, last batch u64; transactions ever durable u64
-//!             (0 if absent)
+//!             (0 if absent), last commit's time i64 (0 if absent)
 //! 2 Dump      bytes u32, zstd of: each 1 u8, bytes u32, key, bytes u32, value
 //! 3 DumpEnd   empty
 //! 4 Part      as Batch; more of the same batch follows in the next frame

@@ -267,7 +267,7 @@ mod tests {
         let head = "4c484a494458303107000000000000000303030303030303030303030303030303030303030303030303030303030303\
                     09000000000000000200000000000000";
         assert!(hex::encode(&bytes).starts_with(head), "{}", hex::encode(&bytes));
-        assert_eq!(bytes.len(), 8 + 8 + 32 + 8 + 8 + 60 + 4 + 8);
+        assert_eq!(bytes.len(), 8 + 8 + 32 + 8 + 8 + 68 + 4 + 8);
         assert_eq!(Checkpoint::decode(&bytes), Some(checkpoint(2)));
         assert_eq!(Checkpoint::decode(&bytes[..bytes.len() - 1]), None);
     }

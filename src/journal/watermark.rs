@@ -6,7 +6,7 @@
 use super::record::{Fields, are_counts};
 use crate::{
     source::{Commit, Durable, Piece, Run},
-    units::{Point, Position, Sequence},
+    units::{Point, Position, Sequence, Timestamp},
 };
 
 /// The state after a frame.
@@ -73,6 +73,7 @@ impl Progress {
                     point,
                     batch,
                     begins: commit.begins,
+                    at: commit.at,
                     transactions: before.saturating_add(commit.transactions.into()),
                 };
             }
@@ -140,6 +141,7 @@ impl Progress {
             bytes.extend_from_slice(&to.to_le_bytes());
         }
         bytes.extend_from_slice(&durable.transactions.to_le_bytes());
+        bytes.extend_from_slice(&durable.at.0.to_le_bytes());
         bytes
     }
 
@@ -156,10 +158,11 @@ impl Progress {
         for _ in 0..fields.u32()? {
             torn.0.push((fields.u64()?, fields.u64()?));
         }
-        // Written before transactions were counted: it ends here.
+        // Written before transactions were counted, or before their time was kept: it ends here.
         let transactions = if fields.0.is_empty() { 0 } else { fields.u64()? };
+        let at = Timestamp(if fields.0.is_empty() { 0 } else { fields.u64()?.cast_signed() });
         let point = Point { sequence, position };
-        let durable = Durable { point, batch, begins, transactions };
+        let durable = Durable { point, batch, begins, at, transactions };
         fields.0.is_empty().then_some(Self { durable, next_batch, next_sequence, open, torn })
     }
 }
@@ -228,8 +231,8 @@ mod tests {
         Some(Commit {
             position: Position(position),
             begins: Position(position - 1),
+            at: Timestamp(7),
             transactions: 2,
-            ..Commit::default()
         })
     }
 
@@ -245,7 +248,13 @@ mod tests {
         let end = Point { sequence: Sequence(8), position: Position(20) };
         assert_eq!(
             progress.durable,
-            Durable { point: end, batch: 4, begins: Position(19), transactions: 4 }
+            Durable {
+                point: end,
+                batch: 4,
+                begins: Position(19),
+                at: Timestamp(7),
+                transactions: 4
+            }
         );
     }
 
@@ -311,19 +320,21 @@ mod tests {
                         04000000000000000500000000000000\
                         0300000000000000\
                         0100000002000000000000000200000000000000\
-                        0200000000000000";
+                        02000000000000000700000000000000";
         assert_eq!(hex::encode(progress.encode()), expected);
         assert_eq!(Progress::decode(&progress.encode()), Some(progress.clone()));
         assert_eq!(Progress::decode(&progress.encode()[1..]), None);
     }
 
     #[test]
-    fn progress_of_a_firmware_that_did_not_count_transactions_is_read() {
+    fn progress_of_earlier_firmwares_is_read() {
         let mut progress = Progress::default();
         progress.advance(Piece::Whole, 3, commit(10));
         let bytes = progress.encode();
+        progress.durable.at = Timestamp(0);
+        assert_eq!(Progress::decode(&bytes[..bytes.len() - 8]), Some(progress.clone()));
         progress.durable.transactions = 0;
-        assert_eq!(Progress::decode(&bytes[..bytes.len() - 8]), Some(progress));
+        assert_eq!(Progress::decode(&bytes[..bytes.len() - 16]), Some(progress));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::RunError;
 use crate::{
     journal::{Durable, Journal, Keep, KeepError, Run},
     seal::Sealer,
-    units::Position,
+    units::{Position, Timestamp},
 };
 
 /// The journal, and how far it is sealed.
@@ -44,7 +44,7 @@ impl Held {
         let Some(sealed) = self.sealer.sealed().ok().flatten() else { return Durable::default() };
         let begins = Position(sealed.end.position.0.saturating_sub(1));
         // How many transactions that is stands nowhere; it is counted for people only.
-        Durable { point: sealed.end, batch: sealed.batch, begins, ..durable }
+        Durable { point: sealed.end, batch: sealed.batch, begins, at: Timestamp(0), ..durable }
     }
 }
 

@@ -141,6 +141,8 @@ pub struct Durable {
     pub batch: u64,
     /// Where the last commit record begins; see [`Commit::begins`].
     pub begins: Position,
+    /// The last commit's time; 0 where it is not known.
+    pub at: Timestamp,
     /// Transactions that the journal ever made durable, over all starts.
     pub transactions: u64,
 }

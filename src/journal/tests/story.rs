@@ -205,7 +205,7 @@ pub(super) fn state(last: &Batch) -> Durable {
     let commit = last.commit.unwrap();
     let sequence = Sequence(last.first.0 + last.changes - 1);
     let point = crate::units::Point { sequence, position: commit.position };
-    Durable { point, batch: last.number, begins: commit.begins, transactions: 0 }
+    Durable { point, batch: last.number, begins: commit.begins, at: commit.at, transactions: 0 }
 }
 
 impl fmt::Display for Story {

@@ -12,6 +12,8 @@ use std::{
     time::Instant,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{error::SourceError, message::unknown, relation::Relation};
 use crate::{
     source::{Commit, Piece, RecordKind, Run, Table},
@@ -91,11 +93,46 @@ pub(crate) struct Seen {
     pub(crate) bytes: u64,
 }
 
+/// A transaction, as the server tells of it each time that it sends it. Where its commit record lies is not enough:
+/// another log has another of the same size there.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(from = "Stored")]
+pub(crate) struct Last {
+    /// Where its commit record begins.
+    pub(crate) begins: Position,
+    /// Its commit time, if that is known.
+    pub(crate) at: Option<Timestamp>,
+}
+
+/// As a firmware before commit times wrote it, too.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Stored {
+    Known { begins: Position, at: Option<Timestamp> },
+    Place(Position),
+}
+
+impl From<Stored> for Last {
+    fn from(stored: Stored) -> Self {
+        match stored {
+            Stored::Known { begins, at } => Self { begins, at },
+            Stored::Place(begins) => Self { begins, at: None },
+        }
+    }
+}
+
+impl Last {
+    /// Whether it is the transaction that begins and was committed so.
+    fn is(self, begins: Position, at: Timestamp) -> bool {
+        self.begins == begins && self.at.is_none_or(|own| own == at)
+    }
+}
+
 /// What a server that may have been put back to a backup sends again, if it was not, of what is held.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Proof {
-    /// The last transaction that is held: its commit record begins here.
-    Last(Position),
+    /// The last transaction that is held.
+    Last(Last),
     /// None in which something happened to our tables.
     Nothing,
 }
@@ -238,8 +275,8 @@ impl Batcher {
 
     /// Whether the log is not the one that was followed.
     fn begin(&mut self, message: &[u8], body: &[u8]) -> Result<bool, SourceError> {
-        let begins = position(body, 0).filter(|_| body.len() == 20);
-        let begins = begins.ok_or_else(|| unknown("BEGIN", "cut short or too long"))?;
+        let begins = position(body, 0).zip(position(body, 8)).filter(|_| body.len() == 20);
+        let (begins, at) = begins.ok_or_else(|| unknown("BEGIN", "cut short or too long"))?;
         if self.open.is_some() || begins <= self.last_begins {
             return Err(unknown("BEGIN", "out of order"));
         }
@@ -247,7 +284,7 @@ impl Batcher {
         let start = self.run.bytes.len();
         self.open = Some(Open { begins, skipped, start, eventful: false, in_pieces: false });
         self.last_begins = begins;
-        if self.proof == Some(Proof::Last(begins)) {
+        if matches!(self.proof, Some(Proof::Last(last)) if last.is(begins, time(at))) {
             self.proof = None;
         }
         if !skipped {
@@ -267,7 +304,7 @@ impl Batcher {
             return Err(unknown("COMMIT", "of another transaction"));
         }
         self.open = None;
-        let at = Timestamp(at.0.cast_signed().saturating_add(POSTGRES_EPOCH_US));
+        let at = time(at);
         self.seen.received = end;
         self.seen.received_at = Some(at);
         if open.skipped {
@@ -408,6 +445,11 @@ impl Batcher {
     }
 }
 
+/// A time as the server counts it.
+fn time(Position(since_2000): Position) -> Timestamp {
+    Timestamp(since_2000.cast_signed().saturating_add(POSTGRES_EPOCH_US))
+}
+
 /// The eight bytes at `at`.
 fn position(body: &[u8], at: usize) -> Option<Position> {
     let bytes = body.get(at..)?.first_chunk::<8>()?;
@@ -474,17 +516,22 @@ mod tests {
             let mut thens = sent.iter().map(|message| batcher.push(message, now()).unwrap());
             thens.any(|then| then == Then::WentBack)
         };
+        let held = |at| Proof::Last(Last { begins: Position(20), at });
+        let last = held(Some(Timestamp(POSTGRES_EPOCH_US)));
         let again = [begin(20), insert(1, 3), commit(20), begin(30), insert(1, 3), commit(30)];
         let other = [begin(19), insert(1, 3), commit(19), begin(30)];
-        assert!(!went_back(batcher(Proof::Last(Position(20))), &again));
-        assert!(went_back(batcher(Proof::Last(Position(20))), &other));
-        assert!(went_back(batcher(Proof::Last(Position(20))), &other[3..]));
+        assert!(!went_back(batcher(last), &again));
+        assert!(went_back(batcher(last), &other));
+        assert!(went_back(batcher(last), &other[3..]));
+        // In the same place another transaction of the same size.
+        assert!(went_back(batcher(held(Some(Timestamp(POSTGRES_EPOCH_US + 1)))), &again));
+        assert!(!went_back(batcher(held(None)), &again));
         assert!(went_back(batcher(Proof::Nothing), &other[..3]));
         let mut foreign = batcher(Proof::Nothing);
         foreign.exclude(1);
         assert!(!went_back(foreign, &other));
         // A mark comes when all that is held would have come.
-        assert!(!batcher(Proof::Last(Position(20))).believe() && batcher(Proof::Nothing).believe());
+        assert!(!batcher(last).believe() && batcher(Proof::Nothing).believe());
     }
 
     #[test]

@@ -9,16 +9,21 @@
 //! | fact | what |
 //! |---|---|
 //! | `source/started` | when the server that was believed was started, as it prints it |
-//! | `source/last` | where the commit record begins of the last transaction before a mark |
+//! | `source/last` | the last transaction before a mark, as [`Last`] |
 //!
 //! **Invariants:** a start is remembered only once the server is believed, before the first run that it sends; until
 //! then nothing is confirmed that was not: a slot confirmed up to what is held sends nothing of it again.
 
-use super::{batch::Proof, error::SourceError, session::Shared, wire::Wire};
+use super::{
+    batch::{Last, Proof},
+    error::SourceError,
+    session::Shared,
+    wire::Wire,
+};
 use crate::{
     facts::{self, FactBatch, FactDamaged, Facts},
     source::Durable,
-    units::Position,
+    units::{Position, Timestamp},
 };
 
 /// How far the server is believed when a session begins.
@@ -28,8 +33,8 @@ pub(crate) struct Belief {
     pub(crate) proof: Option<Proof>,
     /// Its start, if it is to be remembered once it is believed.
     pub(crate) news: Option<String>,
-    /// Where the commit record of the last transaction begins that is held, if that is known.
-    pub(crate) last: Option<Position>,
+    /// The last transaction that is held, if it is known.
+    pub(crate) last: Option<Last>,
 }
 
 /// When the server was started.
@@ -47,15 +52,18 @@ pub(crate) fn judge(
     started: String,
 ) -> Result<Belief, FactDamaged> {
     let last = match durable.is_mark() {
-        true => facts::read(facts, LAST_FACT)?.filter(|last| *last <= durable.begins),
-        false => Some(durable.begins),
+        true => facts::read(facts, LAST_FACT)?.filter(|last: &Last| last.begins <= durable.begins),
+        false => {
+            let at = Some(durable.at).filter(|at| *at != Timestamp(0));
+            Some(Last { begins: durable.begins, at })
+        }
     };
     let known: Option<String> = facts::read(facts, STARTED_FACT)?;
     if known.as_ref() == Some(&started) {
         return Ok(Belief { last, ..Belief::default() });
     }
     let doubted = known.is_some() && confirmed < durable.point.position;
-    let proof = last.filter(|_| doubted).map(|last| match last < confirmed {
+    let proof = last.filter(|_| doubted).map(|last| match last.begins < confirmed {
         true => Proof::Nothing,
         false => Proof::Last(last),
     });
@@ -70,11 +78,8 @@ pub(crate) async fn remember_start(shared: &Shared, started: &str) -> Result<(),
 }
 
 /// Before a mark: remembers where the last transaction before it is.
-pub(crate) async fn remember_last(
-    shared: &Shared,
-    last: Option<Position>,
-) -> Result<(), SourceError> {
-    let known: Option<Position> = facts::read(&*shared.facts, LAST_FACT)?;
+pub(crate) async fn remember_last(shared: &Shared, last: Option<Last>) -> Result<(), SourceError> {
+    let known: Option<Last> = facts::read(&*shared.facts, LAST_FACT)?;
     if let Some(last) = last.filter(|last| known != Some(*last)) {
         let mut batch = FactBatch::default();
         batch.put(LAST_FACT, &last);
@@ -93,7 +98,13 @@ mod tests {
 
     fn durable(begins: u64, position: u64) -> Durable {
         let point = Point { position: Position(position), ..Point::default() };
-        Durable { point, begins: Position(begins), ..Durable::default() }
+        Durable { point, begins: Position(begins), at: AT, ..Durable::default() }
+    }
+
+    const AT: Timestamp = Timestamp(77);
+
+    fn last(begins: u64) -> Last {
+        Last { begins: Position(begins), at: Some(AT) }
     }
 
     async fn facts(known: &[(&str, &str)]) -> MemoryFacts {
@@ -114,8 +125,8 @@ mod tests {
         };
         let held = durable(90, 100);
         assert_eq!(proof(&before, held, 50, "7"), None, "it was not started since");
-        assert_eq!(proof(&before, held, 50, "8"), Some(Proof::Last(Position(90))));
-        assert_eq!(proof(&before, held, 90, "8"), Some(Proof::Last(Position(90))));
+        assert_eq!(proof(&before, held, 50, "8"), Some(Proof::Last(last(90))));
+        assert_eq!(proof(&before, held, 90, "8"), Some(Proof::Last(last(90))));
         assert_eq!(proof(&before, held, 91, "8"), Some(Proof::Nothing));
         assert_eq!(proof(&before, held, 100, "8"), None, "nothing is held that is not confirmed");
         assert_eq!(proof(&MemoryFacts::default(), held, 50, "8"), None, "nothing was believed");
@@ -125,11 +136,17 @@ mod tests {
 
     #[tokio::test]
     async fn behind_a_mark_the_last_transaction_is_remembered() {
-        let last = serde_json::to_string(&Position(90)).unwrap();
-        let known = facts(&[(STARTED_FACT, "\"7\""), (LAST_FACT, &last)]).await;
+        let fact = serde_json::to_string(&last(90)).unwrap();
+        let known = facts(&[(STARTED_FACT, "\"7\""), (LAST_FACT, &fact)]).await;
         let mark = durable(199, 200);
         let judged = judge(&known, mark, Position(50), "8".into()).unwrap();
-        assert_eq!(judged.proof, Some(Proof::Last(Position(90))));
+        assert_eq!(judged.proof, Some(Proof::Last(last(90))));
+        // As a firmware wrote it that did not keep its time.
+        let place = serde_json::to_string(&Position(90)).unwrap();
+        let known = facts(&[(STARTED_FACT, "\"7\""), (LAST_FACT, &place)]).await;
+        let judged = judge(&known, mark, Position(50), "8".into()).unwrap();
+        let without = Last { begins: Position(90), at: None };
+        assert_eq!(judged.proof, Some(Proof::Last(without)));
         // The journal went back to before it: which one is the last then is not known.
         let earlier = judge(&known, durable(79, 80), Position(50), "8".into()).unwrap();
         assert_eq!((earlier.proof, earlier.last), (None, None));

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::{
-    batch::{Batcher, POSTGRES_EPOCH_US, Seen, Then},
+    batch::{Batcher, Last, POSTGRES_EPOCH_US, Seen, Then},
     belief, bridge, catalog,
     confirm::{Confirm, Now},
     error::SourceError,
@@ -56,7 +56,7 @@ pub(crate) struct Stream {
     /// The start of the server, to be remembered once it is believed.
     believed: Option<String>,
     /// Where the commit record of the last transaction begins that is held, or was given to the journal.
-    last: Option<Position>,
+    last: Option<Last>,
     /// Whether an enum has got labels, so that definitions that wait to be recorded may lack them.
     relabelled: bool,
 }
@@ -275,7 +275,7 @@ impl Stream {
             self.line.meanwhile(belief::remember_start(&shared, &started)).await??;
         }
         if let Some(commit) = run.commit.filter(|commit| commit.transactions > 0) {
-            self.last = Some(commit.begins);
+            self.last = Some(Last { begins: commit.begins, at: Some(commit.at) });
         }
         // A mark has no records, and is to have none.
         if !run.bytes.is_empty() {
