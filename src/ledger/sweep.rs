@@ -2,8 +2,8 @@
 //! and whose abort failed, and those that were begun and never used, as the answer to Create was lost.
 //!
 //! **Invariant (I21):** every upload ends completed, aborted, or listed. Of uploads that are not listed
-//! only those without a part, older than [`AGE_MIN`], are aborted: no Complete can have been sent for
-//! them by anyone, so that their absence is evidence of nothing (`settle`).
+//! only those without a part, older than [`AGE_MIN`] by the store's clock (I29), are aborted: no Complete can
+//! have been sent for them by anyone, so that their absence is evidence of nothing (`settle`).
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::{
     LedgerError, entry,
     store::{Pending, Stage, Store},
 };
-use crate::{ship::ObjectStore, units::Timestamp};
+use crate::ship::ObjectStore;
 
 /// Another appliance may be about to send the part of a younger one.
 pub(super) const AGE_MIN: Duration = Duration::from_secs(3600);
@@ -29,7 +29,6 @@ pub(super) async fn sweep(
     prefix: &str,
     source: &str,
     pending: Option<&Pending>,
-    now: Timestamp,
 ) -> Result<u64, LedgerError> {
     let ours = pending.and_then(|pending| match &pending.stage {
         Stage::Open { upload } | Stage::Sent { upload, .. } => Some(upload.as_str()),
@@ -42,10 +41,7 @@ pub(super) async fn sweep(
         aborted += 1;
     }
     for open in lake.uploads(&entry::folder(prefix, Some(source))).await? {
-        let old = open.begun.is_some_and(|begun| {
-            let age = u64::try_from(now.0.saturating_sub(begun.0)).unwrap_or(0);
-            Duration::from_micros(age) >= AGE_MIN
-        });
+        let old = open.age.is_some_and(|age| age >= AGE_MIN);
         if !old || ours == Some(open.upload.as_str()) {
             continue;
         }

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     path::Path,
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -194,7 +195,7 @@ struct Inner {
 struct Upload {
     key: String,
     part: Option<Bytes>,
-    begun: Timestamp,
+    age: Duration,
 }
 
 impl Lake {
@@ -223,11 +224,11 @@ impl Lake {
     }
 
     /// Begins an upload that nobody remembers.
-    pub(super) fn begin(&self, key: &str, part: Option<Bytes>, begun: Timestamp) {
+    pub(super) fn begin(&self, key: &str, part: Option<Bytes>, age: Duration) {
         let mut inner = self.inner();
         inner.created += 1;
         let id = format!("u{}", inner.created);
-        inner.uploads.insert(id, Upload { key: key.into(), part, begun });
+        inner.uploads.insert(id, Upload { key: key.into(), part, age });
     }
 
     /// Open uploads: id, and whether it has a part.
@@ -329,7 +330,7 @@ impl ObjectStore for Lake {
         Box::pin(self.request("create", head.key, move |inner| {
             inner.created += 1;
             let id = format!("u{}", inner.created);
-            let upload = Upload { key: head.key.into(), part: None, begun: Timestamp(0) };
+            let upload = Upload { key: head.key.into(), part: None, age: Duration::MAX };
             inner.uploads.insert(id.clone(), upload);
             Ok(id)
         }))
@@ -391,7 +392,7 @@ impl ObjectStore for Lake {
             let open = all.map(|(id, upload)| OpenUpload {
                 key: upload.key.clone(),
                 upload: id.clone(),
-                begun: Some(upload.begun),
+                age: Some(upload.age),
             });
             Ok(open.collect())
         }))

@@ -37,6 +37,11 @@ impl Ahead {
     pub(super) fn seconds(&self) -> Option<i64> {
         Some(self.seconds.load(Ordering::Relaxed)).filter(|seconds| *seconds != UNKNOWN)
     }
+
+    /// The server's time, in seconds since 1970, as of its last answer. No decision is to hang on our own (I29).
+    pub(super) fn server_now(&self) -> Option<i64> {
+        Some(self.clock.wall().0 / 1_000_000 + self.seconds()?)
+    }
 }
 
 impl fmt::Debug for Ahead {

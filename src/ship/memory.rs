@@ -312,7 +312,7 @@ impl ObjectStore for Memory {
             let open = |(key, upload): &(String, String)| OpenUpload {
                 key: key.clone(),
                 upload: upload.clone(),
-                begun: None,
+                age: None,
             };
             Ok(ours.map(open).collect())
         })

@@ -6,7 +6,7 @@
 //! Pure: [`plan`] cuts, [`upload`] says what is next, [`retry`] says what an error means. The awaits
 //! are in [`drive`]; [`s3`] is the one door to the SDK, `memory` its stand-in with faults.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -39,11 +39,8 @@ pub mod upload;
 pub use body::{PATIENCE, patience};
 pub use drive::forget;
 
+use crate::error::{Cause, Classified};
 pub use crate::seal::{Encryption, Fates, Group, GroupKind, Object, Op, Repaired};
-use crate::{
-    error::{Cause, Classified},
-    units::Timestamp,
-};
 
 /// A group all of whose objects S3 has acknowledged.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -244,8 +241,8 @@ pub struct OpenUpload {
     pub key: String,
     /// Its id.
     pub upload: String,
-    /// When it was begun, if S3 said.
-    pub begun: Option<Timestamp>,
+    /// How long ago it was begun, by the store's clock, if that is known.
+    pub age: Option<Duration>,
 }
 
 /// A key in a listing.

@@ -27,7 +27,7 @@ use aws_sdk_s3::{
     },
     error::{ProvideErrorMetadata, SdkError},
     operation::get_object::GetObjectOutput,
-    primitives::{ByteStream, SdkBody},
+    primitives::{ByteStream, DateTime, SdkBody},
     types::{
         ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart,
         ServerSideEncryption,
@@ -48,7 +48,7 @@ use super::{
     failure::{chain, failure, unanswered},
     http::{Dial, http_client},
 };
-use crate::{clock::Clock, error::Cause, units::Timestamp};
+use crate::{clock::Clock, error::Cause};
 
 /// Where the lake is and how it is spoken to.
 #[derive(Clone)]
@@ -384,11 +384,11 @@ impl ObjectStore for S3 {
                 let call = from.set_expected_bucket_owner(self.owner.clone()).send();
                 let page = self.ask(Request::Uploads, prefix, 1, call).await?;
                 for open in page.uploads.unwrap_or_default() {
-                    let begun = open
-                        .initiated
-                        .and_then(|at| Some(Timestamp(i64::try_from(at.as_nanos() / 1000).ok()?)));
+                    let since = |begun: DateTime| Some(self.ahead.server_now()? - begun.secs());
+                    let age = open.initiated.and_then(since).map(|age| age.max(0).unsigned_abs());
+                    let age = age.map(Duration::from_secs);
                     if let (Some(key), Some(upload)) = (open.key, open.upload_id) {
-                        found.push(OpenUpload { key, upload, begun });
+                        found.push(OpenUpload { key, upload, age });
                     }
                 }
                 let next = (page.next_key_marker, page.next_upload_id_marker);

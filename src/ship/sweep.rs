@@ -47,7 +47,7 @@ mod tests {
         let open = |key: &str, upload: &str| OpenUpload {
             key: key.into(),
             upload: upload.into(),
-            begun: None,
+            age: None,
         };
         let all = vec![
             open("raw/erp/t/a", "u1"),

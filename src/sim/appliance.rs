@@ -191,7 +191,6 @@ impl Site {
             lake: self.lake.clone(),
             who: self.who,
             fuse: fuse.clone(),
-            clock: self.clock(),
             oracle: self.oracle.clone(),
             planted: self.planted,
         });

@@ -12,7 +12,6 @@ use super::{chronicle::Chronicle, oracle::Oracle};
 use crate::{
     error::Cause,
     ship::{Listed, OpenUpload, ShipError, StoredPart, checksum, plan::Limits},
-    units::Timestamp,
 };
 
 /// Which box asks, by its index.
@@ -22,7 +21,7 @@ pub(crate) type Who = usize;
 #[derive(Clone, Debug)]
 pub(crate) enum Ask {
     Put { key: String, body: Bytes, crc64nvme: String },
-    Create { key: String, at: Timestamp },
+    Create { key: String },
     Part { key: String, upload: String, number: u32, body: Bytes, crc64nvme: String },
     Complete { key: String, upload: String, parts: Vec<StoredPart>, bytes: u64, crc64nvme: String },
     Abort { key: String, upload: String },
@@ -60,7 +59,7 @@ pub(crate) struct Bucket {
 
 struct Upload {
     key: String,
-    begun: Timestamp,
+    begun: Instant,
     parts: BTreeMap<u32, (StoredPart, Bytes)>,
 }
 
@@ -97,11 +96,11 @@ impl Bucket {
     pub(crate) fn apply(&mut self, who: Who, ask: Ask) -> Result<Answer, ShipError> {
         match ask {
             Ask::Put { key, body, crc64nvme } => self.put(who, key, body, &crc64nvme),
-            Ask::Create { key, at } => {
+            Ask::Create { key } => {
                 self.created += 1;
                 let id = format!("u{}", self.created);
                 self.note(format_args!("create {id} {}", short(&key)));
-                let upload = Upload { key, begun: at, parts: BTreeMap::new() };
+                let upload = Upload { key, begun: Instant::now(), parts: BTreeMap::new() };
                 self.uploads.insert(id.clone(), upload);
                 Ok(Answer::Text(id))
             }
@@ -144,7 +143,7 @@ impl Bucket {
                 let open = ours.map(|(id, open)| OpenUpload {
                     key: open.key.clone(),
                     upload: id.clone(),
-                    begun: Some(open.begun),
+                    age: Some(open.begun.elapsed()),
                 });
                 Ok(Answer::Uploads(open.collect()))
             }

@@ -23,7 +23,6 @@ use super::{
     planted::Planted,
 };
 use crate::{
-    clock::Clock,
     error::Cause,
     ship::{
         Complete, Fetched, Head, Listed, ObjectReader, ObjectStore, OpenUpload, Part, Put, Request,
@@ -76,7 +75,6 @@ pub(crate) struct LakeClient {
     pub(crate) lake: ModelLake,
     pub(crate) who: Who,
     pub(crate) fuse: Fuse,
-    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) oracle: Oracle,
     pub(crate) planted: Option<Planted>,
 }
@@ -277,7 +275,7 @@ impl ObjectStore for LakeClient {
 
     fn create<'a>(&'a self, head: Head<'a>) -> BoxFuture<'a, Result<String, ShipError>> {
         Box::pin(async move {
-            let ask = Ask::Create { key: head.key.into(), at: self.clock.wall() };
+            let ask = Ask::Create { key: head.key.into() };
             Ok(self.ask(Request::Create, head.key, ask).await?.text())
         })
     }
