@@ -17,6 +17,7 @@ FROM ?= 0
 FS ?= ext4
 GIB ?= 20
 STORES ?= target/conformance
+REGRESS ?= /var/tmp/lakehead-regress
 SCALE ?= 1
 TURNS ?= 3
 SETS ?= wide tpcb
@@ -165,6 +166,11 @@ simulate: ## The road against a model world, seed after seed: make simulate SEED
 prove-source: test-tools ## The lake beside its database under load, again and again, without a false alarm: make prove-source RUNS=100 SEED=1
 	LAKEHEAD_RUNS=$(RUNS) LAKEHEAD_SEED=$(SEED) cargo test --locked --all-features --test it -- --nocapture the_lake_equals_its_source
 
+regress: test-tools python ## PostgreSQL's own regression suite on the source: what it leaves is restored equal, or refused by name
+	@$(call install,/usr/lib/postgresql/*/lib/pgxs/src/makefiles/pgxs.mk:postgresql-server-dev-all /usr/bin/bzip2:bzip2)
+	tests/regress/install.sh $(REGRESS)
+	LAKEHEAD_REGRESS=$(REGRESS) cargo test --locked --all-features --test it -- --ignored --nocapture --test-threads=1 story_regress
+
 unit-test: test-tools python ## The unit under a live systemd, in a Debian of its own (needs root)
 	@$(call install,/usr/bin/systemd-nspawn:systemd-container /usr/bin/mmdebstrap:mmdebstrap /usr/bin/nsenter:util-linux)
 	@[ -d target/unit/root/etc ] || { mkdir -p target/unit; $(SUDO) mmdebstrap --quiet --variant=minbase \
@@ -183,6 +189,6 @@ clean: ## What was built, and the demo's folder
 	rm -rf demo-data
 
 .PHONY: help demo build test check conformance fuzz fuzz-corpus fuzz-tools bench bench-snapshot bench-stream \
-	bench-upload bench-journal bench-latency bench-idle bench-charts sizes deny campaign damage large simulate \
+	bench-upload bench-journal bench-latency bench-idle bench-charts sizes deny campaign damage large regress simulate \
 	prove-source unit-test \
 	power-loss python demo-tools test-tools power-tools bench-tools conformance-tools clean

@@ -134,7 +134,8 @@ async fn rebuild(global: &Global, asked: Asked) -> Result<Exit, Failure> {
     tasks.stop().await;
     let report = restored?;
     global.output().tell(&json(&report), &Lines(&report));
-    let whole = report.incomplete_rows == 0 && report.unmatched_rows == 0;
+    let lacking = [report.incomplete_rows, report.unmatched_rows, report.repaired_values];
+    let whole = lacking.iter().all(|count| *count == 0);
     Ok(if whole { Exit::Done } else { Exit::Wanting })
 }
 
@@ -175,7 +176,9 @@ fn json(report: &RestoreReport) -> serde_json::Value {
         "changes": report.changes,
         "incomplete_rows": report.incomplete_rows,
         "unmatched_rows": report.unmatched_rows,
+        "repaired_values": report.repaired_values,
         "left": report.left,
+        "away": report.away,
         "notes": report.notes,
     })
 }
@@ -209,6 +212,13 @@ impl fmt::Display for Lines<'_> {
                 f,
                 "\n  UNMATCHED: {} changes of rows that are not in the lake",
                 report.unmatched_rows
+            )?;
+        }
+        if report.repaired_values > 0 {
+            write!(
+                f,
+                "\n  REPAIRED: {} texts are not UTF-8: U+FFFD stands for what is not, their bytes in the lake's `_exact`",
+                report.repaired_values
             )?;
         }
         Ok(())

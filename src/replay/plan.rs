@@ -32,8 +32,30 @@ pub struct Plan {
     pub epochs: Vec<Epoch>,
     /// The point that all of it makes.
     pub end: Point,
-    /// Tables that left before a gap, and the entry: nothing of them stands behind it.
-    pub away: Vec<(String, u64)>,
+    /// Tables that left and of which no whole snapshot counts: they are not restored.
+    pub away: Vec<Away>,
+}
+
+/// A table that was dropped, excluded or unreadable, and of which the lake has no whole state.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Away {
+    /// `schema.table`.
+    pub table: String,
+    /// The entry with which it left.
+    pub entry: u64,
+    /// Whether what was read of it stands before a gap; else its snapshot was not complete.
+    pub before_gap: bool,
+}
+
+impl Away {
+    /// Why nothing of it is restored.
+    pub fn why(&self) -> String {
+        let why = match self.before_gap {
+            true => "and what was read of it stands before a gap",
+            false => "before its snapshot was complete",
+        };
+        format!("it left (entry {}), {why}", self.entry)
+    }
 }
 
 /// A table that is restored.
@@ -372,8 +394,12 @@ impl Gathered {
         let end = Point { position: self.end.position.min(bound), ..self.end };
         let mut away = vec![];
         self.tables.retain(|_, found| {
-            let left = found.plan.left.filter(|_| found.snapshots.is_empty());
-            away.extend(left.map(|entry| (found.name.clone(), entry)));
+            let left = found.plan.left.filter(|_| found.completed.is_none());
+            away.extend(left.map(|entry| Away {
+                table: found.name.clone(),
+                entry,
+                before_gap: found.snapshots.is_empty(),
+            }));
             left.is_none()
         });
         let mut wrong = BTreeMap::new();
@@ -590,6 +616,16 @@ mod tests {
     }
 
     #[test]
+    fn a_table_that_left_before_it_was_whole_is_left_out() {
+        let mut left = changes(&["a", "b"], point(0, 10), point(1, 20));
+        (left.entry, left.fates.left) = (7, BTreeMap::from([("public.a".to_owned(), 1)]));
+        let chain = [snapshot("a", 10, false), snapshot("b", 10, true), left];
+        let plan = plan(&chain, &known(), None, &[]).unwrap();
+        assert_eq!(plan.tables.keys().collect::<Vec<_>>(), [&2]);
+        assert_eq!(plan.away, [Away { table: "public.a".into(), entry: 7, before_gap: false }]);
+    }
+
+    #[test]
     fn a_table_that_came_later_is_not_needed_before() {
         let entries = [
             snapshot("a", 10, true),
@@ -682,7 +718,7 @@ mod tests {
         chain[2] = before;
         let left = plan(&chain, &known(), None, &[]).unwrap();
         assert_eq!(left.tables.keys().collect::<Vec<_>>(), [&2]);
-        assert_eq!(left.away, [("public.a".to_owned(), 7)]);
+        assert_eq!(left.away, [Away { table: "public.a".into(), entry: 7, before_gap: true }]);
     }
 
     /// A gap, then changes of both tables, of which `a` was repaired by keys at 55 and `b` was read anew.

@@ -339,11 +339,9 @@ async fn judge(
     for (table, why) in lacking {
         tables.push(unknown(table, format!("it is not whole in the lake: {why}")));
     }
-    for (table, entry) in &plan.away {
-        tables.push(unknown(
-            table.clone(),
-            format!("it left the lake (entry {entry}), before a gap"),
-        ));
+    for away in &plan.away {
+        let proof = unknown(away.table.clone(), away.why());
+        tables.push(TableProof { verdict: Verdict::Untold, ..proof });
     }
     let named: BTreeSet<String> = tables.iter().map(|proof| proof.table.clone()).collect();
     for (table, included) in witness.tables() {

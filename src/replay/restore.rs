@@ -80,9 +80,14 @@ pub struct RestoreReport {
     pub incomplete_rows: u64,
     /// Updates and deletes by this run of rows that were nowhere. Not 0: something is missing.
     pub unmatched_rows: u64,
+    /// Values that are not UTF-8 and stand with U+FFFD in the place of what is not. Not 0: their bytes are in the
+    /// lake only, in `_exact`.
+    pub repaired_values: u64,
     /// Qualified names of those of the tables that were not copied any more: they stand as they were when
     /// they left.
     pub left: Vec<String>,
+    /// Qualified names of tables that left before the lake had a whole state of them: they are not restored.
+    pub away: Vec<String>,
     /// What of the definitions was not made again, in sentences.
     pub notes: Vec<String>,
 }

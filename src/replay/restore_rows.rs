@@ -16,7 +16,7 @@ use super::{
     restore_target::{Lacking, Loading, Target},
 };
 use crate::{
-    journal::{Op, Value},
+    journal::{LakeType, Op, Value},
     ledger::EntryObject,
     seal::{Table, columns::file_name},
     units::{Point, Position, Sequence},
@@ -137,10 +137,8 @@ impl<'a> Restore<'a> {
             ));
             left.push(table);
         }
-        for (table, entry) in &plan.away {
-            self.target.notes.push(format!(
-                "{table} is not restored: it left (entry {entry}), and what was read of it stands before a gap"
-            ));
+        for away in &plan.away {
+            self.target.notes.push(format!("{} is not restored: {}", away.table, away.why()));
         }
         let tables = self.live.values().map(|live| live.table.qualified());
         let lacking: usize = self.lacking.values().map(BTreeSet::len).sum();
@@ -148,6 +146,7 @@ impl<'a> Restore<'a> {
         RestoreReport {
             tables: tables.collect(),
             left,
+            away: plan.away.iter().map(|away| away.table.clone()).collect(),
             incomplete_rows,
             notes: self.target.notes,
             ..self.report
@@ -205,7 +204,8 @@ impl<'a> Restore<'a> {
             for row in 0..batch.len() {
                 for (at, column) in from.iter().enumerate() {
                     text.clear();
-                    let null = !print(&batch, row, *column, &mut text);
+                    let null =
+                        !print(&batch, row, *column, &mut text, &mut self.report.repaired_values);
                     loading.value(at == 0, (!null).then_some(text.as_str()));
                 }
                 loading.end_row().await?;
@@ -335,7 +335,8 @@ impl<'a> Restore<'a> {
         live.unsettled |= live.may_differ(meta.position);
         let known = live.places.entry(here.version);
         let known = known.or_insert_with(|| places(&live.shape, here.rows));
-        let change = change(here.rows, here.row, meta.op, &live.shape, known);
+        let repaired = &mut self.report.repaired_values;
+        let change = change((here.rows, here.row), meta.op, &live.shape, known, repaired);
         self.pending_bytes += change.bytes();
         if let Some(lacking) = self.lacking.get_mut(&here.table) {
             forget(lacking, &change, &live.shape);
@@ -444,23 +445,25 @@ fn forget(lacking: &mut BTreeSet<RowKey>, change: &Change, shape: &Shape) {
     }
 }
 
-/// A row of the file as a change of the target's table.
-fn change(rows: &Rows, row: usize, op: Op, shape: &Shape, places: &[Option<usize>]) -> Change {
+/// A row of the file as a change of the target's table. Counts what is `repaired` of it.
+fn change(
+    (rows, row): (&Rows, usize),
+    op: Op,
+    shape: &Shape,
+    places: &[Option<usize>],
+    repaired: &mut u64,
+) -> Change {
     if op == Op::Truncate {
         return Change { op, values: vec![], old: vec![] };
     }
-    let slot = |place: &Option<usize>| -> Slot {
-        match rows.field(row, (*place)?) {
+    let mut slot = |place: &Option<usize>| -> Slot {
+        let (place, mut text) = ((*place)?, String::new());
+        match rows.field(row, place) {
             Field::Unchanged => None,
-            Field::Value(Value::Null) => Some(None),
-            Field::Value(value) => {
-                let mut text = String::new();
-                value.print(rows.lake((*place)?), &mut text);
-                Some(Some(text))
-            }
+            Field::Value(_) => Some(print(rows, row, place, &mut text, repaired).then_some(text)),
         }
     };
-    let values = places.iter().map(slot).collect();
+    let values = places.iter().map(&mut slot).collect();
     let Some(old_key) = rows.old_key(row) else { return Change { op, values, old: vec![] } };
     let old = shape.columns.iter().map(|column| {
         let name = file_name(&column.name);
@@ -470,10 +473,15 @@ fn change(rows: &Rows, row: usize, op: Op, shape: &Shape, places: &[Option<usize
     Change { op, values, old: old.collect() }
 }
 
-/// Appends a value's text; `false` for NULL.
-fn print(rows: &Rows, row: usize, column: usize, into: &mut String) -> bool {
+/// Appends a value's text; `false` for NULL. One that is not UTF-8 no server takes: it is counted as `repaired`.
+fn print(rows: &Rows, row: usize, column: usize, into: &mut String, repaired: &mut u64) -> bool {
     match rows.field(row, column) {
         Field::Unchanged | Field::Value(Value::Null) => false,
+        Field::Value(Value::Exact(exact)) if rows.lake(column) == LakeType::Text => {
+            into.push_str(&Value::repaired(&exact));
+            *repaired += 1;
+            true
+        }
         Field::Value(value) => {
             value.print(rows.lake(column), into);
             true

@@ -42,7 +42,7 @@ use crate::{
     clock::Clock,
     config::Secret,
     facts::{self, FactBatch, FactDamaged, Facts},
-    journal::{Decode, ReadBatches, SnapshotChunk},
+    journal::{Decode, ReadBatches, SnapshotChunk, fate::first_fact},
     telemetry::board::SourceBoard,
 };
 
@@ -300,8 +300,12 @@ impl Desk {
         }
         let numbered = versions.number(table);
         let draft = schema::draft(&self.maker, &numbered)?;
+        let first = versions.last(table.id).is_none();
         let kind = |_, facts: &mut FactBatch| {
             schema::put_version(facts, &numbered);
+            if first {
+                facts.put(first_fact(table.id), &table.qualified());
+            }
             Ok(Some((GroupKind::Schema, Fates::default())))
         };
         if self.record(outlet, vec![draft], kind)? {

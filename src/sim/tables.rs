@@ -33,7 +33,7 @@ use crate::{
             catalog::Listed,
             chunks::{Extent, Plan},
             error::SourceError,
-            gone,
+            gone::Noted,
             pgoutput::PgDecoder,
             session::Shared,
             snapshot::{plan_fact, sealed},
@@ -104,7 +104,7 @@ impl Reader<'_> {
     }
 
     async fn look(&self, tables: &mut Tables, running: bool) -> Result<Missing, SourceError> {
-        let noted = gone::noted(&*self.shared.facts);
+        let noted = Noted::read(&*self.shared.facts)?;
         // It is up.
         self.site.server.identify()?;
         if self.site.server.with(|state| state.is_unseen()) {

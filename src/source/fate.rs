@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `seal/fate/<table id>/<fate>` | a [`Fate`] that is still to be said |
 //! | `seal/anew/<table id>` | true: the next part of its snapshot is the first of a reading anew |
+//! | `seal/first/<table id>` | qualified name of a table that the lake has from now on. Goes once the source knows it, or that it is gone |
 //!
 //! A box that takes a chain over knows of a table only what the chain says.
 
@@ -49,6 +50,14 @@ pub fn anew_fact(table_id: u32) -> String {
     format!("seal/anew/{table_id:010}")
 }
 
+/// Prefix of all [`first_fact`]s.
+pub const FIRST_FACTS: &str = "seal/first/";
+
+/// Key of the fact that something of a table came to the lake for the first time.
+pub fn first_fact(table_id: u32) -> String {
+    format!("{FIRST_FACTS}{table_id:010}")
+}
+
 /// The table of a [`fate_fact`].
 pub fn fated_table(key: &str) -> Option<u32> {
     key.strip_prefix(FATE_FACTS)?.split('/').next()?.parse().ok()
@@ -70,5 +79,6 @@ mod tests {
         assert_eq!(serde_json::to_string(&repaired).unwrap(), json);
         assert_eq!(fated_table("seal/fates/0000000007/left"), None);
         assert_eq!(anew_fact(7), "seal/anew/0000000007");
+        assert_eq!(first_fact(7), "seal/first/0000000007");
     }
 }

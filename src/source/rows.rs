@@ -154,7 +154,8 @@ pub enum Value<'a> {
     Bytes(Cow<'a, [u8]>),
     /// For `Text`.
     Text(Cow<'a, str>),
-    /// The typed column cannot hold it: NULL there, and this text, as the source prints it, in `_exact`.
+    /// The typed column cannot hold it: NULL there, and this text, as the source prints it, in `_exact`. Of a
+    /// `Text` column, whose value is not UTF-8: its bytes as `\x` and hex digits.
     Exact(Cow<'a, str>),
 }
 

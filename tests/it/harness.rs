@@ -161,6 +161,15 @@ impl World {
         lakehead::disk::write_durably(&path, config.as_bytes()).unwrap();
     }
 
+    /// Has the next start follow a publication that an operator made.
+    pub(crate) fn follow_publication(&self, name: &str) {
+        let path = self.site.dir.join("site.toml");
+        let config = fs::read_to_string(&path).unwrap();
+        let line = "[[source]]\n";
+        let config = config.replace(line, &format!("{line}publication = \"{name}\"\n"));
+        lakehead::disk::write_durably(&path, config.as_bytes()).unwrap();
+    }
+
     /// A session as superuser in the source's database.
     pub(crate) async fn admin(&self) -> Client {
         self.cluster.connect(SOURCE, &self.tasks).await.unwrap()

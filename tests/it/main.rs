@@ -29,6 +29,7 @@ mod story_new_table;
 mod story_outage;
 mod story_page;
 mod story_proof;
+mod story_regress;
 mod story_reread;
 mod story_road;
 mod story_unit;

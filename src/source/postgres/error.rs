@@ -154,6 +154,11 @@ impl SourceError {
         matches!(self, Self::Server { error, .. } if of_values(&error.code))
     }
 
+    /// Whether a table, schema or publication came, went or changed since the catalog was read.
+    pub(crate) fn is_of_a_moving_catalog(&self) -> bool {
+        matches!(self, Self::Server { error, .. } if MOVED.contains(&error.code.as_str()))
+    }
+
     /// Without the server's words, where they may quote a value.
     pub(crate) fn discreet(self) -> Self {
         let of_values = self.is_of_values();
@@ -229,6 +234,9 @@ impl ServerError {
     }
 }
 
+/// `undefined_table`, `invalid_schema_name`, `undefined_object`, `duplicate_object`.
+const MOVED: [&str; 4] = ["42P01", "3F000", "42704", "42710"];
+
 /// Classes of SQLSTATE that heal with time.
 const RETRIED: &[&str] = &["08", "25", "40", "53", "55", "57", "58"];
 
@@ -259,6 +267,16 @@ mod tests {
             assert!(!said.contains("secret") && said.contains(code), "{said}");
         }
         assert!(refused("42501").discreet().to_string().contains("secret"));
+    }
+
+    #[test]
+    fn a_table_that_went_is_told_from_one_that_cannot_be_read() {
+        let said = |code: &str| {
+            let (code, message, detail) = (code.into(), String::new(), String::new());
+            let error = ServerError { code, message, detail };
+            SourceError::Server { doing: "test", error }.is_of_a_moving_catalog()
+        };
+        assert_eq!(["42P01", "3F000", "42501", "55P03"].map(said), [true, true, false, false]);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! **Invariant:** a table that comes back is read anew, under a span that begins with its new snapshot, and the
 //! ledger says so: what was read of it before counts no more (I12).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     chunks::Plan,
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     facts::{self, FactBatch, FactDamaged, Facts},
     source::{
-        fate::{Fate, anew_fact, fate_fact, repaired_fact},
+        fate::{FIRST_FACTS, Fate, anew_fact, fate_fact, first_fact, repaired_fact},
         reread::{Span, UNCHANGED_FACTS, span_fact},
     },
     units::Position,
@@ -35,15 +35,34 @@ pub(crate) struct Gone {
     pub(crate) back: Vec<String>,
 }
 
-/// Tables of which rows are noted, by id.
-pub(crate) fn noted(facts: &dyn Facts) -> BTreeSet<u32> {
-    let keys = facts.scan(UNCHANGED_FACTS).into_iter();
-    keys.filter_map(|(key, _)| key[UNCHANGED_FACTS.len()..].split('/').next()?.parse().ok())
-        .collect()
+/// What seal had noted of tables before they were listed: a table that it knew and the list lacks is gone.
+#[derive(Debug, Default)]
+pub(crate) struct Noted {
+    /// Those of which rows are to be read again.
+    pub(crate) rows: BTreeSet<u32>,
+    /// Those of which something came to the lake for the first time, and their names.
+    first: BTreeMap<u32, String>,
 }
 
-/// Looks which tables are not `listed` any more, and which are again. `noted`: those of which rows were
-/// noted before the list was made. While a pass is `running`, nothing is changed of tables that are back.
+impl Noted {
+    /// Reads what is noted now.
+    ///
+    /// # Errors
+    ///
+    /// A fact does not read.
+    pub(crate) fn read(facts: &dyn Facts) -> Result<Self, FactDamaged> {
+        let keys = facts.scan(UNCHANGED_FACTS).into_iter();
+        let rows = keys
+            .filter_map(|(key, _)| key[UNCHANGED_FACTS.len()..].split('/').next()?.parse().ok());
+        let first = facts::read_all::<String>(facts, FIRST_FACTS)?.into_iter();
+        let first = first
+            .filter_map(|(key, name)| Some((key.strip_prefix(FIRST_FACTS)?.parse().ok()?, name)));
+        Ok(Self { rows: rows.collect(), first: first.collect() })
+    }
+}
+
+/// Looks which tables are not `listed` any more, and which are again. `noted`: what was noted before the list
+/// was made. While a pass is `running`, nothing is changed of tables that are back.
 ///
 /// # Errors
 ///
@@ -51,7 +70,7 @@ pub(crate) fn noted(facts: &dyn Facts) -> BTreeSet<u32> {
 pub(crate) fn look(
     facts: &dyn Facts,
     listed: impl Fn(u32) -> bool,
-    noted: &BTreeSet<u32>,
+    noted: &Noted,
     running: bool,
     batch: &mut FactBatch,
 ) -> Result<Gone, FactDamaged> {
@@ -79,8 +98,20 @@ pub(crate) fn look(
         }
     }
     // Of tables that came and went between two looks there is no plan.
-    for id in noted.iter().filter(|id| !listed(**id) && !planned.contains(id)) {
+    for id in noted.rows.iter().filter(|id| !listed(**id) && !planned.contains(id)) {
         release(facts, *id, batch)?;
+    }
+    for (id, name) in &noted.first {
+        let known = planned.contains(id);
+        if !known && !listed(*id) {
+            let plan = Plan::empty(name.clone());
+            release(facts, *id, batch)?;
+            batch.put(plan_fact(*id), &plan.parted()).put(fate_fact(*id, Fate::Left), &Fate::Left);
+            gone.left.push(plan);
+        }
+        if known || !listed(*id) {
+            batch.delete(first_fact(*id));
+        }
     }
     Ok(gone)
 }
@@ -158,6 +189,10 @@ mod tests {
         }
         facts.record_blocking(batch).unwrap();
         facts
+    }
+
+    fn noted(facts: &MemoryFacts) -> Noted {
+        Noted::read(facts).unwrap()
     }
 
     fn look_once(facts: &MemoryFacts, listed: bool, running: bool) -> Gone {
@@ -251,10 +286,34 @@ mod tests {
     #[test]
     fn a_table_that_was_gone_before_it_was_planned_is_released_too() {
         let facts = known(7, None);
-        assert_eq!(noted(&facts), BTreeSet::from([7]));
+        assert_eq!(noted(&facts).rows, BTreeSet::from([7]));
         look_once(&facts, true, false);
         assert_eq!(rest(&facts).len(), 4, "it is listed");
         look_once(&facts, false, false);
-        assert_eq!((rest(&facts).len(), noted(&facts).len()), (0, 0));
+        assert_eq!((rest(&facts).len(), noted(&facts).rows.len()), (0, 0));
+    }
+
+    #[test]
+    fn of_a_table_that_came_to_the_lake_and_went_between_two_looks_the_ledger_is_told() {
+        let first = |plan: Option<&Plan>| {
+            let (facts, mut batch) = (known(7, plan), FactBatch::default());
+            batch.put(first_fact(7), &"public.t".to_owned());
+            facts.record_blocking(batch).unwrap();
+            facts
+        };
+        let told =
+            |facts: &MemoryFacts| [left(), first_fact(7)].map(|key| facts.get(&key).is_some());
+        let facts = first(None);
+        assert!(look_once(&facts, true, false).left.is_empty());
+        assert_eq!(told(&facts), [false, true], "it is listed, and will be planned");
+        let gone = look_once(&facts, false, true);
+        assert_eq!((gone.left.len(), told(&facts)), (1, [true, false]));
+        let plan: Plan = facts::read(&facts, &plan_fact(7)).unwrap().unwrap();
+        assert!(plan.gone && plan.told && !plan.done, "{plan:?}");
+        assert!(span(&facts).is_some_and(|span| span.is_one()));
+        // One that is planned takes leave as others do.
+        let facts = first(Some(&Plan::empty("public.t".into())));
+        look_once(&facts, true, false);
+        assert_eq!(told(&facts), [false, false]);
     }
 }

@@ -137,8 +137,17 @@ pub(crate) async fn open(shared: &Shared) -> Result<Session, SourceError> {
 
 /// Lists the tables and brings the publications to them; raises or takes down the alarm `tables`.
 pub(crate) async fn tables(shared: &Shared, sql: &mut Wire) -> Result<Listing, SourceError> {
-    let mut listing = catalog::list(sql, &shared.patterns).await?;
-    publication::sync(sql, &shared.names, &mut listing).await?;
+    let mut attempts = LIST_ATTEMPTS;
+    let listing = loop {
+        let mut listing = catalog::list(sql, &shared.patterns).await?;
+        attempts -= 1;
+        match publication::sync(sql, &shared.names, &mut listing).await {
+            Ok(()) => break listing,
+            // A table was dropped between the two: look again.
+            Err(error) if error.is_of_a_moving_catalog() && attempts > 0 => {}
+            Err(error) => return Err(error),
+        }
+    };
     let refused =
         listing.refused.iter().map(|(table, refusal)| format!("{table}: {}", refusal.why));
     let append = listing.tables.values().filter(|table| !table.identified).map(|table| {
@@ -163,6 +172,9 @@ pub(crate) async fn tables(shared: &Shared, sql: &mut Wire) -> Result<Listing, S
     }
     Ok(listing)
 }
+
+/// How often tables are listed until the publications could be brought to them.
+const LIST_ATTEMPTS: u32 = 5;
 
 /// Why there is no table to begin with.
 fn nothing_to_copy(shared: &Shared, listing: Listing) -> SourceError {

@@ -256,6 +256,13 @@ async fn worker(work: &Work, target: &Target) -> Result<(), SourceError> {
         }
         match read(work, &mut wire, &job).await {
             Ok(tell) => lock(&work.handed).add(id, tell),
+            // It was dropped or renamed: the next look knows.
+            Err(error) if error.is_of_a_moving_catalog() => {
+                let table = job.described.table.qualified();
+                tracing::info!(table, %error, "a table went while its snapshot was read");
+                lock(&work.aside).insert(id);
+                wire = target.open(Purpose::Sql).await?;
+            }
             // The server refused: this table waits, the others go on.
             Err(error @ (SourceError::Server { .. } | SourceError::Gap(_))) => {
                 let table = job.described.table.qualified();

@@ -21,7 +21,7 @@ use super::{
     chunks::Plan,
     connect::{Backoff, Target},
     error::SourceError,
-    gone::{self, Gone},
+    gone::{self, Gone, Noted},
     login::Purpose,
     repair,
     reread::{self, Standing},
@@ -134,7 +134,7 @@ impl Tables {
                 none.insert(target.open(Purpose::Sql).await?)
             }
         };
-        let noted = gone::noted(&*self.shared.facts);
+        let noted = Noted::read(&*self.shared.facts)?;
         let listing = session::tables(&self.shared, wire).await?.tables;
         self.settle(listing, &noted, running).await
     }
@@ -143,7 +143,7 @@ impl Tables {
     pub(crate) async fn settle(
         &mut self,
         listing: BTreeMap<u32, Listed>,
-        noted: &BTreeSet<u32>,
+        noted: &Noted,
         running: bool,
     ) -> Result<Missing, SourceError> {
         let (mut batch, mut missing) = (FactBatch::default(), Missing::default());
@@ -162,13 +162,17 @@ impl Tables {
         if !running {
             self.take_order().await?;
         }
-        look_again(&mut self.whole, listed, noted);
+        look_again(&mut self.whole, listed, &noted.rows);
         let all: BTreeSet<u32> = listing.keys().copied().collect();
         for (id, listed) in listing {
             if self.whole.contains(&id) {
                 continue;
             }
             let known = progress(&self.shared, id)?;
+            if known.is_none() {
+                // Its changes may come before its parts are planned: should it go, the ledger hears of it.
+                batch.put(plan_fact(id), &Plan::empty(listed.qualified()));
+            }
             let plan = known.as_ref().filter(|plan| plan.done);
             let standing = match plan {
                 Some(_) if running => Standing::Waiting,
@@ -249,7 +253,7 @@ impl Tables {
                 false => tracing::warn!(
                     table,
                     "the table is gone, or excluded, before its snapshot was whole: \
-                     `lakehead restore` needs --except with its name, until another one has it"
+                     `lakehead restore` leaves it out"
                 ),
             }
         }

@@ -11,6 +11,20 @@ use super::{
 };
 
 impl Value<'_> {
+    /// A text that is not UTF-8.
+    pub fn not_utf8(bytes: &[u8]) -> Self {
+        let mut exact = String::new();
+        print_bytea(bytes, &mut exact);
+        Self::Exact(exact.into())
+    }
+
+    /// What stands in `_exact` of a text that is not UTF-8, as text: U+FFFD is in the place of what is not.
+    pub fn repaired(exact: &str) -> String {
+        let bytes = exact.strip_prefix("\\x").and_then(|digits| hex::decode(digits).ok());
+        let lossy = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        bytes.map_or_else(|| exact.to_owned(), lossy)
+    }
+
     /// Appends the value, which a column of type `lake` holds, as PostgreSQL prints it.
     /// SQL NULL has no text: nothing is appended.
     pub fn print(&self, lake: LakeType, into: &mut String) {

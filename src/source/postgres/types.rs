@@ -8,7 +8,8 @@
 //! cell would be the type's own binary form, so the decoder refuses it there.
 //!
 //! **Invariant (I15):** a value that the typed column cannot hold is [`Value::Exact`]: infinities,
-//! years before 1 and after 9999, NaN in a decimal.
+//! years before 1 and after 9999, NaN in a decimal, text that is not UTF-8 (a database in `SQL_ASCII` does not
+//! look, and one in UTF-8 not at everything).
 
 use std::borrow::Cow;
 
@@ -84,11 +85,11 @@ pub fn value<'a>(column: &Column, cell: &Cell, bytes: &'a [u8]) -> Result<Value<
         Cell::Binary(range) if renders_binary(column.type_id) => {
             of_binary(column.lake, column.type_id, within(range)?)
         }
-        Cell::Binary(range) | Cell::Text(range) => {
-            let text = std::str::from_utf8(within(range)?)
-                .map_err(|_| DecodeError::Utf8 { what: "a value" })?;
-            of_text(column.lake, text)
-        }
+        Cell::Binary(range) | Cell::Text(range) => match std::str::from_utf8(within(range)?) {
+            Ok(text) => of_text(column.lake, text),
+            Err(_) if column.lake == LakeType::Text => Some(Value::not_utf8(within(range)?)),
+            Err(_) => return Err(DecodeError::Utf8 { what: "a value" }),
+        },
     };
     read.ok_or_else(|| DecodeError::Value {
         column: column.name.clone(),
@@ -137,7 +138,10 @@ fn of_binary(lake: LakeType, type_id: u32, bytes: &[u8]) -> Option<Value<'_>> {
         LakeType::Uuid if bytes.len() == 16 => Value::Bytes(Cow::Borrowed(bytes)),
         LakeType::Uuid => return None,
         LakeType::Text => match form(type_id) {
-            Form::Raw => Value::Text(Cow::Borrowed(std::str::from_utf8(bytes).ok()?)),
+            Form::Raw => match std::str::from_utf8(bytes) {
+                Ok(text) => Value::Text(Cow::Borrowed(text)),
+                Err(_) => Value::not_utf8(bytes),
+            },
             Form::Versioned => Value::Text(Cow::Borrowed(versioned(bytes)?)),
             _ => Value::Text(rendered(type_id, bytes)?),
         },
@@ -247,7 +251,7 @@ mod tests {
         value(&column(type_id, type_modifier), &Cell::Binary(0..bytes.len()), bytes).unwrap()
     }
 
-    fn text(type_id: u32, type_modifier: i32, text: &str) -> Value<'_> {
+    fn printed(type_id: u32, type_modifier: i32, text: &str) -> Value<'_> {
         let cell = Cell::Text(0..text.len());
         value(&column(type_id, type_modifier), &cell, text.as_bytes()).unwrap()
     }
@@ -315,17 +319,30 @@ mod tests {
         let last = 9_223_371_331_199_999_999i64.to_be_bytes();
         assert_eq!(binary(1184, -1, &last), exact("294276-12-31 23:59:59.999999+00"));
         assert_eq!(
-            text(1184, -1, "294276-12-31 23:59:59.999999+00"),
+            printed(1184, -1, "294276-12-31 23:59:59.999999+00"),
             exact("294276-12-31 23:59:59.999999+00")
         );
-        assert_eq!(text(1114, -1, "0044-03-15 12:00:00 BC"), exact("0044-03-15 12:00:00 BC"));
-        assert_eq!(text(1700, NUMERIC_5_2, "NaN"), exact("NaN"));
-        assert_eq!(text(1700, NUMERIC_5_2, "1234.56"), exact("1234.56"));
-        assert_eq!(text(1700, NUMERIC_5_2, "-123.45"), Value::Decimal(-12_345));
+        assert_eq!(printed(1114, -1, "0044-03-15 12:00:00 BC"), exact("0044-03-15 12:00:00 BC"));
+        assert_eq!(printed(1700, NUMERIC_5_2, "NaN"), exact("NaN"));
+        assert_eq!(printed(1700, NUMERIC_5_2, "1234.56"), exact("1234.56"));
+        assert_eq!(printed(1700, NUMERIC_5_2, "-123.45"), Value::Decimal(-12_345));
         assert_eq!(
-            text(1114, -1, "9999-12-31 23:59:59.999999"),
+            printed(1114, -1, "9999-12-31 23:59:59.999999"),
             Value::Micros(TYPED_MICROS.end - 1)
         );
+    }
+
+    #[test]
+    fn a_text_that_is_not_utf8_stands_with_its_bytes() {
+        let latin = |type_id, cell| value(&column(type_id, -1), &cell, b"caf\xE9").unwrap();
+        for cell in [Cell::Text(0..4), Cell::Binary(0..4)] {
+            let read = latin(25, cell.clone());
+            assert_eq!(read, Value::Exact("\\x636166e9".into()));
+            assert_eq!(latin(99_999, cell), read, "a type that is not built in");
+            let Value::Exact(exact) = read else { panic!() };
+            assert_eq!(Value::repaired(&exact), "caf\u{FFFD}");
+        }
+        assert_eq!(Value::repaired("\\x6"), "\\x6");
     }
 
     #[test]
@@ -351,7 +368,7 @@ mod tests {
             let read = value(&column(type_id, -1), &cell, wrong.as_bytes());
             assert!(matches!(read, Err(DecodeError::Value { .. })), "{wrong}");
         }
-        let latin = value(&column(25, -1), &Cell::Text(0..1), b"\xE9");
+        let latin = value(&column(23, -1), &Cell::Text(0..1), b"\xE9");
         assert_eq!(latin, Err(DecodeError::Utf8 { what: "a value" }));
         assert!(value(&column(25, -1), &Cell::Unchanged, b"").is_err());
         assert!(value(&column(25, -1), &Cell::Text(1..9), b"abc").is_err());
