@@ -18,6 +18,8 @@ FS ?= ext4
 GIB ?= 20
 STORES ?= target/conformance
 REGRESS ?= /var/tmp/lakehead-regress
+VERSIONS ?= 12 13 14 15 16 17 18
+STORIES ?= story_adopt story_compare story_failover story_gap story_kill story_new_table story_proof story_reread story_road
 SCALE ?= 1
 TURNS ?= 3
 SETS ?= wide tpcb
@@ -55,6 +57,10 @@ check: ## Formatting, lints, documentation, the unit file; no tests
 	@if command -v systemd-analyze >/dev/null && [ -f systemd/lakehead.service ]; then \
 		systemd-analyze security --offline=true --threshold=15 systemd/lakehead.service >target/exposure.txt \
 			|| { cat target/exposure.txt; exit 1; }; tail -n 1 target/exposure.txt; fi
+
+matrix: test-tools python ## The stories with PostgreSQLs of other versions: make matrix VERSIONS="13 18" STORIES=story_road
+	@$(call install,/usr/bin/npm:npm)
+	@tests/postgres/matrix.sh "$(VERSIONS)" $(STORIES)
 
 conformance: conformance-tools ## The S3 side against stores of others, as root: make conformance ONLY="ceph lost"
 	@tests/conformance/install.sh $(STORES)
@@ -188,7 +194,7 @@ clean: ## What was built, and the demo's folder
 	cargo clean
 	rm -rf demo-data
 
-.PHONY: help demo build test check conformance fuzz fuzz-corpus fuzz-tools bench bench-snapshot bench-stream \
+.PHONY: help demo build test check matrix conformance fuzz fuzz-corpus fuzz-tools bench bench-snapshot bench-stream \
 	bench-upload bench-journal bench-latency bench-idle bench-charts sizes deny campaign damage large regress simulate \
 	prove-source unit-test \
 	power-loss python demo-tools test-tools power-tools bench-tools conformance-tools clean

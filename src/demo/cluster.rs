@@ -31,7 +31,7 @@ mod standby;
 pub struct ClusterOptions {
     /// Its folder; must not exist yet.
     pub dir: PathBuf,
-    /// Folder of `postgres` and `initdb`; by default the newest that is installed.
+    /// Folder of `postgres` and `initdb`; by default as [`find_binaries`] finds it.
     pub binaries: Option<PathBuf>,
     /// Lines of `postgresql.conf`, over the defaults of this file. Later ones win.
     pub settings: Vec<(String, String)>,
@@ -160,7 +160,7 @@ impl Cluster {
         &self.password
     }
 
-    /// Folder of `postgres`, `pgbench`, `psql`.
+    /// Folder of `postgres` and `initdb`; what else there is depends on who packed it.
     pub fn binaries(&self) -> &Path {
         &self.binaries
     }

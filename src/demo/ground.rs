@@ -17,21 +17,32 @@ use nix::{
 
 use super::cluster::{ClusterError, POLL, STOP_POLLS, file_error};
 
-/// Finds the folder of the newest PostgreSQL that is installed.
+/// Finds the folder of a server's programs: the given one, or the one that `LAKEHEAD_POSTGRES` names, or that of
+/// the newest PostgreSQL that is installed.
 ///
 /// # Errors
 ///
 /// [`ClusterError::NoBinaries`].
 pub fn find_binaries(given: Option<&Path>) -> Result<PathBuf, ClusterError> {
-    if let Some(given) = given {
-        let whole = PROGRAMS.iter().all(|program| given.join(program).is_file());
-        return whole.then(|| given.to_owned()).ok_or(ClusterError::NoBinaries);
+    let named = std::env::var_os(NAMED).map(PathBuf::from);
+    match given.map(Path::to_owned).or(named) {
+        Some(folder) if is_whole(&folder) => Ok(folder),
+        Some(_) => Err(ClusterError::NoBinaries),
+        None => find_installed(),
     }
+}
+
+/// Finds the folder of the newest PostgreSQL that is installed, with all its clients.
+///
+/// # Errors
+///
+/// [`ClusterError::NoBinaries`].
+pub fn find_installed() -> Result<PathBuf, ClusterError> {
     let mut found: Vec<(u32, PathBuf)> = vec![];
     for entry in fs::read_dir(DEBIAN).into_iter().flatten().flatten() {
         let major = entry.file_name().to_string_lossy().parse().unwrap_or(0);
         let folder = entry.path().join("bin");
-        if major >= MAJOR_MIN && PROGRAMS.iter().all(|program| folder.join(program).is_file()) {
+        if major >= MAJOR_MIN && is_whole(&folder) {
             found.push((major, folder));
         }
     }
@@ -41,8 +52,11 @@ pub fn find_binaries(given: Option<&Path>) -> Result<PathBuf, ClusterError> {
     let asked = Command::new("pg_config").arg("--bindir").stderr(Stdio::null()).output();
     let said = asked.map(|run| run.stdout).unwrap_or_default();
     let folder = PathBuf::from(String::from_utf8_lossy(&said).trim());
-    let whole = PROGRAMS.iter().all(|program| folder.join(program).is_file());
-    whole.then_some(folder).ok_or(ClusterError::NoBinaries)
+    is_whole(&folder).then_some(folder).ok_or(ClusterError::NoBinaries)
+}
+
+fn is_whole(folder: &Path) -> bool {
+    PROGRAMS.iter().all(|program| folder.join(program).is_file())
 }
 
 /// Removes what a cluster left in `dir`, ending a server that still runs there.
@@ -162,6 +176,8 @@ pub(super) fn give(path: &Path, owner: Option<(Uid, Gid)>, mode: u32) -> Result<
 
 const MAJOR_MIN: u32 = 12;
 const DEBIAN: &str = "/usr/lib/postgresql";
+/// The variable that names a folder of server programs, for who tests other versions.
+const NAMED: &str = "LAKEHEAD_POSTGRES";
 const PROGRAMS: [&str; 2] = ["initdb", "postgres"];
 const ASIDE: &str = "/var/tmp";
 const ASIDE_NAME: &str = "lakehead-cluster-";

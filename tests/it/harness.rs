@@ -15,7 +15,7 @@ use lakehead::{
         cluster::{Cluster, ClusterOptions, SUPERUSER, connect},
         compare::{Compared, compare},
         gateway::{Ended, Gateway, run},
-        ground::{clear, random_hex, random_key},
+        ground::{clear, find_binaries, random_hex, random_key},
         proxy::Proxy,
         site::{self, Site},
         workload::{Rows, Workload, schema},
@@ -32,6 +32,8 @@ use tokio_postgres::Client;
 /// What a story needs otherwise than others.
 pub(crate) struct Setup {
     pub(crate) settings: Vec<(String, String)>,
+    /// What follows `CREATE DATABASE` and its name.
+    pub(crate) database: String,
     pub(crate) encryption: String,
     pub(crate) release: String,
     pub(crate) tables: Vec<String>,
@@ -53,6 +55,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             settings: vec![],
+            database: String::new(),
             encryption: site::CLIENT.into(),
             release: "auto".into(),
             tables: ["*.*", "!public.scratch_*"].map(String::from).to_vec(),
@@ -94,7 +97,7 @@ impl World {
         let (shop_password, lakehead) = (random_hex().unwrap(), random_hex().unwrap());
         let admin = cluster.connect("postgres", &tasks).await.unwrap();
         admin.batch_execute(&schema::roles(&shop_password, &lakehead)).await.unwrap();
-        admin.batch_execute(&format!("CREATE DATABASE {SOURCE}")).await.unwrap();
+        admin.batch_execute(&format!("CREATE DATABASE {SOURCE} {}", setup.database)).await.unwrap();
         let admin = cluster.connect(SOURCE, &tasks).await.unwrap();
         admin.batch_execute(&schema::grants(SOURCE)).await.unwrap();
         admin.batch_execute(MARK).await.unwrap();
@@ -121,6 +124,18 @@ impl World {
         let (path, audit) = site.write(&random_key().unwrap()).unwrap();
         let gateway = outside(&path, &dir);
         Self { gateway, cluster, bucket, lanes, site, dir, audit, tasks, shop_password }
+    }
+
+    /// A world of a server that is not older than this major version. Else that is said.
+    pub(crate) async fn since(major: u32, story: &str, setup: Setup) -> Option<Self> {
+        let probe = find_binaries(None).unwrap().join("postgres");
+        let said = Command::new(probe).arg("--version").output().unwrap().stdout;
+        let found = major_of(&String::from_utf8_lossy(&said));
+        if found < major {
+            eprintln!("PostgreSQL {found}: left out, it came with {major}: {story}");
+            return None;
+        }
+        Some(Self::new(story, setup).await)
     }
 
     /// A gateway, or commands, on this machine.
@@ -206,6 +221,11 @@ impl World {
         for statement in sql.split(";\n") {
             shop.batch_execute(statement).await.unwrap();
         }
+    }
+
+    /// The server's major version.
+    pub(crate) fn major(&self) -> u32 {
+        major_of(&self.cluster.version().unwrap())
     }
 
     /// Runs SQL as one transaction of the tables' owner.
@@ -442,6 +462,13 @@ impl Lanes {
 
 fn outside(config: &Path, dir: &Path) -> Gateway {
     Gateway::new(&binary(), config, &dir.join("gateway.log"), SOURCE)
+}
+
+/// Of `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`: 15.
+fn major_of(version: &str) -> u32 {
+    let number =
+        version.split(' ').find(|word| word.starts_with(|sign: char| sign.is_ascii_digit()));
+    number.unwrap().split('.').next().unwrap().trim().parse().unwrap()
 }
 
 /// Every table is there on both sides and equal.

@@ -9,6 +9,7 @@
 )]
 
 mod campaign;
+mod dialect;
 mod harness;
 #[cfg(feature = "sim")]
 mod simulation;

@@ -123,7 +123,7 @@ async fn pair(story: &str, release: &str) -> (World, Cluster) {
     let mut world = World::new(story, setup).await;
     world.execute("CREATE TABLE t (id bigint PRIMARY KEY, a text)").await;
     change(&world).await;
-    let standby = world.cluster.standby(&world.dir.join("standby")).unwrap();
+    let standby = world.cluster.standby_of_copy(&world.dir.join("standby")).unwrap();
     let (first, second) = (world.cluster.port(), standby.port());
     let hosts = format!(":{first},127.0.0.1:{second}/{SOURCE}");
     world.site.url = world.site.url.replace(&format!(":{first}/{SOURCE}"), &hosts);

@@ -5,7 +5,10 @@ use lakehead::demo::workload::Tally;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{SOURCE, Setup, World};
+use crate::{
+    dialect,
+    harness::{SOURCE, Setup, World},
+};
 
 const TYPES: &str = include_str!("../fixtures/types.sql");
 const TYPES_CHANGES: &str = include_str!("../fixtures/types_changes.sql");
@@ -82,7 +85,8 @@ async fn the_lake_equals_its_source_at_every_look_while_others_write() {
 async fn look_again_and_again(runs: u64, seed: u64) {
     let mut world = World::new("proof-load", Setup::default()).await;
     // The shop has a type of that name.
-    world.execute(&TYPES.replace("percentage", "percent_of")).await;
+    let types = dialect::types(TYPES, world.major());
+    world.execute(&types.replace("percentage", "percent_of")).await;
     let workload = world.workload(seed, 4_000_000, 150.0).await;
     world.start();
     world.caught_up().await;

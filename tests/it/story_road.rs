@@ -4,12 +4,16 @@ use std::process::Command;
 
 use lakehead::demo::{
     gateway::run,
+    ground::find_installed,
     site::{CLIENT, NONE},
     workload::Tally,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{SOURCE, Setup, World, assert_all_equal};
+use crate::{
+    dialect,
+    harness::{SOURCE, Setup, World, assert_all_equal},
+};
 
 const TYPES: &str = include_str!("../fixtures/types.sql");
 const TYPES_CHANGES: &str = include_str!("../fixtures/types_changes.sql");
@@ -20,7 +24,7 @@ const RESIDENT_BYTES_MAX: u64 = 256 << 20;
 async fn a_million_rows_and_every_type_come_back_equal() {
     let setup = Setup { encryption: NONE.into(), ..Setup::default() };
     let mut world = World::new("road", setup).await;
-    world.execute(TYPES).await;
+    world.execute(&dialect::types(TYPES, world.major())).await;
     let admin = world.admin().await;
     admin.batch_execute(HSTORE).await.unwrap();
     pgbench(&world, &["-i", "-q", "-s", "10"]).await;
@@ -106,7 +110,7 @@ async fn a_restore_up_to_a_position_sees_nothing_later() {
 }
 
 async fn pgbench(world: &World, words: &[&str]) {
-    let mut command = Command::new(world.cluster.binaries().join("pgbench"));
+    let mut command = Command::new(find_installed().unwrap().join("pgbench"));
     command.args(["-h", "127.0.0.1", "-p", &world.cluster.port().to_string(), "-U", "shop"]);
     command.args(words).arg(SOURCE).env("PGPASSWORD", &world.shop_password);
     let ended = run(command, &world.dir.join("pgbench")).await.unwrap();

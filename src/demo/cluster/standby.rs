@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    super::ground::make_home, Cluster, ClusterError, SUPERUSER, file_error, program_error,
+    super::ground::make_home, Cluster, ClusterError, SUPERUSER, Stop, file_error, program_error,
 };
 
 impl Cluster {
@@ -18,15 +18,7 @@ impl Cluster {
     ///
     /// See [`ClusterError`]; no standby runs then.
     pub fn standby(&self, dir: &Path) -> Result<Self, ClusterError> {
-        let mut standby = Self {
-            dir: dir.into(),
-            home: make_home(dir, self.owner)?,
-            binaries: self.binaries.clone(),
-            port: 0,
-            password: self.password.clone(),
-            owner: self.owner,
-            server: None,
-        };
+        let mut standby = self.unmade_standby(dir)?;
         let mut command = standby.command("pg_basebackup");
         command.arg("-D").arg(&standby.home).arg("-p").arg(self.port.to_string());
         command.args([
@@ -49,6 +41,43 @@ impl Cluster {
         }
         standby.start_somewhere()?;
         Ok(standby)
+    }
+
+    /// Makes a standby as [`Cluster::standby`] does, by no program but the server's own: stops this server, copies
+    /// its files, and starts both.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClusterError`]; no standby runs then.
+    pub fn standby_of_copy(&mut self, dir: &Path) -> Result<Self, ClusterError> {
+        let mut standby = self.unmade_standby(dir)?;
+        self.stop(Stop::Fast);
+        copy_all(&self.home.join("."), &standby.home)?;
+        self.start()?;
+        let slots = standby.home.join("pg_replslot");
+        fs::remove_dir_all(&slots).map_err(|why| file_error("remove", &slots, why))?;
+        fs::create_dir(&slots).map_err(|why| file_error("make", &slots, why))?;
+        self.give(&slots, 0o700)?;
+        standby.write("standby.signal", "")?;
+        let primary = format!(
+            "host=127.0.0.1 port={} user={SUPERUSER} password={} dbname=postgres",
+            self.port, self.password
+        );
+        standby.set(&[("primary_conninfo", &primary)])?;
+        standby.start_somewhere()?;
+        Ok(standby)
+    }
+
+    fn unmade_standby(&self, dir: &Path) -> Result<Self, ClusterError> {
+        Ok(Self {
+            dir: dir.into(),
+            home: make_home(dir, self.owner)?,
+            binaries: self.binaries.clone(),
+            port: 0,
+            password: self.password.clone(),
+            owner: self.owner,
+            server: None,
+        })
     }
 
     /// Copies the stopped server's files to `dir`, which is not there yet.

@@ -137,7 +137,8 @@ SELECT setval(pg_get_serial_sequence('customers', 'id'), {customers});
 INSERT INTO orders
 SELECT md5('order ' || n)::uuid, 1 + n % {customers}, (enum_range(NULL::order_status))[1 + n % 5],
        (n::bigint * 104729 % 100000000) / 100.0, CASE WHEN n % 50 > 0 THEN n / 7.0 END,
-       CASE n % 1000 WHEN 0 THEN 'NaN' WHEN 1 THEN '-Infinity' ELSE n / 3.0 END,
+       CASE n % 1000 WHEN 0 THEN 'NaN' WHEN 1 THEN
+       (CASE WHEN current_setting('server_version_num')::int < 140000 THEN 'NaN' ELSE '-Infinity' END)::numeric ELSE n / 3.0 END,
        jsonb_build_array(jsonb_build_object('sku', 'SKU-' || n % 5000, 'amount', n % 9, 'text', prose(n, 120))),
        timestamptz '2025-01-01' + n * interval '17 seconds',
        tstzrange(timestamptz '2025-01-02' + n * interval '1 s', CASE WHEN n % 4 > 0 THEN timestamptz '2025-01-09' + n * interval '1 s' END),
