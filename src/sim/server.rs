@@ -185,6 +185,7 @@ impl ModelServer {
             restart: (!slot.lost).then_some(slot.confirmed),
             confirmed: Some(slot.confirmed),
             wal_status: if slot.lost { "lost" } else { "reserved" }.into(),
+            failover: false,
         })
     }
 

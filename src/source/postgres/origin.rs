@@ -46,6 +46,8 @@ pub(crate) struct Slot {
     pub(crate) confirmed: Option<Position>,
     /// `reserved`, `extended`, `unreserved` or `lost`; empty before version 13.
     pub(crate) wal_status: String,
+    /// Whether standbys copy it; never before version 17.
+    pub(crate) failover: bool,
 }
 
 /// How the server continues what is held.
@@ -271,6 +273,7 @@ mod tests {
             restart: Some(Position(90)),
             confirmed: Some(Position(200)),
             wal_status: "reserved".into(),
+            failover: false,
         }
     }
 

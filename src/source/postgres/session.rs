@@ -114,6 +114,11 @@ pub(crate) async fn open(shared: &Shared) -> Result<Session, SourceError> {
     {
         durable = go_back(shared, whole, confirmed, in_use).await?;
     }
+    if let (Standing::Continues(_), Some(slot), false) =
+        (&standing, &found, shared.names.slot_given)
+    {
+        slot::ready_for_failover(&mut wire, &shared.names.slot, slot).await?;
+    }
     let listing = tables(shared, &mut sql).await?;
     let tables: BTreeSet<u32> = listing.tables.keys().copied().collect();
     let (confirmed, fresh) = match standing {

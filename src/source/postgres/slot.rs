@@ -48,8 +48,9 @@ pub(crate) async fn identify(wire: &mut Wire) -> Result<Server, SourceError> {
 /// The slot of that name, if there is one.
 pub(crate) async fn look(wire: &mut Wire, name: &str) -> Result<Option<Slot>, SourceError> {
     let status = if wire.version() >= 130_000 { "wal_status" } else { "''" };
+    let failover = if wire.version() >= FAILOVER_SINCE { "failover" } else { "false" };
     let sql = format!(
-        "SELECT plugin, database, active, restart_lsn, confirmed_flush_lsn, {status} \
+        "SELECT plugin, database, active, restart_lsn, confirmed_flush_lsn, {status}, {failover} \
          FROM pg_replication_slots WHERE slot_name = {}",
         literal(name)
     );
@@ -65,6 +66,7 @@ pub(crate) async fn look(wire: &mut Wire, name: &str) -> Result<Option<Slot>, So
         restart: position(3)?,
         confirmed: position(4)?,
         wal_status: row.optional(5).unwrap_or_default().into(),
+        failover: row.flag(6),
     }))
 }
 
@@ -76,17 +78,45 @@ pub(crate) async fn create(
     temporary: bool,
     at: Timestamp,
 ) -> Result<Held, SourceError> {
-    let sql = format!(
-        "CREATE_REPLICATION_SLOT {}{} LOGICAL pgoutput {}",
-        identifier(name),
-        if temporary { " TEMPORARY" } else { "" },
-        if wire.version() >= 150_000 { "(SNAPSHOT 'export')" } else { "EXPORT_SNAPSHOT" },
-    );
+    let sql = create_statement(wire.version(), name, temporary);
     let rows = wire.query_within(CREATE_LIMIT, "make the replication slot", &sql).await?;
     let row = rows.first().ok_or_else(|| unknown("no slot", "no row"))?;
     let (position, snapshot) = (row.parse_as(1)?, row.text(2)?.to_owned());
     tracing::info!(slot = name, %position, temporary, "made a replication slot");
     Ok(Held { _wire: wire, snapshot, position, at })
+}
+
+/// CREATE_REPLICATION_SLOT as the server's version knows it. Standbys that copy slots (`sync_replication_slots`) take
+/// it too, unless it ends with its connection.
+fn create_statement(version: u32, name: &str, temporary: bool) -> String {
+    let options = match version {
+        ..150_000 => "EXPORT_SNAPSHOT",
+        FAILOVER_SINCE.. if !temporary => "(SNAPSHOT 'export', FAILOVER)",
+        _ => "(SNAPSHOT 'export')",
+    };
+    let temporary = if temporary { " TEMPORARY" } else { "" };
+    format!("CREATE_REPLICATION_SLOT {}{temporary} LOGICAL pgoutput {options}", identifier(name))
+}
+
+/// Has standbys that copy slots take this one too, if it was made otherwise. One that cannot be changed now is
+/// followed as it is.
+pub(crate) async fn ready_for_failover(
+    wire: &mut Wire,
+    name: &str,
+    slot: &Slot,
+) -> Result<(), SourceError> {
+    if wire.version() < FAILOVER_SINCE || slot.failover || slot.active {
+        return Ok(());
+    }
+    let sql = format!("ALTER_REPLICATION_SLOT {} (FAILOVER true)", identifier(name));
+    match wire.query("have standbys copy the replication slot", &sql).await {
+        Ok(_) => tracing::info!(slot = name, "standbys copy the replication slot from now on"),
+        Err(SourceError::Server { error, .. }) => {
+            tracing::warn!(slot = name, %error, "standbys do not copy the replication slot");
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
 }
 
 /// Drops a slot.
@@ -97,3 +127,29 @@ pub(crate) async fn drop_slot(wire: &mut Wire, name: &str) -> Result<(), SourceE
 
 /// Long transactions on the server are waited for.
 const CREATE_LIMIT: Duration = Duration::from_secs(2 * 3600);
+/// The first version whose standbys copy slots.
+const FAILOVER_SINCE: u32 = 170_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_made_for_failover_where_the_server_can_and_the_slot_stays() {
+        let options = |version, temporary| {
+            let sql = create_statement(version, "a\"b", temporary);
+            let kind = if temporary { " TEMPORARY" } else { "" };
+            let start = format!("CREATE_REPLICATION_SLOT \"a\"\"b\"{kind} LOGICAL pgoutput ");
+            sql.strip_prefix(&start).map(ToOwned::to_owned)
+        };
+        let known = [
+            (140_018, false, "EXPORT_SNAPSHOT"),
+            (160_004, false, "(SNAPSHOT 'export')"),
+            (170_000, true, "(SNAPSHOT 'export')"),
+            (180_004, false, "(SNAPSHOT 'export', FAILOVER)"),
+        ];
+        for (version, temporary, wanted) in known {
+            assert_eq!(options(version, temporary).as_deref(), Some(wanted), "{version}");
+        }
+    }
+}
