@@ -125,7 +125,7 @@ fn key(table: &Table) -> Vec<String> {
 }
 
 fn is_computed(column: &Column) -> bool {
-    column.generated.as_deref() == Some("stored")
+    column.is_computed()
 }
 
 /// Whether a value that is kept when one type becomes the other prints the same.

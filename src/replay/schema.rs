@@ -1,7 +1,7 @@
 //! A table's definition as the statements that make it again. Pure.
 //!
 //! Columns with their types and NOT NULL, the key, the replica identity, defaults that need no
-//! sequence. Stored generated columns are computed by the target again where their expression is
+//! sequence. Generated columns are computed by the target again where their expression is
 //! known. What is left out is said by [`left_out`]. Names are always quoted; types stand as the source
 //! printed them under an empty `search_path`.
 
@@ -94,9 +94,9 @@ pub fn plain_default(column: &Column) -> Option<&str> {
     (!needs_sequence(expression)).then_some(expression)
 }
 
-/// The expression of a stored generated column, if it is known.
+/// The expression of a generated column, if it is known.
 pub fn computed(column: &Column) -> Option<&str> {
-    column.default.as_deref().filter(|_| column.generated.as_deref() == Some("stored"))
+    column.default.as_deref().filter(|_| column.is_computed())
 }
 
 /// What of a table's definition is not made again, in sentences.
@@ -104,10 +104,10 @@ pub fn left_out(table: &Table) -> Vec<String> {
     let about = |column: &Column| {
         let name = format!("{}.{}", table.qualified(), column.name);
         match column.generated.as_deref() {
-            Some("stored") if column.default.is_none() => {
+            Some("stored" | "virtual") if column.default.is_none() => {
                 Some(format!("{name}: a plain column, not a generated one"))
             }
-            Some("stored") => None,
+            Some("stored" | "virtual") => None,
             Some(kind) => {
                 Some(format!("{name}: not GENERATED {kind} AS IDENTITY: it has no sequence"))
             }

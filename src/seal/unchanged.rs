@@ -193,7 +193,7 @@ type Named = (Vec<String>, Vec<String>);
 
 /// Whether the server left the value out. Of a computed column it always does.
 fn is_lost(cell: &Cell, column: &Column) -> bool {
-    *cell == Cell::Unchanged && column.generated.as_deref() != Some("stored")
+    *cell == Cell::Unchanged && !column.is_computed()
 }
 
 /// Whether the new row has another key than the old one. A key that did not change is sent, too, if it

@@ -30,7 +30,7 @@ use crate::{
     source::{
         RecordKind,
         postgres::{
-            catalog::Listed,
+            catalog::{Computed, Listed},
             chunks::{Extent, Plan},
             error::SourceError,
             gone::Noted,
@@ -213,6 +213,7 @@ fn listed(table: usize) -> Listed {
         name: table_name(table),
         keyed: true,
         identified: true,
+        computed: Computed::None,
         addressable: false,
         selectable: true,
         filenode: FILENODE,

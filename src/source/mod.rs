@@ -334,9 +334,21 @@ pub struct Column {
     /// The default's expression, if the catalog was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default: Option<String>,
-    /// `stored`, or the identity kind (`always`, `by default`), if generated.
+    /// `stored` or `virtual`, or the identity kind (`always`, `by default`), if generated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generated: Option<String>,
+}
+
+impl Column {
+    /// Whether the database computes it: it is not copied.
+    pub fn is_computed(&self) -> bool {
+        matches!(self.generated.as_deref(), Some("stored" | "virtual"))
+    }
+
+    /// Whether it is computed whenever it is read (PostgreSQL 18): the change stream never has it.
+    pub fn is_virtual(&self) -> bool {
+        self.generated.as_deref() == Some("virtual")
+    }
 }
 
 /// What a column is in Parquet (DESIGN §7).

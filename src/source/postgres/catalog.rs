@@ -10,7 +10,7 @@ use super::{
     error::SourceError,
     message::TextRow,
     pattern::Patterns,
-    pgoutput::is_stored,
+    pgoutput::sent,
     relation::Named,
     types::{lake_type, renders_binary},
     wire::Wire,
@@ -46,12 +46,26 @@ pub(crate) struct Listed {
     /// Whether UPDATE and DELETE can name the old row. Where not, publishing them would make them
     /// fail on the source (P5).
     pub(crate) identified: bool,
+    /// Which generated columns name the old row, if the server is particular about them.
+    pub(crate) computed: Computed,
     /// Whether a row can be told from all others, so that parts read at different times fit together.
     pub(crate) addressable: bool,
     /// Whether this role may read it.
     pub(crate) selectable: bool,
     /// Changes when the table is rewritten or emptied.
     pub(crate) filenode: u32,
+}
+
+/// Whether generated columns name a table's old rows. PostgreSQL 18 refuses UPDATE and DELETE to the customer where
+/// a publication carries them without these columns; earlier versions do not ask.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Computed {
+    #[default]
+    None,
+    /// Stored ones: a publication can be told to carry them.
+    Stored,
+    /// Virtual ones: none can.
+    Virtual,
 }
 
 /// A table's definition, and what it takes to read it.
@@ -96,12 +110,32 @@ impl Listed {
     pub(crate) fn quoted(&self) -> String {
         quoted(&self.schema, &self.name)
     }
+
+    /// Why only inserts and truncates of it are captured, and what mends that; for people.
+    pub(crate) fn append_only(&self) -> String {
+        let table = self.quoted();
+        match self.computed {
+            Computed::Virtual => format!(
+                "PostgreSQL publishes no old rows with virtual columns: ALTER TABLE {table} REPLICA IDENTITY DEFAULT, with a primary key"
+            ),
+            Computed::None | Computed::Stored => {
+                format!("nothing names its old rows: ALTER TABLE {table} REPLICA IDENTITY FULL")
+            }
+        }
+    }
 }
 
 impl Described {
     /// Whether all its columns are read in binary form.
     pub(crate) fn renders_binary(&self) -> bool {
-        let mut sent = self.table.columns.iter().filter(|column| !is_stored(column));
+        let mut sent = self.table.columns.iter().filter(|column| !column.is_computed());
+        sent.all(|column| renders_binary(column.type_id))
+    }
+
+    /// Whether all columns that the stream named are read in binary form.
+    pub(crate) fn renders_binary_as(&self, named: &[Named]) -> bool {
+        let Ok(sent) = sent(&self.table, named.len()) else { return false };
+        let mut sent = self.table.columns.iter().filter(|column| sent(column));
         sent.all(|column| renders_binary(column.type_id))
     }
 
@@ -109,7 +143,7 @@ impl Described {
     /// output function prints them. A cast to text would not do: `inet::text` prints other text.
     pub(crate) fn select_list(&self) -> String {
         let columns = self.table.columns.iter().zip(&self.printed);
-        let sent = columns.filter(|(column, _)| !is_stored(column));
+        let sent = columns.filter(|(column, _)| !column.is_computed());
         let columns = sent.map(|(column, printed)| match renders_binary(column.type_id) {
             true => identifier(&column.name),
             false => printed.text(&identifier(&column.name)),
@@ -126,9 +160,9 @@ impl Described {
 
     /// Whether its columns are those that the stream named, generated ones aside.
     pub(crate) fn has_columns(&self, named: &[Named]) -> bool {
-        let all = named.len() == self.table.columns.len();
+        let Ok(sent) = sent(&self.table, named.len()) else { return false };
         let own = self.table.columns.iter().zip(&self.printed);
-        let own = own.filter(|(column, _)| all || !is_stored(column));
+        let own = own.filter(|(column, _)| sent(column));
         let own = own.map(|(column, printed)| (column.name.as_str(), printed.declared));
         own.eq(named.iter().map(|named| (named.name.as_str(), named.type_id)))
     }
@@ -143,21 +177,29 @@ impl Described {
 /// Lists the tables that match. System and temporary schemas are never looked at.
 pub(crate) async fn list(wire: &mut Wire, patterns: &Patterns) -> Result<Listing, SourceError> {
     let mut listing = Listing::default();
-    for row in wire.query("list tables", LIST).await? {
+    let computed = if wire.version() >= COMPUTED_SINCE { COMPUTED } else { "NULL" };
+    for row in wire.query("list tables", &LIST.replace("{computed}", computed)).await? {
         let (schema, name) = (row.text(1)?.to_owned(), row.text(2)?.to_owned());
         if !patterns.include(&schema, &name) {
             continue;
         }
         let keyed = row.flag(6);
         let identity = identity(row.text(5)?);
+        let computed = match row.optional(10) {
+            Some("s") => Computed::Stored,
+            Some("v") => Computed::Virtual,
+            _ => Computed::None,
+        };
         let listed = Listed {
             keyed,
             identified: match identity {
+                _ if computed == Computed::Virtual => false,
                 Identity::Default => keyed,
                 Identity::Index => row.flag(7),
                 Identity::Full => true,
                 Identity::Nothing => false,
             },
+            computed,
             addressable: keyed || row.flag(7),
             selectable: row.flag(8),
             filenode: row.parse_as(9)?,
@@ -260,8 +302,8 @@ impl Draft {
             not_null: row.flag(8),
             default: row.optional(9).map(Into::into),
             generated: match row.optional(12) {
-                // A virtual one (PostgreSQL 18) is made again as stored: its values are the same.
-                Some("s" | "v") => Some("stored".into()),
+                Some("s") => Some("stored".into()),
+                Some("v") => Some("virtual".into()),
                 Some("a") => Some("always".into()),
                 Some("d") => Some("by default".into()),
                 _ => None,
@@ -302,21 +344,30 @@ pub(crate) fn quoted(schema: &str, name: &str) -> String {
     format!("{}.{}", identifier(schema), identifier(name))
 }
 
+/// The first version whose publications can carry generated columns, and that refuses statements where they lack them.
+pub(crate) const COMPUTED_SINCE: u32 = 180_000;
+
 /// Numbers below it are the server's own (`FirstNormalObjectId`).
 pub(crate) const FIRST_USER_ID: u32 = 16384;
 
 /// 0 id, 1 schema, 2 name, 3 kind, 4 persistence, 5 identity, 6 has a usable primary key, 7 has an
-/// identity index, 8 readable, 9 file number. Partitioned tables hold no rows; their leaves do.
+/// identity index, 8 readable, 9 file number, 10 [`COMPUTED`]. Partitioned tables hold no rows; their leaves do.
 const LIST: &str = "SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident,
     EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid),
     EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident AND i.indisvalid),
-    has_table_privilege(c.oid, 'SELECT'), coalesce(pg_relation_filenode(c.oid), 0)
+    has_table_privilege(c.oid, 'SELECT'), coalesce(pg_relation_filenode(c.oid), 0), {computed}
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'f') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'";
 
-/// 0 table, 1 schema, 2 name, 3 identity, 4 column, 5 type, 6 modifier, 7 type as printed, 8 not null,
-/// 9 default, 10 place in the primary key, 11 in the identity index, 12 how generated, 13 whether the
-/// primary key can name old rows.
+/// How the generated columns are made that name a table's old rows: `v` if one is virtual, else `s`.
+const COMPUTED: &str = "(SELECT max(a.attgenerated::text) FROM pg_attribute a
+    WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped AND (c.relreplident = 'f' OR EXISTS
+    (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey)
+    AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END)))";
+
+/// 0 table, 1 schema, 2 name, 3 identity, 4 column, 5 type, 6 modifier, 7 type as printed, 8 not null in
+/// all rows (since PostgreSQL 18 older ones may be excepted), 9 default, 10 place in the primary key, 11 in
+/// the identity index, 12 how generated, 13 whether the primary key can name old rows.
 const COLUMNS: &str = "SELECT c.oid, n.nspname, c.relname, c.relreplident, a.attname, coalesce(a.atttypid, 25),
     a.atttypmod, format_type(a.atttypid, a.atttypmod), a.attnotnull, pg_get_expr(d.adbin, d.adrelid),
     CASE WHEN array_position(p.indkey::int2[], a.attnum) < p.indnkeyatts THEN array_position(p.indkey::int2[], a.attnum) END,

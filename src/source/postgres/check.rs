@@ -251,11 +251,8 @@ impl Check<'_> {
             self.problem("tables", refusal.cause, format!("{table}: {}", refusal.why));
         }
         for table in listing.tables.values().filter(|table| !table.identified) {
-            let (name, quoted) = (table.qualified(), table.quoted());
-            let what = format!(
-                "{name}: nothing names its old rows, so only inserts and truncates can be captured; \
-                 run: ALTER TABLE {quoted} REPLICA IDENTITY FULL, or give it a primary key"
-            );
+            let (name, why) = (table.qualified(), table.append_only());
+            let what = format!("{name}: only inserts and truncates can be captured, as {why}");
             self.problem("tables", Cause::TableRefused, what);
         }
     }

@@ -9,7 +9,7 @@
 
 use super::{
     super::{Cell, DecodeError, Row, Table},
-    pgoutput::{is_stored, is_whole},
+    pgoutput::sent,
 };
 
 /// Cuts what COPY sends into whole tuples, without header and trailer.
@@ -99,7 +99,7 @@ impl CopyFramer {
 }
 
 /// Splits whole tuples into rows of `table`, and calls `each` with every one. Tuples may lack the
-/// stored generated columns; those are [`Cell::Unchanged`].
+/// generated columns; those are [`Cell::Unchanged`].
 ///
 /// # Errors
 ///
@@ -116,10 +116,10 @@ pub fn rows(
         let count =
             read::<2>(batch, at).map(i16::from_be_bytes).ok_or_else(|| DecodeError::cut(WHAT))?;
         at += 2;
-        let whole = is_whole(table, usize::try_from(count).map_err(|_| DecodeError::cut(WHAT))?)?;
+        let sent = sent(table, usize::try_from(count).map_err(|_| DecodeError::cut(WHAT))?)?;
         row.clear();
         for column in &table.columns {
-            if !whole && is_stored(column) {
+            if !sent(column) {
                 row.push(Cell::Unchanged);
                 continue;
             }

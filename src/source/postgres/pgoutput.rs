@@ -8,8 +8,8 @@
 //! key's order). It replaces the Relation's table if their columns agree, and stays in force while
 //! later Relation messages agree with it.
 //!
-//! A stored generated column, which servers before 18 do not send, is in the definition alone: in
-//! every row it is [`Cell::Unchanged`], so that it is never taken for NULL.
+//! A generated column is in the definition alone: in every row it is [`Cell::Unchanged`], so that it is never taken for
+//! NULL, also where the server sends it (18, if the publication says so; a virtual one never).
 //!
 //! **Invariants:** a message of another kind, length or table is an error and changes nothing (I16);
 //! a row's cells lie within its payload.
@@ -284,13 +284,13 @@ fn truncate(reader: &mut Reader<'_>) -> Result<Event, DecodeError> {
     })
 }
 
-/// Reads a tuple. One that lacks exactly the stored generated columns has them `Unchanged`.
+/// Reads a tuple. The columns that are computed are `Unchanged`.
 fn row(table: &Table, reader: &mut Reader<'_>) -> Result<Row, DecodeError> {
-    let whole = is_whole(table, usize::from(reader.u16("a row")?))?;
+    let sent = sent(table, usize::from(reader.u16("a row")?))?;
     let mut row = Row::with_capacity(table.columns.len());
     for column in &table.columns {
-        let sent = whole || !is_stored(column);
-        row.push(if sent { cell(column, reader)? } else { Cell::Unchanged });
+        let cell = if sent(column) { cell(column, reader)? } else { Cell::Unchanged };
+        row.push(if column.is_computed() { Cell::Unchanged } else { cell });
     }
     Ok(row)
 }
@@ -321,10 +321,10 @@ enum Domains {
 }
 
 /// Whether `rich` describes the table of a Relation message: the same names, types, modifiers and key
-/// flags in the same order, stored generated columns aside.
+/// flags in the same order, generated columns aside that are not sent.
 fn agree(rich: &Table, sent: &Table, domains: Domains) -> bool {
-    let skip = rich.columns.len() != sent.columns.len();
-    let columns = || rich.columns.iter().filter(|column| !(skip && is_stored(column)));
+    let Ok(is_sent) = self::sent(rich, sent.columns.len()) else { return false };
+    let columns = rich.columns.iter().filter(|column| is_sent(column));
     let built_in = |column: &Column| column.type_id < builtin::FIRST_USER_TYPE;
     let same_type = |rich: &Column, sent: &Column| {
         if rich.type_id == sent.type_id {
@@ -340,23 +340,24 @@ fn agree(rich: &Table, sent: &Table, domains: Domains) -> bool {
     };
     (rich.id, &rich.schema, &rich.name, rich.identity)
         == (sent.id, &sent.schema, &sent.name, sent.identity)
-        && columns().count() == sent.columns.len()
-        && columns().zip(&sent.columns).all(same)
+        && columns.zip(&sent.columns).all(same)
 }
 
-/// Whether a row of `found` values has one for each column, or for each but the stored generated ones.
-pub(super) fn is_whole(table: &Table, found: usize) -> Result<bool, DecodeError> {
-    let whole = found == table.columns.len();
-    if !whole && found != table.columns.iter().filter(|column| !is_stored(column)).count() {
-        let expected = table.columns.len();
-        return Err(DecodeError::Columns { table: table.qualified(), expected, found });
+/// Which columns a row of `found` values has: all, or all that are not computed, or all that are not virtual.
+///
+/// # Errors
+///
+/// None of these.
+pub(super) fn sent(table: &Table, found: usize) -> Result<fn(&Column) -> bool, DecodeError> {
+    let expected = table.columns.len();
+    if found == expected {
+        return Ok(|_| true);
     }
-    Ok(whole)
-}
-
-/// Whether the server computes it, and may not send it.
-pub(super) fn is_stored(column: &Column) -> bool {
-    column.generated.as_deref() == Some("stored")
+    let kinds: [fn(&Column) -> bool; 2] =
+        [|column| !column.is_computed(), |column| !column.is_virtual()];
+    let count = |sent: fn(&Column) -> bool| table.columns.iter().filter(|own| sent(own)).count();
+    let sent = kinds.into_iter().find(|sent| count(*sent) == found);
+    sent.ok_or_else(|| DecodeError::Columns { table: table.qualified(), expected, found })
 }
 
 fn old_row(kind: u8) -> Option<OldRow> {

@@ -2,12 +2,13 @@
 //!
 //! **Invariant (P5):** a table whose old rows cannot be named is never in a publication that carries
 //! UPDATE and DELETE: the server would refuse these statements to the customer. It goes into a second
-//! publication, of inserts and truncates only.
+//! publication, of inserts and truncates only. Where generated columns are among what names them, PostgreSQL 18 refuses
+//! these statements unless the publication carries such columns: it is told to, once a table needs it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    catalog::{Listing, Refusal, identifier, literal},
+    catalog::{COMPUTED_SINCE, Computed, Listing, Refusal, identifier, literal},
     error::SourceError,
     name::Names,
     wire::Wire,
@@ -19,6 +20,8 @@ use crate::error::Cause;
 struct Members {
     main: Option<BTreeSet<u32>>,
     append: Option<BTreeSet<u32>>,
+    /// Whether the main one carries stored generated columns.
+    computed: bool,
 }
 
 /// Brings the publications to the tables of `listing`. An operator's publication is only looked at:
@@ -36,9 +39,9 @@ pub(crate) async fn sync(
     let (with, without): (BTreeMap<_, _>, BTreeMap<_, _>) =
         listing.tables.iter().partition(|(_, table)| table.identified);
     let ids = |tables: &BTreeMap<&u32, _>| tables.keys().map(|id| **id).collect::<BTreeSet<u32>>();
-    let mut statements = vec![];
+    let (mut statements, main) = (vec![], &names.publication);
     let kinds = [
-        (&names.publication, members.main, ids(&with), "insert, update, delete, truncate"),
+        (main, members.main, ids(&with), "insert, update, delete, truncate"),
         (append, members.append, ids(&without), "insert, truncate"),
     ];
     let mut adds = vec![];
@@ -64,6 +67,12 @@ pub(crate) async fn sync(
         if !lacking.is_empty() {
             adds.push(format!("ALTER PUBLICATION {name} ADD TABLE {}", lacking.join(", ")));
         }
+    }
+    let computed = listing.tables.values().any(|table| table.computed == Computed::Stored);
+    if computed && !members.computed {
+        let name = identifier(main);
+        statements
+            .push(format!("ALTER PUBLICATION {name} SET (publish_generated_columns = stored)"));
     }
     statements.extend(adds);
     if statements.is_empty() {
@@ -95,8 +104,9 @@ async fn refuse_unreadable(wire: &mut Wire, listing: &mut Listing) -> Result<(),
 
 async fn members(wire: &mut Wire, names: &Names) -> Result<Members, SourceError> {
     let append = names.append.as_deref().unwrap_or(&names.publication);
+    let computed = if wire.version() >= COMPUTED_SINCE { "p.pubgencols = 's'" } else { "false" };
     let sql = format!(
-        "SELECT p.pubname, t.oid FROM pg_publication p \
+        "SELECT p.pubname, t.oid, {computed} FROM pg_publication p \
          LEFT JOIN (SELECT DISTINCT x.pubname, c.oid FROM pg_publication_tables x \
          JOIN pg_namespace n ON n.nspname = x.schemaname \
          JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = x.tablename) t USING (pubname) \
@@ -107,6 +117,7 @@ async fn members(wire: &mut Wire, names: &Names) -> Result<Members, SourceError>
     let mut members = Members::default();
     for row in wire.query("read the publication", &sql).await? {
         let main = row.text(0)? == names.publication;
+        members.computed |= main && row.flag(2);
         let known = if main { &mut members.main } else { &mut members.append };
         let known = known.get_or_insert_default();
         if row.optional(1).is_some() {

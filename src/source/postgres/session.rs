@@ -156,12 +156,8 @@ pub(crate) async fn tables(shared: &Shared, sql: &mut Wire) -> Result<Listing, S
     let refused =
         listing.refused.iter().map(|(table, refusal)| format!("{table}: {}", refusal.why));
     let append = listing.tables.values().filter(|table| !table.identified).map(|table| {
-        format!(
-            "{}: only inserts and truncates are captured, as nothing names its old rows: \
-             ALTER TABLE {} REPLICA IDENTITY FULL",
-            table.qualified(),
-            table.quoted()
-        )
+        let (name, why) = (table.qualified(), table.append_only());
+        format!("{name}: only inserts and truncates are captured, as {why}")
     });
     let told: Vec<String> = refused.chain(append).collect();
     match told.is_empty() {

@@ -329,7 +329,7 @@ impl Stream {
         let described =
             described.remove(&relation.id).filter(|known| known.has_columns(&relation.columns));
         let readable = match &described {
-            Some(known) => known.renders_binary(),
+            Some(known) => known.renders_binary_as(&relation.columns),
             None => relation.renders_binary(),
         };
         if self.binary && !readable {
