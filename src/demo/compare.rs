@@ -124,13 +124,14 @@ const SETTINGS: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
      SET LOCAL extra_float_digits = 3; SET LOCAL bytea_output = hex; SET LOCAL lc_monetary = 'C';
      SET LOCAL xmloption = content; SET LOCAL search_path = ''";
 
-/// Name for people, name for SQL, and shape.
+/// Name for people, name for SQL, and shape: NOT NULL that holds for all rows, the key without its exclusion.
 const TABLES: &str = "
     SELECT n.nspname || '.' || c.relname, format('%I.%I', n.nspname, c.relname),
         (SELECT coalesce(string_agg(format('%I %s%s', a.attname, format_type(a.atttypid, a.atttypmod),
-                CASE WHEN a.attnotnull THEN ' not null' END), ', ' ORDER BY a.attnum), '')
+                CASE WHEN a.attnotnull AND NOT EXISTS (SELECT FROM pg_constraint n
+                    WHERE n.conrelid = c.oid AND n.contype = 'n' AND NOT n.convalidated AND n.conkey[1] = a.attnum) THEN ' not null' END), ', ' ORDER BY a.attnum), '')
             FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
-        || coalesce((SELECT '; key ' || pg_get_constraintdef(k.oid) FROM pg_constraint k
+        || coalesce((SELECT '; key ' || replace(pg_get_constraintdef(k.oid), ' WITHOUT OVERLAPS', '') FROM pg_constraint k
             WHERE k.conrelid = c.oid AND k.contype = 'p'), '')
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname <> 'information_schema'

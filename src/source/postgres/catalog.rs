@@ -369,7 +369,9 @@ const COMPUTED: &str = "(SELECT max(a.attgenerated::text) FROM pg_attribute a
 /// all rows (since PostgreSQL 18 older ones may be excepted), 9 default, 10 place in the primary key, 11 in
 /// the identity index, 12 how generated, 13 whether the primary key can name old rows.
 const COLUMNS: &str = "SELECT c.oid, n.nspname, c.relname, c.relreplident, a.attname, coalesce(a.atttypid, 25),
-    a.atttypmod, format_type(a.atttypid, a.atttypmod), a.attnotnull, pg_get_expr(d.adbin, d.adrelid),
+    a.atttypmod, format_type(a.atttypid, a.atttypmod),
+    a.attnotnull AND NOT EXISTS (SELECT FROM pg_constraint n WHERE n.conrelid = c.oid AND n.contype = 'n' AND NOT n.convalidated AND n.conkey[1] = a.attnum),
+    pg_get_expr(d.adbin, d.adrelid),
     CASE WHEN array_position(p.indkey::int2[], a.attnum) < p.indnkeyatts THEN array_position(p.indkey::int2[], a.attnum) END,
     a.attnum = ANY ((r.indkey::int2[])[0:r.indnkeyatts - 1]), coalesce(nullif(a.attidentity, ''), a.attgenerated), p.indimmediate
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -212,7 +212,7 @@ async fn domain(row: &TextRow, wire: &mut Wire) -> Result<Kind, SourceError> {
     }
     let sql = format!(
         "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint \
-         WHERE contypid = {id} AND contype = 'c' ORDER BY conname"
+         WHERE contypid = {id} AND contype = 'c' AND convalidated ORDER BY conname"
     );
     for check in wire.query("read a domain", &sql).await? {
         rest += &format!(" CONSTRAINT {} {}", identifier(check.text(0)?), check.text(1)?);
