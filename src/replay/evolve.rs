@@ -39,7 +39,7 @@ pub fn alter(from: &Table, to: &Table) -> Vec<String> {
     }
     for new in &to.columns {
         match from.columns.iter().find(|old| now(&renamed, old) == new.name) {
-            Some(old) => steps.extend(alter_column(to, old, new)),
+            Some(old) => steps.extend(alter_column(from, to, old, new)),
             None => {
                 let default = plain_default(new).filter(|_| computed(new).is_none());
                 let default = default.map(|default| format!(" DEFAULT {default}"));
@@ -65,10 +65,29 @@ fn now<'a>(renamed: &[(&str, &'a str)], old: &'a Column) -> &'a str {
 }
 
 /// The statements for a column that stays.
-fn alter_column(to: &Table, old: &Column, new: &Column) -> Vec<String> {
+fn alter_column(from: &Table, to: &Table, old: &Column, new: &Column) -> Vec<String> {
     let (table, name) = (qualified(to), escape_identifier(&new.name));
     let mut steps = vec![];
-    if old.source_type != new.source_type {
+    let retyped = old.source_type != new.source_type;
+    if let (Some(before), Some(after)) = (computed(old), computed(new)) {
+        if (retyped || before != after) && !keeps_place(from, to, &new.name) {
+            // It was dropped and made anew, or may have been; any server can do that.
+            let anew = column(new);
+            return vec![
+                format!("ALTER TABLE {table} DROP COLUMN {name} CASCADE"),
+                format!("ALTER TABLE {table} ADD COLUMN {anew}"),
+            ];
+        }
+        if retyped {
+            let as_type = &new.source_type;
+            steps.push(format!("ALTER TABLE {table} ALTER COLUMN {name} TYPE {as_type}"));
+        }
+        if before != after {
+            steps.push(format!(
+                "ALTER TABLE {table} ALTER COLUMN {name} SET EXPRESSION AS ({after})"
+            ));
+        }
+    } else if retyped {
         let as_type = &new.source_type;
         if old.default.is_some() {
             steps.push(format!("ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT"));
@@ -83,6 +102,16 @@ fn alter_column(to: &Table, old: &Column, new: &Column) -> Vec<String> {
         steps.push(format!("ALTER TABLE {table} ALTER COLUMN {name} {what} NOT NULL"));
     }
     steps
+}
+
+/// Whether a column has one behind it that was there before.
+fn keeps_place(from: &Table, to: &Table, name: &str) -> bool {
+    let behind = |table: &Table| {
+        let names = table.columns.iter().map(|column| column.name.clone());
+        names.skip_while(|own| own != name).skip(1).collect::<Vec<_>>()
+    };
+    let after = behind(to);
+    behind(from).iter().any(|own| after.contains(own))
 }
 
 /// Defaults that differ, or went with a type, as statements that may fail.
@@ -170,6 +199,36 @@ mod tests {
                 "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b\" SET NOT NULL",
             ]
         );
+    }
+
+    #[test]
+    fn a_computed_column_gets_another_expression_where_it_stands_or_is_made_anew() {
+        let mut from = abc();
+        for at in [1, 2] {
+            from.columns[at].generated = Some("stored".into());
+            from.columns[at].default = Some("a * 2".into());
+        }
+        let mut to = from.clone();
+        to.columns[1].default = Some("a * 3".into());
+        let table = "ALTER TABLE \"public\".\"t\"";
+        let set = format!("{table} ALTER COLUMN \"b\" SET EXPRESSION AS (a * 3)");
+        assert_eq!(alter(&from, &to), [set]);
+        let mut to = from.clone();
+        to.columns[2].source_type = "numeric".into();
+        let anew = [
+            format!("{table} DROP COLUMN \"c\" CASCADE"),
+            format!("{table} ADD COLUMN \"c\" numeric GENERATED ALWAYS AS (a * 2) STORED"),
+        ];
+        assert_eq!(alter(&from, &to), anew);
+        // What was dropped and made anew stands behind the others.
+        let mut to = from.clone();
+        to.columns[1].default = Some("a * 3".into());
+        to.columns.swap(1, 2);
+        let anew = [
+            format!("{table} DROP COLUMN \"b\" CASCADE"),
+            format!("{table} ADD COLUMN \"b\" bigint GENERATED ALWAYS AS (a * 3) STORED"),
+        ];
+        assert_eq!(alter(&from, &to), anew);
     }
 
     #[test]

@@ -173,6 +173,51 @@ fn a_definition_replaces_the_relation_and_outlasts_its_repetition() {
     assert!(matches!(restarted.decode(RecordKind::Message, altered), Ok(Event::Table(_))));
 }
 
+/// No message tells of a column that is not sent.
+#[test]
+fn computed_columns_come_change_and_go_by_the_definition_alone() {
+    let mut decoder = PgDecoder::default();
+    let messages = stream();
+    for payload in &messages[..4] {
+        decoder.decode(RecordKind::Message, payload).unwrap();
+    }
+    let plain = decoder.tables()[0].clone();
+    let rich = definition(&plain);
+    let mut moved = rich.clone();
+    let computed = moved.columns.remove(6);
+    moved.columns.push(Column { generated: Some("virtual".into()), ..computed });
+    let mut without = rich.clone();
+    without.columns.retain(|column| !column.is_computed());
+    for definition in [&rich, &moved, &without, &rich] {
+        let json = serde_json::to_vec(definition).unwrap();
+        let told = decoder.decode(RecordKind::Definition, &json).unwrap();
+        assert_eq!(told, Event::Table(Arc::new(definition.clone())));
+        assert_eq!(decoder.decode(RecordKind::Message, &messages[3]), Ok(Event::Nothing));
+    }
+}
+
+#[test]
+fn computed_columns_are_unchanged_whichever_of_them_are_sent() {
+    let mut decoder = PgDecoder::default();
+    decode_all(&mut decoder);
+    let mut table = (*decoder.tables()[0]).clone();
+    let named = |name: &str, generated: Option<&str>| Column {
+        generated: generated.map(Into::into),
+        ..decoder.column(name.into(), 23, -1, name == "id")
+    };
+    table.columns =
+        vec![named("stored", Some("stored")), named("id", None), named("virtual", Some("virtual"))];
+    let decoder = PgDecoder::new(vec![table.clone()]);
+    let rows = [(1, "7"), (2, "67"), (3, "678")].map(|(count, values)| {
+        let mut insert = [&b"I"[..], &table.id.to_be_bytes(), b"N\0", &[count]].concat();
+        values.bytes().for_each(|value| insert.extend([b't', 0, 0, 0, 1, value]));
+        let decoded = decoder.clone().decode(RecordKind::Message, &insert);
+        let Ok(Event::Change(change)) = decoded else { panic!("{decoded:?}") };
+        show(&table, &change.new.unwrap(), &insert)
+    });
+    assert_eq!(rows, ["?|7|?"; 3]);
+}
+
 #[test]
 fn a_definition_of_another_shape_is_ignored() {
     let mut decoder = PgDecoder::default();
