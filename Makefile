@@ -19,7 +19,7 @@ GIB ?= 20
 STORES ?= target/conformance
 REGRESS ?= /var/tmp/lakehead-regress
 VERSIONS ?= 12 13 14 15 16 17 18
-STORIES ?= story_adopt story_compare story_failover story_gap story_kill story_new_table story_proof story_reread story_road
+STORIES ?= story_adopt story_compare story_failover story_gap story_kill story_new_table story_proof story_reread story_road story_versions
 SCALE ?= 1
 TURNS ?= 3
 SETS ?= wide tpcb
@@ -46,6 +46,7 @@ test: test-tools python check ## Everything that must hold before a commit
 	@if cargo nextest --version >/dev/null 2>&1; \
 	then cargo nextest run --locked --all-features --profile ci --config-file .nextest.toml; \
 	else cargo test --locked --all-features -- --test-threads=3; fi
+	@$(MAKE) matrix VERSIONS="$(ENDS)" STORIES="$(FEW)"
 
 check: ## Formatting, lints, documentation, the unit file; no tests
 	cargo fmt --all --check
@@ -61,6 +62,10 @@ check: ## Formatting, lints, documentation, the unit file; no tests
 matrix: test-tools python ## The stories with PostgreSQLs of other versions: make matrix VERSIONS="13 18" STORIES=story_road
 	@$(call install,/usr/bin/npm:npm)
 	@tests/postgres/matrix.sh "$(VERSIONS)" $(STORIES)
+
+# What of it `make test` has: the oldest and the newest that are looked at with each commit.
+ENDS := 13 18
+FEW := a_million_rows_and_every_type a_promoted_standby_with_the_slot what_newer_servers_have old_rows_with_generated a_standby_that_copies
 
 conformance: conformance-tools ## The S3 side against stores of others, as root: make conformance ONLY="ceph lost"
 	@tests/conformance/install.sh $(STORES)

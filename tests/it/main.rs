@@ -34,4 +34,5 @@ mod story_regress;
 mod story_reread;
 mod story_road;
 mod story_unit;
+mod story_versions;
 mod tidy;
