@@ -419,12 +419,12 @@ fn equal_told(shape: &Shape, columns: &[usize], told: &[bool]) -> String {
 }
 
 /// Whether the row `x` prints as the parameters from `u.c<first>` on: not every type has an equality,
-/// and equal values may differ (1.0 and 1.00).
+/// and equal values may differ (1.0 and 1.00). A row of NULLs IS NULL and prints all the same.
 fn same_text(shape: &Shape, columns: &[usize], first: usize) -> String {
     let same = columns.iter().enumerate().map(|(at, column)| {
         let name = escape_identifier(&shape.columns[*column].name);
         let text = format!(
-            "CASE WHEN x.{name} IS NULL THEN NULL ELSE pg_catalog.format('%s', x.{name}) END"
+            "CASE WHEN x.{name} IS DISTINCT FROM NULL THEN pg_catalog.format('%s', x.{name}) END"
         );
         format!("{text} IS NOT DISTINCT FROM u.c{}", first + at)
     });
