@@ -1,5 +1,6 @@
 #!/bin/bash
 # Runs stories with PostgreSQLs of other versions, one after the other: matrix.sh "13 18" STORY…
+# The last version is the one to which the story of an upgrade restores.
 #
 # A story that needs more than a version has leaves that out and says so; what was left out is shown. All that was
 # said is in target/matrix/MAJOR.log.
@@ -9,13 +10,14 @@ versions=$1
 shift
 mkdir -p target/matrix
 cargo test --locked --all-features --test it --no-run
+newest=$(tests/postgres/fetch.sh target/postgres "${versions##* }")
 failed=""
 for major in $versions; do
 	bin=$(tests/postgres/fetch.sh target/postgres "$major")
 	log=target/matrix/$major.log
 	began=$SECONDS
 	echo "== $("$bin/postgres" --version)"
-	LAKEHEAD_POSTGRES=$bin timeout 3600 cargo test --quiet --locked --all-features --test it -- \
+	LAKEHEAD_POSTGRES=$bin LAKEHEAD_POSTGRES_NEWEST=$newest timeout 3600 cargo test --quiet --locked --all-features --test it -- \
 		--format=pretty --show-output --test-threads=3 "$@" >"$log" 2>&1 || failed="$failed $major"
 	grep -aE '^PostgreSQL [0-9]+: left out|^test .*(ok|FAILED)$' "$log" | sort -u || true
 	grep -aE '^error|^test result' "$log" || true

@@ -118,9 +118,9 @@ impl Listed {
             Computed::Virtual => format!(
                 "PostgreSQL publishes no old rows with virtual columns: ALTER TABLE {table} REPLICA IDENTITY DEFAULT, with a primary key"
             ),
-            Computed::None | Computed::Stored => {
-                format!("nothing names its old rows: ALTER TABLE {table} REPLICA IDENTITY FULL")
-            }
+            Computed::None | Computed::Stored => format!(
+                "nothing names its old rows: ALTER TABLE {table} REPLICA IDENTITY FULL, or give it a primary key"
+            ),
         }
     }
 }
