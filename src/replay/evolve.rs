@@ -67,39 +67,42 @@ fn now<'a>(renamed: &[(&str, &'a str)], old: &'a Column) -> &'a str {
 /// The statements for a column that stays.
 fn alter_column(from: &Table, to: &Table, old: &Column, new: &Column) -> Vec<String> {
     let (table, name) = (qualified(to), escape_identifier(&new.name));
-    let mut steps = vec![];
     let retyped = old.source_type != new.source_type;
-    if let (Some(before), Some(after)) = (computed(old), computed(new)) {
-        if (retyped || before != after) && !keeps_place(from, to, &new.name) {
-            // It was dropped and made anew, or may have been; any server can do that.
-            let anew = column(new);
-            return vec![
-                format!("ALTER TABLE {table} DROP COLUMN {name} CASCADE"),
-                format!("ALTER TABLE {table} ADD COLUMN {anew}"),
-            ];
+    let alter = format!("ALTER TABLE {table} ALTER COLUMN {name}");
+    let anew = || {
+        let add = format!("ALTER TABLE {table} ADD COLUMN {}", column(new));
+        vec![format!("ALTER TABLE {table} DROP COLUMN {name} CASCADE"), add]
+    };
+    let mut steps = vec![];
+    match (computed(old), computed(new)) {
+        (None, None) => {}
+        (Some(_), None) => steps.push(format!("{alter} DROP EXPRESSION")),
+        (None, Some(_)) => return anew(),
+        (Some(before), Some(after)) => {
+            let changed = retyped || before != after;
+            if changed && !keeps_place(from, to, &new.name) {
+                // It was dropped and made anew, or may have been; any server can do that.
+                return anew();
+            }
+            if retyped {
+                steps.push(format!("{alter} TYPE {}", new.source_type));
+            }
+            if before != after {
+                steps.push(format!("{alter} SET EXPRESSION AS ({after})"));
+            }
         }
-        if retyped {
-            let as_type = &new.source_type;
-            steps.push(format!("ALTER TABLE {table} ALTER COLUMN {name} TYPE {as_type}"));
-        }
-        if before != after {
-            steps.push(format!(
-                "ALTER TABLE {table} ALTER COLUMN {name} SET EXPRESSION AS ({after})"
-            ));
-        }
-    } else if retyped {
+    }
+    if retyped && computed(new).is_none() {
         let as_type = &new.source_type;
-        if old.default.is_some() {
-            steps.push(format!("ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT"));
+        if old.default.is_some() && computed(old).is_none() {
+            steps.push(format!("{alter} DROP DEFAULT"));
         }
-        steps.push(format!(
-            "ALTER TABLE {table} ALTER COLUMN {name} TYPE {as_type} USING {name}::text::{as_type}"
-        ));
+        steps.push(format!("{alter} TYPE {as_type} USING {name}::text::{as_type}"));
     }
     // A version known from the stream alone does not say NOT NULL: a key's columns have it anyway.
     if old.not_null != new.not_null && !to.key.contains(&new.name) {
         let what = if new.not_null { "SET" } else { "DROP" };
-        steps.push(format!("ALTER TABLE {table} ALTER COLUMN {name} {what} NOT NULL"));
+        steps.push(format!("{alter} {what} NOT NULL"));
     }
     steps
 }
@@ -211,6 +214,15 @@ mod tests {
         let mut to = from.clone();
         to.columns[1].default = Some("a * 3".into());
         let table = "ALTER TABLE \"public\".\"t\"";
+        let drop = format!("{table} ALTER COLUMN \"b\" DROP EXPRESSION");
+        let mut plain = from.clone();
+        plain.columns[1] = abc().columns[1].clone();
+        assert_eq!(alter(&from, &plain), [drop]);
+        let anew = [
+            format!("{table} DROP COLUMN \"b\" CASCADE"),
+            format!("{table} ADD COLUMN \"b\" bigint GENERATED ALWAYS AS (a * 2) STORED"),
+        ];
+        assert_eq!(alter(&plain, &from), anew);
         let set = format!("{table} ALTER COLUMN \"b\" SET EXPRESSION AS (a * 3)");
         assert_eq!(alter(&from, &to), [set]);
         let mut to = from.clone();

@@ -380,7 +380,25 @@ UPDATE vectors SET a = 'three four five' WHERE id = 2;
 DELETE FROM vectors WHERE id = 1;
 INSERT INTO vectors VALUES (3, 'six')";
 
-const NEWS: [News; 10] = [
+const NEWS: [News; 12] = [
+    News {
+        since: 12,
+        what: "a column that becomes a generated one",
+        before: "CREATE TABLE becomes (id integer PRIMARY KEY, n integer, twice integer, note text);
+INSERT INTO becomes VALUES (1, 1, 100), (2, 2, 200)",
+        under_way: "UPDATE becomes SET n = 10 WHERE id = 1;
+ALTER TABLE becomes DROP twice, ADD twice integer GENERATED ALWAYS AS (n * 2) STORED;
+INSERT INTO becomes (id, n) VALUES (3, 3)",
+    },
+    News {
+        since: 13,
+        what: "a generated column that is one no more",
+        before: "CREATE TABLE ceases (id integer PRIMARY KEY, n integer, twice integer GENERATED ALWAYS AS (n * 2) STORED, note text);
+INSERT INTO ceases (id, n) VALUES (1, 1), (2, 2), (3, 3)",
+        under_way: "ALTER TABLE ceases ALTER twice DROP EXPRESSION;
+UPDATE ceases SET n = 20 WHERE id = 2;
+INSERT INTO ceases VALUES (4, 4, -4)",
+    },
     News {
         since: 12,
         what: "a stored generated column that is made anew by another expression",
@@ -430,7 +448,7 @@ INSERT INTO parted (day, a) VALUES ('2024-12-31', 'last')",
     },
     News {
         since: 17,
-        what: "MERGE with RETURNING and NOT MATCHED BY SOURCE, a domain that is NOT NULL by a constraint, COPY ON_ERROR",
+        what: "MERGE with RETURNING and NOT MATCHED BY SOURCE, a domain that is NOT NULL by a constraint",
         before: "CREATE DOMAIN given AS text CONSTRAINT given_it NOT NULL CONSTRAINT long CHECK (length(VALUE) > 1);
 CREATE TABLE returned (id integer PRIMARY KEY, a given);
 INSERT INTO returned SELECT n, 'row ' || n FROM generate_series(1, 100) AS n",
