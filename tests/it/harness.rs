@@ -126,16 +126,12 @@ impl World {
         Self { gateway, cluster, bucket, lanes, site, dir, audit, tasks, shop_password }
     }
 
-    /// A world of a server that is not older than this major version. Else that is said.
+    /// A world of a server that is not older than this major version.
     pub(crate) async fn since(major: u32, story: &str, setup: Setup) -> Option<Self> {
-        let probe = find_binaries(None).unwrap().join("postgres");
-        let said = Command::new(probe).arg("--version").output().unwrap().stdout;
-        let found = major_of(&String::from_utf8_lossy(&said));
-        if found < major {
-            eprintln!("PostgreSQL {found}: left out, it came with {major}: {story}");
-            return None;
+        match known_since(major, story) {
+            true => Some(Self::new(story, setup).await),
+            false => None,
         }
-        Some(Self::new(story, setup).await)
     }
 
     /// A gateway, or commands, on this machine.
@@ -462,6 +458,17 @@ impl Lanes {
 
 fn outside(config: &Path, dir: &Path) -> Gateway {
     Gateway::new(&binary(), config, &dir.join("gateway.log"), SOURCE)
+}
+
+/// Whether the server is not older than this major version. If it is, what is left out is said.
+pub(crate) fn known_since(major: u32, what: &str) -> bool {
+    let probe = find_binaries(None).unwrap().join("postgres");
+    let said = Command::new(probe).arg("--version").output().unwrap().stdout;
+    let found = major_of(&String::from_utf8_lossy(&said));
+    if found < major {
+        eprintln!("PostgreSQL {found}: left out, it came with {major}: {what}");
+    }
+    found >= major
 }
 
 /// Of `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`: 15.

@@ -10,7 +10,7 @@ use lakehead::{
 
 use tokio_postgres::Client;
 
-use crate::harness::{SLOT, Setup, World, assert_all_equal, copied};
+use crate::harness::{SLOT, Setup, World, assert_all_equal, copied, known_since};
 
 /// Tables with a key and without, copied, and restored as they are; the gateway is down.
 async fn begun(story: &str, setup: Setup) -> World {
@@ -127,6 +127,9 @@ async fn a_slot_that_is_dropped_twice_under_a_backlog_is_repaired() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_the_server_gave_up_is_a_gap_that_is_said_and_repaired() {
+    if !known_since(13, "max_slot_wal_keep_size") {
+        return;
+    }
     let settings = [("max_slot_wal_keep_size", "16MB"), ("max_wal_size", "32MB")];
     let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     let mut world = begun("gap-given-up", Setup { settings, ..Setup::default() }).await;
