@@ -104,7 +104,10 @@ async fn assert_whole(world: &mut World) {
     let admin = world.admin().await;
     let before = world.cluster.connect("before", &world.tasks).await.unwrap();
     assert_all_equal(&compare(&admin, &before, copied).await.unwrap());
-    admin.batch_execute("DROP DATABASE restored WITH (FORCE)").await.unwrap();
+    // WITH (FORCE) came with PostgreSQL 13.
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'restored'";
+    admin.batch_execute(end).await.unwrap();
+    admin.batch_execute("DROP DATABASE restored").await.unwrap();
 }
 
 /// A world whose tables are in the lake, and restored; one has another name since, and another one its name. The
