@@ -3,7 +3,7 @@
 //! **Invariants seen here:** I18 (what is sent under a key is always the same bytes), I19 (a key is never
 //! overwritten), I20 (Complete only with all parts and the right sums).
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -60,6 +60,8 @@ pub(crate) struct Bucket {
 struct Upload {
     key: String,
     begun: Instant,
+    /// What passed beside that.
+    aged: Duration,
     parts: BTreeMap<u32, (StoredPart, Bytes)>,
 }
 
@@ -77,6 +79,11 @@ impl Bucket {
 
     pub(crate) fn object(&self, key: &str) -> Option<Bytes> {
         self.objects.get(key).cloned()
+    }
+
+    /// Has so much time passed since all that was begun.
+    pub(crate) fn age(&mut self, by: Duration) {
+        self.uploads.values_mut().for_each(|open| open.aged += by);
     }
 
     pub(crate) fn uploads(&self) -> Vec<(String, String)> {
@@ -100,7 +107,12 @@ impl Bucket {
                 self.created += 1;
                 let id = format!("u{}", self.created);
                 self.note(format_args!("create {id} {}", short(&key)));
-                let upload = Upload { key, begun: Instant::now(), parts: BTreeMap::new() };
+                let upload = Upload {
+                    key,
+                    begun: Instant::now(),
+                    aged: Duration::ZERO,
+                    parts: BTreeMap::new(),
+                };
                 self.uploads.insert(id.clone(), upload);
                 Ok(Answer::Text(id))
             }
@@ -143,7 +155,7 @@ impl Bucket {
                 let open = ours.map(|(id, open)| OpenUpload {
                     key: open.key.clone(),
                     upload: id.clone(),
-                    age: Some(open.begun.elapsed()),
+                    age: Some(open.begun.elapsed() + open.aged),
                 });
                 Ok(Answer::Uploads(open.collect()))
             }

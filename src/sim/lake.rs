@@ -128,6 +128,11 @@ impl ModelLake {
         lock(&self.0).bucket.uploads()
     }
 
+    /// Has so much time passed since all that was begun.
+    pub(crate) fn age(&self, by: Duration) {
+        lock(&self.0).bucket.age(by);
+    }
+
     /// Requests that will still take effect.
     pub(crate) fn under_way(&self) -> usize {
         lock(&self.0).wire.len()

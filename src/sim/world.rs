@@ -402,6 +402,7 @@ impl World {
     /// A day has passed, and all boxes start again. (A start gives back the uploads of objects that are not
     /// under way, so that one may not be enough.)
     fn restart_all(&mut self) {
+        self.lake.age(Duration::from_secs(24 * 3_600));
         for who in 0..self.sites.len() {
             self.sites[who].clock.jump(24 * 3_600_000_000);
             match &self.lives[who] {
