@@ -21,6 +21,7 @@ pub mod labels;
 pub mod merge;
 pub mod plan;
 mod plan_gaps;
+mod plan_names;
 mod proof;
 mod proof_compare;
 mod proof_lake;
@@ -37,6 +38,7 @@ mod restore_repairs;
 mod restore_rows;
 mod restore_tables;
 mod restore_target;
+mod restore_values;
 pub mod schema;
 #[cfg(test)]
 mod sample;

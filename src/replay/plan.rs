@@ -16,6 +16,7 @@ use super::{
     key::{Content, Name, parse},
     merge::Track,
     plan_gaps::Gaps,
+    plan_names::{Away, Holders, Seen},
 };
 use crate::{
     ledger::{Entry, EntryKind, EntryObject},
@@ -34,28 +35,6 @@ pub struct Plan {
     pub end: Point,
     /// Tables that left and of which no whole snapshot counts: they are not restored.
     pub away: Vec<Away>,
-}
-
-/// A table that was dropped, excluded or unreadable, and of which the lake has no whole state.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Away {
-    /// `schema.table`.
-    pub table: String,
-    /// The entry with which it left.
-    pub entry: u64,
-    /// Whether what was read of it stands before a gap; else its snapshot was not complete.
-    pub before_gap: bool,
-}
-
-impl Away {
-    /// Why nothing of it is restored.
-    pub fn why(&self) -> String {
-        let why = match self.before_gap {
-            true => "and what was read of it stands before a gap",
-            false => "before its snapshot was complete",
-        };
-        format!("it left (entry {}), {why}", self.entry)
-    }
 }
 
 /// A table that is restored.
@@ -199,8 +178,8 @@ fn gather(
     for (at, entry) in entries.iter().enumerate() {
         gathered.add(at, entry, definitions, bound)?;
     }
-    let last = gathered.last_by_name.iter().filter(|(name, _)| !except.contains(name));
-    let alive: BTreeSet<u32> = last.map(|(_, id)| *id).collect();
+    let left = |id: u32| gathered.tables.get(&id).is_some_and(|found| found.plan.left.is_some());
+    let alive = gathered.holders.alive(|name| !except.contains(name), left);
     gathered.tables.retain(|id, _| alive.contains(id));
     for epoch in &mut gathered.epochs {
         epoch.tracks.retain(|track| alive.contains(&track.table));
@@ -215,6 +194,7 @@ struct Gathered {
     end: Point,
     gaps: Gaps,
     last_by_name: BTreeMap<String, u32>,
+    holders: Holders,
     /// The oldest snapshot that was left out because it is younger than asked for.
     too_young: Option<Position>,
 }
@@ -264,7 +244,7 @@ impl Gathered {
             }
             let table = definition(entry, &name, known)?;
             let (_, floor) = self.gaps.counts(table.id);
-            let found = self.found(&table, &name, (position, 0));
+            let found = self.found(&table, &name, Seen::at(position));
             found.needed = true;
             if position < floor {
                 continue;
@@ -287,7 +267,7 @@ impl Gathered {
             if *position < floor {
                 continue;
             }
-            let found = self.found(&table, &name, (*position, 0));
+            let found = self.found(&table, &name, Seen::at(*position));
             found.completed = found.completed.max(Some(*position));
             found.snapshots.insert(*position);
             found.needed = true;
@@ -295,7 +275,7 @@ impl Gathered {
         }
         for (qualified, position) in entry.fates.anew.iter().filter(|(_, at)| **at <= bound) {
             let Some((name, table)) = self.named(entry, qualified, known)? else { continue };
-            let found = self.found(&table, &name, (*position, 0));
+            let found = self.found(&table, &name, Seen::at(*position));
             found.plan.anew = found.plan.anew.max(*position);
             found.needed = true;
             found.plan.left = None;
@@ -348,8 +328,8 @@ impl Gathered {
                 let table = definition(entry, &name, known)?;
                 let (first, _) = self.gaps.counts(table.id);
                 // What it is called counts in any case.
-                let called = (entry.to.position, from);
-                self.found(&table, &name, called).needed |= at >= first;
+                let seen = Seen::within(entry.from.position, entry.to.position, from);
+                self.found(&table, &name, seen).needed |= at >= first;
             }
         }
         let mut tracks = tracks(entry, known)?;
@@ -364,9 +344,11 @@ impl Gathered {
         Ok(())
     }
 
-    /// The table, which was called so at this position and change.
-    fn found(&mut self, table: &Table, name: &Name, at: (Position, u64)) -> &mut Found {
+    /// The table, which was seen to be called so.
+    fn found(&mut self, table: &Table, name: &Name, seen: Seen) -> &mut Found {
         self.last_by_name.insert(name.qualified(), table.id);
+        self.holders.saw(name.qualified(), table.id, seen);
+        let at = (seen.to, seen.change);
         let found = self.tables.entry(table.id).or_default();
         if at >= found.called {
             found.called = at;

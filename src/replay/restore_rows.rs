@@ -7,18 +7,19 @@ use std::{
 
 use super::{
     Progress, ReplayError, RestoreReport,
-    apply::{Change, Pending, RowKey, Shape, Slot, Step, alone},
+    apply::{Change, Pending, RowKey, Shape, Step, alone},
     fetch::Fetcher,
     merge::{Here, Merge},
     plan::{Epoch, Plan, RowsObject, TablePlan},
-    read::{BATCH_BYTES, Field, Rows},
+    read::BATCH_BYTES,
     restore_repairs::Repairs,
     restore_target::{Lacking, Loading, Target},
+    restore_values::{change, places, print},
 };
 use crate::{
-    journal::{LakeType, Op, Value},
+    journal::Op,
     ledger::EntryObject,
-    seal::{Table, columns::file_name},
+    seal::Table,
     units::{Point, Position, Sequence},
 };
 
@@ -443,57 +444,6 @@ fn forget(lacking: &mut BTreeSet<RowKey>, change: &Change, shape: &Shape) {
         }
         _ => {}
     }
-}
-
-/// A row of the file as a change of the target's table. Counts what is `repaired` of it.
-fn change(
-    (rows, row): (&Rows, usize),
-    op: Op,
-    shape: &Shape,
-    places: &[Option<usize>],
-    repaired: &mut u64,
-) -> Change {
-    if op == Op::Truncate {
-        return Change { op, values: vec![], old: vec![] };
-    }
-    let mut slot = |place: &Option<usize>| -> Slot {
-        let (place, mut text) = ((*place)?, String::new());
-        match rows.field(row, place) {
-            Field::Unchanged => None,
-            Field::Value(_) => Some(print(rows, row, place, &mut text, repaired).then_some(text)),
-        }
-    };
-    let values = places.iter().map(&mut slot).collect();
-    let Some(old_key) = rows.old_key(row) else { return Change { op, values, old: vec![] } };
-    let old = shape.columns.iter().map(|column| {
-        let name = file_name(&column.name);
-        let found = old_key.iter().find(|(old, _)| *old == name);
-        found.map(|(_, text)| text.map(str::to_owned))
-    });
-    Change { op, values, old: old.collect() }
-}
-
-/// Appends a value's text; `false` for NULL. One that is not UTF-8 no server takes: it is counted as `repaired`.
-fn print(rows: &Rows, row: usize, column: usize, into: &mut String, repaired: &mut u64) -> bool {
-    match rows.field(row, column) {
-        Field::Unchanged | Field::Value(Value::Null) => false,
-        Field::Value(Value::Exact(exact)) if rows.lake(column) == LakeType::Text => {
-            into.push_str(&Value::repaired(&exact));
-            *repaired += 1;
-            true
-        }
-        Field::Value(value) => {
-            value.print(rows.lake(column), into);
-            true
-        }
-    }
-}
-
-/// Where each column of the shape stands in the file, if it does.
-fn places(shape: &Shape, rows: &Rows) -> Vec<Option<usize>> {
-    let names: HashMap<&str, usize> = rows.names().zip(0..).collect();
-    let place = |name: &str| names.get(file_name(name).as_str()).copied();
-    shape.columns.iter().map(|column| place(&column.name)).collect()
 }
 
 /// Changes after which the target commits, at the next end of a transaction.
