@@ -117,6 +117,10 @@ impl ChainHead {
             next.fates.anew.extend(anew.iter().map(|(name, position)| (name.clone(), *position)));
             next.fates.repaired.extend(repaired.iter().map(|(name, what)| (name.clone(), *what)));
         }
+        let all = groups.iter().flat_map(|group| &group.objects);
+        for (proof, object) in next.objects.iter_mut().zip(all) {
+            proof.version = proof.version.filter(|own| next.tables.get(&object.table) != Some(own));
+        }
         next.objects.sort_by(|a, b| a.key.cmp(&b.key));
         Ok((next, head))
     }
@@ -215,6 +219,21 @@ mod tests {
             (entry.kind, entry.from, entry.to),
             (EntryKind::Schema, point(5, 200), point(5, 200))
         );
+    }
+
+    #[test]
+    fn an_object_says_its_version_where_its_tables_name_has_another() {
+        let mut epoch = changes(1, point(0, 100), point(5, 200), 2);
+        epoch.objects[1].version += 1;
+        let (entry, _) = start().next(&[epoch.clone()], stamp()).unwrap();
+        let version = |key: &str| {
+            let mut own = entry.objects.iter().filter(|object| object.key == key);
+            own.next().unwrap().version
+        };
+        let [older, younger] = [0, 1].map(|at| &epoch.objects[at]);
+        assert_eq!(older.table, younger.table);
+        assert_eq!(version(&older.key), Some(older.version));
+        assert_eq!(version(&younger.key), None);
     }
 
     #[test]

@@ -72,7 +72,7 @@ pub fn sign(entry: &Entry, key: &IdentityKey) -> Signed {
     Signed { hash: sha256(body.as_bytes()), object: format!("{body}\n{signature}\n") }
 }
 
-/// An object of the lake as an entry proves it.
+/// An object of the lake as an entry proves it, with its version.
 pub fn proof(object: &Object) -> EntryObject {
     EntryObject {
         key: object.key.clone(),
@@ -86,6 +86,7 @@ pub fn proof(object: &Object) -> EntryObject {
             Encryption::Client => "client",
         }
         .into(),
+        version: Some(object.version),
     }
 }
 
@@ -139,6 +140,7 @@ mod tests {
             crc64nvme: "AAAAAAAAAAA=".into(),
             rows: BTreeMap::from([(Op::Insert, 3), (Op::Delete, 1)]),
             encryption: "client".into(),
+            version: None,
         };
         Entry {
             previous: NO_PREVIOUS.into(),

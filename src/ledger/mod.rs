@@ -141,6 +141,10 @@ pub struct EntryObject {
     pub rows: BTreeMap<Op, u64>,
     /// `none`, `sse-kms` or `client`.
     pub encryption: String,
+    /// The version of its table's schema, where that is not the one in the entry's `tables`: of a table that changed
+    /// in the epoch, or of one of several that had one name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
 }
 
 /// In a `fence`: the box that signs this entry and those after it.

@@ -142,6 +142,7 @@ mod tests {
             crc64nvme: String::new(),
             rows: BTreeMap::new(),
             encryption: "none".into(),
+            version: None,
         };
         let to = Point { sequence: Sequence(9), position: Position(900) };
         Entry {

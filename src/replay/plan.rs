@@ -242,7 +242,7 @@ impl Gathered {
                 self.too_young = Some(self.too_young.map_or(position, |young| young.min(position)));
                 continue;
             }
-            let table = definition(entry, &name, known)?;
+            let table = definition(entry, Some(object), &name, known)?;
             let (_, floor) = self.gaps.counts(table.id);
             let found = self.found(&table, &name, Seen::at(position));
             found.needed = true;
@@ -300,7 +300,7 @@ impl Gathered {
         };
         let table = match table {
             Some((_, table)) => table.clone(),
-            None => definition(entry, name, known)?,
+            None => definition(entry, None, name, known)?,
         };
         Ok(Some((name.clone(), table)))
     }
@@ -325,7 +325,7 @@ impl Gathered {
     ) -> Result<(), ReplayError> {
         for object in &entry.objects {
             if let Some((name, Content::Changes { from, .. })) = parse(&object.key) {
-                let table = definition(entry, &name, known)?;
+                let table = definition(entry, Some(object), &name, known)?;
                 let (first, _) = self.gaps.counts(table.id);
                 // What it is called counts in any case.
                 let seen = Seen::within(entry.from.position, entry.to.position, from);
@@ -448,7 +448,7 @@ pub fn tracks(entry: &Entry, known: &Definitions) -> Result<Vec<Track>, ReplayEr
     let mut tracks: BTreeMap<u32, (Track, Vec<Placed>)> = BTreeMap::new();
     for object in &entry.objects {
         let Some((name, Content::Changes { from, part })) = parse(&object.key) else { continue };
-        let table = definition(entry, &name, known)?;
+        let table = definition(entry, Some(object), &name, known)?;
         let track = Track { table: table.id, version: table.version, objects: vec![] };
         let (_, objects) = tracks.entry(table.id).or_insert((track, vec![]));
         objects.push((from, part, object.clone()));
@@ -472,9 +472,16 @@ fn keyed(found: &Found) -> bool {
     table.is_some_and(|table| super::apply::Shape::new(table).converges())
 }
 
-fn definition(entry: &Entry, name: &Name, known: &Definitions) -> Result<Arc<Table>, ReplayError> {
+/// The version of a table under which an `object` of it was written, or the last in the entry.
+fn definition(
+    entry: &Entry,
+    object: Option<&EntryObject>,
+    name: &Name,
+    known: &Definitions,
+) -> Result<Arc<Table>, ReplayError> {
     let qualified = name.qualified();
-    let version = entry.tables.get(&qualified).copied();
+    let version = object.and_then(|object| object.version);
+    let version = version.or_else(|| entry.tables.get(&qualified).copied());
     let table = version.and_then(|version| known.get(&(name.clone(), version)));
     table.cloned().ok_or_else(|| ReplayError::Missing {
         key: format!("_schema/…/{qualified}/{}.json (entry {})", version.unwrap_or(0), entry.entry),
@@ -498,6 +505,7 @@ mod tests {
             crc64nvme: String::new(),
             rows: BTreeMap::new(),
             encryption: "none".into(),
+            version: None,
         }
     }
 
@@ -605,6 +613,28 @@ mod tests {
         let plan = plan(&chain, &known(), None, &[]).unwrap();
         assert_eq!(plan.tables.keys().collect::<Vec<_>>(), [&2]);
         assert_eq!(plan.away, [Away { table: "public.a".into(), entry: 7, before_gap: false }]);
+    }
+
+    /// The table that is there was read first, so that the older ones, whose changes the stream brings behind that,
+    /// have later versions of its name.
+    #[test]
+    fn a_table_that_was_read_ahead_of_the_stream_keeps_its_changes_among_those_of_an_older_one() {
+        let mut known = known();
+        let name = Name { schema: "public".into(), table: "a".into() };
+        let young = Table { id: 9, ..(*known[&(name.clone(), 1)]).clone() };
+        let old = Table { id: 5, version: 2, ..young.clone() };
+        known.insert((name.clone(), 1), Arc::new(young));
+        known.insert((name, 2), Arc::new(old));
+        let mut both = changes(&["a"], point(0, 10), point(4, 60));
+        let mut of_young = changes(&["a"], point(2, 10), point(4, 60)).objects;
+        of_young[0].version = Some(1);
+        both.objects.append(&mut of_young);
+        both.tables = BTreeMap::from([("public.a".into(), 2)]);
+        let chain = [snapshot("a", 40, true), both];
+        let plan = plan(&chain, &known, None, &[]).unwrap();
+        assert_eq!(plan.tables.keys().collect::<Vec<_>>(), [&9]);
+        let tracks = plan.epochs[0].tracks.iter().map(|track| (track.table, track.version));
+        assert_eq!(tracks.collect::<Vec<_>>(), [(9, 1)]);
     }
 
     #[test]

@@ -87,6 +87,7 @@ mod tests {
             crc64nvme: String::new(),
             rows: BTreeMap::new(),
             encryption: "none".into(),
+            version: None,
         }
     }
 

@@ -156,6 +156,7 @@ impl Folder {
             crc64nvme: String::new(),
             rows: BTreeMap::new(),
             encryption: "none".into(),
+            version: None,
         }
     }
 }
