@@ -6,8 +6,9 @@ use lakehead::demo::{
     gateway::run,
     ground::find_installed,
     site::{CLIENT, NONE},
-    workload::Tally,
+    workload::{Tally, schema},
 };
+use lakehead::telemetry::board::SourceState;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -106,6 +107,42 @@ async fn a_restore_up_to_a_position_sees_nothing_later() {
     let twice = lakehead::demo::compare::digests(&admin, crate::harness::copied).await.unwrap();
     let found = lakehead::demo::compare::digests(&restored, crate::harness::copied).await.unwrap();
     assert_all_equal(&lakehead::demo::compare::pair(found, twice));
+    world.end().await;
+}
+
+/// A database in `SQL_ASCII` holds what it is given, and sends it as it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn text_that_is_not_utf8_stops_nothing_and_keeps_its_bytes() {
+    let mut world = World::new("latin", Setup::default()).await;
+    let admin = world.cluster.connect("postgres", &world.tasks).await.unwrap();
+    for sql in [
+        format!("DROP DATABASE {SOURCE} WITH (FORCE)"),
+        format!("CREATE DATABASE {SOURCE} ENCODING 'SQL_ASCII' TEMPLATE template0"),
+    ] {
+        admin.batch_execute(&sql).await.unwrap();
+    }
+    let admin = world.admin().await;
+    admin.batch_execute(&schema::grants(SOURCE)).await.unwrap();
+    admin.batch_execute("CREATE TABLE mark (at timestamptz NOT NULL PRIMARY KEY)").await.unwrap();
+    world
+        .execute("CREATE TABLE names (id integer PRIMARY KEY, name text); INSERT INTO names VALUES (1, E'caf\\xe9'), (2, 'plain')")
+        .await;
+    world.start();
+    world.until("it streams", |status| status.state == SourceState::Streaming).await;
+    world.execute("INSERT INTO names VALUES (3, E'na\\xefve'), (4, 'žluť'); UPDATE names SET name = E'\\xff' WHERE id = 2").await;
+    world.caught_up().await;
+    world.assert_proven().await;
+    world.assert_readable().await;
+    let postgres = world.cluster.connect("postgres", &world.tasks).await.unwrap();
+    postgres.batch_execute("CREATE DATABASE restored").await.unwrap();
+    let ended = world.restore("restored", &["--json"]).await;
+    let said: serde_json::Value = serde_json::from_str(ended.stdout.trim()).unwrap();
+    // No server of another encoding takes them: said, and the lake has them.
+    assert_eq!((ended.code, said["repaired_values"].as_u64()), (1, Some(3)), "{ended:?}");
+    let restored = world.cluster.connect("restored", &world.tasks).await.unwrap();
+    let sql = "SELECT string_agg(name, ' ' ORDER BY id) FROM names";
+    let names: String = restored.query_one(sql, &[]).await.unwrap().get(0);
+    assert_eq!(names, "caf\u{FFFD} \u{FFFD} na\u{FFFD}ve žluť");
     world.end().await;
 }
 

@@ -65,6 +65,11 @@ pub(crate) async fn login(
     if wire.version() >= 140_000 {
         wire.query("set up the session", "SET idle_session_timeout = 0").await?;
     }
+    if wire.parameters.get("server_encoding").is_some_and(|encoding| encoding == UNENCODED) {
+        // It holds what it was given, and would refuse to send what is not UTF-8: as it is, it is read.
+        let set = format!("SET client_encoding = '{UNENCODED}'");
+        wire.query("set up the session", &set).await?;
+    }
     Ok(())
 }
 
@@ -193,6 +198,9 @@ const REPORTED: &[(&str, &str)] = &[
     ("client_encoding", "UTF8"),
     ("integer_datetimes", "on"),
 ];
+
+/// The encoding of a database that does not look at the bytes of its texts.
+const UNENCODED: &str = "SQL_ASCII";
 
 const OK: u32 = 0;
 const CLEARTEXT: u32 = 3;
