@@ -60,7 +60,6 @@ check: ## Formatting, lints, documentation, the unit file; no tests
 			|| { cat target/exposure.txt; exit 1; }; tail -n 1 target/exposure.txt; fi
 
 matrix: test-tools python ## The stories with PostgreSQLs of other versions: make matrix VERSIONS="13 18" STORIES=story_road
-	@$(call install,/usr/bin/npm:npm)
 	@tests/postgres/matrix.sh "$(VERSIONS)" $(STORIES)
 
 # What of it `make test` has: the oldest and the newest that are looked at with each commit.

@@ -76,6 +76,13 @@ fn alter_column(from: &Table, to: &Table, old: &Column, new: &Column) -> Vec<Str
     let mut steps = vec![];
     match (computed(old), computed(new)) {
         (None, None) => {}
+        // Dropped and made anew, a column stands behind all that stay.
+        (Some(_), None) if is_anew(from, to, &new.name) => {
+            let default = plain_default(new).map(|default| format!(" DEFAULT {default}"));
+            let mut steps = anew();
+            steps[1].push_str(&default.unwrap_or_default());
+            return steps;
+        }
         (Some(_), None) => steps.push(format!("{alter} DROP EXPRESSION")),
         (None, Some(_)) => return anew(),
         (Some(before), Some(after)) => {
@@ -105,6 +112,12 @@ fn alter_column(from: &Table, to: &Table, old: &Column, new: &Column) -> Vec<Str
         steps.push(format!("{alter} {what} NOT NULL"));
     }
     steps
+}
+
+/// Whether a column that had others behind it has none of them behind it any more.
+fn is_anew(from: &Table, to: &Table, name: &str) -> bool {
+    let was_last = from.columns.last().is_some_and(|last| last.name == name);
+    !was_last && !keeps_place(from, to, name)
 }
 
 /// Whether a column has one behind it that was there before.

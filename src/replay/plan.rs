@@ -445,23 +445,30 @@ impl Found {
 ///
 /// [`ReplayError::Missing`] names a definition.
 pub fn tracks(entry: &Entry, known: &Definitions) -> Result<Vec<Track>, ReplayError> {
-    let mut tracks: BTreeMap<u32, (Track, Vec<Placed>)> = BTreeMap::new();
+    let mut tracks: BTreeMap<u32, Vec<Placed>> = BTreeMap::new();
     for object in &entry.objects {
         let Some((name, Content::Changes { from, part })) = parse(&object.key) else { continue };
         let table = definition(entry, Some(object), &name, known)?;
-        let track = Track { table: table.id, version: table.version, objects: vec![] };
-        let (_, objects) = tracks.entry(table.id).or_insert((track, vec![]));
-        objects.push((from, part, object.clone()));
+        let placed = Placed { from, part, version: table.version, object: object.clone() };
+        tracks.entry(table.id).or_default().push(placed);
     }
-    let tracks = tracks.into_values().map(|(track, mut objects)| {
-        objects.sort_by_key(|(from, part, _)| (*from, *part));
-        Track { objects: objects.into_iter().map(|(_, _, object)| object).collect(), ..track }
+    let tracks = tracks.into_iter().map(|(table, mut objects)| {
+        objects.sort_by_key(|placed| (placed.from, placed.part));
+        // The last one's: what the table is at the epoch's end.
+        let version = objects.last().map_or(0, |placed| placed.version);
+        let objects = objects.into_iter().map(|placed| placed.object).collect();
+        Track { table, version, objects }
     });
     Ok(tracks.collect())
 }
 
-/// First `_sequence`, part and object.
-type Placed = (u64, u32, EntryObject);
+/// An object of changes, with its first `_sequence` and its part.
+struct Placed {
+    from: u64,
+    part: u32,
+    version: u32,
+    object: EntryObject,
+}
 
 fn is_known(definitions: &Definitions, qualified: &str) -> bool {
     definitions.keys().any(|(name, _)| name.qualified() == qualified)
@@ -473,7 +480,7 @@ fn keyed(found: &Found) -> bool {
 }
 
 /// The version of a table under which an `object` of it was written, or the last in the entry.
-fn definition(
+pub(super) fn definition(
     entry: &Entry,
     object: Option<&EntryObject>,
     name: &Name,

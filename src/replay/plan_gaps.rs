@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::{
     key::{Content, parse},
-    plan::Definitions,
+    plan::{Definitions, definition},
 };
 use crate::{
     ledger::{Entry, EntryKind},
@@ -66,8 +66,7 @@ impl Gaps {
     fn look_at_rows(&mut self, at: usize, entry: &Entry, known: &Definitions) {
         for object in &entry.objects {
             let Some((name, Content::Rows { position })) = parse(&object.key) else { continue };
-            let version = entry.tables.get(&name.qualified());
-            if let Some(table) = version.and_then(|version| known.get(&(name, *version))) {
+            if let Ok(table) = definition(entry, Some(object), &name, known) {
                 self.read.entry(table.id).or_default().push((at, position));
             }
         }

@@ -341,7 +341,13 @@ async fn judge(
     }
     for away in &plan.away {
         let proof = unknown(away.table.clone(), away.why());
-        tables.push(TableProof { verdict: Verdict::Untold, ..proof });
+        // It may be there again, and not in the lake yet.
+        let mut there = witness.tables();
+        let verdict = match there.any(|(own, included)| included && own.qualified() == away.table) {
+            true => proof.verdict,
+            false => Verdict::Untold,
+        };
+        tables.push(TableProof { verdict, ..proof });
     }
     let named: BTreeSet<String> = tables.iter().map(|proof| proof.table.clone()).collect();
     for (table, included) in witness.tables() {

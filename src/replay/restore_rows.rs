@@ -190,7 +190,7 @@ impl<'a> Restore<'a> {
         self.target.begin().await?;
         let mut loading: Option<(Loading, Vec<usize>, Vec<usize>)> = None;
         while let Some(batch) = file.next_rows()? {
-            let (loading, _, from) = match &mut loading {
+            let (loading, columns, from) = match &mut loading {
                 Some(begun) => begun,
                 none => {
                     let places = places(&live.shape, &batch);
@@ -205,8 +205,9 @@ impl<'a> Restore<'a> {
             for row in 0..batch.len() {
                 for (at, column) in from.iter().enumerate() {
                     text.clear();
-                    let null =
-                        !print(&batch, row, *column, &mut text, &mut self.report.repaired_values);
+                    let named = live.shape.names_row_by(columns[at]);
+                    let repaired = &mut self.report.repaired_values;
+                    let null = !print((&batch, row, *column), named, &mut text, repaired);
                     loading.value(at == 0, (!null).then_some(text.as_str()));
                 }
                 loading.end_row().await?;

@@ -22,35 +22,47 @@ pub(super) fn change(
     if op == Op::Truncate {
         return Change { op, values: vec![], old: vec![] };
     }
-    let mut slot = |place: &Option<usize>| -> Slot {
+    let mut slot = |(column, place): (usize, &Option<usize>)| -> Slot {
         let (place, mut text) = ((*place)?, String::new());
         match rows.field(row, place) {
             Field::Unchanged => None,
-            Field::Value(_) => Some(print(rows, row, place, &mut text, repaired).then_some(text)),
+            Field::Value(_) => {
+                let read = (rows, row, place);
+                Some(print(read, shape.names_row_by(column), &mut text, repaired).then_some(text))
+            }
         }
     };
-    let values = places.iter().map(&mut slot).collect();
+    let values = places.iter().enumerate().map(&mut slot).collect();
     let Some(old_key) = rows.old_key(row) else { return Change { op, values, old: vec![] } };
-    let old = shape.columns.iter().map(|column| {
+    let old = shape.columns.iter().enumerate().map(|(at, column)| {
         let name = file_name(&column.name);
         let found = old_key.iter().find(|(old, _)| *old == name);
-        found.map(|(_, text)| text.map(str::to_owned))
+        let is_text = places[at].is_some_and(|place| rows.lake(place) == LakeType::Text);
+        let alike = is_text && !shape.names_row_by(at);
+        let as_stored = |text: &str| match alike {
+            true => Value::repaired(text),
+            false => text.to_owned(),
+        };
+        found.map(|(_, text)| text.map(as_stored))
     });
     Change { op, values, old: old.collect() }
 }
 
-/// Appends a value's text; `false` for NULL. One that is not UTF-8 no server takes: it is counted as `repaired`.
+/// Appends a value's text; `false` for NULL. One that is not UTF-8 no server takes: it is counted as `repaired`. Of a
+/// column that names the row its bytes are given: two that differ are to stay two.
 pub(super) fn print(
-    rows: &Rows,
-    row: usize,
-    column: usize,
+    (rows, row, column): (&Rows, usize, usize),
+    names_row: bool,
     into: &mut String,
     repaired: &mut u64,
 ) -> bool {
     match rows.field(row, column) {
         Field::Unchanged | Field::Value(Value::Null) => false,
         Field::Value(Value::Exact(exact)) if rows.lake(column) == LakeType::Text => {
-            into.push_str(&Value::repaired(&exact));
+            match names_row {
+                true => into.push_str(&exact),
+                false => into.push_str(&Value::repaired(&exact)),
+            }
             *repaired += 1;
             true
         }

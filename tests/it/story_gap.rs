@@ -243,6 +243,9 @@ async fn another_server_is_refused_and_nothing_of_it_comes_into_the_lake() {
     assert_eq!(slots.len(), 0);
     // What was on its way when the box was killed may have come; nothing else has.
     world.assert_proven().await;
+    let systems: std::collections::BTreeSet<String> =
+        world.ledger().into_iter().map(|entry| entry.source.system_identifier).collect();
+    assert_eq!(systems.len(), 1, "{systems:?}");
     world.assert_restored_equal().await;
     world.end().await;
     other.end().await;

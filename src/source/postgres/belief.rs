@@ -77,7 +77,7 @@ pub(crate) async fn remember_start(shared: &Shared, started: &str) -> Result<(),
     Ok(shared.facts.record(batch).await?)
 }
 
-/// Before a mark: remembers where the last transaction before it is.
+/// Before a mark: remembers the last transaction before it.
 pub(crate) async fn remember_last(shared: &Shared, last: Option<Last>) -> Result<(), SourceError> {
     let known: Option<Last> = facts::read(&*shared.facts, LAST_FACT)?;
     if let Some(last) = last.filter(|last| known != Some(*last)) {

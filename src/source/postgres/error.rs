@@ -154,6 +154,11 @@ impl SourceError {
         matches!(self, Self::Server { error, .. } if of_values(&error.code))
     }
 
+    /// Whether a table or its schema went since the catalog was read.
+    pub(crate) fn is_of_a_gone_table(&self) -> bool {
+        matches!(self, Self::Server { error, .. } if GONE.contains(&error.code.as_str()))
+    }
+
     /// Whether a table, schema or publication came, went or changed since the catalog was read.
     pub(crate) fn is_of_a_moving_catalog(&self) -> bool {
         matches!(self, Self::Server { error, .. } if MOVED.contains(&error.code.as_str()))
@@ -234,6 +239,9 @@ impl ServerError {
     }
 }
 
+/// `undefined_table`, `invalid_schema_name`.
+const GONE: [&str; 2] = ["42P01", "3F000"];
+
 /// `undefined_table`, `invalid_schema_name`, `undefined_object`, `duplicate_object`.
 const MOVED: [&str; 4] = ["42P01", "3F000", "42704", "42710"];
 
@@ -274,9 +282,14 @@ mod tests {
         let said = |code: &str| {
             let (code, message, detail) = (code.into(), String::new(), String::new());
             let error = ServerError { code, message, detail };
-            SourceError::Server { doing: "test", error }.is_of_a_moving_catalog()
+            let error = SourceError::Server { doing: "test", error };
+            (error.is_of_a_gone_table(), error.is_of_a_moving_catalog())
         };
-        assert_eq!(["42P01", "3F000", "42501", "55P03"].map(said), [true, true, false, false]);
+        // An exported snapshot that is lost is an undefined object to newer servers.
+        assert_eq!(
+            ["42P01", "3F000", "42704", "42501", "55P03"].map(said),
+            [(true, true), (true, true), (false, true), (false, false), (false, false)]
+        );
     }
 
     #[test]

@@ -184,10 +184,12 @@ impl PgDecoder {
             .map_err(|_| DecodeError::Length { what: "a table's definition" })?;
         table.version = 0;
         let Some(held) = self.tables.get(&table.id) else { return Ok(Event::Nothing) };
-        // One that was in force may have other computed columns: no message tells of them.
+        // One that was in force may have other computed columns: no message tells of them, nor that one is none
+        // any more.
         let sent = held.columns.iter().filter(|column| !column.is_computed()).cloned().collect();
         let sent = Table { columns: sent, ..(**held).clone() };
-        if **held == table || !agree(&table, &sent, Domains::OverAny) {
+        let agrees = [held, &sent].into_iter().any(|sent| agree(&table, sent, Domains::OverAny));
+        if **held == table || !agrees {
             return Ok(Event::Nothing);
         }
         let table = Arc::new(table);
@@ -285,13 +287,12 @@ fn truncate(reader: &mut Reader<'_>) -> Result<Event, DecodeError> {
     })
 }
 
-/// Reads a tuple. The columns that are computed are `Unchanged`.
+/// Reads a tuple. Computed columns that are not sent are `Unchanged`. One that is sent may be none any more.
 fn row(table: &Table, reader: &mut Reader<'_>) -> Result<Row, DecodeError> {
     let sent = sent(table, usize::from(reader.u16("a row")?))?;
     let mut row = Row::with_capacity(table.columns.len());
     for column in &table.columns {
-        let cell = if sent(column) { cell(column, reader)? } else { Cell::Unchanged };
-        row.push(if column.is_computed() { Cell::Unchanged } else { cell });
+        row.push(if sent(column) { cell(column, reader)? } else { Cell::Unchanged });
     }
     Ok(row)
 }

@@ -257,7 +257,7 @@ async fn worker(work: &Work, target: &Target) -> Result<(), SourceError> {
         match read(work, &mut wire, &job).await {
             Ok(tell) => lock(&work.handed).add(id, tell),
             // It was dropped or renamed: the next look knows.
-            Err(error) if error.is_of_a_moving_catalog() => {
+            Err(error) if error.is_of_a_gone_table() => {
                 let table = job.described.table.qualified();
                 tracing::info!(table, %error, "a table went while its snapshot was read");
                 lock(&work.aside).insert(id);

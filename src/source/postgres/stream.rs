@@ -55,7 +55,7 @@ pub(crate) struct Stream {
     unproven: BTreeSet<u32>,
     /// The start of the server, to be remembered once it is believed.
     believed: Option<String>,
-    /// Where the commit record of the last transaction begins that is held, or was given to the journal.
+    /// The last transaction that is held, or was given to the journal.
     last: Option<Last>,
     /// Whether an enum has got labels, so that definitions that wait to be recorded may lack them.
     relabelled: bool,

@@ -18,11 +18,14 @@ impl Value<'_> {
         Self::Exact(exact.into())
     }
 
-    /// What stands in `_exact` of a text that is not UTF-8, as text: U+FFFD is in the place of what is not.
+    /// What stands in `_exact` of a text that is not UTF-8, as text: U+FFFD is in the place of what is not. Any other
+    /// text as it is.
     pub fn repaired(exact: &str) -> String {
         let bytes = exact.strip_prefix("\\x").and_then(|digits| hex::decode(digits).ok());
-        let lossy = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        bytes.map_or_else(|| exact.to_owned(), lossy)
+        match bytes.filter(|bytes| std::str::from_utf8(bytes).is_err()) {
+            Some(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            None => exact.to_owned(),
+        }
     }
 
     /// Appends the value, which a column of type `lake` holds, as PostgreSQL prints it.
