@@ -105,14 +105,6 @@ enum Net {
 }
 
 impl Shape {
-    /// Whether the column is one of those that name a row.
-    pub fn names_row_by(&self, column: usize) -> bool {
-        match &self.matching {
-            Matching::Key(key) | Matching::Ordered(key) => key.contains(&column),
-            Matching::Whole => false,
-        }
-    }
-
     /// The shape of a table as it is made by [`schema::create_table`].
     pub fn new(table: &Table) -> Self {
         let given = table.columns.iter().filter(|column| schema::computed(column).is_none());

@@ -14,7 +14,7 @@ use super::{
     read::BATCH_BYTES,
     restore_repairs::Repairs,
     restore_target::{Lacking, Loading, Target},
-    restore_values::{change, places, print},
+    restore_values::{change, is_named_by, places, print},
 };
 use crate::{
     journal::Op,
@@ -205,7 +205,7 @@ impl<'a> Restore<'a> {
             for row in 0..batch.len() {
                 for (at, column) in from.iter().enumerate() {
                     text.clear();
-                    let named = live.shape.names_row_by(columns[at]);
+                    let named = is_named_by(&live.shape, columns[at]);
                     let repaired = &mut self.report.repaired_values;
                     let null = !print((&batch, row, *column), named, &mut text, repaired);
                     loading.value(at == 0, (!null).then_some(text.as_str()));

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{
-    apply::{Change, Shape, Slot},
+    apply::{Change, Matching, Shape, Slot},
     read::{Field, Rows},
 };
 use crate::{
@@ -28,7 +28,7 @@ pub(super) fn change(
             Field::Unchanged => None,
             Field::Value(_) => {
                 let read = (rows, row, place);
-                Some(print(read, shape.names_row_by(column), &mut text, repaired).then_some(text))
+                Some(print(read, is_named_by(shape, column), &mut text, repaired).then_some(text))
             }
         }
     };
@@ -38,7 +38,7 @@ pub(super) fn change(
         let name = file_name(&column.name);
         let found = old_key.iter().find(|(old, _)| *old == name);
         let is_text = places[at].is_some_and(|place| rows.lake(place) == LakeType::Text);
-        let alike = is_text && !shape.names_row_by(at);
+        let alike = is_text && !is_named_by(shape, at);
         let as_stored = |text: &str| match alike {
             true => Value::repaired(text),
             false => text.to_owned(),
@@ -70,6 +70,14 @@ pub(super) fn print(
             value.print(rows.lake(column), into);
             true
         }
+    }
+}
+
+/// Whether the column is one of those that name a row.
+pub(super) fn is_named_by(shape: &Shape, column: usize) -> bool {
+    match &shape.matching {
+        Matching::Key(key) | Matching::Ordered(key) => key.contains(&column),
+        Matching::Whole => false,
     }
 }
 
