@@ -66,6 +66,8 @@ impl Default for Sizes {
 struct Open {
     begins: Position,
     skipped: bool,
+    /// Whether it is the last that is held, which a server was to send again.
+    proves: bool,
     /// Where in `run` it begins; 0 once a piece of it was given.
     start: usize,
     /// Whether something other than its BEGIN was recorded.
@@ -282,11 +284,14 @@ impl Batcher {
         }
         let skipped = begins <= self.held;
         let start = self.run.bytes.len();
-        self.open = Some(Open { begins, skipped, start, eventful: false, in_pieces: false });
         self.last_begins = begins;
+        let mut proves = false;
         if matches!(self.proof, Some(Proof::Last(last)) if last.is(begins, time(at))) {
             self.proof = None;
+            proves = true;
         }
+        self.open =
+            Some(Open { begins, skipped, proves, start, eventful: false, in_pieces: false });
         if !skipped {
             self.run.push(RecordKind::Message, message);
             return Ok(!self.believe());
@@ -309,7 +314,12 @@ impl Batcher {
         self.seen.received_at = Some(at);
         if open.skipped {
             self.seen.skipped += 1;
-            return Ok(open.eventful && self.proof == Some(Proof::Nothing));
+            let went_back = open.eventful && self.proof == Some(Proof::Nothing);
+            if open.proves && begins < self.held {
+                // Up to the mark behind it nothing of ours is to come.
+                self.proof = Some(Proof::Nothing);
+            }
+            return Ok(went_back);
         }
         if !open.eventful {
             self.run.bytes.truncate(open.start);
@@ -526,6 +536,12 @@ mod tests {
         // In the same place another transaction of the same size.
         assert!(went_back(batcher(held(Some(Timestamp(POSTGRES_EPOCH_US + 1)))), &again));
         assert!(!went_back(batcher(held(None)), &again));
+        // Behind the last one a mark says that nothing came, and something comes.
+        let marked =
+            |proof| Batcher::new(Position(25), Position(26), Sizes::default()).demand(Some(proof));
+        let new = [begin(20), insert(1, 3), commit(20), begin(24), insert(1, 3), commit(24)];
+        assert!(went_back(marked(last), &new));
+        assert!(!went_back(marked(last), &again));
         assert!(went_back(batcher(Proof::Nothing), &other[..3]));
         let mut foreign = batcher(Proof::Nothing);
         foreign.exclude(1);
