@@ -66,7 +66,7 @@ impl Default for Sizes {
 struct Open {
     begins: Position,
     skipped: bool,
-    /// Whether it is the last that is held, which a server was to send again.
+    /// Whether it is the one that [`Proof::LastBeforeMark`] asked for.
     proves: bool,
     /// Where in `run` it begins; 0 once a piece of it was given.
     start: usize,
@@ -133,8 +133,10 @@ impl Last {
 /// What a server that may have been put back to a backup sends again, if it was not, of what is held.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Proof {
-    /// The last transaction that is held.
+    /// A transaction that is held, as far as is known the last.
     Last(Last),
+    /// The last transaction that is held, and up to a mark behind it none in which something happened to our tables.
+    LastBeforeMark(Last),
     /// None in which something happened to our tables.
     Nothing,
 }
@@ -182,7 +184,7 @@ impl Batcher {
 
     /// All that is held would have been sent by now. False: it was not.
     pub(crate) fn believe(&mut self) -> bool {
-        !matches!(self.proof.take(), Some(Proof::Last(_)))
+        !matches!(self.proof.take(), Some(Proof::Last(_) | Proof::LastBeforeMark(_)))
     }
 
     /// Whether a transaction has begun and not ended.
@@ -286,9 +288,11 @@ impl Batcher {
         let start = self.run.bytes.len();
         self.last_begins = begins;
         let mut proves = false;
-        if matches!(self.proof, Some(Proof::Last(last)) if last.is(begins, time(at))) {
+        if let Some(Proof::Last(last) | Proof::LastBeforeMark(last)) = self.proof
+            && last.is(begins, time(at))
+        {
+            proves = matches!(self.proof, Some(Proof::LastBeforeMark(_)));
             self.proof = None;
-            proves = true;
         }
         self.open =
             Some(Open { begins, skipped, proves, start, eventful: false, in_pieces: false });
@@ -315,8 +319,7 @@ impl Batcher {
         if open.skipped {
             self.seen.skipped += 1;
             let went_back = open.eventful && self.proof == Some(Proof::Nothing);
-            if open.proves && begins < self.held {
-                // Up to the mark behind it nothing of ours is to come.
+            if open.proves {
                 self.proof = Some(Proof::Nothing);
             }
             return Ok(went_back);
@@ -540,8 +543,13 @@ mod tests {
         let marked =
             |proof| Batcher::new(Position(25), Position(26), Sizes::default()).demand(Some(proof));
         let new = [begin(20), insert(1, 3), commit(20), begin(24), insert(1, 3), commit(24)];
-        assert!(went_back(marked(last), &new));
-        assert!(!went_back(marked(last), &again));
+        let Proof::Last(before) = last else { panic!() };
+        let before = Proof::LastBeforeMark(before);
+        assert!(went_back(marked(before), &new));
+        assert!(!went_back(marked(before), &again));
+        assert!(went_back(marked(before), &other));
+        // The journal went back to a point that is no mark: others of ours lie before it.
+        assert!(!went_back(marked(last), &new));
         assert!(went_back(batcher(Proof::Nothing), &other[..3]));
         let mut foreign = batcher(Proof::Nothing);
         foreign.exclude(1);

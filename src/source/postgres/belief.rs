@@ -63,9 +63,12 @@ pub(crate) fn judge(
         return Ok(Belief { last, ..Belief::default() });
     }
     let doubted = known.is_some() && confirmed < durable.point.position;
-    let proof = last.filter(|_| doubted).map(|last| match last.begins < confirmed {
-        true => Proof::Nothing,
-        false => Proof::Last(last),
+    // A point to which the journal went back has no time: it looks like a mark, and others may lie before it.
+    let marked = durable.is_mark() && durable.at != Timestamp(0);
+    let proof = last.filter(|_| doubted).and_then(|last| match last.begins < confirmed {
+        true => (marked || !durable.is_mark()).then_some(Proof::Nothing),
+        false if marked => Some(Proof::LastBeforeMark(last)),
+        false => Some(Proof::Last(last)),
     });
     Ok(Belief { proof, news: Some(started), last })
 }
@@ -140,13 +143,19 @@ mod tests {
         let known = facts(&[(STARTED_FACT, "\"7\""), (LAST_FACT, &fact)]).await;
         let mark = durable(199, 200);
         let judged = judge(&known, mark, Position(50), "8".into()).unwrap();
-        assert_eq!(judged.proof, Some(Proof::Last(last(90))));
+        assert_eq!(judged.proof, Some(Proof::LastBeforeMark(last(90))));
+        let judged = judge(&known, mark, Position(95), "8".into()).unwrap();
+        assert_eq!(judged.proof, Some(Proof::Nothing));
+        // The journal went back to there: transactions of ours may lie between.
+        let back = Durable { at: Timestamp(0), ..mark };
+        let proof = |confirmed| judge(&known, back, Position(confirmed), "8".into()).unwrap().proof;
+        assert_eq!([50, 95].map(proof), [Some(Proof::Last(last(90))), None]);
         // As a firmware wrote it that did not keep its time.
         let place = serde_json::to_string(&Position(90)).unwrap();
         let known = facts(&[(STARTED_FACT, "\"7\""), (LAST_FACT, &place)]).await;
         let judged = judge(&known, mark, Position(50), "8".into()).unwrap();
         let without = Last { begins: Position(90), at: None };
-        assert_eq!(judged.proof, Some(Proof::Last(without)));
+        assert_eq!(judged.proof, Some(Proof::LastBeforeMark(without)));
         // The journal went back to before it: which one is the last then is not known.
         let earlier = judge(&known, durable(79, 80), Position(50), "8".into()).unwrap();
         assert_eq!((earlier.proof, earlier.last), (None, None));
