@@ -112,7 +112,11 @@ fn snapshot(f: &mut fmt::Formatter<'_>, source: &SourceReport) -> fmt::Result {
         return Ok(());
     }
     let count = source.status.snapshot.len();
-    writeln!(f, "  snapshot   {done} of {all} parts of {count} tables, {rows} rows")
+    write!(f, "  snapshot   {done} of {all} parts of {count} tables, {rows} rows")?;
+    match source.status.snapshot_rate_bytes_per_s {
+        Some(rate) => writeln!(f, ", held back to {}/s for those who work there", ByteSize(rate)),
+        None => writeln!(f),
+    }
 }
 
 #[cfg(test)]

@@ -79,6 +79,10 @@ pub struct Source {
     pub release_wal_max: u64,
     /// Tables or parts of tables read at once during a snapshot, 1–16. 2.
     pub snapshot_workers: u32,
+    /// Whether a snapshot is read no faster than those who work in the database bear. `gentle`.
+    pub snapshot_pace: SnapshotPace,
+    /// How long one snapshot is read under, from 10 s to a day: the server cleans up nothing that is newer. 5 min.
+    pub snapshot_age: Duration,
     /// How tables are repaired behind a gap.
     pub after_gap: AfterGap,
     /// Publication made by an operator, used instead of ours.
@@ -103,6 +107,15 @@ pub enum Release {
     Journal,
     /// Once its ledger entry is in S3.
     Lake,
+}
+
+/// How fast a snapshot is read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum SnapshotPace {
+    /// Others' commits are to become less than 15 % slower.
+    Gentle,
+    /// As fast as it goes.
+    Full,
 }
 
 /// How tables are repaired behind a gap.

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, path::Path, path::PathBuf, time::Duration};
 
 use super::{
     AfterGap, Appliance, Config, ConfigError, Encryption, Environment, Journal, Lake, Link,
-    Release, Seal, Ship, Source, SourceKind, Status,
+    Release, Seal, Ship, SnapshotPace, Source, SourceKind, Status,
     document::{Document, Section},
     error::Fault,
     rules,
@@ -108,6 +108,14 @@ fn source(table: &Section<'_>, environment: &Environment) -> Option<Source> {
     let release_wal_max =
         table.optional("release_wal_max", |text| rules::size(text, 64 * MIB, 1024 * 1024 * GIB));
     let workers = table.number("snapshot_workers", 1..=16);
+    let pace = table.optional("snapshot_pace", |text| match text {
+        "gentle" => Ok(SnapshotPace::Gentle),
+        "full" => Ok(SnapshotPace::Full),
+        _ => Err(Fault::new("is not a pace", "write \"gentle\" or \"full\"")),
+    });
+    let age = table.optional("snapshot_age", |text| {
+        rules::age(text, Duration::from_secs(10), Duration::from_secs(86_400))
+    });
     let after_gap = table.optional("after_gap", |text| match text {
         "reread" => Ok(AfterGap::Reread),
         "compare" => Ok(AfterGap::Compare),
@@ -127,6 +135,8 @@ fn source(table: &Section<'_>, environment: &Environment) -> Option<Source> {
         release: release.unwrap_or(Release::Auto),
         release_wal_max: release_wal_max.unwrap_or(10 * GIB),
         snapshot_workers: workers.unwrap_or(2),
+        snapshot_pace: pace.unwrap_or(SnapshotPace::Gentle),
+        snapshot_age: age.unwrap_or(Duration::from_secs(300)),
         after_gap: after_gap.unwrap_or(AfterGap::Reread),
         publication,
         slot,

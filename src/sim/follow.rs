@@ -31,6 +31,7 @@ use crate::{
         error::SourceError,
         name::Names,
         origin::{self, Break, Way},
+        pace::Pacer,
         pattern::Patterns,
         session::{self, INTENT_FACT, Session, Shared, Standing},
         stream::Stream,
@@ -77,6 +78,7 @@ impl<'a> Follower<'a> {
             gaps: AtomicU64::new(0),
             order_file: PathBuf::new(),
             sizes: site.setup.sizes,
+            pacer: Pacer::default(),
         };
         let (shared, waits) = (Arc::new(shared), AtomicBool::new(false));
         Ok(Self { site, fuse, shared, released, handed, waits })

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{appliance::Setup, lake::Weather};
 use crate::{
-    config::{self, AfterGap, Release, SourceKind},
+    config::{self, AfterGap, Release, SnapshotPace, SourceKind},
     source::postgres::batch::Sizes,
 };
 
@@ -72,6 +72,8 @@ impl Plan {
             release,
             release_wal_max: if random.bool() { 2_000 } else { 1 << 30 },
             snapshot_workers: 1,
+            snapshot_pace: SnapshotPace::Full,
+            snapshot_age: Duration::from_secs(300),
             after_gap: AfterGap::Reread,
             publication: None,
             slot: None,

@@ -210,6 +210,15 @@ fn snapshot(page: &mut String, source: &SourceReport) {
     if open.is_empty() {
         return;
     }
+    if let Some(rate) = source.status.snapshot_rate_bytes_per_s {
+        push(
+            page,
+            format_args!(
+                "<p>Held back to {}/s for those who work in the database</p>",
+                ByteSize(rate)
+            ),
+        );
+    }
     page.push_str("<table>");
     let hidden = open.len().saturating_sub(TABLES_SHOWN_MAX);
     for (name, table) in open.into_iter().take(TABLES_SHOWN_MAX) {

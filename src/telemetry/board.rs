@@ -84,6 +84,9 @@ pub struct SourceStatus {
     pub requests: u64,
     /// Requests sent again, by cause.
     pub retries: BTreeMap<String, u64>,
+    /// What the snapshot is held back to, so that nobody in the database feels it.
+    #[serde(default)]
+    pub snapshot_rate_bytes_per_s: Option<u64>,
     /// The snapshot's progress by qualified table.
     pub snapshot: BTreeMap<String, TableProgress>,
     /// What is wrong now, by room; empty when all is well.

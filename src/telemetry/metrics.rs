@@ -203,6 +203,11 @@ pub const METRICS: &[Metric] = &[
         "Rows of the snapshot in all, as the server estimates.",
     ),
     metric(
+        "lakehead_source_snapshot_rate_bytes_per_second",
+        Read::Known(|one| one.status.snapshot_rate_bytes_per_s.map(|rate| rate as f64)),
+        "What the snapshot is held back to, for those who work in the database; left out while it is not.",
+    ),
+    metric(
         "lakehead_journal_durable_position_bytes",
         Read::Gauge(|one| one.status.durable.position.0 as f64),
         "Fsynced in the journal, whole transactions, in bytes from the server's log's beginning.",

@@ -172,12 +172,12 @@ impl World {
         lakehead::disk::write_durably(&path, config.as_bytes()).unwrap();
     }
 
-    /// Has the next start follow a publication that an operator made.
-    pub(crate) fn follow_publication(&self, name: &str) {
+    /// Has the next start find `line` in the source's table.
+    pub(crate) fn configure(&self, line: &str) {
         let path = self.site.dir.join("site.toml");
         let config = fs::read_to_string(&path).unwrap();
-        let line = "[[source]]\n";
-        let config = config.replace(line, &format!("{line}publication = \"{name}\"\n"));
+        let table = "[[source]]\n";
+        let config = config.replace(table, &format!("{table}{line}\n"));
         lakehead::disk::write_durably(&path, config.as_bytes()).unwrap();
     }
 

@@ -22,6 +22,7 @@ mod story_damage;
 mod story_failover;
 mod story_full;
 mod story_gap;
+mod story_gentle;
 mod story_kill;
 mod story_large;
 mod story_link;

@@ -51,7 +51,7 @@ async fn tell(story: &str, streamed: &str) {
     admin.batch_execute("ALTER ROLE lakehead SUPERUSER").await.unwrap();
     if !streamed.is_empty() {
         admin.batch_execute(streamed).await.unwrap();
-        world.follow_publication("everything");
+        world.configure("publication = \"everything\"");
     }
     world.start();
     world.until("it streams", |status| status.state == SourceState::Streaming).await;

@@ -83,6 +83,7 @@ fn the_designs_file_is_read_whole() {
     );
     assert_eq!(erp.tables, ["public.*", "!public.scratch_*"]);
     assert_eq!((erp.release_wal_max, erp.snapshot_workers), (10 << 30, 2));
+    assert_eq!((erp.snapshot_pace, erp.snapshot_age.as_secs()), (SnapshotPace::Gentle, 300));
     assert_eq!(erp.after_gap, AfterGap::Reread);
     assert_eq!(erp.password_file.unwrap(), Path::new("/run/credentials/lakehead/erp"));
     assert_eq!(config.lake.bucket, "acme-raw");

@@ -6,7 +6,8 @@
 //! | `pattern`, `catalog`, `definition`, `relation` | what tables there are and what they look like |
 //! | `name`, `publication`, `slot`, `origin`, `session` | what we make on the server, and whether it continues what we hold |
 //! | `stream`, `batch`, `vocabulary`, `labels`, `confirm`, `gauge` | the change stream |
-//! | `tables`, `gone`, `chunks`, `snapshot`, `gulp` | the rows that were there before |
+//! | `tables`, `gone`, `chunks`, `snapshot`, `exported`, `gulp` | the rows that were there before |
+//! | `governor`, `pace`, `pulse` | how fast they are read, so that nobody feels it |
 //! | `adopt` | the slot of a lost box, taken over |
 //! | `reread`, `ranges` | rows to be read again |
 //! | `bridge`, `repair` | how to go on behind a gap |
@@ -46,10 +47,12 @@ pub mod copy;
 mod definition;
 mod digest;
 pub mod error;
+mod exported;
 mod fields;
 pub mod float;
 mod gauge;
 pub(crate) mod gone;
+mod governor;
 mod gulp;
 mod labels;
 mod login;
@@ -61,8 +64,10 @@ mod network;
 mod numeric;
 pub(crate) mod origin;
 pub(crate) mod pattern;
+pub(crate) mod pace;
 pub mod pgoutput;
 mod publication;
+mod pulse;
 mod ranges;
 mod relation;
 mod render;
@@ -94,6 +99,7 @@ use self::{
     batch::Sizes,
     connect::Backoff,
     name::Names,
+    pace::Pacer,
     pattern::Patterns,
     session::{Fresh, Shared},
     stream::{End, Stream},
@@ -147,6 +153,7 @@ impl Postgres {
             server_leaves: AtomicBool::new(false),
             gaps: AtomicU64::new(0),
             sizes: Sizes::default(),
+            pacer: Pacer::default(),
         };
         Ok(Self { shared: Arc::new(shared), text_only: false })
     }

@@ -23,6 +23,7 @@ use super::{
     login::Purpose,
     name::Names,
     origin::{self, Break, Continues},
+    pace::Pacer,
     pattern::Patterns,
     publication, slot,
     url::Url,
@@ -58,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) order_file: PathBuf,
     /// How runs are cut.
     pub(crate) sizes: Sizes,
+    /// How fast snapshots are read.
+    pub(crate) pacer: Pacer,
 }
 
 /// A session that can begin to stream.

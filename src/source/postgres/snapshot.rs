@@ -20,13 +20,14 @@ use tokio::{
 };
 
 use super::{
-    catalog::{self, Described, Listed, literal, quoted},
+    catalog::{self, Described, Listed, quoted},
     chunks::Plan,
     connect::Target,
     error::SourceError,
+    exported::{begin, lock_unchanged},
     gulp::Rows,
     login::Purpose,
-    reread,
+    pulse, reread,
     session::{Fresh, Shared},
     size::size,
     wire::Wire,
@@ -34,7 +35,7 @@ use super::{
 use crate::{
     facts::{self, FactBatch},
     shutdown::Tasks,
-    source::{Reading, RowBatch, SnapshotChunk, Table, chunk_facts},
+    source::{Reading, RowBatch, SnapshotChunk, chunk_facts},
     units::{Position, Timestamp},
 };
 
@@ -121,6 +122,11 @@ impl Pass {
             turns,
             large: Semaphore::new(1),
         });
+        let feeling = tasks.child();
+        let (pulse, token) = (pulse::run(Arc::clone(&shared)), feeling.token());
+        feeling.spawn(async move {
+            token.run_until_cancelled(pulse).await;
+        });
         let mut ends = vec![];
         for _ in 0..workers {
             let (tell, told) = oneshot::channel();
@@ -139,6 +145,9 @@ impl Pass {
         }
         // The server may clean up from here on; sealing needs it no more.
         drop(fresh);
+        feeling.stop().await;
+        shared.pacer.let_go();
+        shared.board.write(|status| status.snapshot_rate_bytes_per_s = None);
         wait_sealed(&shared, &work.handed).await?;
         first
     }
@@ -233,18 +242,10 @@ fn from(described: &Described, condition: &str) -> String {
 
 /// Reads parts until there are none. A connection that breaks ends it.
 async fn worker(work: &Work, target: &Target) -> Result<(), SourceError> {
-    let mut wire = target.open(Purpose::Sql).await?;
-    let mut first = Ok(());
+    let (mut wire, mut first) = (None, Ok(()));
     loop {
         let _turn = work.turns.acquire().await.map_err(|_| SourceError::Ended)?;
-        let age = work.shared.clock.now().saturating_duration_since(work.since);
-        if age >= SNAPSHOT_AGE_MAX {
-            // The server cannot clean up behind a snapshot (P5): the next pass takes a fresh one.
-            tracing::info!("the snapshot has grown old: going on under a new one");
-            return first;
-        }
-        if work.shared.gaps.load(Ordering::Relaxed) != work.gaps {
-            tracing::info!("a gap came: what is missing is looked at anew");
+        if work.is_over() {
             return first;
         }
         let Some(job) = lock(&work.jobs).pop_front() else {
@@ -254,37 +255,65 @@ async fn worker(work: &Work, target: &Target) -> Result<(), SourceError> {
         if lock(&work.aside).contains(&id) {
             continue;
         }
-        match read(work, &mut wire, &job).await {
-            Ok(tell) => lock(&work.handed).add(id, tell),
+        let connection = match &mut wire {
+            Some(wire) => wire,
+            none => none.insert(target.open(Purpose::Sql).await?),
+        };
+        let read = tokio::select! {
+            read = read(work, connection, &job) => Some(read),
+            () = work.shared.pacer.wanted(id) => None,
+        };
+        let table = job.described.table.qualified();
+        match read {
+            Some(Ok(tell)) => {
+                lock(&work.handed).add(id, tell);
+                continue;
+            }
+            // Whoever waits is let in as soon as the server sees that the connection is gone.
+            None => tracing::info!(table, "somebody waits for the table: it is read later"),
             // It was dropped or renamed: the next look knows.
-            Err(error) if error.is_of_a_gone_table() => {
-                let table = job.described.table.qualified();
+            Some(Err(error)) if error.is_of_a_gone_table() => {
                 tracing::info!(table, %error, "a table went while its snapshot was read");
-                lock(&work.aside).insert(id);
-                wire = target.open(Purpose::Sql).await?;
             }
             // The server refused: this table waits, the others go on.
-            Err(error @ (SourceError::Server { .. } | SourceError::Gap(_))) => {
-                let table = job.described.table.qualified();
+            Some(Err(error @ (SourceError::Server { .. } | SourceError::Gap(_)))) => {
                 let (of_values, error) = (error.is_of_values(), error.discreet());
                 tracing::warn!(table, %error, "a table's snapshot waits for the next pass");
-                match &job.reading {
-                    Reading::Keys(_) | Reading::Gone(_) if of_values => {
-                        reread::note_all(&work.shared, id).await?;
-                    }
-                    Reading::Again { by_key: true } if of_values => {
-                        reread::spoil(&work.shared, id).await?;
-                    }
-                    Reading::Snapshot
-                    | Reading::Again { .. }
-                    | Reading::Keys(_)
-                    | Reading::Gone(_) => {}
+                if of_values {
+                    work.values_refused(&job).await?;
                 }
-                lock(&work.aside).insert(id);
                 first = first.and(Err(error));
-                wire = target.open(Purpose::Sql).await?;
             }
-            Err(error) => return Err(error),
+            Some(Err(error)) => return Err(error),
+        }
+        lock(&work.aside).insert(id);
+        wire = None;
+    }
+}
+
+impl Work {
+    /// Whether the snapshot is to be read under no more.
+    fn is_over(&self) -> bool {
+        let age = self.shared.clock.now().saturating_duration_since(self.since);
+        if age >= self.shared.config.snapshot_age {
+            // The server cannot clean up behind a snapshot (P5): the next pass takes a fresh one.
+            tracing::info!("the snapshot has grown old: going on under a new one");
+            return true;
+        }
+        let gap = self.shared.gaps.load(Ordering::Relaxed) != self.gaps;
+        if gap {
+            tracing::info!("a gap came: what is missing is looked at anew");
+        }
+        gap
+    }
+
+    /// The server refused values of rows that were asked for by their keys: they are asked for otherwise.
+    async fn values_refused(&self, job: &Job) -> Result<(), SourceError> {
+        let id = job.described.table.id;
+        match &job.reading {
+            Reading::Keys(_) | Reading::Gone(_) => reread::note_all(&self.shared, id).await,
+            Reading::Again { by_key: true } => reread::spoil(&self.shared, id).await,
+            Reading::Snapshot | Reading::Again { .. } => Ok(()),
         }
     }
 }
@@ -324,38 +353,14 @@ async fn read(
         };
         let Some(rows) = wire.rows(COPYING, &mut gulp, ALONE_BYTES).await? else { break };
         total += rows.rows;
+        let bytes = u64::try_from(rows.bytes.len()).unwrap_or(u64::MAX);
         hand(work, &table.qualified(), &tell, rows, turn).await?;
+        work.shared.pacer.take(bytes, &*work.shared.clock).await;
     }
     // Nothing here can fail any more once seal has the end: a part that it may record is not read again.
     wire.query("end a part", "COMMIT").await?;
     tell.send(RowBatch::End(total)).await.map_err(|_| SourceError::Ended)?;
     Ok(tell)
-}
-
-/// Locks a table for reading, until the transaction's end. An error if it is not the file any more that
-/// the snapshot knows.
-pub(super) async fn lock_unchanged(
-    wire: &mut Wire,
-    table: &Table,
-    filenode: u32,
-) -> Result<(), SourceError> {
-    let name = quoted(&table.schema, &table.name);
-    wire.query("lock a table for reading", &format!("LOCK TABLE ONLY {name} IN ACCESS SHARE MODE"))
-        .await?;
-    let sql = format!(
-        "SELECT relfilenode, pg_relation_filenode(oid), {0}::regclass::oid = oid FROM pg_class WHERE oid = {1}",
-        literal(&name),
-        table.id
-    );
-    let rows = wire.query("look at a table's file", &sql).await?;
-    let file = filenode.to_string();
-    let same = |row: &super::message::TextRow| {
-        row.optional(0) == Some(&file) && row.optional(1) == Some(&file) && row.flag(2)
-    };
-    match rows.first().is_some_and(same) {
-        true => Ok(()),
-        false => Err(changed(&table.qualified())),
-    }
 }
 
 /// Parts that were handed to seal as a whole.
@@ -415,15 +420,6 @@ async fn hand(
     Ok(())
 }
 
-/// A transaction under the snapshot.
-pub(super) async fn begin(wire: &mut Wire, snapshot: &str) -> Result<(), SourceError> {
-    let sql = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
-        literal(snapshot)
-    );
-    wire.query("read under the snapshot", &sql).await.map(drop)
-}
-
 /// Waits until seal has let go of every part it was handed.
 async fn wait_sealed(shared: &Shared, handed: &Mutex<Handed>) -> Result<(), SourceError> {
     loop {
@@ -463,17 +459,6 @@ pub(crate) fn sealed(shared: &Shared, id: u32) -> BTreeSet<u32> {
     keys.iter().filter_map(|(key, _)| key.rsplit('/').next()?.parse().ok()).collect()
 }
 
-fn changed(table: &str) -> SourceError {
-    SourceError::Server {
-        doing: "look at a table's file",
-        error: super::error::ServerError {
-            code: "55000".into(),
-            message: format!("{table} was rewritten, emptied or renamed since the snapshot"),
-            detail: String::new(),
-        },
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -485,8 +470,6 @@ const BATCHES: usize = 4;
 const LARGE_BYTES: usize = 1 << 20;
 /// A row of more than this waits until no other such row of the snapshot is on its way.
 const ALONE_BYTES: usize = 8 << 20;
-/// How long one snapshot is read under.
-const SNAPSHOT_AGE_MAX: Duration = Duration::from_secs(2 * 3600);
 const SEALED_POLL: Duration = Duration::from_millis(200);
 
 #[cfg(test)]

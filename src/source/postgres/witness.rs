@@ -26,6 +26,7 @@ use super::{
     connect::Target,
     digest::{self, Measure, Statements},
     error::SourceError,
+    exported::{begin, lock_unchanged},
     login::Purpose,
     message::unknown,
     name::Names,
@@ -34,7 +35,6 @@ use super::{
     reread,
     size::size,
     slot,
-    snapshot::{begin, lock_unchanged},
     url::Url,
     wire::Wire,
 };
