@@ -79,6 +79,7 @@ impl<'a> Follower<'a> {
             order_file: PathBuf::new(),
             sizes: site.setup.sizes,
             pacer: Pacer::default(),
+            judging: tokio::sync::Mutex::default(),
         };
         let (shared, waits) = (Arc::new(shared), AtomicBool::new(false));
         Ok(Self { site, fuse, shared, released, handed, waits })
@@ -146,6 +147,7 @@ impl Follower<'_> {
         let found = server.look(slot);
         let durable = shared.keep.session().await?;
         self.waits.store(false, Ordering::Relaxed);
+        let turn = shared.judging.lock().await;
         let confirmed = match session::judge(shared, &identity, found.as_ref(), durable).await? {
             Ok(Standing::Continues(confirmed)) => confirmed,
             Ok(Standing::New { leftover }) => self.make(&identity, leftover).await?,
@@ -154,6 +156,7 @@ impl Follower<'_> {
                 self.go_past(seen, (origin, durable), broken).await?
             }
         };
+        drop(turn);
         server.seen();
         shared.log_end.store(server.with(|state| state.end().0), Ordering::Relaxed);
         let belief = belief::judge(&*shared.facts, durable, confirmed, started)?;

@@ -35,6 +35,7 @@ use crate::{
             error::SourceError,
             gone::Noted,
             pgoutput::PgDecoder,
+            reach,
             session::Shared,
             snapshot::{plan_fact, sealed},
             tables::{Missing, Tables},
@@ -125,6 +126,13 @@ impl Reader<'_> {
             Some(fresh) => fresh,
             None => site.server.snapshot()?,
         };
+        if !site.server.has(&snapshot) {
+            return Err(SourceError::broken("copy a table", "the snapshot is gone"));
+        }
+        let timeline = site.server.identify()?.timeline;
+        if !reach::remember(shared, timeline, snapshot.position, gaps).await? {
+            return Err(SourceError::broken("copy a table", "the server is judged anew"));
+        }
         if let Some(table) = missing.keys.keys().next() {
             let what = format!("rows of table {table}, which has one part, are to be read again");
             site.oracle.i12_one_part_is_enough(&what);

@@ -161,7 +161,8 @@ fn origin(chain: &Chain, names: &Names, database: &str, slot: Option<&Slot>) -> 
 }
 
 fn outlook(chain: &Chain, origin: &Origin, server: &Server, slot: Option<&Slot>) -> Outlook {
-    let why = match origin::check(origin, server, slot, chain.reached.unwrap_or_default(), None) {
+    let held = (chain.reached.unwrap_or_default(), Position::default());
+    let why = match origin::check(origin, server, slot, held, None) {
         Ok(_) => return Outlook::Continues,
         Err(broken) => broken.what,
     };

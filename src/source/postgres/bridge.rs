@@ -20,7 +20,7 @@ use super::{
     error::SourceError,
     gone,
     origin::{Break, Server, Slot, Way},
-    repair,
+    reach, repair,
     session::{self, Shared},
     slot,
     wire::Wire,
@@ -90,7 +90,8 @@ pub(crate) async fn go_past(
                 seen.put(REGRESS_FACT, &what);
                 shared.facts.record(seen).await?;
             }
-            let held = durable.point.position.max(origin.consistent_point);
+            let read = reach::reached(&*shared.facts, origin.timeline)?;
+            let held = durable.point.position.max(origin.consistent_point).max(read);
             return Err(SourceError::Gap(format!(
                 "{what}; going on behind it once its log has grown past {held}"
             )));
@@ -105,8 +106,9 @@ pub(crate) async fn go_past(
     };
     let began = origin.consistent_point;
     let gap = Gap { after: durable.batch, began, to, what: what.clone() };
-    let origin = Origin { timeline: server.timeline, consistent_point: to, made, ..origin };
     let mut batch = FactBatch::default();
+    reach::forget(origin.timeline, &mut batch);
+    let origin = Origin { timeline: server.timeline, consistent_point: to, made, ..origin };
     batch
         .put(gap.fact(), &gap)
         .put(ORIGIN_FACT, &origin)

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `url`, `tls`, `wire`, `message`, `login`, `connect` | a connection to the primary |
 //! | `pattern`, `catalog`, `definition`, `relation` | what tables there are and what they look like |
-//! | `name`, `publication`, `slot`, `origin`, `session` | what we make on the server, and whether it continues what we hold |
+//! | `name`, `publication`, `slot`, `origin`, `reach`, `session` | what we make on the server, and whether it continues what we hold |
 //! | `stream`, `batch`, `vocabulary`, `labels`, `confirm`, `gauge` | the change stream |
 //! | `tables`, `gone`, `chunks`, `snapshot`, `exported`, `gulp` | the rows that were there before |
 //! | `governor`, `pace`, `pulse` | how fast they are read, so that nobody feels it |
@@ -26,7 +26,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Mutex, mpsc, oneshot, watch},
     time::sleep,
 };
 
@@ -69,6 +69,7 @@ pub mod pgoutput;
 mod publication;
 mod pulse;
 mod ranges;
+pub(crate) mod reach;
 mod relation;
 mod render;
 mod repair;
@@ -154,6 +155,7 @@ impl Postgres {
             gaps: AtomicU64::new(0),
             sizes: Sizes::default(),
             pacer: Pacer::default(),
+            judging: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared), text_only: false })
     }

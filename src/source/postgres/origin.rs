@@ -88,8 +88,8 @@ pub(crate) enum Way {
     At(Position),
 }
 
-/// Compares. `held`: the end of the last transaction, or the last mark, that is durable here. `regress`:
-/// what was seen of a log that went back, while it was so.
+/// Compares. `held`: the end of the last transaction, or the last mark, that is durable here; `read`: how far
+/// ahead of that rows were read (`reach`). `regress`: what was seen of a log that went back, while it was so.
 ///
 /// # Errors
 ///
@@ -98,7 +98,7 @@ pub(crate) fn check(
     origin: &Origin,
     server: &Server,
     slot: Option<&Slot>,
-    held: Position,
+    (held, read): (Position, Position),
     regress: Option<&str>,
 ) -> Result<Continues, Break> {
     let gap = |way, what: String| Err(Break { what, way });
@@ -129,8 +129,8 @@ pub(crate) fn check(
         );
         return gap(Way::Stop, what);
     }
-    // A snapshot that was read where the slot begins is held too, though no change is.
-    let ours = held.max(origin.consistent_point);
+    // What was read where the slot begins, or ahead of the stream, is held too, though no change is.
+    let ours = held.max(origin.consistent_point).max(read);
     let grown = if server.log_end > ours { Way::New } else { Way::Later };
     let continues = timeline(origin, server, ours).or_else(|(comes_from_ours, what)| {
         gap(if comes_from_ours { grown } else { Way::Stop }, what)
@@ -278,9 +278,10 @@ mod tests {
     }
 
     const HELD: Position = Position(500);
+    const NOTHING: Position = Position(0);
 
     fn broken(server: &Server, slot: Option<&Slot>, held: Position) -> Break {
-        check(&origin(), server, slot, held, None).unwrap_err()
+        check(&origin(), server, slot, (held, NOTHING), None).unwrap_err()
     }
 
     fn sentence(server: &Server, slot: Option<&Slot>, held: Position) -> String {
@@ -289,10 +290,10 @@ mod tests {
 
     #[test]
     fn a_slot_behind_what_is_held_continues_it() {
-        let found = check(&origin(), &server(), Some(&slot()), HELD, None);
+        let found = check(&origin(), &server(), Some(&slot()), (HELD, NOTHING), None);
         assert_eq!(found.unwrap(), Continues::Same);
         let fresh = Slot { confirmed: Some(Position(100)), ..slot() };
-        let nothing = check(&origin(), &server(), Some(&fresh), Position::default(), None);
+        let nothing = check(&origin(), &server(), Some(&fresh), (NOTHING, NOTHING), None);
         assert_eq!(nothing.unwrap(), Continues::Same);
     }
 
@@ -301,7 +302,7 @@ mod tests {
         let back = Slot { confirmed: Some(Position(99)), ..slot() };
         let found = |made, slot: &Slot| {
             let origin = Origin { made, ..origin() };
-            check(&origin, &server(), Some(slot), Position(0), None)
+            check(&origin, &server(), Some(slot), (NOTHING, NOTHING), None)
         };
         // Of a slot that was only found there, what it had confirmed may not have been on the server's disk.
         assert!(found(false, &back).is_ok());
@@ -347,7 +348,7 @@ mod tests {
         let history = parse_history("1\t0/1F4\tno recovery target specified\n\n# a comment\n");
         assert_eq!(history, [(1, Position(500))]);
         let promoted = Server { timeline: 2, history, ..server() };
-        let found = check(&origin(), &promoted, Some(&slot()), HELD, None).unwrap();
+        let found = check(&origin(), &promoted, Some(&slot()), (HELD, NOTHING), None).unwrap();
         assert_eq!(found, Continues::NewTimeline { timeline: 2, branched: Position(500) });
         assert!(sentence(&promoted, Some(&slot()), Position(501)).contains("has lost"));
         // Rows were read at 100 before any change came; the branch has none of them.
@@ -380,17 +381,39 @@ mod tests {
         // A primary of old beside the new one.
         let old = Server { timeline: 1, ..server() };
         let now = Origin { timeline: 2, ..origin() };
-        assert_eq!(check(&now, &old, Some(&slot()), HELD, None).unwrap_err().way, Way::Stop);
+        assert_eq!(
+            check(&now, &old, Some(&slot()), (HELD, NOTHING), None).unwrap_err().way,
+            Way::Stop
+        );
         let restored = Server { log_end: Position(499), ..server() };
         let seen = broken(&restored, Some(&slot()), HELD);
         assert_eq!(seen.way, Way::Back);
         // What was seen then counts when the log has grown past it: on the same timeline, and on one that
         // has branched off there since.
-        let grown = check(&origin(), &server(), Some(&slot()), HELD, Some(&seen.what));
+        let grown = check(&origin(), &server(), Some(&slot()), (HELD, NOTHING), Some(&seen.what));
         assert_eq!(grown.unwrap_err(), Break { way: Way::New, ..seen.clone() });
         let history = vec![(1, HELD)];
         let other = Server { timeline: 2, history, ..server() };
-        let promoted = check(&origin(), &other, Some(&slot()), HELD, Some(&seen.what));
+        let promoted = check(&origin(), &other, Some(&slot()), (HELD, NOTHING), Some(&seen.what));
         assert_eq!(promoted.unwrap_err(), Break { way: Way::New, ..seen });
+    }
+
+    #[test]
+    fn rows_that_were_read_ahead_of_the_stream_are_held_too() {
+        let judged = |server: &Server, slot: Option<&Slot>, read| {
+            check(&origin(), server, slot, (HELD, Position(read)), None)
+        };
+        let promoted = Server { timeline: 2, history: vec![(1, Position(600))], ..server() };
+        assert!(judged(&promoted, Some(&slot()), 600).is_ok());
+        let lost = judged(&promoted, Some(&slot()), 601).unwrap_err();
+        assert_eq!(lost.way, Way::New, "{}", lost.what);
+        // Behind the gap all positions are greater than any before it.
+        assert_eq!(judged(&promoted, Some(&slot()), 1001).unwrap_err().way, Way::Later);
+        assert_eq!(judged(&server(), Some(&slot()), 1001).unwrap_err().way, Way::Back);
+        assert_eq!(judged(&server(), None, 999).unwrap_err().way, Way::New);
+        // Changes are held up to where they were streamed.
+        let moved = Slot { confirmed: Some(Position(501)), ..slot() };
+        let moved = judged(&server(), Some(&moved), 900).unwrap_err();
+        assert_eq!(moved.way, Way::At(Position(501)));
     }
 }

@@ -13,6 +13,8 @@ use std::{
     },
 };
 
+use tokio::sync::Mutex;
+
 use super::{
     batch::Sizes,
     belief::{self, Belief},
@@ -25,7 +27,7 @@ use super::{
     origin::{self, Break, Continues},
     pace::Pacer,
     pattern::Patterns,
-    publication, slot,
+    publication, reach, slot,
     url::Url,
     wire::Wire,
 };
@@ -61,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) sizes: Sizes,
     /// How fast snapshots are read.
     pub(crate) pacer: Pacer,
+    /// Held while the server is judged, and while it is noted what is read of it.
+    pub(crate) judging: Mutex<()>,
 }
 
 /// A session that can begin to stream.
@@ -83,6 +87,8 @@ pub(crate) struct Session {
 /// A snapshot, and the tables whose changes after it are all in the stream.
 pub(crate) struct Fresh {
     pub(crate) held: slot::Held,
+    /// Of the server that it was taken on.
+    pub(crate) timeline: u32,
     pub(crate) tables: BTreeSet<u32>,
 }
 
@@ -104,6 +110,7 @@ pub(crate) async fn open(shared: &Shared) -> Result<Session, SourceError> {
     let mut durable = shared.keep.session().await?;
     let in_use = found.as_ref().is_some_and(|slot| slot.active);
     // Nothing is changed on a server, or for a slot, that is not ours.
+    let turn = shared.judging.lock().await;
     let standing = match judge(shared, &server, found.as_ref(), durable).await? {
         Ok(standing) => standing,
         Err((origin, broken)) => {
@@ -112,6 +119,7 @@ pub(crate) async fn open(shared: &Shared) -> Result<Session, SourceError> {
             Standing::Continues(bridge::go_past(shared, &server, stood, broken, anew).await?)
         }
     };
+    drop(turn);
     if let Standing::Continues(confirmed) = standing
         && let Some(whole) = shared.keep.whole().await?
     {
@@ -134,7 +142,7 @@ pub(crate) async fn open(shared: &Shared) -> Result<Session, SourceError> {
                 slot::drop_slot(&mut sql, &shared.names.slot).await?;
             }
             let held = make(shared, &target, &server).await?;
-            (held.position, Some(Fresh { held, tables }))
+            (held.position, Some(Fresh { held, timeline: server.timeline, tables }))
         }
     };
     let described = catalog::describe(&mut sql, listing.tables.keys().copied()).await?;
@@ -214,7 +222,8 @@ pub(crate) async fn judge(
         let made = origin.made && origin.slot == names.slot;
         let origin = Origin { slot: names.slot.clone(), made, ..origin };
         let (held, regress) = (durable.point.position, bridge::regress(shared)?);
-        let checked = origin::check(&origin, server, found, held, regress.as_deref());
+        let read = reach::reached(&*shared.facts, origin.timeline)?;
+        let checked = origin::check(&origin, server, found, (held, read), regress.as_deref());
         let continues = match checked {
             Ok(continues) => continues,
             Err(broken) => return Ok(Err((origin, broken))),
@@ -222,6 +231,7 @@ pub(crate) async fn judge(
         if let Continues::NewTimeline { timeline, branched } = continues {
             tracing::warn!(timeline, %branched, "a standby was promoted; the slot continues");
             let mut batch = FactBatch::default();
+            reach::forget(origin.timeline, &mut batch);
             batch.put(ORIGIN_FACT, &Origin { timeline, ..origin });
             shared.facts.record(batch).await?;
         }
@@ -239,7 +249,7 @@ pub(crate) async fn judge(
     if names.slot_given {
         // The first snapshot is taken later, and stands at a position of its own.
         let origin = first_origin(shared, server, confirmed);
-        origin::check(&origin, server, Some(slot), Position::default(), None)
+        origin::check(&origin, server, Some(slot), Default::default(), None)
             .map_err(|broken| SourceError::Gap(broken.what))?;
         record(shared, &origin).await?;
         return Ok(Ok(Standing::Continues(confirmed)));

@@ -27,7 +27,7 @@ use super::{
     exported::{begin, lock_unchanged},
     gulp::Rows,
     login::Purpose,
-    pulse, reread,
+    pulse, reach, reread,
     session::{Fresh, Shared},
     size::size,
     wire::Wire,
@@ -102,6 +102,9 @@ impl Pass {
     pub(crate) async fn run(self, tasks: &Tasks) -> Result<(), SourceError> {
         let Self { shared, gaps, chunks, fresh, tables, keys } = self;
         let target = Target::load(&shared.config, &shared.url)?;
+        if !reach::remember(&shared, fresh.timeline, fresh.held.position, gaps).await? {
+            return Err(SourceError::broken(READING, "the server is judged anew"));
+        }
         let covered = tables.into_iter().filter(|(id, _)| fresh.tables.contains(id)).collect();
         let jobs = plan(&shared, &target, &fresh, &covered, &keys).await?;
         let turns = Semaphore::new(chunks.max_capacity());
@@ -463,6 +466,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+const READING: &str = "read under a snapshot";
 const COPYING: &str = "copy a table";
 /// Batches of 256 KiB between the server and seal, per worker: 1 MiB.
 const BATCHES: usize = 4;

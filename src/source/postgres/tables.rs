@@ -299,10 +299,11 @@ fn look_again(whole: &mut BTreeSet<u32>, listed: impl Fn(u32) -> bool, noted: &B
 /// A snapshot at a position of its own: that of a slot which ends with it.
 async fn take_snapshot(shared: &Shared, tables: BTreeSet<u32>) -> Result<Fresh, SourceError> {
     let target = Target::load(&shared.config, &shared.url)?;
-    let wire = target.open(Purpose::Replication).await?;
+    let mut wire = target.open(Purpose::Replication).await?;
+    let timeline = slot::identify(&mut wire).await?.timeline;
     let name = shared.names.temporary();
     let held = slot::create(wire, &name, true, shared.clock.wall()).await?;
-    Ok(Fresh { held, tables })
+    Ok(Fresh { held, timeline, tables })
 }
 
 /// Whether some table's snapshot is not whole, as far as the board knows.
