@@ -143,11 +143,11 @@ impl Follower<'_> {
         let started = server.started();
         let mut wire = server.connect(Some(slot))?;
         wire.parameters.extend(sql.parameters.clone());
+        let turn = shared.judging.lock().await;
         let identity = server.identify()?;
         let found = server.look(slot);
         let durable = shared.keep.session().await?;
         self.waits.store(false, Ordering::Relaxed);
-        let turn = shared.judging.lock().await;
         let confirmed = match session::judge(shared, &identity, found.as_ref(), durable).await? {
             Ok(Standing::Continues(confirmed)) => confirmed,
             Ok(Standing::New { leftover }) => self.make(&identity, leftover).await?,

@@ -105,12 +105,13 @@ pub(crate) async fn open(shared: &Shared) -> Result<Session, SourceError> {
     }
     let started = belief::started(&mut sql).await?;
     let mut wire = target.open(Purpose::Replication).await?;
+    // What is read from here on is not ahead of a log's end that was looked at before.
+    let turn = shared.judging.lock().await;
     let server = slot::identify(&mut wire).await?;
     let found = slot::look(&mut sql, &shared.names.slot).await?;
     let mut durable = shared.keep.session().await?;
     let in_use = found.as_ref().is_some_and(|slot| slot.active);
     // Nothing is changed on a server, or for a slot, that is not ours.
-    let turn = shared.judging.lock().await;
     let standing = match judge(shared, &server, found.as_ref(), durable).await? {
         Ok(standing) => standing,
         Err((origin, broken)) => {
