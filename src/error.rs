@@ -88,7 +88,7 @@ causes! {
     /// Wrong user, password or pg_hba.conf line.
     SourceAuthentication => Halt("the database refused the login: check the user in `url`, `password_file`, and the line for this box in pg_hba.conf"),
     /// The certificate is not signed by a trusted authority, or names another host.
-    SourceCertificate => Halt("the database's certificate was refused: give its authority with `sslrootcert` in `url`, or correct the host name"),
+    SourceCertificate => Halt("the database's certificate was refused: renew it if it has expired, give its authority with `sslrootcert` in `url`, or correct the host name"),
     /// The server offers no TLS where the configuration demands it.
     SourceWithoutTls => Halt("the database offers no TLS: set `ssl = on` there, or change `sslmode` in `url`"),
     /// wal_level is not logical.
@@ -105,6 +105,10 @@ causes! {
     SourceCompare => Halt("changes were lost at the source, as the ledger says, and tables wait to be compared: run `lakehead verify --against-source --repair`, or set `after_gap = \"reread\"`"),
     /// Another process uses our slot.
     SlotBusy => Retry("waiting for the replication slot: another connection uses it"),
+    /// Transactions that are open on the database, and must end before a snapshot can begin.
+    SourceTransactions => Retry("waiting for transactions that are open on the database: a snapshot begins when they have ended; end those that nobody needs"),
+    /// The database is going to remove log that the slot needs.
+    SlotShort => Halt("the database is going to remove log that this box still needs: raise `max_slot_wal_keep_size` there, or see why the box is behind"),
     /// No table matches.
     NoTables => Halt("no table matches `tables`: correct the patterns, or create the tables"),
     /// A message, type or version that this firmware does not know.

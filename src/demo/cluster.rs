@@ -201,6 +201,16 @@ impl Cluster {
         self.write("pg_hba.conf", rules)
     }
 
+    /// Replaces the certificate that it shows; the new one holds from the next start or reload.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be written.
+    pub fn certify(&self, tls: &ServerTls) -> Result<(), ClusterError> {
+        self.write("server.crt", &tls.chain_pem)?;
+        self.write("server.key", &tls.key_pem)
+    }
+
     /// Starts the server and waits until it takes connections.
     ///
     /// # Errors
@@ -300,8 +310,7 @@ impl Cluster {
             return Err(ClusterError::Program { program: "initdb", said });
         }
         if let Some(tls) = &options.tls {
-            self.write("server.crt", &tls.chain_pem)?;
-            self.write("server.key", &tls.key_pem)?;
+            self.certify(tls)?;
             self.set(&[("ssl", "on")])?;
         }
         self.admit(ADMIT_PASSWORDS)?;

@@ -74,6 +74,7 @@ impl<'a> Follower<'a> {
             board,
             clock: site.clock.clone(),
             log_end: AtomicU64::new(0),
+            keeps_bytes_max: AtomicU64::new(u64::MAX),
             server_leaves: AtomicBool::new(false),
             gaps: AtomicU64::new(0),
             order_file: PathBuf::new(),

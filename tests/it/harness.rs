@@ -12,7 +12,7 @@ use std::{
 use lakehead::{
     demo::{
         bucket::{BUCKET, Bucket},
-        cluster::{Cluster, ClusterOptions, SUPERUSER, connect},
+        cluster::{Cluster, ClusterOptions, SUPERUSER, ServerTls, connect},
         compare::{Compared, compare},
         gateway::{Ended, Gateway, run},
         ground::{clear, find_binaries, random_hex, random_key},
@@ -41,6 +41,8 @@ pub(crate) struct Setup {
     pub(crate) object_age: String,
     pub(crate) journal_max: String,
     pub(crate) tls: bool,
+    /// What the database serves TLS with, if it does.
+    pub(crate) certificate: Option<ServerTls>,
     /// Whether the gateway reaches database and store through [`Lanes`].
     pub(crate) proxied: bool,
 }
@@ -63,6 +65,7 @@ impl Default for Setup {
             object_age: "1 s".into(),
             journal_max: "4 GiB".into(),
             tls: false,
+            certificate: None,
             proxied: false,
         }
     }
@@ -91,6 +94,7 @@ impl World {
         let options = ClusterOptions {
             dir: dir.join("postgres"),
             settings: setup.settings,
+            tls: setup.certificate,
             ..ClusterOptions::default()
         };
         let cluster = Cluster::create(&options).unwrap();

@@ -22,7 +22,7 @@ use super::{
     origin::{Break, Server, Slot, Way},
     reach, repair,
     session::{self, Shared},
-    slot,
+    slot, waiting,
     wire::Wire,
 };
 use crate::{
@@ -140,7 +140,7 @@ pub(crate) async fn anew(
     }
     let target = Target::load(&shared.config, &shared.url)?;
     let maker = session::maker(&target, server).await?;
-    Ok(slot::create(maker, name, false, shared.clock.wall()).await?.position)
+    Ok(waiting::create(shared, &target, maker, name, false).await?.position)
 }
 
 /// Brings a repair forward. While a pass is `running` that was begun before, nothing is forgotten. Whether

@@ -40,6 +40,8 @@ pub(crate) struct Now {
     pub(crate) quiet: Position,
     /// The end of the server's log.
     pub(crate) server: Position,
+    /// How much of it the server keeps for us at most, if it has a limit.
+    pub(crate) keeps_bytes_max: Option<u64>,
 }
 
 impl Confirm {
@@ -77,11 +79,13 @@ impl Confirm {
         (news && !now.open && !now.buffered).then_some(now.quiet)
     }
 
-    /// With `auto`: the journal is enough while the server keeps too much for us, until the ledger
+    /// With `auto`: the journal is enough while the server keeps too much for us, or half of all that it would
+    /// keep before it gives the slot up, until the ledger
     /// has caught up with what was confirmed meanwhile.
     fn relax(&mut self, now: &Now, shipped: Position) {
         let kept = now.server.0.saturating_sub(self.confirmed.0);
-        if kept > self.wal_bytes_max {
+        let half = now.keeps_bytes_max.map_or(u64::MAX, |bytes| bytes / 2);
+        if kept > self.wal_bytes_max.min(half) {
             self.relaxed = true;
         } else if shipped >= self.confirmed.min(now.recorded) {
             self.relaxed = false;
@@ -127,6 +131,15 @@ mod tests {
         auto.decide(&Now { server: Position(1200), ..at(1000, 1000, 1000) });
         assert!(auto.waits_for_lake());
         assert_eq!(auto.decide(&at(1100, 1050, 1100)), Position(1050));
+    }
+
+    #[test]
+    fn auto_lets_the_journal_count_before_the_server_gives_the_slot_up() {
+        let kept =
+            |bytes| Now { keeps_bytes_max: Some(bytes), server: Position(600), ..at(500, 20, 500) };
+        assert_eq!(confirm(Release::Auto).decide(&kept(1200)), Position(20));
+        assert_eq!(confirm(Release::Auto).decide(&kept(1000)), Position(500));
+        assert_eq!(confirm(Release::Lake).decide(&kept(1000)), Position(20));
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! Finds the primary among the hosts of the URL and logs in there.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use postgres_protocol::message::frontend;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpStream, lookup_host},
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
@@ -58,7 +58,6 @@ impl Target {
                 Ok(Some(wire)) => return Ok(wire),
                 Ok(None) => standbys += 1,
                 Err(error) => {
-                    tracing::debug!(host = %host, %error, "no connection");
                     told = Some(told.filter(|earlier| !earlier.heals()).unwrap_or(error));
                 }
             }
@@ -67,9 +66,31 @@ impl Target {
         Err(told.filter(|error| standbys == 0 || !error.heals()).unwrap_or(not_primary))
     }
 
-    /// Logs in at one host; `None` if it is a standby.
+    /// Logs in at the first of a host's addresses that is a primary; `None` if there are standbys only.
     async fn open_at(&self, host: &Host, purpose: Purpose) -> Result<Option<Wire>, SourceError> {
-        let mut wire = Wire::new(self.dial(host).await?, host.to_string());
+        let mut told: Option<SourceError> = None;
+        let mut standbys = 0;
+        for address in addresses(host).await? {
+            match self.open_there(host, address, purpose).await {
+                Ok(Some(wire)) => return Ok(Some(wire)),
+                Ok(None) => standbys += 1,
+                Err(error) => {
+                    tracing::debug!(host = %host, %address, %error, "no connection");
+                    told = Some(told.filter(|earlier| !earlier.heals()).unwrap_or(error));
+                }
+            }
+        }
+        told.filter(|error| standbys == 0 || !error.heals()).map_or(Ok(None), Err)
+    }
+
+    /// Logs in at one address of a host; `None` if it is a standby.
+    async fn open_there(
+        &self,
+        host: &Host,
+        address: SocketAddr,
+        purpose: Purpose,
+    ) -> Result<Option<Wire>, SourceError> {
+        let mut wire = Wire::new(self.dial(host, address).await?, host.to_string());
         login(&mut wire, &self.url, self.password.as_ref(), purpose).await?;
         let major = wire.version() / 10_000;
         if !(VERSION_MIN..=VERSION_MAX).contains(&major) {
@@ -81,11 +102,11 @@ impl Target {
         Ok((!standby).then_some(wire))
     }
 
-    /// A channel to a host, protected as the URL says.
-    async fn dial(&self, host: &Host) -> Result<Channel, SourceError> {
-        let broken = |why: String| SourceError::Unreachable { host: host.to_string(), why };
+    /// A channel to a host's address, protected as the URL says.
+    async fn dial(&self, host: &Host, address: SocketAddr) -> Result<Channel, SourceError> {
+        let broken = |why: String| unreachable(host, Some(address), why);
         let late = |_| broken("no connection in time".into());
-        let dialled = timeout(DIAL_LIMIT, TcpStream::connect((host.name.as_str(), host.port)));
+        let dialled = timeout(DIAL_LIMIT, TcpStream::connect(address));
         let mut stream = dialled.await.map_err(late)?.map_err(|why| broken(why.to_string()))?;
         stream.set_nodelay(true).map_err(|why| broken(why.to_string()))?;
         let Some(tls) = &self.tls else {
@@ -113,6 +134,29 @@ impl Target {
             Err(why) => Err(handshake(host, &why)),
         }
     }
+}
+
+/// Where a host's name leads now: asked for anew for each connection.
+async fn addresses(host: &Host) -> Result<Vec<SocketAddr>, SourceError> {
+    let asked = timeout(DIAL_LIMIT, lookup_host((host.name.as_str(), host.port))).await;
+    let asked = asked.map_err(|_| unreachable(host, None, "its name is not resolved in time"))?;
+    let found = asked.map_err(|why| unreachable(host, None, why))?;
+    match found.take(ADDRESSES_MAX).collect::<Vec<_>>() {
+        none if none.is_empty() => Err(unreachable(host, None, "its name has no address")),
+        found => Ok(found),
+    }
+}
+
+/// No connection; with the address that was tried, where the URL does not say it.
+fn unreachable(
+    host: &Host,
+    address: Option<SocketAddr>,
+    why: impl std::fmt::Display,
+) -> SourceError {
+    let address = address.map(|address| address.ip().to_string());
+    let address = address.filter(|address| *address != host.name);
+    let host = address.map_or_else(|| host.to_string(), |address| format!("{host} ({address})"));
+    SourceError::Unreachable { host, why: why.to_string() }
 }
 
 /// Why TLS was not agreed on.
@@ -154,7 +198,8 @@ pub async fn client(url: &Url, tasks: &Tasks) -> Result<tokio_postgres::Client, 
     let probe = target.open(Purpose::Sql).await?;
     let host = url.hosts.iter().find(|host| host.to_string() == probe.host());
     let host = host.expect("the probe went to a host of the URL");
-    let channel = target.dial(host).await?;
+    let address = probe.channel().peer().map_err(|why| unreachable(host, None, why))?;
+    let channel = target.dial(host, address).await?;
     let mut config = tokio_postgres::Config::new();
     config.user(&url.user).dbname(&url.database).application_name(&url.application_name);
     if let Some(password) = &target.password {
@@ -219,7 +264,9 @@ impl Backoff {
 /// The major versions whose protocol this firmware knows.
 pub(crate) const VERSION_MIN: u32 = 12;
 pub(crate) const VERSION_MAX: u32 = 18;
-/// Each of: TCP, the answer to SSLRequest, the handshake.
+/// Addresses of a host that are tried.
+const ADDRESSES_MAX: usize = 8;
+/// Each of: the name, TCP, the answer to SSLRequest, the handshake.
 const DIAL_LIMIT: Duration = Duration::from_secs(10);
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(15);

@@ -85,6 +85,14 @@ pub enum SourceError {
         /// Its name.
         slot: String,
     },
+    /// A session of an earlier start of this box still makes the slot.
+    #[error("an earlier session of this box still makes the replication slot `{slot}`{}", .waits.as_ref().map(|waits| format!(": it waits for {waits}")).unwrap_or_default())]
+    StillMade {
+        /// Its name.
+        slot: String,
+        /// What that session waits for.
+        waits: Option<String>,
+    },
     /// No table matches, or none of those that do can be copied.
     #[error("no table matches {0}")]
     NoTables(String),
@@ -201,6 +209,7 @@ impl Classified for SourceError {
             Self::WalLevel(_) => Cause::WalLevel,
             Self::Gap(_) => Cause::SourceGap,
             Self::InUse { .. } => Cause::SlotBusy,
+            Self::StillMade { .. } => Cause::SourceTransactions,
             Self::NoTables(_) => Cause::NoTables,
             Self::Unreadable { .. } => Cause::SourcePrivilege,
             Self::Keep(_) | Self::Facts(_) => Cause::DiskFailed,

@@ -41,9 +41,14 @@ pub(crate) async fn login(
     settings.insert("database", &url.database);
     settings.insert("application_name", &url.application_name);
     match purpose {
-        Purpose::Sql => settings.insert("lock_timeout", "30s"),
-        Purpose::Replication => settings.insert("replication", "database"),
-    };
+        Purpose::Sql => settings.extend([("lock_timeout", "30s")]),
+        // A slot's making waits for locks of others, and while the journal is full nobody hears that the server asks.
+        Purpose::Replication => settings.extend([
+            ("replication", "database"),
+            ("lock_timeout", "0"),
+            ("wal_sender_timeout", "60s"),
+        ]),
+    }
     wire.send(|out| frontend::startup_message(settings, out)).await?;
     authenticate(wire, url, password).await?;
     loop {
@@ -62,8 +67,10 @@ pub(crate) async fn login(
             return Err(SourceError::Unknown(format!("{}: {what}", wire.host())));
         }
     }
-    if wire.version() >= 140_000 {
-        wire.query("set up the session", "SET idle_session_timeout = 0").await?;
+    for (since, set) in LATER {
+        if wire.version() >= *since {
+            wire.query("set up the session", set).await?;
+        }
     }
     if wire.parameters.get("server_encoding").is_some_and(|encoding| encoding == UNENCODED) {
         // It holds what it was given, and would refuse to send what is not UTF-8: as it is, it is read.
@@ -180,15 +187,23 @@ const PINNED: &[(&str, &str)] = &[
     ("TimeZone", "UTC"),
     ("bytea_output", "hex"),
     ("client_encoding", "UTF8"),
+    ("default_transaction_deferrable", "off"),
+    ("default_transaction_isolation", "read committed"),
+    ("default_transaction_read_only", "off"),
     // Any value above 0 prints the shortest exact form.
     ("extra_float_digits", "3"),
     ("idle_in_transaction_session_timeout", "0"),
     ("lc_monetary", "C"),
+    ("quote_all_identifiers", "off"),
     ("row_security", "off"),
     ("search_path", ""),
     ("statement_timeout", "0"),
     ("xmloption", "content"),
 ];
+
+/// What older servers would not let in.
+const LATER: &[(u32, &str)] =
+    &[(140_000, "SET idle_session_timeout = 0"), (170_000, "SET transaction_timeout = 0")];
 
 /// Those of them that the server reports back, and one that every server must have.
 const REPORTED: &[(&str, &str)] = &[

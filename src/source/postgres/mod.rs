@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `url`, `tls`, `wire`, `message`, `login`, `connect` | a connection to the primary |
 //! | `pattern`, `catalog`, `definition`, `relation` | what tables there are and what they look like |
-//! | `name`, `publication`, `slot`, `origin`, `reach`, `session` | what we make on the server, and whether it continues what we hold |
+//! | `name`, `publication`, `slot`, `waiting`, `origin`, `reach`, `session` | what we make on the server, and whether it continues what we hold |
 //! | `stream`, `batch`, `vocabulary`, `labels`, `confirm`, `gauge` | the change stream |
 //! | `tables`, `gone`, `chunks`, `snapshot`, `exported`, `gulp` | the rows that were there before |
 //! | `governor`, `pace`, `pulse` | how fast they are read, so that nobody feels it |
@@ -86,6 +86,7 @@ pub(crate) mod tls;
 pub mod types;
 pub mod url;
 mod vocabulary;
+mod waiting;
 pub(crate) mod wire;
 mod witness;
 
@@ -151,6 +152,7 @@ impl Postgres {
             board,
             clock,
             log_end: AtomicU64::new(0),
+            keeps_bytes_max: AtomicU64::new(u64::MAX),
             server_leaves: AtomicBool::new(false),
             gaps: AtomicU64::new(0),
             sizes: Sizes::default(),

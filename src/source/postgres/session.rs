@@ -29,6 +29,7 @@ use super::{
     pattern::Patterns,
     publication, reach, slot,
     url::Url,
+    waiting,
     wire::Wire,
 };
 use crate::{
@@ -53,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     /// The end of the server's log, as last asked.
     pub(crate) log_end: AtomicU64,
+    /// How much of its log the server keeps for a slot at most, as last asked.
+    pub(crate) keeps_bytes_max: AtomicU64,
     /// The server refuses connections because it shuts down; it waits for the stream to leave.
     pub(crate) server_leaves: AtomicBool,
     /// Gaps that were gone past: what was begun to be read before counts no more.
@@ -112,7 +115,8 @@ pub(crate) async fn open(shared: &Shared) -> Result<Session, SourceError> {
     let mut durable = shared.keep.session().await?;
     let in_use = found.as_ref().is_some_and(|slot| slot.active);
     // Nothing is changed on a server, or for a slot, that is not ours.
-    let standing = match judge(shared, &server, found.as_ref(), durable).await? {
+    let judged = judge(shared, &server, found.as_ref(), durable).await;
+    let standing = match waiting::explain(&mut sql, judged).await? {
         Ok(standing) => standing,
         Err((origin, broken)) => {
             let anew = Box::pin(bridge::anew(shared, &mut sql, &server, found.as_ref()));
@@ -256,9 +260,10 @@ pub(crate) async fn judge(
         return Ok(Ok(Standing::Continues(confirmed)));
     }
     let intent: Option<String> = facts::read(&*shared.facts, INTENT_FACT)?;
-    match intent.as_ref() == Some(&names.slot) && !slot.active {
-        true => Ok(Ok(Standing::New { leftover: true })),
-        false => Err(SourceError::Gap(format!(
+    match (intent.as_ref() == Some(&names.slot), slot.active) {
+        (true, false) => Ok(Ok(Standing::New { leftover: true })),
+        (true, true) => Err(SourceError::StillMade { slot: names.slot.clone(), waits: None }),
+        (false, _) => Err(SourceError::Gap(format!(
             "the replication slot `{0}` exists, and this box did not make it: continue the chain of the box that did with `lakehead adopt`, or, if nobody needs it, SELECT pg_drop_replication_slot('{0}')",
             names.slot
         ))),
@@ -297,8 +302,8 @@ async fn make(
     intent.put(INTENT_FACT, &shared.names.slot);
     shared.facts.record(intent).await?;
     let maker = maker(target, server).await?;
-    tracing::info!("making the replication slot; transactions that are open now are waited for");
-    let held = slot::create(maker, &shared.names.slot, false, shared.clock.wall()).await?;
+    tracing::info!("making the replication slot");
+    let held = waiting::create(shared, target, maker, &shared.names.slot, false).await?;
     record_made(shared, server, held.position).await?;
     Ok(held)
 }

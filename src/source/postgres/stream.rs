@@ -425,6 +425,8 @@ impl Line {
         self.now.shipped = self.shipped.borrow().position;
         let asked = Position(self.shared.log_end.load(Ordering::Relaxed));
         self.now.server = self.now.server.max(asked);
+        let keeps = self.shared.keeps_bytes_max.load(Ordering::Relaxed);
+        self.now.keeps_bytes_max = (keeps < u64::MAX).then_some(keeps);
         let confirm = match self.doubts {
             true => self.confirm.confirmed(),
             false => self.confirm.decide(&self.now),
@@ -487,7 +489,7 @@ const KEEPALIVE_BYTES: usize = 18;
 const HOLD_MAX: Duration = Duration::from_millis(10);
 /// News of the confirmed position go out at most this often.
 const TICK: Duration = Duration::from_secs(1);
-/// `wal_sender_timeout` is 60 s unless someone changed it; some set 10 s.
+/// The session has a `wal_sender_timeout` of 60 s (`login.rs`).
 const STATUS_EVERY: Duration = Duration::from_secs(4);
 const ANSWER_EVERY: Duration = Duration::from_millis(50);
 /// Marks are given to the journal, an fsync each, at most this often.

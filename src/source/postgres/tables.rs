@@ -26,8 +26,8 @@ use super::{
     repair,
     reread::{self, Standing},
     session::{self, Fresh, Shared},
-    slot,
     snapshot::{Pass, plan_fact, progress},
+    waiting,
     wire::Wire,
 };
 use crate::{
@@ -302,7 +302,7 @@ async fn take_snapshot(shared: &Shared, tables: BTreeSet<u32>) -> Result<Fresh, 
     let mut wire = target.open(Purpose::Replication).await?;
     let timeline = slot::identify(&mut wire).await?.timeline;
     let name = shared.names.temporary();
-    let held = slot::create(wire, &name, true, shared.clock.wall()).await?;
+    let held = waiting::create(shared, &target, wire, &name, true).await?;
     Ok(Fresh { held, timeline, tables })
 }
 

@@ -4,6 +4,7 @@
 //! it shows; the modes differ only in whether that certificate is believed.
 
 use std::{
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -188,6 +189,16 @@ impl ServerCertVerifier for Verifier {
 }
 
 impl Channel {
+    /// Where the server is.
+    pub(crate) fn peer(&self) -> io::Result<SocketAddr> {
+        match self {
+            Self::Plain(stream) => stream.peer_addr(),
+            Self::Tls(stream) => stream.get_ref().0.peer_addr(),
+            #[cfg(feature = "sim")]
+            Self::Memory(_) => Err(io::ErrorKind::AddrNotAvailable.into()),
+        }
+    }
+
     /// Whether nobody on the way can read it.
     pub(crate) fn is_protected(&self) -> bool {
         matches!(self, Self::Tls(_))
