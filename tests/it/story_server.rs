@@ -210,7 +210,7 @@ async fn a_slot_that_is_going_to_be_lost_is_said_before() {
     let mut met = None;
     for round in 0..40 {
         fill(&world, round).await;
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
         let status = world.status().await;
         if let Some(alarm) = alarm_of(&status, Cause::SlotShort) {
             met = Some(alarm.clone());
@@ -232,7 +232,7 @@ async fn with_release_auto_the_journal_counts_before_the_slot_is_lost() {
     world.bucket.away(true);
     for round in 0..40 {
         fill(&world, round).await;
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
         assert_ne!(wal_status(&world).await, "lost", "round {round}");
     }
     assert_eq!(world.status().await.release, "journal");
@@ -347,14 +347,15 @@ async fn short_of_log(story: &str, release: &str) -> Option<World> {
     let settings = settings.map(|(name, value)| (name.into(), value.into())).to_vec();
     let setup = Setup { settings, release: release.into(), ..Setup::default() };
     let mut world = World::since(13, story, setup).await?;
+    world.execute("CREATE TABLE scratch_noise (a text)").await;
     begin(&mut world).await;
     Some(world)
 }
 
-/// Some 4 MiB of log.
+/// Some 4 MiB of log, of which little is the box's.
 async fn fill(world: &World, round: u32) {
     let sql = format!(
-        "INSERT INTO t SELECT {round} * 10000 + n, repeat(md5(n::text), 30) FROM generate_series(10, 4000) AS n"
+        "INSERT INTO t VALUES ({round} + 10, 'x'); INSERT INTO scratch_noise SELECT repeat(md5(n::text), 30) FROM generate_series(1, 4000) AS n"
     );
     world.execute(&sql).await;
     world.admin().await.batch_execute("CHECKPOINT").await.unwrap();

@@ -9,7 +9,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -68,6 +68,13 @@ pub(crate) struct Shared {
     pub(crate) pacer: Pacer,
     /// Held while the server is judged, and while it is noted what is read of it.
     pub(crate) judging: Mutex<()>,
+}
+
+impl Shared {
+    /// How much of its log the server keeps for a slot at most, if it has a limit.
+    pub(crate) fn keeps_bytes_max(&self) -> Option<u64> {
+        Some(self.keeps_bytes_max.load(Ordering::Relaxed)).filter(|bytes| *bytes < u64::MAX)
+    }
 }
 
 /// A session that can begin to stream.

@@ -425,8 +425,7 @@ impl Line {
         self.now.shipped = self.shipped.borrow().position;
         let asked = Position(self.shared.log_end.load(Ordering::Relaxed));
         self.now.server = self.now.server.max(asked);
-        let keeps = self.shared.keeps_bytes_max.load(Ordering::Relaxed);
-        self.now.keeps_bytes_max = (keeps < u64::MAX).then_some(keeps);
+        self.now.keeps_bytes_max = self.shared.keeps_bytes_max();
         let confirm = match self.doubts {
             true => self.confirm.confirmed(),
             false => self.confirm.decide(&self.now),
