@@ -181,6 +181,10 @@ regress: test-tools python ## PostgreSQL's own regression suite on the source: w
 	tests/regress/install.sh $(REGRESS)
 	LAKEHEAD_REGRESS=$(REGRESS) cargo test --locked --all-features --test it -- --ignored --nocapture --test-threads=1 story_regress
 
+extensions: test-tools python ## PostGIS, copied and restored equal
+	@$(call install,/usr/share/postgresql/*/extension/postgis.control:postgresql-15-postgis-3 /usr/share/postgresql/*/extension/postgis_raster.control:postgresql-15-postgis-3)
+	cargo test --locked --all-features --test it -- --ignored --nocapture what_postgis
+
 unit-test: test-tools python ## The unit under a live systemd, in a Debian of its own (needs root)
 	@$(call install,/usr/bin/systemd-nspawn:systemd-container /usr/bin/mmdebstrap:mmdebstrap /usr/bin/nsenter:util-linux)
 	@[ -d target/unit/root/etc ] || { mkdir -p target/unit; $(SUDO) mmdebstrap --quiet --variant=minbase \
@@ -199,6 +203,6 @@ clean: ## What was built, and the demo's folder
 	rm -rf demo-data
 
 .PHONY: help demo build test check matrix conformance fuzz fuzz-corpus fuzz-tools bench bench-snapshot bench-stream \
-	bench-upload bench-journal bench-latency bench-idle bench-charts sizes deny campaign damage large regress simulate \
+	bench-upload bench-journal bench-latency bench-idle bench-charts sizes deny campaign damage large regress extensions simulate \
 	prove-source unit-test \
 	power-loss python demo-tools test-tools power-tools bench-tools conformance-tools clean

@@ -125,20 +125,30 @@ impl<'a> Target<'a> {
         self.begin().await?;
         self.types(table).await?;
         let doing = format!("create table {}", table.qualified());
-        self.run(&doing, &schema::create_schema(&table.schema)).await?;
-        self.run(&doing, &schema::create_table(table)).await?;
-        if let Some(identity) = schema::replica_identity(table) {
-            self.run(&doing, &identity).await?;
+        if schema::of_extension(table) {
+            // It is there with its extension, with rows of its own: the source's are taken instead.
+            self.run(&doing, &format!("DELETE FROM {}", schema::qualified(table))).await?;
+        } else {
+            self.make(&doing, table).await?;
         }
-        let defaults = table.columns.iter().filter_map(|column| schema::set_default(table, column));
-        self.try_all(defaults.collect()).await?;
-        self.notes.extend(schema::left_out(table));
         self.remember(table).await?;
         let sql = "UPDATE lakehead_restore.tables SET anew = $3 WHERE source = $1 AND id = $2";
         let (id, anew) = (i64::from(table.id), anew.to_string());
         let done = self.client.execute(sql, &[&self.source, &id, &anew]).await;
         done.map_err(|why| refused("record a table", &why))?;
         self.commit().await
+    }
+
+    async fn make(&mut self, doing: &str, table: &Table) -> Result<(), ReplayError> {
+        self.run(doing, &schema::create_schema(&table.schema)).await?;
+        self.run(doing, &schema::create_table(table)).await?;
+        if let Some(identity) = schema::replica_identity(table) {
+            self.run(doing, &identity).await?;
+        }
+        let defaults = table.columns.iter().filter_map(|column| schema::set_default(table, column));
+        self.try_all(defaults.collect()).await?;
+        self.notes.extend(schema::left_out(table));
+        Ok(())
     }
 
     /// Turns a table into its next version, within the transaction.
@@ -156,7 +166,12 @@ impl<'a> Target<'a> {
     pub(super) async fn drop_table(&self, table: &Table) -> Result<(), ReplayError> {
         let doing = format!("drop table {}", table.qualified());
         self.begin().await?;
-        self.run(&doing, &format!("DROP TABLE IF EXISTS {}", schema::qualified(table))).await?;
+        let name = schema::qualified(table);
+        let drop = match schema::of_extension(table) {
+            true => format!("DELETE FROM {name}"),
+            false => format!("DROP TABLE IF EXISTS {name}"),
+        };
+        self.run(&doing, &drop).await?;
         let sql = "DELETE FROM lakehead_restore.tables WHERE source = $1 AND id = $2";
         let done = self.client.execute(sql, &[&self.source, &i64::from(table.id)]).await;
         done.map_err(|why| refused(&doing, &why))?;
@@ -309,7 +324,7 @@ impl<'a> Target<'a> {
             }
             let create = match self.labels.get(&wanted.name) {
                 Some(labels) => labels::create(&wanted.name, labels),
-                None => wanted.create.clone(),
+                None => schema::create_type(&wanted.create),
             };
             self.run(&doing, &create).await?;
         }

@@ -43,6 +43,18 @@ pub fn schema_of(qualified: &str) -> Option<String> {
     None
 }
 
+/// The statement that makes a type; of an extension, with those that it needs.
+pub fn create_type(create: &str) -> String {
+    let cascade = if create.starts_with("CREATE EXTENSION ") { " CASCADE" } else { "" };
+    format!("{create}{cascade}")
+}
+
+/// Whether the table comes with an extension, as its row type does.
+pub fn of_extension(table: &Table) -> bool {
+    let own = qualified(table);
+    table.types.iter().any(|known| known.name == own)
+}
+
 /// Makes the table.
 pub fn create_table(table: &Table) -> String {
     let mut parts: Vec<String> = table.columns.iter().map(column).collect();

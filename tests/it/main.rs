@@ -19,6 +19,7 @@ mod story_away;
 mod story_badinput;
 mod story_compare;
 mod story_damage;
+mod story_extensions;
 mod story_failover;
 mod story_full;
 mod story_gap;

@@ -204,6 +204,50 @@ async fn a_thousand_columns_get_through() {
     judge(world, &what, "wide_", [TABLES * rows, rows], RESIDENT_BYTES_MAX).await;
 }
 
+/// As many columns as PostgreSQL has, dropped ones among them: 1,600 in all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn as_many_columns_as_a_table_can_have_come_back_equal() {
+    let mut world = World::new("large-columns-all", Setup::default()).await;
+    let columns = |from: u32, to: u32| {
+        (from..=to).map(|number| {
+            format!("c_{number} {}", ["integer", "text", "boolean"][number as usize % 3])
+        })
+    };
+    let list = |columns: &mut dyn Iterator<Item = String>| columns.collect::<Vec<_>>().join(", ");
+    let drops: Vec<String> = (1..=400).map(|number| format!("DROP c_{}", number * 3)).collect();
+    world
+        .execute_each(&format!(
+            "CREATE TABLE most (id integer PRIMARY KEY, {});
+CREATE TABLE fewer (id integer PRIMARY KEY, {});
+INSERT INTO most (id, c_1, c_1599) VALUES (1, 'x', NULL), (2, NULL, true);
+INSERT INTO most SELECT n FROM generate_series(3, 200) AS n;
+INSERT INTO fewer (id, c_3, c_1599) VALUES (1, 3, false), (2, NULL, NULL);
+ALTER TABLE fewer {}",
+            list(&mut columns(1, 1599)).replace("boolean", "bool"),
+            list(&mut columns(1, 1599)),
+            drops.join(", ")
+        ))
+        .await;
+    world.start();
+    world.caught_up().await;
+    world
+        .execute_each(
+            "UPDATE most SET c_1598 = 7, c_2 = NULL WHERE id < 50;
+INSERT INTO most VALUES (1000);
+DELETE FROM most WHERE id = 150;
+UPDATE fewer SET c_1 = 'y' WHERE id = 2;
+INSERT INTO fewer VALUES (3);
+ALTER TABLE fewer DROP c_1598;
+INSERT INTO fewer VALUES (4, 'z')",
+        )
+        .await;
+    world.caught_up().await;
+    world.assert_proven().await;
+    world.assert_readable().await;
+    world.assert_restored_equal().await;
+    world.end().await;
+}
+
 /// The store is away until the journal is full and nothing more is read, and then everything drains.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_until_the_journal_is_full_drains() {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, btree_map::Entry};
 
 use super::{
-    definition::Types,
+    definition::{self, Types},
     error::SourceError,
     message::TextRow,
     pattern::Patterns,
@@ -233,9 +233,11 @@ pub(crate) async fn describe(
     if ids.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let rows = wire.query("describe tables", &COLUMNS.replace("{ids}", &ids.join(","))).await?;
+    let ids = ids.join(",");
+    let rows = wire.query("describe tables", &COLUMNS.replace("{ids}", &ids)).await?;
     let used = rows.iter().map(|row| row.parse_as(5)).collect::<Result<Vec<u32>, _>>()?;
     let types = Types::load(wire, used).await?;
+    let mut given = definition::given(wire, &ids).await?;
     let mut drafts: BTreeMap<u32, Draft> = BTreeMap::new();
     for row in &rows {
         let id: u32 = row.parse_as(0)?;
@@ -248,7 +250,12 @@ pub(crate) async fn describe(
             draft.add(row, &types)?;
         }
     }
-    Ok(drafts.into_iter().map(|(id, draft)| (id, draft.finish(&types))).collect())
+    let described = drafts.into_iter().map(|(id, draft)| {
+        let mut described = draft.finish(&types);
+        described.table.types.splice(0..0, given.remove(&id));
+        (id, described)
+    });
+    Ok(described.collect())
 }
 
 /// A table whose columns are being read.

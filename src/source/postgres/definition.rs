@@ -152,8 +152,7 @@ impl Type {
     fn create(&self) -> Option<String> {
         let name = &self.name;
         if let Some((extension, schema)) = &self.extension {
-            let (extension, schema) = (identifier(extension), identifier(schema));
-            return Some(format!("CREATE EXTENSION IF NOT EXISTS {extension} SCHEMA {schema}"));
+            return Some(create_extension(extension, schema));
         }
         match &self.kind {
             Kind::Given | Kind::Array { .. } | Kind::Multirange { .. } => None,
@@ -168,6 +167,27 @@ impl Type {
             Kind::Range { options, .. } => Some(format!("CREATE TYPE {name} AS RANGE ({options})")),
         }
     }
+}
+
+/// Makes an extension where it is not.
+fn create_extension(extension: &str, schema: &str) -> String {
+    let (extension, schema) = (identifier(extension), identifier(schema));
+    format!("CREATE EXTENSION IF NOT EXISTS {extension} SCHEMA {schema}")
+}
+
+/// Of the tables that come with an extension: their row types, which come with it as well.
+pub(crate) async fn given(
+    wire: &mut Wire,
+    tables: &str,
+) -> Result<BTreeMap<u32, TypeDefinition>, SourceError> {
+    let rows = wire.query("look for tables of extensions", &GIVEN.replace("{ids}", tables)).await?;
+    let given = rows.iter().map(|row| {
+        let name = quoted(row.text(2)?, row.text(3)?);
+        let create = create_extension(row.text(4)?, row.text(5)?);
+        let definition = TypeDefinition { id: row.parse_as(1)?, name, create, labels: None };
+        Ok((row.parse_as(0)?, definition))
+    });
+    given.collect()
 }
 
 async fn parse(row: &TextRow, wire: &mut Wire) -> Result<Type, SourceError> {
@@ -275,6 +295,14 @@ async fn range(id: u32, wire: &mut Wire) -> Result<Kind, SourceError> {
     }
     Ok(Kind::Range { subtype: row.parse_as(0)?, options })
 }
+
+/// 0 table, 1 its row type, 2 its schema, 3 name, 4 extension, 5 its schema.
+const GIVEN: &str = "SELECT c.oid, c.reltype, n.nspname, c.relname, x.extname,
+    (SELECT nspname FROM pg_namespace WHERE oid = x.extnamespace)
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+    AND d.refclassid = 'pg_extension'::regclass
+    JOIN pg_extension x ON x.oid = d.refobjid WHERE c.oid IN ({ids})";
 
 /// 0 id, 1 schema, 2 name, 3 kind (`A` for a true array), 4 output function, 5 extension, 6 its schema,
 /// 7 element, 8 base, 9 its modifier, 10 base as printed, 11 not null, 12 default, 13 collation.

@@ -36,6 +36,7 @@ pub(crate) async fn sync(
     let Some(append) = &names.append else {
         return taken_over(wire, names, members.main, listing).await;
     };
+    refuse_foreign(wire, &members, listing).await?;
     let (with, without): (BTreeMap<_, _>, BTreeMap<_, _>) =
         listing.tables.iter().partition(|(_, table)| table.identified);
     let ids = |tables: &BTreeMap<&u32, _>| tables.keys().map(|id| **id).collect::<BTreeSet<u32>>();
@@ -97,6 +98,38 @@ async fn refuse_unreadable(wire: &mut Wire, listing: &mut Listing) -> Result<(),
     for table in unreadable.into_values() {
         let grant = format!("GRANT SELECT ON {} TO {role}", table.quoted());
         let why = format!("this role may not read it: {grant}");
+        listing.refused.insert(table.qualified(), Refusal { cause: Cause::SourcePrivilege, why });
+    }
+    Ok(())
+}
+
+/// Takes out the tables that are not published and that this role may not publish, as an extension's often are. They
+/// belong to others.
+async fn refuse_foreign(
+    wire: &mut Wire,
+    members: &Members,
+    listing: &mut Listing,
+) -> Result<(), SourceError> {
+    let kinds = [&members.main, &members.append];
+    let published =
+        |id: &u32| kinds.iter().any(|kind| kind.as_ref().is_some_and(|ids| ids.contains(id)));
+    let lacking = listing.tables.keys().filter(|id| !published(id));
+    let lacking: Vec<String> = lacking.map(ToString::to_string).collect();
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    let sql = format!(
+        "SELECT oid, quote_ident(pg_get_userbyid(relowner)), quote_ident(current_user) FROM pg_class \
+         WHERE oid IN ({}) AND NOT pg_has_role(relowner, 'USAGE')",
+        lacking.join(",")
+    );
+    for row in wire.query("ask for owners", &sql).await? {
+        let Some(table) = listing.tables.remove(&row.parse_as(0)?) else { continue };
+        let (owner, role) = (row.text(1)?, row.text(2)?);
+        let why = format!(
+            "this role may not publish it, as it belongs to {owner}: GRANT {owner} TO {role}, ALTER TABLE {} OWNER TO another role that it is a member of, or exclude it",
+            table.quoted()
+        );
         listing.refused.insert(table.qualified(), Refusal { cause: Cause::SourcePrivilege, why });
     }
     Ok(())
