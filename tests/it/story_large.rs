@@ -219,11 +219,11 @@ async fn as_many_columns_as_a_table_can_have_come_back_equal() {
         .execute_each(&format!(
             "CREATE TABLE most (id integer PRIMARY KEY, {});
 CREATE TABLE fewer (id integer PRIMARY KEY, {});
-INSERT INTO most (id, c_1, c_1599) VALUES (1, 'x', NULL), (2, NULL, true);
+INSERT INTO most (id, c_1, c_1599) VALUES (1, 'x', NULL), (2, NULL, -1);
 INSERT INTO most SELECT n FROM generate_series(3, 200) AS n;
-INSERT INTO fewer (id, c_3, c_1599) VALUES (1, 3, false), (2, NULL, NULL);
+INSERT INTO fewer (id, c_3, c_1599) VALUES (1, 3, 4), (2, NULL, NULL);
 ALTER TABLE fewer {}",
-            list(&mut columns(1, 1599)).replace("boolean", "bool"),
+            list(&mut columns(1, 1599)),
             list(&mut columns(1, 1599)),
             drops.join(", ")
         ))
@@ -232,7 +232,7 @@ ALTER TABLE fewer {}",
     world.caught_up().await;
     world
         .execute_each(
-            "UPDATE most SET c_1598 = 7, c_2 = NULL WHERE id < 50;
+            "UPDATE most SET c_1598 = true, c_2 = NULL WHERE id < 50;
 INSERT INTO most VALUES (1000);
 DELETE FROM most WHERE id = 150;
 UPDATE fewer SET c_1 = 'y' WHERE id = 2;
