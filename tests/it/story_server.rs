@@ -210,7 +210,7 @@ async fn a_slot_that_is_going_to_be_lost_is_said_before() {
     let mut met = None;
     for round in 0..40 {
         fill(&world, round).await;
-        tokio::time::sleep(Duration::from_millis(400)).await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
         let status = world.status().await;
         if let Some(alarm) = alarm_of(&status, Cause::SlotShort) {
             met = Some(alarm.clone());
@@ -339,7 +339,7 @@ fn sessions(world: &World) -> usize {
 /// A world whose server keeps little log for slots; servers before 13 keep all.
 async fn short_of_log(story: &str, release: &str) -> Option<World> {
     let settings = [
-        ("max_slot_wal_keep_size", "64MB"),
+        ("max_slot_wal_keep_size", "128MB"),
         ("max_wal_size", "32MB"),
         ("min_wal_size", "32MB"),
         ("checkpoint_timeout", "30s"),
