@@ -172,6 +172,7 @@ fn json(report: &RestoreReport) -> serde_json::Value {
         "at": report.at,
         "committed_at": report.committed_at.map(Timestamp::rfc3339),
         "tables": report.tables,
+        "sequences": report.sequences,
         "snapshot_rows": report.snapshot_rows,
         "changes": report.changes,
         "incomplete_rows": report.incomplete_rows,

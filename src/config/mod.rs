@@ -85,6 +85,8 @@ pub struct Source {
     pub snapshot_age: Duration,
     /// How tables are repaired behind a gap.
     pub after_gap: AfterGap,
+    /// Sequences are written to the lake no more often, 10 s at least. 60 s.
+    pub sequence_interval: Duration,
     /// Publication made by an operator, used instead of ours.
     pub publication: Option<String>,
     /// Replication slot made by an operator, used instead of ours.

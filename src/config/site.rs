@@ -124,6 +124,9 @@ fn source(table: &Section<'_>, environment: &Environment) -> Option<Source> {
             "write \"reread\" or \"compare\"",
         )),
     });
+    let interval = table.optional("sequence_interval", |text| {
+        rules::age(text, Duration::from_secs(10), Duration::from_secs(24 * 3600))
+    });
     let publication = table.optional("publication", rules::identifier);
     let slot = table.optional("slot", rules::slot);
     Some(Source {
@@ -138,6 +141,7 @@ fn source(table: &Section<'_>, environment: &Environment) -> Option<Source> {
         snapshot_pace: pace.unwrap_or(SnapshotPace::Gentle),
         snapshot_age: age.unwrap_or(Duration::from_secs(300)),
         after_gap: after_gap.unwrap_or(AfterGap::Reread),
+        sequence_interval: interval.unwrap_or(Duration::from_secs(60)),
         publication,
         slot,
     })

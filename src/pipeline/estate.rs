@@ -69,7 +69,7 @@ impl Estate {
                 Some((*versions.get(&(name.clone(), *version))?, name.clone()))
             };
             // One that is repaired behind a gap is said to be whole again.
-            let Fates { whole, left, anew, repaired: _ } = &entry.fates;
+            let Fates { whole, left, anew, repaired: _, sequences: _ } = &entry.fates;
             estate.left.extend(left.iter().filter_map(named));
             for name in anew.keys() {
                 estate.left.retain(|_, left| left != name);
@@ -101,8 +101,9 @@ impl Estate {
     /// The tables that a name stands for now, and that are not whole.
     fn lacking(&self, known: &Definitions) -> BTreeSet<String> {
         // By name and version: the last one of a name wins.
+        let theirs = known.iter().filter(|(_, table)| !table.is_own());
         let now: BTreeMap<&Name, &Arc<Table>> =
-            known.iter().map(|((name, _), table)| (name, table)).collect();
+            theirs.map(|((name, _), table)| (name, table)).collect();
         let lacking = now.into_iter().filter(|(_, table)| !self.whole.contains_key(&table.id));
         lacking.map(|(name, _)| name.qualified()).collect()
     }

@@ -22,6 +22,7 @@ pub mod merge;
 pub mod plan;
 mod plan_gaps;
 mod plan_names;
+mod plan_sequences;
 mod proof;
 mod proof_compare;
 mod proof_lake;
@@ -36,10 +37,12 @@ pub mod read;
 pub mod restore;
 mod restore_repairs;
 mod restore_rows;
+mod restore_sequences;
 mod restore_tables;
 mod restore_target;
 mod restore_values;
 pub mod schema;
+mod sequences;
 #[cfg(test)]
 mod sample;
 

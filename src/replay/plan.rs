@@ -17,8 +17,10 @@ use super::{
     merge::Track,
     plan_gaps::Gaps,
     plan_names::{Away, Holders, Seen},
+    plan_sequences::{SequencesPlan, is_of_sequences, sequences},
 };
 use crate::{
+    journal::generator::OWN_SCHEMA,
     ledger::{Entry, EntryKind, EntryObject},
     seal::Table,
     units::{Point, Position},
@@ -35,6 +37,8 @@ pub struct Plan {
     pub end: Point,
     /// Tables that left and of which no whole snapshot counts: they are not restored.
     pub away: Vec<Away>,
+    /// What says where sequences stand.
+    pub sequences: SequencesPlan,
 }
 
 /// A table that is restored.
@@ -184,7 +188,14 @@ fn gather(
     for epoch in &mut gathered.epochs {
         epoch.tracks.retain(|track| alive.contains(&track.table));
     }
-    Ok(gathered.finish(bound))
+    let (_, behind) = gathered.gaps.last();
+    let own = definitions.keys().find(|(name, _)| is_of_sequences(&name.schema, &name.table));
+    let wanted = own.is_some_and(|(name, _)| !except.contains(&name.qualified()));
+    let (mut plan, wrong) = gathered.finish(bound);
+    if wanted {
+        plan.sequences = sequences(entries, plan.end.position, behind.position);
+    }
+    Ok((plan, wrong))
 }
 
 #[derive(Default)]
@@ -238,6 +249,9 @@ impl Gathered {
     ) -> Result<(), ReplayError> {
         for object in &entry.objects {
             let Some((name, Content::Rows { position })) = parse(&object.key) else { continue };
+            if name.schema == OWN_SCHEMA {
+                continue;
+            }
             if position > bound {
                 self.too_young = Some(self.too_young.map_or(position, |young| young.min(position)));
                 continue;
@@ -425,7 +439,8 @@ impl Gathered {
             plan.last = plan.last.max(found.snapshots.last().copied().unwrap_or_default());
             (id, plan)
         });
-        (Plan { tables: tables.collect(), epochs: self.epochs, end, away }, wrong)
+        let sequences = SequencesPlan::default();
+        (Plan { tables: tables.collect(), epochs: self.epochs, end, away, sequences }, wrong)
     }
 }
 

@@ -4,7 +4,7 @@
 //! source, committed to the target at ends of the source's transactions only. A table with a key takes
 //! every change since its oldest chunk again: applied twice they converge. One without a key has one
 //! snapshot, and takes the changes behind it. Rows that were read again take their place among the
-//! changes, at their position. A restore that was cut goes on where it was; one that is
+//! changes, at their position. Sequences come last, with what takes from them. A restore that was cut goes on where it was; one that is
 //! run again does nothing twice.
 
 use std::{path::PathBuf, sync::Arc};
@@ -71,6 +71,8 @@ pub struct RestoreReport {
     pub committed_at: Option<Timestamp>,
     /// Qualified names of the tables.
     pub tables: Vec<String>,
+    /// Sequences that are there.
+    pub sequences: u64,
     /// Rows of snapshots that this run loaded.
     pub snapshot_rows: u64,
     /// Changes that this run applied.
@@ -124,9 +126,11 @@ pub async fn restore(
     let bound = until.unwrap_or(Position(u64::MAX));
     let stands = (applied, lacking);
     let mut restore = Restore::new(target, &fetcher, versions.collect(), bound, stands, progress);
+    restore.loosen_sequences(&plan).await?;
     restore.make_tables(&plan).await?;
     restore.load_snapshots(&plan).await?;
     restore.apply_changes(&plan).await?;
+    restore.make_sequences(&plan).await?;
     Ok(restore.into_report(&plan))
 }
 

@@ -26,7 +26,7 @@ use crate::{
 /// A restore under way.
 pub(super) struct Restore<'a> {
     pub(super) target: Target<'a>,
-    fetcher: &'a Fetcher,
+    pub(super) fetcher: &'a Fetcher,
     /// By table id and version.
     versions: BTreeMap<(u32, u32), Arc<Table>>,
     pub(super) live: BTreeMap<u32, Live>,
@@ -41,7 +41,7 @@ pub(super) struct Restore<'a> {
     pub(super) lacking: Lacking,
     /// Rows that were read again.
     repairs: Repairs,
-    report: RestoreReport,
+    pub(super) report: RestoreReport,
     /// What was passed so far, and what there is in all, for the progress.
     done: Amounts,
     all: Amounts,
@@ -58,7 +58,7 @@ struct Amounts {
 /// A table of the target.
 pub(super) struct Live {
     /// As it is now.
-    table: Arc<Table>,
+    pub(super) table: Arc<Table>,
     shape: Shape,
     pending: Pending,
     /// Changes up to here are in its rows already.

@@ -25,8 +25,8 @@ use crate::{
 
 /// The target, through one connection.
 pub(super) struct Target<'a> {
-    client: &'a Client,
-    source: &'a str,
+    pub(super) client: &'a Client,
+    pub(super) source: &'a str,
     statements: HashMap<String, Statement>,
     /// What every enum is to have.
     labels: Labels,
@@ -352,7 +352,7 @@ impl<'a> Target<'a> {
         done.map(drop).map_err(|why| refused("record a table", &why))
     }
 
-    async fn run(&self, doing: &str, sql: &str) -> Result<(), ReplayError> {
+    pub(super) async fn run(&self, doing: &str, sql: &str) -> Result<(), ReplayError> {
         self.client.batch_execute(sql).await.map_err(|why| refused(doing, &why))
     }
 }
@@ -417,7 +417,7 @@ fn applying(table: &str) -> String {
 }
 
 /// What the target said, without values: messages of data errors quote them.
-fn refused(doing: &str, why: &tokio_postgres::Error) -> ReplayError {
+pub(super) fn refused(doing: &str, why: &tokio_postgres::Error) -> ReplayError {
     let said = |error: &DbError| {
         let code = error.code().code();
         if !matches!(code.get(..2), Some("22" | "23")) {
@@ -441,6 +441,7 @@ const SESSION: &str = "SET client_encoding = 'UTF8'; SET datestyle = 'ISO, MDY';
 const RECORD: &str = "CREATE SCHEMA IF NOT EXISTS lakehead_restore; \
     CREATE TABLE IF NOT EXISTS lakehead_restore.progress (source text PRIMARY KEY, sequence bigint NOT NULL, position text NOT NULL, lacking text NOT NULL); \
     CREATE TABLE IF NOT EXISTS lakehead_restore.objects (source text, key text, sha256 text NOT NULL, rows bigint NOT NULL, PRIMARY KEY (source, key)); \
+    CREATE TABLE IF NOT EXISTS lakehead_restore.sequences (source text, id bigint, definition text NOT NULL, tight boolean NOT NULL, PRIMARY KEY (source, id)); \
     CREATE TABLE IF NOT EXISTS lakehead_restore.tables (source text, id bigint, definition text NOT NULL, PRIMARY KEY (source, id)); \
     ALTER TABLE lakehead_restore.tables ADD COLUMN IF NOT EXISTS anew text NOT NULL DEFAULT '00000000/00000000'";
 

@@ -1,7 +1,7 @@
 //! A table's definition as the statements that make it again. Pure.
 //!
-//! Columns with their types and NOT NULL, the key, the replica identity, defaults that need no
-//! sequence. Generated columns are computed by the target again where their expression is
+//! Columns with their types and NOT NULL, the key, the replica identity, defaults; those that take from a
+//! sequence, and identity, only once it is there (`restore_sequences`). Generated columns are computed by the target again where their expression is
 //! known. What is left out is said by [`left_out`]. Names are always quoted; types stand as the source
 //! printed them under an empty `search_path`.
 
@@ -100,6 +100,15 @@ pub fn set_default(table: &Table, column: &Column) -> Option<String> {
     Some(format!("ALTER TABLE {} ALTER COLUMN {name} SET DEFAULT {expression}", qualified(table)))
 }
 
+/// Sets a column's default that takes from a sequence, which is there. `None`: it has none.
+pub fn sequence_default(table: &Table, column: &Column) -> Option<String> {
+    let expression = column.default.as_deref().filter(|_| column.generated.is_none())?;
+    let name = escape_identifier(&column.name);
+    let set =
+        || format!("ALTER TABLE {} ALTER COLUMN {name} SET DEFAULT {expression}", qualified(table));
+    needs_sequence(expression).then(set)
+}
+
 /// A default that can stand without a sequence.
 pub fn plain_default(column: &Column) -> Option<&str> {
     let expression = column.default.as_deref().filter(|_| column.generated.is_none())?;
@@ -119,14 +128,7 @@ pub fn left_out(table: &Table) -> Vec<String> {
             Some("stored" | "virtual") if column.default.is_none() => {
                 Some(format!("{name}: a plain column, not a generated one"))
             }
-            Some("stored" | "virtual") => None,
-            Some(kind) => {
-                Some(format!("{name}: not GENERATED {kind} AS IDENTITY: it has no sequence"))
-            }
-            None if column.default.as_deref().is_some_and(needs_sequence) => {
-                Some(format!("{name}: without its default, which takes from a sequence"))
-            }
-            None => None,
+            _ => None,
         }
     };
     table.columns.iter().filter_map(about).collect()
@@ -163,10 +165,8 @@ mod tests {
             "CREATE TABLE \"public\".\"t\" (\"id\" bigint NOT NULL, \"odd \"\"name\"\"\" double precision, PRIMARY KEY (\"id\"))"
         );
         assert_eq!(set_default(&table, &table.columns[1]), None);
-        assert_eq!(
-            left_out(&table),
-            ["public.t.odd \"name\": without its default, which takes from a sequence"]
-        );
+        assert!(sequence_default(&table, &table.columns[1]).unwrap().ends_with("'s'::regclass)"));
+        assert_eq!(sequence_default(&table, &table.columns[0]), None);
         table.columns[1].default = Some("1.5".into());
         assert!(set_default(&table, &table.columns[1]).unwrap().ends_with("SET DEFAULT 1.5"));
     }

@@ -32,6 +32,19 @@ pub struct Fates {
     /// keys.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub repaired: BTreeMap<String, Repaired>,
+    /// Looks at the sequence generators: with this group the lake has them as they were there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sequences: Vec<Looked>,
+}
+
+/// A look at the sequence generators.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Looked {
+    /// Where the log ended before it.
+    pub position: Position,
+    /// Whether all of them were written, and not only those that had changed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub whole: bool,
 }
 
 /// A table that was compared with the database behind a gap, and repaired by the keys of its rows.
@@ -50,6 +63,7 @@ impl Fates {
             && self.left.is_empty()
             && self.anew.is_empty()
             && self.repaired.is_empty()
+            && self.sequences.is_empty()
     }
 
     /// Adds a table. False: another one of its name is there.

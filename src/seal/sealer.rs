@@ -300,7 +300,7 @@ impl Desk {
         }
         let numbered = versions.number(table);
         let draft = schema::draft(&self.maker, &numbered)?;
-        let first = versions.last(table.id).is_none();
+        let first = versions.last(table.id).is_none() && !table.is_own();
         let kind = |_, facts: &mut FactBatch| {
             schema::put_version(facts, &numbered);
             if first {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc::{Receiver, error::TryRecvError};
 
 use super::{
-    Fates, GroupKind, Op, SealError, Table,
+    Fates, GroupKind, Looked, Op, SealError, Table,
     columns::{Block, RowMeta},
     encode::{BlockIn, LARGE_ROW_BYTES, RowIn},
     fates,
@@ -65,20 +65,22 @@ pub(super) fn seal(
     decode: &dyn Decode,
 ) -> Result<(), SealError> {
     let qualified = chunk.table.qualified();
-    let fact = done_fact(&chunk);
-    if desk.facts.get(&fact).is_some() {
+    if is_done(&*desk.facts, &chunk) {
         tracing::warn!(table = qualified, chunk = chunk.number, "a chunk came that is done");
         return Ok(());
     }
     let table = desk.versioned(outlet, &chunk.table)?;
-    let again = op(&chunk) != Op::Snapshot;
+    let (op, again) = (op(&chunk), op(&chunk) != Op::Snapshot);
     let covers = Covers::Chunk { position: chunk.position, chunk: chunk.number, again };
     let mut series = Series::new(covers, desk.cut.bytes);
     let mut rows = 0;
     let announced = loop {
         match next(&mut chunk.rows) {
             Some(RowBatch::Rows(batch)) => {
-                rows += append(desk, &mut series, &chunk, &table, batch, decode)?;
+                rows += append(desk, &mut series, &chunk, (&table, op), batch, decode)?;
+            }
+            Some(RowBatch::Gone(batch)) => {
+                rows += append(desk, &mut series, &chunk, (&table, Op::Delete), batch, decode)?;
             }
             Some(RowBatch::End(announced)) => break announced,
             None => {
@@ -101,41 +103,63 @@ pub(super) fn seal(
     }
     let drafts = series.end(&desk.maker)?;
     let kind = |id, facts: &mut FactBatch| {
-        if desk.facts.get(&fact).is_some() {
+        if is_done(&*desk.facts, &chunk) {
             tracing::warn!(table = qualified, chunk = chunk.number, "a chunk was sealed twice");
             return Ok(None);
         }
-        let (name, table_id) = (qualified.clone(), chunk.table.id);
-        let (position, number) = (chunk.position, chunk.number);
-        let repair = GroupKind::Repair { table: name.clone(), table_id, chunk: number, position };
-        if let Reading::Keys(notes) | Reading::Gone(notes) = &chunk.reading {
-            facts.put(&fact, &Reread { position, group: id, notes: notes.clone() });
-            return Ok(Some((repair, Fates::default())));
-        }
-        facts.put(&fact, &ChunkDone { position, rows });
-        let done = done_chunks(&*desk.facts, table_id) + 1;
-        let completes = done == u64::from(chunk.chunks);
-        let by_key = chunk.reading == Reading::Again { by_key: true };
-        let span = match done {
-            // What stands there is of what was before.
-            1 => Span::begun(position, by_key),
-            _ => span(&*desk.facts, table_id)?.unwrap_or(Span::begun(position, by_key)),
-        };
-        let mut span = Span::with(Some(span), position, completes);
-        let mut fates = fates::begun_anew(&*desk.facts, &table, position, facts);
-        // Else rows of it may have to be read again first, which the source knows.
-        span.told = span.is_one() && fates.add(Fate::Whole, &table);
-        facts.put(span_fact(table_id), &span);
-        show(desk, &qualified, &chunk, done);
-        let kind = match again {
-            true => repair,
-            false => {
-                GroupKind::Snapshot { table: name, table_id, chunk: number, position, completes }
-            }
-        };
-        Ok(Some((kind, fates)))
+        note(desk, (&chunk, &table), (id, rows), facts).map(Some)
     };
     desk.record(outlet, drafts, kind).map(drop)
+}
+
+/// Notes that the group `id` has the chunk, and says what it is.
+fn note(
+    desk: &Desk,
+    (chunk, table): (&SnapshotChunk, &Table),
+    (id, rows): (u64, u64),
+    facts: &mut FactBatch,
+) -> Result<(GroupKind, Fates), SealError> {
+    let (name, table_id) = (table.qualified(), chunk.table.id);
+    let (position, number) = (chunk.position, chunk.number);
+    let repair = GroupKind::Repair { table: name.clone(), table_id, chunk: number, position };
+    let by_key = match &chunk.reading {
+        Reading::Keys(notes) | Reading::Gone(notes) => {
+            let notes = notes.clone();
+            facts.put(
+                reread_fact(table_id, position, number),
+                &Reread { position, group: id, notes },
+            );
+            return Ok((repair, Fates::default()));
+        }
+        Reading::Look { whole, facts: known } => {
+            facts.changes.extend_from_slice(&known.changes);
+            let sequences = vec![Looked { position, whole: *whole }];
+            return Ok((repair, Fates { sequences, ..Fates::default() }));
+        }
+        Reading::Again { by_key } => *by_key,
+        Reading::Snapshot => false,
+    };
+    facts.put(chunk_fact(table_id, number), &ChunkDone { position, rows });
+    let done = done_chunks(&*desk.facts, table_id) + 1;
+    let completes = done == u64::from(chunk.chunks);
+    let span = match done {
+        // What stands there is of what was before.
+        1 => Span::begun(position, by_key),
+        _ => span(&*desk.facts, table_id)?.unwrap_or(Span::begun(position, by_key)),
+    };
+    let mut span = Span::with(Some(span), position, completes);
+    let mut fates = fates::begun_anew(&*desk.facts, table, position, facts);
+    // Else rows of it may have to be read again first, which the source knows.
+    span.told = span.is_one() && fates.add(Fate::Whole, table);
+    facts.put(span_fact(table_id), &span);
+    show(desk, &name, chunk, done);
+    let kind = match chunk.reading {
+        Reading::Snapshot => {
+            GroupKind::Snapshot { table: name, table_id, chunk: number, position, completes }
+        }
+        _ => repair,
+    };
+    Ok((kind, fates))
 }
 
 /// What comes next, waited for only if it is not there.
@@ -147,21 +171,23 @@ fn next(rows: &mut Receiver<RowBatch>) -> Option<RowBatch> {
     }
 }
 
-/// Key of the fact that the chunk is sealed.
-fn done_fact(chunk: &SnapshotChunk) -> String {
-    match chunk.reading {
-        Reading::Snapshot | Reading::Again { .. } => chunk_fact(chunk.table.id, chunk.number),
-        Reading::Keys(_) | Reading::Gone(_) => {
-            reread_fact(chunk.table.id, chunk.position, chunk.number)
-        }
-    }
+/// Whether the chunk is sealed.
+fn is_done(facts: &dyn Facts, chunk: &SnapshotChunk) -> bool {
+    let (id, number) = (chunk.table.id, chunk.number);
+    let fact = match chunk.reading {
+        Reading::Snapshot | Reading::Again { .. } => chunk_fact(id, number),
+        Reading::Keys(_) | Reading::Gone(_) => reread_fact(id, chunk.position, number),
+        // Each has a position of its own.
+        Reading::Look { .. } => return false,
+    };
+    facts.get(&fact).is_some()
 }
 
 /// What its rows are.
 fn op(chunk: &SnapshotChunk) -> Op {
     match chunk.reading {
         Reading::Snapshot => Op::Snapshot,
-        Reading::Again { .. } | Reading::Keys(_) => Op::Repair,
+        Reading::Again { .. } | Reading::Keys(_) | Reading::Look { .. } => Op::Repair,
         Reading::Gone(_) => Op::Delete,
     }
 }
@@ -171,18 +197,13 @@ fn append(
     desk: &Desk,
     series: &mut Series,
     chunk: &SnapshotChunk,
-    table: &Arc<Table>,
+    (table, op): (&Arc<Table>, Op),
     batch: Bytes,
     decode: &dyn Decode,
 ) -> Result<u64, SealError> {
     let alone = batch.len() >= LARGE_ROW_BYTES;
-    let meta = RowMeta {
-        op: op(chunk),
-        sequence: 0,
-        position: chunk.position,
-        committed_at: chunk.at,
-        xid: None,
-    };
+    let meta =
+        RowMeta { op, sequence: 0, position: chunk.position, committed_at: chunk.at, xid: None };
     let block_cells = if is_bounded(table, decode) { BLOCK_CELLS } else { 0 };
     let (cells, held, weight) = (vec![], 0, 0);
     let mut into =

@@ -40,7 +40,7 @@ pub use body::{PATIENCE, patience};
 pub use drive::forget;
 
 use crate::error::{Cause, Classified};
-pub use crate::seal::{Encryption, Fates, Group, GroupKind, Object, Op, Repaired};
+pub use crate::seal::{Encryption, Fates, Group, GroupKind, Looked, Object, Op, Repaired};
 
 /// A group all of whose objects S3 has acknowledged.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -75,6 +75,7 @@ impl Plan {
             snapshot_pace: SnapshotPace::Full,
             snapshot_age: Duration::from_secs(300),
             after_gap: AfterGap::Reread,
+            sequence_interval: Duration::from_secs(60),
             publication: None,
             slot: None,
         };

@@ -12,11 +12,13 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
+use self::generator::OWN_SCHEMA;
 use crate::units::{Point, Position, Timestamp};
 
 pub mod digest;
 pub mod fate;
 pub mod gap;
+pub mod generator;
 pub mod order;
 pub mod postgres;
 pub mod reread;
@@ -268,6 +270,8 @@ pub struct SnapshotChunk {
 pub enum RowBatch {
     /// Rows as the database sent them (PostgreSQL: binary COPY tuples, whole ones, without header and trailer).
     Rows(Bytes),
+    /// As [`RowBatch::Rows`]: rows that are gone, with NULL in all but their keys.
+    Gone(Bytes),
     /// All rows of the chunk have been given; how many.
     End(u64),
 }
@@ -416,6 +420,11 @@ impl Table {
     /// `schema.table`, as the source spells it: for people and the ledger.
     pub fn qualified(&self) -> String {
         format!("{}.{}", self.schema, self.name)
+    }
+
+    /// Whether it is none of the database's: what this box says of the database.
+    pub fn is_own(&self) -> bool {
+        self.schema == OWN_SCHEMA
     }
 
     /// Whether two versions describe the same columns, key and identity (their numbers aside).

@@ -19,7 +19,10 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::{Point, Position};
+use crate::{
+    facts::FactBatch,
+    units::{Point, Position},
+};
 
 /// What a snapshot chunk is read for.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -35,6 +38,13 @@ pub enum Reading {
     Keys(Vec<String>),
     /// The keys of rows that are gone, of these [`unchanged_fact`]s: the rest of each row is NULL.
     Gone(Vec<String>),
+    /// A look at what is in no change stream ([`generator`](super::generator)).
+    Look {
+        /// Whether it has all of them, or those that changed.
+        whole: bool,
+        /// What becomes durable with it.
+        facts: FactBatch,
+    },
 }
 
 /// Where the changes were cut last. Fact: [`EPOCH_FACT`].

@@ -10,6 +10,7 @@
 //! | `governor`, `pace`, `pulse` | how fast they are read, so that nobody feels it |
 //! | `adopt` | the slot of a lost box, taken over |
 //! | `reread`, `ranges` | rows to be read again |
+//! | `generators` | the sequences of the database, which no stream has |
 //! | `bridge`, `repair` | how to go on behind a gap |
 //! | `witness`, `digest` | what the database holds at one position, for the proof of the lake's content |
 //! | `check` | all that can be looked at beforehand |
@@ -51,6 +52,7 @@ mod exported;
 mod fields;
 pub mod float;
 mod gauge;
+mod generators;
 pub(crate) mod gone;
 mod governor;
 mod gulp;

@@ -316,7 +316,7 @@ impl Work {
         match &job.reading {
             Reading::Keys(_) | Reading::Gone(_) => reread::note_all(&self.shared, id).await,
             Reading::Again { by_key: true } => reread::spoil(&self.shared, id).await,
-            Reading::Snapshot | Reading::Again { .. } => Ok(()),
+            Reading::Snapshot | Reading::Again { .. } | Reading::Look { .. } => Ok(()),
         }
     }
 }

@@ -21,6 +21,7 @@ use super::{
     chunks::Plan,
     connect::{Backoff, Target},
     error::SourceError,
+    generators::Generators,
     gone::{self, Gone, Noted},
     login::Purpose,
     repair,
@@ -50,6 +51,7 @@ pub(crate) struct Tables {
     whole: BTreeSet<u32>,
     /// Why the last order to repair tables was refused.
     refused: Option<String>,
+    generators: Generators,
 }
 
 /// What is to be read.
@@ -67,7 +69,8 @@ impl Tables {
         tasks: Tasks,
         fresh: Option<Fresh>,
     ) -> Self {
-        Self { shared, chunks, tasks, fresh, wire: None, whole: BTreeSet::new(), refused: None }
+        let (whole, generators) = (BTreeSet::new(), Generators::default());
+        Self { shared, chunks, tasks, fresh, wire: None, whole, refused: None, generators }
     }
 
     /// Runs until it is dropped, or for good.
@@ -136,6 +139,7 @@ impl Tables {
         };
         let noted = Noted::read(&*self.shared.facts)?;
         let listing = session::tables(&self.shared, wire).await?.tables;
+        self.generators.look(&self.shared, wire, &listing, &self.chunks).await?;
         self.settle(listing, &noted, running).await
     }
 
