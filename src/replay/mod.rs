@@ -23,6 +23,7 @@ pub mod plan;
 mod plan_gaps;
 mod plan_names;
 mod plan_sequences;
+mod plan_tracks;
 mod proof;
 mod proof_compare;
 mod proof_lake;

@@ -130,7 +130,7 @@ impl Restore<'_> {
             steps.push(own(generator, place.owner));
         }
         let mut stands = generator.stands;
-        if !one.certain && !generator.cycle {
+        if (!one.certain || stands.is_none()) && !generator.cycle {
             let mut most = None;
             for query in place
                 .columns

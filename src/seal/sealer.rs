@@ -10,6 +10,7 @@
 //! | `seal/taken/<qualified name>` | version numbers that a lost box took |
 //! | `seal/chunk/<table id>/<chunk>` | a sealed chunk of a snapshot |
 //! | `seal/fate` | what is to be said of tables: see [`fate`](crate::journal::fate) |
+//! | `source/generator` | written here with the rows of a look: see [`generator`](crate::journal::generator) |
 //! | `seal/span`, `seal/unchanged`, `seal/reread` | rows to be read again: see [`reread`](crate::journal::reread) |
 //!
 //! **Invariant:** a group's objects are fsynced before its fact is, and its fact before it is passed on;

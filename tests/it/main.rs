@@ -35,6 +35,7 @@ mod story_proof;
 mod story_regress;
 mod story_reread;
 mod story_road;
+mod story_sequences;
 mod story_server;
 mod story_unit;
 mod story_versions;

@@ -85,6 +85,7 @@ fn the_designs_file_is_read_whole() {
     assert_eq!((erp.release_wal_max, erp.snapshot_workers), (10 << 30, 2));
     assert_eq!((erp.snapshot_pace, erp.snapshot_age.as_secs()), (SnapshotPace::Gentle, 300));
     assert_eq!(erp.after_gap, AfterGap::Reread);
+    assert_eq!(erp.sequence_interval.as_secs(), 60);
     assert_eq!(erp.password_file.unwrap(), Path::new("/run/credentials/lakehead/erp"));
     assert_eq!(config.lake.bucket, "acme-raw");
     assert!(config.lake.endpoint.unwrap().ends_with("vpce.amazonaws.com"));

@@ -374,7 +374,7 @@ fn tuple(row: &[Datum<'_>], into: &mut Vec<u8>) {
             Datum::Text(text) => value(text.map(str::as_bytes)),
             Datum::Int(int) => value(int.map(i64::to_be_bytes).as_ref().map(<[u8; 8]>::as_slice)),
             Datum::Boolean(flag) => {
-                value(flag.map(|flag| [u8::from(flag)]).as_ref().map(<[u8; 1]>::as_slice))
+                value(flag.map(|flag| [u8::from(flag)]).as_ref().map(<[u8; 1]>::as_slice));
             }
         }
     }

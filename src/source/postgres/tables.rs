@@ -27,6 +27,7 @@ use super::{
     repair,
     reread::{self, Standing},
     session::{self, Fresh, Shared},
+    slot,
     snapshot::{Pass, plan_fact, progress},
     waiting,
     wire::Wire,
