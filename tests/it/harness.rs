@@ -294,6 +294,17 @@ impl World {
         panic!("not repaired: {:#?}\n{}", self.status().await, self.gateway.log_end());
     }
 
+    /// Waits until the snapshots of so many tables, and of that of the marks, are whole and in the ledger.
+    pub(crate) async fn whole(&mut self, tables: usize) {
+        self.until("the snapshot is whole", |status| {
+            let whole =
+                status.snapshot.values().all(|one| one.chunks > 0 && one.chunks_done >= one.chunks);
+            whole && status.snapshot.len() > tables
+        })
+        .await;
+        self.caught_up().await;
+    }
+
     /// Waits until the ledger covers everything committed so far. A mark committed before the slot was made
     /// comes in the snapshot and moves nothing: so marks are committed until one moves the ledger.
     pub(crate) async fn caught_up(&mut self) -> Position {

@@ -26,19 +26,6 @@ async fn fill(world: &World, table: &str, rows: u32) {
     world.execute(&sql).await;
 }
 
-/// Waits until all of these tables are whole in the lake.
-async fn whole(world: &mut World, tables: usize) {
-    world
-        .until("the snapshot is whole", |status| {
-            let whole =
-                status.snapshot.values().all(|one| one.chunks > 0 && one.chunks_done >= one.chunks);
-            // And that of the marks.
-            whole && status.snapshot.len() > tables
-        })
-        .await;
-    world.caught_up().await;
-}
-
 fn elapsed(since: Instant) -> Duration {
     SystemClock.now().saturating_duration_since(since)
 }
@@ -66,7 +53,7 @@ async fn who_alters_a_table_waits_seconds_for_its_snapshot() {
     assert_eq!(status.snapshot["public.big"].chunks_done, 0, "it had to wait");
     world.lanes.as_ref().unwrap().source.set(Way::Open);
     shop.batch_execute("UPDATE big SET late = 8 WHERE id % 1000 = 0").await.unwrap();
-    whole(&mut world, 1).await;
+    world.whole(1).await;
     world.assert_proven().await;
     world.assert_restored_equal().await;
     world.end().await;
@@ -85,7 +72,7 @@ async fn no_snapshot_is_held_for_longer_than_it_may_be() {
     let watching = watch(&admin, &stop);
     let copying = async {
         world.start();
-        whole(&mut world, 4).await;
+        world.whole(4).await;
         stop.cancel();
     };
     let ((oldest, connections), ()) = tokio::join!(watching, copying);
@@ -163,7 +150,7 @@ async fn a_snapshot_gives_way_to_those_who_work_and_takes_all_when_nobody_does()
     let status = world.status().await;
     assert_eq!(status.state, SourceState::Snapshot, "it had read all");
     world.lanes.as_ref().unwrap().source.set(Way::Open);
-    whole(&mut world, 1).await;
+    world.whole(1).await;
     world.assert_proven().await;
     world.assert_restored_equal().await;
     world.end().await;

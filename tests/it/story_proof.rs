@@ -143,7 +143,7 @@ async fn changed(story: &str) -> World {
         )
         .await;
     world.start();
-    world.caught_up().await;
+    world.whole(6).await;
     // Values that the server leaves out, under keys that change, again and again; rows that come and go.
     world
         .execute_each(
