@@ -107,7 +107,7 @@ pub(crate) async fn go_past(
     let began = origin.consistent_point;
     let gap = Gap { after: durable.batch, began, to, what: what.clone() };
     let mut batch = FactBatch::default();
-    reach::forget(origin.timeline, &mut batch);
+    reach::pass(&*shared.facts, origin.timeline, to, &mut batch)?;
     let origin = Origin { timeline: server.timeline, consistent_point: to, made, ..origin };
     batch
         .put(gap.fact(), &gap)

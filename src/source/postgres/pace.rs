@@ -23,6 +23,8 @@ pub(crate) struct Pacer {
     /// When all that was read has been read at the pace.
     spent_until: Mutex<Option<Instant>>,
     read: AtomicU64,
+    /// Transactions in which parts were read.
+    parts: AtomicU64,
     /// What the governor held it to last, in bytes per second: the next snapshot begins with it.
     held: Mutex<f64>,
 }
@@ -35,6 +37,7 @@ impl Default for Pacer {
             wanted,
             spent_until: Mutex::new(None),
             read: AtomicU64::new(0),
+            parts: AtomicU64::new(0),
             held: Mutex::new(RATE_FIRST),
         }
     }
@@ -64,6 +67,16 @@ impl Pacer {
     /// Bytes read so far, by all readers.
     pub(crate) fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a part was read, in a transaction of its own.
+    pub(crate) fn part(&self) {
+        self.parts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Parts read so far.
+    pub(crate) fn parts(&self) -> u64 {
+        self.parts.load(Ordering::Relaxed)
     }
 
     /// Tells which tables others wait to lock behind us.

@@ -53,7 +53,7 @@ async fn feel(
     let mut stretch = governor.stretch();
     loop {
         steer(shared, if gentle { stretch.pace } else { Pace::Free });
-        let (start, read) = (shared.clock.now(), shared.pacer.read());
+        let (start, read, parts) = (shared.clock.now(), shared.pacer.read(), shared.pacer.parts());
         let others = finger.transactions().await?;
         let mut commits = vec![];
         if stretch.pace == Pace::Paused {
@@ -70,7 +70,8 @@ async fn feel(
         if !gentle {
             continue;
         }
-        let own = u64::try_from(commits.len()).unwrap_or(u64::MAX);
+        let parts = shared.pacer.parts().saturating_sub(parts);
+        let own = u64::try_from(commits.len()).unwrap_or(u64::MAX).saturating_add(parts);
         let others = finger.transactions().await?.saturating_sub(others);
         let seen = Seen {
             commits,

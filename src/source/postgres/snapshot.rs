@@ -362,6 +362,7 @@ async fn read(
     }
     // Nothing here can fail any more once seal has the end: a part that it may record is not read again.
     wire.query("end a part", "COMMIT").await?;
+    work.shared.pacer.part();
     tell.send(RowBatch::End(total)).await.map_err(|_| SourceError::Ended)?;
     Ok(tell)
 }
