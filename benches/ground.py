@@ -258,6 +258,7 @@ kind = "postgres"
 url = "postgresql://postgres@127.0.0.1:{cluster.port}/{database}?sslmode=disable"
 password_file = "{folder}/source.password"
 tables = {json.dumps(tables)}
+snapshot_pace = "full"
 {more}
 
 [lake]
@@ -318,6 +319,8 @@ object_age = "{object_age}"
         status, shipped_s = self.until(reached)
         entry, since = status["entry"], time.monotonic()
         while time.monotonic() - since < QUIET_S:
+            # Each question costs the one that is measured.
+            time.sleep(0.1)
             status, now_s = self.until(reached)
             if status["entry"] != entry:
                 entry, since, shipped_s = status["entry"], time.monotonic(), now_s

@@ -366,8 +366,9 @@ impl ship::ReadSpool for Spool {
         &self,
         object: &ship::Object,
         range: std::ops::Range<u64>,
-    ) -> Result<bytes::Bytes, ShipError> {
-        self.0.read(object, range).map_err(|error| ShipError::Spool {
+        each: &mut dyn FnMut(bytes::Bytes) -> bool,
+    ) -> Result<(), ShipError> {
+        self.0.pieces(object, range, each).map_err(|error| ShipError::Spool {
             path: object.spool.clone(),
             why: error.to_string(),
         })

@@ -162,7 +162,7 @@ impl Settle<'_> {
             Stage::Open { upload } => {
                 let crc = crc64nvme(pending.object.as_bytes());
                 let body = Bytes::copy_from_slice(pending.object.as_bytes());
-                let bytes = length(&body);
+                let (bytes, body) = (length(&body), body.into());
                 let part = Part { key, upload: &upload, number: 1, body, crc64nvme: &crc };
                 match self.lake.part(part).await {
                     Ok(etag) => {

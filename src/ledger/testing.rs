@@ -69,6 +69,7 @@ fn object(key: String, op: Option<Op>) -> Object {
         encryption: Encryption::Client,
         metadata: BTreeMap::new(),
         spool: String::new(),
+        sums: vec![],
         key,
     }
 }
@@ -337,13 +338,18 @@ impl ObjectStore for Lake {
     }
 
     fn part<'a>(&'a self, part: Part<'a>) -> BoxFuture<'a, Result<String, ShipError>> {
-        assert_eq!(part.crc64nvme, crc64nvme(&part.body));
-        Box::pin(self.request("part", part.key, move |inner| {
-            let known = inner.uploads.get_mut(part.upload);
-            let upload = known.ok_or(ShipError::NoSuchUpload { key: part.key.into() })?;
-            upload.part = Some(part.body);
-            Ok("etag".into())
-        }))
+        let Part { key, upload, body, crc64nvme: sum, .. } = part;
+        Box::pin(async move {
+            let body = body.whole().await?;
+            assert_eq!(sum, crc64nvme(&body));
+            let effect = move |inner: &mut Inner| {
+                let known = inner.uploads.get_mut(upload);
+                let upload = known.ok_or(ShipError::NoSuchUpload { key: key.into() })?;
+                upload.part = Some(body);
+                Ok("etag".into())
+            };
+            self.request("part", key, effect).await
+        })
     }
 
     fn complete<'a>(&'a self, complete: Complete<'a>) -> BoxFuture<'a, Result<(), ShipError>> {

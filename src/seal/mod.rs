@@ -4,7 +4,7 @@
 //! Gives [`Group`]s of [`Object`]s: Parquet, zstd, encrypted, checksummed. Keeps spool files, named
 //! in the facts under `seal/`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +46,7 @@ pub use open::{open_bytes, open_file};
 pub use schema::{put_taken, put_version};
 pub use sealer::{LAST_GROUP_FACT, SealOptions, Sealer, SnapshotChunks};
 pub use spool::SpoolReader;
-pub use sums::{crc64nvme, crc64nvme_combine, crc64nvme_text};
+pub use sums::{SUM_BYTES, crc64nvme, crc64nvme_combine, crc64nvme_text};
 
 pub use crate::journal::{
     Op, Table,
@@ -156,6 +156,29 @@ pub struct Object {
     /// Name of its file in the spool folder.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub spool: String,
+    /// CRC64NVME of each [`SUM_BYTES`] of the bytes sent, the last of what is left, as [`Object::crc64nvme`];
+    /// none of an object that one request takes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sums: Vec<String>,
+}
+
+impl Object {
+    /// CRC64NVME of a part of the bytes sent, as [`Object::crc64nvme`], if `sums` say it.
+    pub fn part_sum(&self, part: &Range<u64>) -> Option<String> {
+        let whole = part.end == self.bytes || part.end.is_multiple_of(SUM_BYTES);
+        if !part.start.is_multiple_of(SUM_BYTES) || !whole {
+            return None;
+        }
+        let index = |at: u64| usize::try_from(at).ok();
+        let blocks = index(part.start / SUM_BYTES)?..index(part.end.div_ceil(SUM_BYTES))?;
+        let mut at = part.start;
+        let sum = self.sums.get(blocks)?.iter().try_fold(crc64nvme(&[]), |sum, block| {
+            let next = part.end.min(at + SUM_BYTES);
+            let length = next - std::mem::replace(&mut at, next);
+            Some(crc64nvme_combine(sum, sums::parse(block)?, length))
+        })?;
+        (at == part.end).then(|| crc64nvme_text(sum))
+    }
 }
 
 impl Group {

@@ -135,6 +135,7 @@ impl Sink {
             encryption: self.encryption,
             metadata: self.metadata,
             spool: self.file.name().into(),
+            sums: summed.blocks,
         };
         Ok(Draft { object, file: self.file })
     }

@@ -34,7 +34,7 @@ use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
     hkdf::{HKDF_SHA256, Salt},
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::{Group, Object, SealError, envelope::random};
 use crate::{
@@ -162,19 +162,39 @@ impl SpoolReader {
     ///
     /// [`SealError::Disk`] if the file cannot be read, [`SealError::Spool`] if it is not what was written.
     pub fn read(&self, object: &Object, range: Range<u64>) -> Result<Bytes, SealError> {
-        let path = self.0.dir.join(&object.spool);
-        let file = self.0.device.read(&path).map_err(|why| SealError::disk("open", &path, why))?;
-        self.read_file(&*file, &path, object, range)
+        let mut whole = BytesMut::new();
+        self.pieces(object, range, &mut |piece| {
+            whole.extend_from_slice(&piece);
+            true
+        })?;
+        Ok(whole.freeze())
     }
 
-    /// [`SpoolReader::read`] of the file at `path`, which is open.
-    pub(super) fn read_file(
+    /// [`SpoolReader::read`], some [`PIECE_CHUNKS`] chunks at a time, until `each` wants no more.
+    ///
+    /// # Errors
+    ///
+    /// As [`SpoolReader::read`]; what came before it is verified.
+    pub fn pieces(
+        &self,
+        object: &Object,
+        range: Range<u64>,
+        each: &mut dyn FnMut(Bytes) -> bool,
+    ) -> Result<(), SealError> {
+        let path = self.0.dir.join(&object.spool);
+        let file = self.0.device.read(&path).map_err(|why| SealError::disk("open", &path, why))?;
+        self.pieces_of(&*file, &path, object, range, each)
+    }
+
+    /// [`SpoolReader::pieces`] of the file at `path`, which is open.
+    pub(super) fn pieces_of(
         &self,
         file: &dyn ReadAt,
         path: &Path,
         object: &Object,
         range: Range<u64>,
-    ) -> Result<Bytes, SealError> {
+        each: &mut dyn FnMut(Bytes) -> bool,
+    ) -> Result<(), SealError> {
         let wrong = |what| SealError::Spool { path: path.display().to_string(), what };
         if range.start > range.end || range.end > object.bytes {
             return Err(wrong("a range beyond its end was asked for"));
@@ -190,25 +210,32 @@ impl SpoolReader {
             return Err(wrong("it does not begin with our magic"));
         }
         let key = self.0.file_key(salt, &object.spool);
-        let wanted = size(range.end - range.start);
-        let mut out = Vec::with_capacity(wanted);
         let last = chunks(object.bytes) - 1;
-        let mut number = range.start / CHUNK_BYTES;
-        let mut skip = size(range.start % CHUNK_BYTES);
-        let mut scratch = vec![0; size(CHUNK_BYTES) + TAG_BYTES];
-        while out.len() < wanted {
-            let content = size((object.bytes - number * CHUNK_BYTES).min(CHUNK_BYTES));
-            let sealed = &mut scratch[..content + TAG_BYTES];
-            let at = HEAD_BYTES as u64 + number * (CHUNK_BYTES + TAG_BYTES as u64);
-            file.read_exact_at(sealed, at).map_err(read)?;
-            let plain = key
-                .open_in_place(nonce(number, number == last), Aad::empty(), sealed)
-                .map_err(|_| wrong("a chunk's tag does not match"))?;
-            let until = content.min(skip + (wanted - out.len()));
-            out.extend_from_slice(&plain[skip..until]);
-            (skip, number) = (0, number + 1);
+        let mut at = range.start;
+        let mut scratch = vec![];
+        while at < range.end {
+            let first = at / CHUNK_BYTES;
+            let until = ((first + PIECE_CHUNKS) * CHUNK_BYTES).min(object.bytes);
+            let begin = first * CHUNK_BYTES;
+            let sealed = (until - begin) + (until - begin).div_ceil(CHUNK_BYTES) * TAG_BYTES as u64;
+            scratch.resize(size(sealed), 0);
+            let place = HEAD_BYTES as u64 + first * (CHUNK_BYTES + TAG_BYTES as u64);
+            file.read_exact_at(&mut scratch, place).map_err(read)?;
+            let mut piece = Vec::with_capacity(size(until - begin));
+            let stride = size(CHUNK_BYTES) + TAG_BYTES;
+            for (number, chunk) in (first..).zip(scratch.chunks_mut(stride)) {
+                let plain = key
+                    .open_in_place(nonce(number, number == last), Aad::empty(), chunk)
+                    .map_err(|_| wrong("a chunk's tag does not match"))?;
+                piece.extend_from_slice(plain);
+            }
+            let wanted = size(at - begin)..size(until.min(range.end) - begin);
+            if !each(Bytes::from(piece).slice(wanted)) {
+                return Ok(());
+            }
+            at = until;
         }
-        Ok(out.into())
+        Ok(())
     }
 
     /// Removes an object's file, if it is there: S3 has the object.
@@ -381,6 +408,8 @@ const MAGIC: &[u8] = b"LHSPOOL\x01";
 const SALT_BYTES: usize = 32;
 const HEAD_BYTES: usize = 8 + SALT_BYTES;
 const CHUNK_BYTES: u64 = 64 << 10;
+/// Of a file that are read at once.
+const PIECE_CHUNKS: u64 = 4;
 const TAG_BYTES: usize = 16;
 
 #[cfg(test)]
@@ -413,6 +442,7 @@ mod tests {
             encryption: Encryption::None,
             metadata: BTreeMap::new(),
             spool: file.name().into(),
+            sums: vec![],
         };
         file.keep();
         object

@@ -8,7 +8,9 @@ use crc_fast::CrcAlgorithm::Crc64Nvme;
 /// Sums of a stream, so far.
 pub(super) struct Sums {
     sha256: digest::Context,
+    /// Of the bytes behind the last block.
     crc64nvme: crc_fast::Digest,
+    blocks: Vec<u64>,
     bytes: u64,
 }
 
@@ -21,6 +23,8 @@ pub(super) struct Summed {
     pub(super) sha256: String,
     /// CRC64NVME, as [`crc64nvme_text`] writes it.
     pub(super) crc64nvme: String,
+    /// As above, of each [`SUM_BYTES`]; none of a short stream.
+    pub(super) blocks: Vec<String>,
 }
 
 impl Sums {
@@ -29,6 +33,7 @@ impl Sums {
         Self {
             sha256: digest::Context::new(&digest::SHA256),
             crc64nvme: crc_fast::Digest::new(Crc64Nvme),
+            blocks: vec![],
             bytes: 0,
         }
     }
@@ -36,16 +41,40 @@ impl Sums {
     /// Takes the next bytes.
     pub(super) fn update(&mut self, bytes: &[u8]) {
         self.sha256.update(bytes);
-        self.crc64nvme.update(bytes);
-        self.bytes += bytes.len() as u64;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let room = usize::try_from(SUM_BYTES - self.bytes % SUM_BYTES).unwrap_or(usize::MAX);
+            let (next, after) = rest.split_at(room.min(rest.len()));
+            self.crc64nvme.update(next);
+            self.bytes += next.len() as u64;
+            if self.bytes.is_multiple_of(SUM_BYTES) {
+                self.blocks.push(self.crc64nvme.finalize_reset());
+            }
+            rest = after;
+        }
     }
 
     /// Ends.
-    pub(super) fn finish(self) -> Summed {
+    pub(super) fn finish(mut self) -> Summed {
+        let left = self.bytes % SUM_BYTES;
+        let whole = self
+            .blocks
+            .iter()
+            .fold(crc64nvme(&[]), |whole, block| crc64nvme_combine(whole, *block, SUM_BYTES));
+        let last = self.crc64nvme.finalize();
+        let whole = crc64nvme_combine(whole, last, left);
+        if left > 0 {
+            self.blocks.push(last);
+        }
+        let blocks = match self.bytes > ONE_REQUEST_BYTES {
+            true => self.blocks.into_iter().map(crc64nvme_text).collect(),
+            false => vec![],
+        };
         Summed {
             bytes: self.bytes,
             sha256: hex::encode(self.sha256.finish()),
-            crc64nvme: crc64nvme_text(self.crc64nvme.finalize()),
+            crc64nvme: crc64nvme_text(whole),
+            blocks,
         }
     }
 }
@@ -65,11 +94,24 @@ pub fn crc64nvme_text(sum: u64) -> String {
     STANDARD.encode(sum.to_be_bytes())
 }
 
+/// What [`crc64nvme_text`] wrote.
+pub(super) fn parse(text: &str) -> Option<u64> {
+    Some(u64::from_be_bytes(STANDARD.decode(text).ok()?.try_into().ok()?))
+}
+
+/// Of an object so many bytes have a sum of their own: parts are cut where these meet.
+pub const SUM_BYTES: u64 = 1 << 20;
+/// The smallest part that may be configured: no object of this size is sent in parts.
+const ONE_REQUEST_BYTES: u64 = 5 << 20;
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::seal::{Encryption, Object};
 
     #[test]
     fn the_check_values_come_out() {
@@ -85,6 +127,45 @@ mod tests {
         );
         assert_eq!(summed.crc64nvme, crc64nvme_text(0xAE8B_1486_0A79_9888));
         assert_eq!(summed.crc64nvme, "rosUhgp5mIg=");
+    }
+
+    #[test]
+    fn parts_are_summed_where_the_blocks_meet() {
+        let bytes: Vec<u8> = (0..=250).cycle().take((6 << 20) + 7).collect();
+        let mut sums = Sums::new();
+        bytes.chunks(100_003).for_each(|piece| sums.update(piece));
+        let summed = sums.finish();
+        assert_eq!(summed.crc64nvme, crc64nvme_text(crc64nvme(&bytes)));
+        assert_eq!(summed.blocks.len(), 7);
+        let object = Object {
+            key: String::new(),
+            bytes: summed.bytes,
+            sha256: summed.sha256,
+            crc64nvme: summed.crc64nvme,
+            rows: BTreeMap::new(),
+            table: String::new(),
+            version: 1,
+            encryption: Encryption::None,
+            metadata: BTreeMap::new(),
+            spool: String::new(),
+            sums: summed.blocks,
+        };
+        let (block, end) = (SUM_BYTES, object.bytes);
+        for part in [0..end, 0..block, block..3 * block, 5 * block..end, 6 * block..end] {
+            let range = usize::try_from(part.start).unwrap()..usize::try_from(part.end).unwrap();
+            let sum = crc64nvme_text(crc64nvme(&bytes[range]));
+            assert_eq!(object.part_sum(&part), Some(sum), "{part:?}");
+        }
+        for part in [0..1, 1..block, 0..end + 1, block..8 * block, end..end] {
+            assert_eq!(object.part_sum(&part), None, "{part:?}");
+        }
+        let earlier = Object { sums: vec![], ..object.clone() };
+        assert_eq!(earlier.part_sum(&(0..block)), None);
+        let torn = Object { sums: vec!["AAA".into(); 7], ..object };
+        assert_eq!(torn.part_sum(&(0..block)), None);
+        let mut short = Sums::new();
+        short.update(&bytes[..5 << 20]);
+        assert_eq!(short.finish().blocks, [] as [String; 0]);
     }
 
     proptest! {

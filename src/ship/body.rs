@@ -4,11 +4,10 @@
 //! whole does not matter, so a link shared by priority (DESIGN §10) never makes a part start again.
 
 use std::{
-    convert::Infallible,
     future::Future,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -18,49 +17,71 @@ use std::{
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 
+use super::{Content, ShipError};
 use crate::units::BitRate;
 
-/// Bytes that go out in slices.
+/// Content that goes out in slices.
 #[derive(Debug)]
 pub(super) struct Sliced {
-    rest: Bytes,
+    content: Content,
     taken: Taken,
 }
 
-/// How many bytes the connection has taken so far.
+/// What the connection has taken so far.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Taken(Arc<AtomicU64>);
+pub(super) struct Taken(Arc<Progress>);
+
+#[derive(Debug, Default)]
+struct Progress {
+    bytes: AtomicU64,
+    /// Why there was no more to take.
+    failed: OnceLock<ShipError>,
+}
 
 impl Sliced {
-    pub(super) fn new(bytes: Bytes) -> (Self, Taken) {
+    pub(super) fn new(content: Content) -> (Self, Taken) {
         let taken = Taken::default();
-        (Self { rest: bytes, taken: taken.clone() }, taken)
+        (Self { content, taken: taken.clone() }, taken)
+    }
+}
+
+impl Taken {
+    fn bytes(&self) -> u64 {
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Why the content ended early: what the request came to says only that it did.
+    pub(super) fn failed(&self) -> Option<ShipError> {
+        self.0.failed.get().cloned()
     }
 }
 
 impl Body for Sliced {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = ShipError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.rest.is_empty() {
-            return Poll::Ready(None);
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ShipError>>> {
+        let next = std::task::ready!(self.content.poll_next(context, SLICE_BYTES));
+        match &next {
+            Some(Ok(slice)) => {
+                self.taken.0.bytes.fetch_add(slice.len() as u64, Ordering::Relaxed);
+            }
+            // The first is why.
+            Some(Err(error)) => drop(self.taken.0.failed.set(error.clone())),
+            None => {}
         }
-        let length = self.rest.len().min(SLICE_BYTES);
-        let slice = self.rest.split_to(length);
-        self.taken.0.fetch_add(u64::try_from(length).unwrap_or_default(), Ordering::Relaxed);
-        Poll::Ready(Some(Ok(Frame::data(slice))))
+        Poll::Ready(next.map(|slice| slice.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty()
+        self.content.bytes() == 0
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(u64::try_from(self.rest.len()).unwrap_or(u64::MAX))
+        SizeHint::with_exact(self.content.bytes())
     }
 }
 
@@ -72,12 +93,12 @@ pub(super) async fn patiently<T>(
 ) -> Option<T> {
     tokio::pin!(call);
     loop {
-        let before = taken.0.load(Ordering::Relaxed);
+        let before = taken.bytes();
         tokio::select! {
             answer = &mut call => return Some(answer),
             () = tokio::time::sleep(patience) => {}
         }
-        if taken.0.load(Ordering::Relaxed) == before {
+        if taken.bytes() == before {
             return None;
         }
     }
@@ -106,15 +127,15 @@ mod tests {
     #[tokio::test]
     async fn the_slices_are_the_whole() {
         let bytes = Bytes::from(vec![7; 3 * SLICE_BYTES + 1]);
-        let (body, taken) = Sliced::new(bytes.clone());
+        let (body, taken) = Sliced::new(bytes.clone().into());
         assert_eq!(body.size_hint().exact(), Some(bytes.len() as u64));
         assert_eq!(body.collect().await.unwrap().to_bytes(), bytes);
-        assert_eq!(taken.0.load(Ordering::Relaxed), bytes.len() as u64);
+        assert_eq!(taken.bytes(), bytes.len() as u64);
     }
 
     #[tokio::test]
     async fn what_moves_is_awaited_and_what_stands_still_is_not() {
-        let (mut body, taken) = Sliced::new(Bytes::from(vec![7; 6 * SLICE_BYTES]));
+        let (mut body, taken) = Sliced::new(Bytes::from(vec![7; 6 * SLICE_BYTES]).into());
         let patience = Duration::from_millis(60);
         let slow = async {
             while body.frame().await.is_some() {

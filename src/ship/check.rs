@@ -90,7 +90,7 @@ async fn write(s3: &S3, prefix: &str) -> Vec<Finding> {
 
 async fn put(s3: &S3, key: &str) -> Result<(), ShipError> {
     let crc64nvme = &checksum::of(CONTENT);
-    s3.put(Put { head: head(s3, key), body: Bytes::from_static(CONTENT), crc64nvme }).await
+    s3.put(Put { head: head(s3, key), body: Bytes::from_static(CONTENT).into(), crc64nvme }).await
 }
 
 /// CreateMultipartUpload, ListParts and AbortMultipartUpload; what an earlier check left open too.

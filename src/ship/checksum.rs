@@ -1,15 +1,40 @@
-//! CRC64NVME in the form that S3 writes: base64 of the big-endian sum. Pure.
+//! CRC64NVME in the form that S3 writes: base64 of the big-endian sum. Pure, but for [`read`].
 //!
 //! **Invariant:** [`whole`] over the parts of an object is [`of`] the object.
 
-use base64::{Engine, prelude::BASE64_STANDARD};
-use crc_fast::CrcAlgorithm::Crc64Nvme;
+use std::ops::Range;
 
-use super::StoredPart;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use crc_fast::{CrcAlgorithm::Crc64Nvme, Digest};
+
+use super::{Object, ReadSpool, ShipError, StoredPart};
 
 /// The checksum of `bytes`.
 pub fn of(bytes: &[u8]) -> String {
-    BASE64_STANDARD.encode(crc_fast::checksum(Crc64Nvme, bytes).to_be_bytes())
+    text(crc_fast::checksum(Crc64Nvme, bytes))
+}
+
+/// The checksum of a range of an object, read from the spool.
+///
+/// # Errors
+///
+/// As [`ReadSpool::read`].
+pub fn read(
+    spool: &(impl ReadSpool + ?Sized),
+    object: &Object,
+    range: Range<u64>,
+) -> Result<String, ShipError> {
+    let mut digest = Digest::new(Crc64Nvme);
+    spool.read(object, range, &mut |piece| {
+        digest.update(&piece);
+        true
+    })?;
+    Ok(text(digest.finalize()))
+}
+
+/// A checksum as S3 writes it.
+pub fn text(sum: u64) -> String {
+    BASE64_STANDARD.encode(sum.to_be_bytes())
 }
 
 /// The checksum of the object that the parts make, in their order; `None` if a part's sum is none.
@@ -20,7 +45,7 @@ pub fn whole<'a>(parts: impl IntoIterator<Item = &'a StoredPart>) -> Option<Stri
         let of_part = u64::from_be_bytes(bytes.try_into().ok()?);
         sum = crc_fast::checksum_combine(Crc64Nvme, sum, of_part, part.bytes);
     }
-    Some(BASE64_STANDARD.encode(sum.to_be_bytes()))
+    Some(text(sum))
 }
 
 #[cfg(test)]

@@ -412,10 +412,16 @@ mod tests {
     struct Spool(Mutex<BTreeMap<String, Bytes>>);
 
     impl ReadSpool for Spool {
-        fn read(&self, object: &Object, range: Range<u64>) -> Result<Bytes, ShipError> {
+        fn read(
+            &self,
+            object: &Object,
+            range: Range<u64>,
+            each: &mut dyn FnMut(Bytes) -> bool,
+        ) -> Result<(), ShipError> {
             let place = |at: u64| usize::try_from(at).unwrap();
-            let spool = self.0.lock().unwrap();
-            Ok(spool[&object.spool].slice(place(range.start)..place(range.end)))
+            let whole = self.0.lock().unwrap()[&object.spool].clone();
+            each(whole.slice(place(range.start)..place(range.end)));
+            Ok(())
         }
     }
 
@@ -454,6 +460,7 @@ mod tests {
                     encryption: Encryption::None,
                     metadata: [("n".into(), n.to_string())].into(),
                     spool: name,
+                    sums: vec![],
                 }
             };
             let objects = sizes.iter().zip(0..).map(object).collect();

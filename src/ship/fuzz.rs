@@ -43,7 +43,7 @@ async fn ask(s3: &S3, request: u8, length: usize) -> Result<(), ShipError> {
     let (key, upload, crc64nvme) = ("raw/erp/k", "u", "AAAAAAAAAAA=");
     let (metadata, encryption) = (BTreeMap::new(), Encryption::Client);
     let head = Head { key, metadata: &metadata, encryption: &encryption, content_type: "x/y" };
-    let (body, etag) = (Bytes::from_static(b"rows"), String::from("e"));
+    let (body, etag) = (Bytes::from_static(b"rows").into(), String::from("e"));
     let part = StoredPart { number: 1, bytes: 4, etag, crc64nvme: crc64nvme.into() };
     match request.wrapping_sub(b'0') % 9 {
         0 => s3.put(Put { head, body, crc64nvme }).await?,

@@ -242,7 +242,7 @@ impl State {
 impl ObjectStore for Memory {
     fn put<'a>(&'a self, put: Put<'a>) -> BoxFuture<'a, Result<(), ShipError>> {
         let Put { head, body, crc64nvme } = put;
-        self.serve(Request::Put, head.key, move |state| {
+        let effect = move |state: &mut State, body: Bytes| {
             let say = |status, code| Err(refused(Request::Put, head.key, status, code, ""));
             if checksum::of(&body) != crc64nvme {
                 return say(400, "BadDigest");
@@ -253,6 +253,10 @@ impl ObjectStore for Memory {
             let metadata = head.metadata.clone();
             state.objects.insert(head.key.into(), Fetched { bytes: body, metadata });
             Ok(())
+        };
+        Box::pin(async move {
+            let body = body.whole().await?;
+            self.serve(Request::Put, head.key, |state| effect(state, body)).await
         })
     }
 
@@ -267,20 +271,25 @@ impl ObjectStore for Memory {
     }
 
     fn part<'a>(&'a self, part: Part<'a>) -> BoxFuture<'a, Result<String, ShipError>> {
-        self.serve(Request::Part, part.key, move |state| {
-            if checksum::of(&part.body) != part.crc64nvme {
-                return Err(refused(Request::Part, part.key, 400, "BadDigest", ""));
+        let Part { key, upload, number, body, crc64nvme } = part;
+        let effect = move |state: &mut State, body: Bytes| {
+            if checksum::of(&body) != crc64nvme {
+                return Err(refused(Request::Part, key, 400, "BadDigest", ""));
             }
-            let open = state.upload(Request::Part, part.key, part.upload)?;
-            let etag = format!("\"{}-{}\"", part.number, part.crc64nvme);
+            let open = state.upload(Request::Part, key, upload)?;
+            let etag = format!("\"{number}-{crc64nvme}\"");
             let stored = StoredPart {
-                number: part.number,
-                bytes: u64::try_from(part.body.len()).unwrap_or_default(),
+                number,
+                bytes: body.len() as u64,
                 etag: etag.clone(),
-                crc64nvme: part.crc64nvme.into(),
+                crc64nvme: crc64nvme.into(),
             };
-            open.parts.insert(part.number, (stored, part.body));
+            open.parts.insert(number, (stored, body));
             Ok(etag)
+        };
+        Box::pin(async move {
+            let body = body.whole().await?;
+            self.serve(Request::Part, key, |state| effect(state, body)).await
         })
     }
 

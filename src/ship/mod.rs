@@ -19,6 +19,7 @@ mod answer;
 mod body;
 pub mod check;
 pub mod checksum;
+mod content;
 pub mod credentials;
 pub mod drive;
 mod endpoint;
@@ -37,6 +38,7 @@ pub mod sweep;
 pub mod upload;
 
 pub use body::{PATIENCE, patience};
+pub use content::Content;
 pub use drive::forget;
 
 use crate::error::{Cause, Classified};
@@ -100,28 +102,47 @@ pub trait ObjectReader: Send + Sync {
 
 /// Where the bytes of sealed objects lie: the spool, seen from here.
 pub trait ReadSpool: Send + Sync {
-    /// Bytes of an object as they are to be sent. Blocks; called on threads for blocking work.
+    /// Hands the bytes of an object as they are to be sent to `each`, piece after piece, until it says that it
+    /// wants no more. Blocks; called on threads for blocking work.
     ///
     /// # Errors
     ///
     /// [`ShipError::Spool`]: the file is not what was sealed.
-    fn read(&self, object: &Object, range: Range<u64>) -> Result<Bytes, ShipError>;
+    fn read(
+        &self,
+        object: &Object,
+        range: Range<u64>,
+        each: &mut dyn FnMut(Bytes) -> bool,
+    ) -> Result<(), ShipError>;
 
-    /// [`ReadSpool::read`] on such a thread, with the checksum of the bytes. A spool that never blocks
-    /// may answer at once.
-    fn summed(
+    /// What [`ReadSpool::read`] gives on such a thread; whole only if `sum` is its checksum. A spool that never
+    /// blocks may have it at hand.
+    ///
+    /// # Errors
+    ///
+    /// [`ShipError::Spool`], of such a one.
+    fn content(
         self: Arc<Self>,
         object: Arc<Object>,
         range: Range<u64>,
-    ) -> BoxFuture<'static, Result<(Bytes, String), ShipError>>
+        sum: String,
+    ) -> Result<Content, ShipError>
     where
         Self: 'static,
     {
-        let read = tokio::task::spawn_blocking(move || {
-            let bytes = self.read(&object, range)?;
-            let sum = checksum::of(&bytes);
-            Ok((bytes, sum))
-        });
+        Ok(Content::read(self, object, range, sum))
+    }
+
+    /// The checksum of what [`ReadSpool::read`] gives on such a thread, for parts of objects that do not say it.
+    fn sum(
+        self: Arc<Self>,
+        object: Arc<Object>,
+        range: Range<u64>,
+    ) -> BoxFuture<'static, Result<String, ShipError>>
+    where
+        Self: 'static,
+    {
+        let read = tokio::task::spawn_blocking(move || checksum::read(&*self, &object, range));
         // The runtime ends, or the read panicked, which ends the process too.
         Box::pin(async move { read.await.map_err(|_| ShipError::Stopped)? })
     }
@@ -181,18 +202,18 @@ pub struct Head<'a> {
 }
 
 /// A whole object in one request.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Put<'a> {
     /// What is sent with it.
     pub head: Head<'a>,
     /// Its bytes.
-    pub body: Bytes,
+    pub body: Content,
     /// As in [`Object::crc64nvme`].
     pub crc64nvme: &'a str,
 }
 
 /// One part.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Part<'a> {
     /// The object's key.
     pub key: &'a str,
@@ -201,7 +222,7 @@ pub struct Part<'a> {
     /// From 1.
     pub number: u32,
     /// Its bytes.
-    pub body: Bytes,
+    pub body: Content,
     /// Of the part, base64.
     pub crc64nvme: &'a str,
 }

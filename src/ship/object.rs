@@ -11,13 +11,13 @@ use std::{
     },
 };
 
-use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture, stream};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
-    Complete, Head, Object, Part, Put, Request, ShipError, StoredPart, checksum,
+    Complete, Content, Head, Object, Part, Put, Request, ShipError, StoredPart, checksum,
+    content::altered,
     drive::{Said, Shipper},
     plan::{PartPlan, PlanError},
     retry::Pace,
@@ -133,10 +133,7 @@ impl Going<'_> {
         let (object, shipper) = (&self.object, self.shipper);
         let put = || -> BoxFuture<'_, Result<(), ShipError>> {
             Box::pin(async move {
-                let (body, sum) = self.read(0..object.bytes).await?;
-                if sum != object.crc64nvme {
-                    return Err(altered(object));
-                }
+                let body = self.content(0..object.bytes, object.crc64nvme.clone())?;
                 let put = Put { head: head(object), body, crc64nvme: &object.crc64nvme };
                 shipper.store.put(put).await
             })
@@ -185,10 +182,14 @@ impl Going<'_> {
         let (object, shipper) = (&self.object, self.shipper);
         let range = plan.range(number).expect("the plan was asked for its own parts");
         let bytes = range.end - range.start;
+        let crc64nvme = match object.part_sum(&range) {
+            Some(sum) => sum,
+            None => shipper.spool.clone().sum(Arc::clone(object), range.clone()).await?,
+        };
         let send = || -> BoxFuture<'_, Result<StoredPart, ShipError>> {
-            let range = range.clone();
+            let (range, crc64nvme) = (range.clone(), crc64nvme.clone());
             Box::pin(async move {
-                let (body, crc64nvme) = self.read(range).await?;
+                let body = self.content(range, crc64nvme.clone())?;
                 let key = object.key.as_str();
                 let part = Part { key, upload, number, body, crc64nvme: &crc64nvme };
                 let etag = shipper.store.part(part).await?;
@@ -263,16 +264,12 @@ impl Going<'_> {
         }
     }
 
-    /// Bytes of the object from the spool, and their checksum.
-    async fn read(&self, range: Range<u64>) -> Result<(Bytes, String), ShipError> {
-        let (spool, object) = (self.shipper.spool.clone(), self.object.clone());
+    /// Bytes of the object from the spool, whose checksum this has to be.
+    fn content(&self, range: Range<u64>, sum: String) -> Result<Content, ShipError> {
         let length = range.end - range.start;
-        let (bytes, sum) = spool.summed(object, range).await?;
-        if u64::try_from(bytes.len()) != Ok(length) {
-            return Err(altered(&self.object));
-        }
+        let content = self.shipper.spool.clone().content(self.object.clone(), range, sum)?;
         self.shipper.board.write(|status| status.sent_bytes += length);
-        Ok((bytes, sum))
+        Ok(content)
     }
 }
 
@@ -281,10 +278,6 @@ fn head(object: &Object) -> Head<'_> {
     let content_type = if json { "application/json" } else { "application/vnd.apache.parquet" };
     let (key, metadata, encryption) = (&object.key, &object.metadata, &object.encryption);
     Head { key, metadata, encryption, content_type }
-}
-
-fn altered(object: &Object) -> ShipError {
-    ShipError::Spool { path: object.spool.clone(), why: "not what was sealed".into() }
 }
 
 fn unplanned(error: PlanError) -> ShipError {

@@ -199,19 +199,17 @@ impl S3 {
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
     {
         let patience = self.patience * patience;
-        match patiently(taken, patience, Box::pin(call)).await {
-            Some(Ok(answer)) => Ok(answer),
-            Some(Err(error)) => Err(match failure(request, key, &error) {
-                ShipError::Unanswered { why, .. } => {
-                    unanswered(request, key, format!("{}: {why}", self.at))
+        let why = match patiently(taken, patience, Box::pin(call)).await {
+            Some(Ok(answer)) => return Ok(answer),
+            Some(Err(error)) => {
+                match taken.failed().unwrap_or_else(|| failure(request, key, &error)) {
+                    ShipError::Unanswered { why, .. } => why,
+                    answered => return Err(answered),
                 }
-                answered => answered,
-            }),
-            None => {
-                let why = format!("{}: nothing moved for {patience:?}", self.at);
-                Err(unanswered(request, key, why))
             }
-        }
+            None => format!("nothing moved for {patience:?}"),
+        };
+        Err(unanswered(request, key, format!("{}: {why}", self.at)))
     }
 
     /// The next piece of an object, or `None` at its end.

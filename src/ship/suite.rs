@@ -97,12 +97,14 @@ impl Bucket<'_> {
 
     async fn put(&self, key: &str, body: &'static [u8]) -> Result<(), ShipError> {
         let crc64nvme = &checksum::of(body);
-        self.store.put(Put { head: self.head(key), body: body.into(), crc64nvme }).await
+        self.store
+            .put(Put { head: self.head(key), body: Bytes::from_static(body).into(), crc64nvme })
+            .await
     }
 
     async fn part(&self, key: &str, upload: &str, number: u32, body: &Bytes) -> StoredPart {
         let crc64nvme = checksum::of(body);
-        let part = Part { key, upload, number, body: body.clone(), crc64nvme: &crc64nvme };
+        let part = Part { key, upload, number, body: body.clone().into(), crc64nvme: &crc64nvme };
         let etag = self.store.part(part).await.unwrap();
         StoredPart { number, bytes: body.len() as u64, etag, crc64nvme }
     }
@@ -143,11 +145,12 @@ impl Bucket<'_> {
     async fn a_wrong_checksum_stores_nothing(&self) {
         let key = self.key("wrong");
         let crc64nvme = &checksum::of(b"other");
-        let put = Put { head: self.head(&key), body: Bytes::from_static(b"bytes"), crc64nvme };
+        let put =
+            Put { head: self.head(&key), body: Bytes::from_static(b"bytes").into(), crc64nvme };
         assert!(failed(&self.store.put(put).await.unwrap_err(), Cause::LakeChecksum));
         assert_eq!(self.read(&key).await, None);
         let upload = &self.store.create(self.head(&key)).await.unwrap();
-        let body = Bytes::from_static(b"bytes");
+        let body = Bytes::from_static(b"bytes").into();
         let part = Part { key: &key, upload, number: 1, body, crc64nvme };
         assert!(failed(&self.store.part(part).await.unwrap_err(), Cause::LakeChecksum));
         assert_eq!(self.store.parts(&key, upload).await.unwrap(), Some(vec![]));
@@ -242,7 +245,7 @@ impl Bucket<'_> {
         let upload = self.upload_of("gone", &[4]).await;
         upload.abort().await;
         let (key, id) = (&upload.key, &upload.id);
-        let (body, sum) = (Bytes::from_static(b"x"), &checksum::of(b"x"));
+        let (body, sum) = (Bytes::from_static(b"x").into(), &checksum::of(b"x"));
         let part = Part { key, upload: id, number: 1, body, crc64nvme: sum };
         let end = self.store.part(part).await;
         assert!(matches!(end, Err(ShipError::NoSuchUpload { .. })), "{end:?}");

@@ -36,6 +36,7 @@ use super::{
     oracle::Oracle,
     planted::Planted,
     server::ModelServer,
+    spool::ModelSpool,
     tables::{Handed, Reader},
 };
 use crate::{
@@ -46,10 +47,8 @@ use crate::{
     facts::{self, Facts},
     journal::{self, Decode, Journal, Keep, ORIGIN_FACT, Origin, Table},
     ledger::{Head, IdentityKey, Ledger, LedgerError, LedgerOptions, Proven, SourceIdentity},
-    seal::{Group, SealEncryption, SealError, SealOptions, Sealer, SpoolReader, key::Keys},
-    ship::{
-        Encryption, Object, ObjectStore, ReadSpool, ShipError, Shipped, checksum, drive::Shipper,
-    },
+    seal::{Group, SealEncryption, SealError, SealOptions, Sealer, key::Keys},
+    ship::{Encryption, ObjectStore, Shipped, drive::Shipper},
     source::postgres::{batch::Sizes, pgoutput::PgDecoder},
     telemetry::board::SourceBoard,
     units::{Point, Timestamp},
@@ -125,35 +124,6 @@ impl Clock for SimClock {
     fn wall(&self) -> Timestamp {
         let passed = i64::try_from(self.began.elapsed().as_micros()).unwrap_or(0);
         Timestamp(WALL_US + passed + self.jump_us.load(Ordering::Relaxed))
-    }
-}
-
-/// The spool in memory: it never blocks.
-struct ModelSpool(SpoolReader);
-
-impl ReadSpool for ModelSpool {
-    fn read(
-        &self,
-        object: &Object,
-        range: std::ops::Range<u64>,
-    ) -> Result<bytes::Bytes, ShipError> {
-        self.0.read(object, range).map_err(|error| ShipError::Spool {
-            path: object.spool.clone(),
-            why: error.to_string(),
-        })
-    }
-
-    fn summed(
-        self: Arc<Self>,
-        object: Arc<Object>,
-        range: std::ops::Range<u64>,
-    ) -> futures_util::future::BoxFuture<'static, Result<(bytes::Bytes, String), ShipError>> {
-        let read = self.read(&object, range);
-        Box::pin(async move {
-            let bytes = read?;
-            let sum = checksum::of(&bytes);
-            Ok((bytes, sum))
-        })
     }
 }
 

@@ -265,7 +265,7 @@ impl ObjectStore for LakeClient {
     fn put<'a>(&'a self, put: Put<'a>) -> BoxFuture<'a, Result<(), ShipError>> {
         Box::pin(async move {
             let key = put.head.key;
-            let (body, crc64nvme) = (put.body, put.crc64nvme.to_owned());
+            let (body, crc64nvme) = (put.body.whole().await?, put.crc64nvme.to_owned());
             let ask = Ask::Put { key: key.into(), body, crc64nvme };
             if self.planted == Some(Planted::EntryFirst) {
                 let state = &mut *lock(&self.lake.0);
@@ -291,7 +291,7 @@ impl ObjectStore for LakeClient {
                 key: part.key.into(),
                 upload: part.upload.into(),
                 number: part.number,
-                body: part.body,
+                body: part.body.whole().await?,
                 crc64nvme: part.crc64nvme.into(),
             };
             Ok(self.ask(Request::Part, part.key, ask).await?.text())

@@ -55,6 +55,7 @@ mod plan;
 mod planted;
 mod server;
 mod session;
+mod spool;
 mod tables;
 mod timeline;
 mod workload;

@@ -93,7 +93,7 @@ async fn put(s3: &S3, key: &str, bytes: usize) -> Result<(), ShipError> {
     let crc64nvme = &checksum::of(&body);
     let (metadata, encryption) = (&Default::default(), &Encryption::None);
     let head = Head { key, metadata, encryption, content_type: "text/plain" };
-    s3.put(Put { head, body, crc64nvme }).await
+    s3.put(Put { head, body: body.into(), crc64nvme }).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -122,7 +122,7 @@ fn head<'a>(key: &'a str, encryption: &'a Encryption) -> Head<'a> {
 
 async fn put(s3: &S3, key: &str, body: &[u8]) -> Result<(), ShipError> {
     let crc64nvme = &checksum::of(body);
-    let body = Bytes::copy_from_slice(body);
+    let body = Bytes::copy_from_slice(body).into();
     s3.put(Put { head: head(key, &Encryption::None), body, crc64nvme }).await
 }
 
@@ -216,7 +216,7 @@ async fn the_sse_headers_reach_the_object() {
     let house = House::new(false).await;
     let s3 = house.s3("AKADMIN");
     let kms = Encryption::SseKms { key_id: "arn:aws:kms:eu-central-1:1:key/k".into() };
-    let (body, crc64nvme) = (Bytes::from_static(b"1"), &checksum::of(b"1"));
+    let (body, crc64nvme) = (Bytes::from_static(b"1").into(), &checksum::of(b"1"));
     s3.put(Put { head: head("raw/x", &kms), body, crc64nvme }).await.unwrap();
     let upload = s3.create(head("raw/y", &kms)).await.unwrap();
     let sse = |head: &store::Head| (head.sse.clone(), head.kms_key_id.clone(), head.bucket_key);
@@ -286,7 +286,7 @@ async fn an_upload_that_is_gone_is_known_from_the_list_where_answers_do_not_say_
 }
 
 async fn upload_of_one(s3: &S3, key: &str) -> (String, StoredPart) {
-    let (body, crc64nvme) = (Bytes::from_static(b"1"), checksum::of(b"1"));
+    let (body, crc64nvme) = (Bytes::from_static(b"1").into(), checksum::of(b"1"));
     let upload = s3.create(head(key, &Encryption::None)).await.unwrap();
     let part = Part { key, upload: &upload, number: 1, body, crc64nvme: &crc64nvme };
     let etag = s3.part(part).await.unwrap();
@@ -317,7 +317,7 @@ async fn a_store_that_is_away_comes_back_with_all_it_had() {
     let s3 = house.s3("AKADMIN");
     put(&s3, "raw/x", b"1").await.unwrap();
     let upload = s3.create(head("raw/y", &Encryption::None)).await.unwrap();
-    let (body, crc64nvme) = (Bytes::from_static(b"part"), &checksum::of(b"part"));
+    let (body, crc64nvme) = (Bytes::from_static(b"part").into(), &checksum::of(b"part"));
     let part = Part { key: "raw/y", upload: &upload, number: 1, body, crc64nvme };
     s3.part(part).await.unwrap();
     house.double.away(true);
@@ -408,9 +408,12 @@ impl ReadSpool for Spool {
         &self,
         object: &crate::ship::Object,
         range: std::ops::Range<u64>,
-    ) -> Result<Bytes, ShipError> {
+        each: &mut dyn FnMut(Bytes) -> bool,
+    ) -> Result<(), ShipError> {
         let place = |at: u64| usize::try_from(at).unwrap();
-        Ok(self.0.lock().unwrap()[&object.spool].slice(place(range.start)..place(range.end)))
+        let whole = self.0.lock().unwrap()[&object.spool].clone();
+        each(whole.slice(place(range.start)..place(range.end)));
+        Ok(())
     }
 }
 
@@ -430,6 +433,7 @@ fn group(spool: &Spool, id: u64) -> Group {
             encryption: Encryption::None,
             metadata: [("x-amz-matdesc".into(), "{\"a\":\"b\"}".into())].into(),
             spool: name,
+            sums: vec![],
         }
     };
     let objects = [(11 << 20, 1), (100, 2), (6 << 20, 3)].map(object).to_vec();
@@ -491,4 +495,30 @@ async fn groups_reach_a_store_that_fails_in_every_way() {
     let put = asked.iter().filter(writes("PutObject")).count();
     let complete = asked.iter().filter(writes("CompleteMultipartUpload")).count();
     assert_eq!(put + complete, 18);
+}
+
+/// What the client says of a body that ends early is not why.
+#[tokio::test]
+async fn a_spool_that_is_not_what_was_sealed_is_said_and_nothing_is_stored() {
+    let house = House::new(true).await;
+    for object in 0..3 {
+        let spool = Arc::new(Spool::default());
+        let mut group = group(&spool, 1);
+        group.objects = vec![group.objects.swap_remove(object)];
+        let name = group.objects[0].spool.clone();
+        let length = usize::try_from(group.objects[0].bytes).unwrap();
+        spool.0.lock().unwrap().insert(name, vec![0; length].into());
+        let config = config::Ship { part_bytes: 5 << 20, requests: 4 };
+        let (store, facts) = (Arc::new(house.s3("AKWRITER")), Arc::new(MemoryFacts::default()));
+        let (own, clock) = (["raw/erp/".into()], Arc::new(SystemClock));
+        let shipper =
+            Shipper::new(store, spool, facts, &config, &own, SourceBoard::default(), clock);
+        let (send, receive) = mpsc::channel(1);
+        send.send(group.clone()).await.unwrap();
+        let (shipped, _handed) = mpsc::channel(1);
+        let run = shipper.run(receive, shipped, CancellationToken::new());
+        let end = tokio::time::timeout(Duration::from_secs(20), run).await.unwrap();
+        assert!(matches!(end, Err(ShipError::Spool { .. })), "{end:?}");
+        assert!(house.double.object(BUCKET, &group.objects[0].key).is_none());
+    }
 }
