@@ -156,8 +156,8 @@ pub struct Object {
     /// Name of its file in the spool folder.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub spool: String,
-    /// CRC64NVME of each [`SUM_BYTES`] of the bytes sent, the last of what is left, as [`Object::crc64nvme`];
-    /// none of an object that one request takes.
+    /// CRC64NVME of the bytes sent up to each multiple of [`SUM_BYTES`], as [`Object::crc64nvme`]; none of an
+    /// object that one request takes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sums: Vec<String>,
 }
@@ -165,19 +165,22 @@ pub struct Object {
 impl Object {
     /// CRC64NVME of a part of the bytes sent, as [`Object::crc64nvme`], if `sums` say it.
     pub fn part_sum(&self, part: &Range<u64>) -> Option<String> {
-        let whole = part.end == self.bytes || part.end.is_multiple_of(SUM_BYTES);
-        if !part.start.is_multiple_of(SUM_BYTES) || !whole {
-            return None;
+        let before = self.sum_at(part.start)?;
+        let length = part.end.checked_sub(part.start)?;
+        Some(crc64nvme_text(sums::crc64nvme_second(before, self.sum_at(part.end)?, length)))
+    }
+
+    /// CRC64NVME of the first `at` bytes.
+    fn sum_at(&self, at: u64) -> Option<u64> {
+        match at {
+            0 => Some(crc64nvme(&[])),
+            at if at == self.bytes => sums::parse(&self.crc64nvme),
+            at if at.is_multiple_of(SUM_BYTES) => {
+                let index = usize::try_from(at / SUM_BYTES).ok()? - 1;
+                sums::parse(self.sums.get(index)?)
+            }
+            _ => None,
         }
-        let index = |at: u64| usize::try_from(at).ok();
-        let blocks = index(part.start / SUM_BYTES)?..index(part.end.div_ceil(SUM_BYTES))?;
-        let mut at = part.start;
-        let sum = self.sums.get(blocks)?.iter().try_fold(crc64nvme(&[]), |sum, block| {
-            let next = part.end.min(at + SUM_BYTES);
-            let length = next - std::mem::replace(&mut at, next);
-            Some(crc64nvme_combine(sum, sums::parse(block)?, length))
-        })?;
-        (at == part.end).then(|| crc64nvme_text(sum))
     }
 }
 

@@ -135,7 +135,7 @@ impl Sink {
             encryption: self.encryption,
             metadata: self.metadata,
             spool: self.file.name().into(),
-            sums: summed.blocks,
+            sums: summed.so_far,
         };
         Ok(Draft { object, file: self.file })
     }

@@ -8,9 +8,9 @@ use crc_fast::CrcAlgorithm::Crc64Nvme;
 /// Sums of a stream, so far.
 pub(super) struct Sums {
     sha256: digest::Context,
-    /// Of the bytes behind the last block.
     crc64nvme: crc_fast::Digest,
-    blocks: Vec<u64>,
+    /// CRC64NVME of what there was at each [`SUM_BYTES`].
+    so_far: Vec<u64>,
     bytes: u64,
 }
 
@@ -23,8 +23,8 @@ pub(super) struct Summed {
     pub(super) sha256: String,
     /// CRC64NVME, as [`crc64nvme_text`] writes it.
     pub(super) crc64nvme: String,
-    /// As above, of each [`SUM_BYTES`]; none of a short stream.
-    pub(super) blocks: Vec<String>,
+    /// As above, of what there was at each [`SUM_BYTES`]; none of a short stream.
+    pub(super) so_far: Vec<String>,
 }
 
 impl Sums {
@@ -33,7 +33,7 @@ impl Sums {
         Self {
             sha256: digest::Context::new(&digest::SHA256),
             crc64nvme: crc_fast::Digest::new(Crc64Nvme),
-            blocks: vec![],
+            so_far: vec![],
             bytes: 0,
         }
     }
@@ -48,33 +48,23 @@ impl Sums {
             self.crc64nvme.update(next);
             self.bytes += next.len() as u64;
             if self.bytes.is_multiple_of(SUM_BYTES) {
-                self.blocks.push(self.crc64nvme.finalize_reset());
+                self.so_far.push(self.crc64nvme.finalize());
             }
             rest = after;
         }
     }
 
     /// Ends.
-    pub(super) fn finish(mut self) -> Summed {
-        let left = self.bytes % SUM_BYTES;
-        let whole = self
-            .blocks
-            .iter()
-            .fold(crc64nvme(&[]), |whole, block| crc64nvme_combine(whole, *block, SUM_BYTES));
-        let last = self.crc64nvme.finalize();
-        let whole = crc64nvme_combine(whole, last, left);
-        if left > 0 {
-            self.blocks.push(last);
-        }
-        let blocks = match self.bytes > ONE_REQUEST_BYTES {
-            true => self.blocks.into_iter().map(crc64nvme_text).collect(),
+    pub(super) fn finish(self) -> Summed {
+        let so_far = match self.bytes > ONE_REQUEST_BYTES {
+            true => self.so_far.into_iter().map(crc64nvme_text).collect(),
             false => vec![],
         };
         Summed {
             bytes: self.bytes,
             sha256: hex::encode(self.sha256.finish()),
-            crc64nvme: crc64nvme_text(whole),
-            blocks,
+            crc64nvme: crc64nvme_text(self.crc64nvme.finalize()),
+            so_far,
         }
     }
 }
@@ -89,6 +79,12 @@ pub fn crc64nvme_combine(first: u64, second: u64, second_bytes: u64) -> u64 {
     crc_fast::checksum_combine(Crc64Nvme, first, second, second_bytes)
 }
 
+/// CRC64NVME of the second of two stretches, from those of the first and of both, and the length of the second.
+pub(super) fn crc64nvme_second(first: u64, both: u64, second_bytes: u64) -> u64 {
+    // To combine is to move the first by that length, and to add the second (XOR).
+    both ^ crc64nvme_combine(first, 0, second_bytes)
+}
+
 /// As S3 writes it: base64 of the big-endian sum.
 pub fn crc64nvme_text(sum: u64) -> String {
     STANDARD.encode(sum.to_be_bytes())
@@ -99,7 +95,7 @@ pub(super) fn parse(text: &str) -> Option<u64> {
     Some(u64::from_be_bytes(STANDARD.decode(text).ok()?.try_into().ok()?))
 }
 
-/// Of an object so many bytes have a sum of their own: parts are cut where these meet.
+/// Of an object it is known what it sums to at each multiple of this; parts are cut there.
 pub const SUM_BYTES: u64 = 1 << 20;
 /// The smallest part that may be configured: no object of this size is sent in parts.
 const ONE_REQUEST_BYTES: u64 = 5 << 20;
@@ -130,13 +126,13 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_summed_where_the_blocks_meet() {
+    fn parts_are_summed_from_what_there_was_before_and_behind_them() {
         let bytes: Vec<u8> = (0..=250).cycle().take((6 << 20) + 7).collect();
         let mut sums = Sums::new();
         bytes.chunks(100_003).for_each(|piece| sums.update(piece));
         let summed = sums.finish();
         assert_eq!(summed.crc64nvme, crc64nvme_text(crc64nvme(&bytes)));
-        assert_eq!(summed.blocks.len(), 7);
+        assert_eq!(summed.so_far.len(), 6);
         let object = Object {
             key: String::new(),
             bytes: summed.bytes,
@@ -148,24 +144,24 @@ mod tests {
             encryption: Encryption::None,
             metadata: BTreeMap::new(),
             spool: String::new(),
-            sums: summed.blocks,
+            sums: summed.so_far,
         };
         let (block, end) = (SUM_BYTES, object.bytes);
-        for part in [0..end, 0..block, block..3 * block, 5 * block..end, 6 * block..end] {
+        for part in [0..end, 0..block, block..3 * block, 5 * block..end, 6 * block..end, end..end] {
             let range = usize::try_from(part.start).unwrap()..usize::try_from(part.end).unwrap();
             let sum = crc64nvme_text(crc64nvme(&bytes[range]));
             assert_eq!(object.part_sum(&part), Some(sum), "{part:?}");
         }
-        for part in [0..1, 1..block, 0..end + 1, block..8 * block, end..end] {
+        for part in [0..1, 1..block, 0..end + 1, block..8 * block] {
             assert_eq!(object.part_sum(&part), None, "{part:?}");
         }
         let earlier = Object { sums: vec![], ..object.clone() };
         assert_eq!(earlier.part_sum(&(0..block)), None);
-        let torn = Object { sums: vec!["AAA".into(); 7], ..object };
+        let torn = Object { sums: vec!["AAA".into(); 6], ..object };
         assert_eq!(torn.part_sum(&(0..block)), None);
         let mut short = Sums::new();
         short.update(&bytes[..5 << 20]);
-        assert_eq!(short.finish().blocks, [] as [String; 0]);
+        assert_eq!(short.finish().so_far, [] as [String; 0]);
     }
 
     proptest! {
@@ -175,6 +171,8 @@ mod tests {
             let combined =
                 crc64nvme_combine(crc64nvme(first), crc64nvme(second), second.len() as u64);
             prop_assert_eq!(combined, crc64nvme(&bytes));
+            let found = crc64nvme_second(crc64nvme(first), combined, second.len() as u64);
+            prop_assert_eq!(found, crc64nvme(second));
         }
     }
 }
