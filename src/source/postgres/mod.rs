@@ -57,6 +57,7 @@ pub(crate) mod gone;
 mod governor;
 mod gulp;
 mod labels;
+mod line;
 mod login;
 mod lull;
 mod message;

@@ -1,42 +1,34 @@
-//! Follows the change stream: reads the server's messages, hands runs to the journal, confirms.
+//! Follows the change stream: reads the server's messages, hands runs to the journal. `line.rs` confirms.
 //!
-//! **Invariants:** the server hears of us at least every few seconds, also while the journal is full and
-//! nothing is read; nothing is read while the journal has not taken what was read before.
+//! **Invariant:** nothing is read while the journal has not taken what was read before.
 //!
 //! Where nothing of ours happens, the journal is given a mark now and then (`confirm.rs`), so that the
 //! server need not keep its log for us.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    future::Future,
-    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use bytes::BytesMut;
-use postgres_protocol::message::frontend;
-use tokio::{
-    sync::watch,
-    time::{Interval, MissedTickBehavior, interval, timeout},
-};
+use tokio::{sync::watch, time::timeout};
 
 use super::{
-    batch::{Batcher, Last, POSTGRES_EPOCH_US, Seen, Then},
+    batch::{Batcher, Last, POSTGRES_EPOCH_US, Then},
     belief, bridge, catalog,
-    confirm::{Confirm, Now},
+    confirm::Confirm,
     error::SourceError,
     labels,
-    lull::NAP,
+    line::Line,
     message::unknown,
     relation::Relation,
     session::{Session, Shared},
-    standby::{start_statement, status_update},
+    standby::start_statement,
     vocabulary::Vocabulary,
     wire::{SMALL_READ_BYTES, Wire},
 };
 use crate::{
-    source::{Durable, Run, Table},
+    source::{Run, Table},
     units::{Point, Position, Timestamp},
 };
 
@@ -57,6 +49,8 @@ pub(crate) struct Stream {
     believed: Option<String>,
     /// The last transaction that is held, or was given to the journal.
     last: Option<Last>,
+    /// Where the last whole transaction ends that was given to the journal, and when it was.
+    given: (Position, Instant),
     /// Whether an enum has got labels, so that definitions that wait to be recorded may lack them.
     relabelled: bool,
 }
@@ -66,33 +60,6 @@ pub(crate) struct Stream {
 pub(crate) enum End {
     /// A column came whose binary form is not read: again, in text.
     NeedsText,
-}
-
-/// The connection, and all that a status update is made of.
-struct Line {
-    wire: Wire,
-    shared: Arc<Shared>,
-    confirm: Confirm,
-    durable: watch::Receiver<Durable>,
-    shipped: watch::Receiver<Point>,
-    tick: Interval,
-    now: Now,
-    seen: Seen,
-    /// What of `seen` the board has been told.
-    told: Seen,
-    /// The position in the last status update, and when that was.
-    sent: Position,
-    sent_at: Instant,
-    /// The server is not believed yet: nothing more is confirmed to it.
-    doubts: bool,
-    /// An answer is owed.
-    owes: bool,
-    /// When the server named `now.quiet`, by its clock.
-    quiet_at: Timestamp,
-    /// When a mark was last given to the journal.
-    marked_at: Option<Instant>,
-    /// When the server was last heard.
-    heard_at: Instant,
 }
 
 impl Stream {
@@ -112,29 +79,10 @@ impl Stream {
         tracing::info!(from = %durable.point.position.max(confirmed), binary, host = wire.host(), "streaming");
         let config = &shared.config;
         let confirm = Confirm::new(config.release, config.release_wal_max, confirmed);
-        let mut tick = interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let now = shared.clock.now();
         let batcher =
             Batcher::new(durable.begins, durable.point.position, shared.sizes).demand(belief.proof);
-        let line = Line {
-            wire,
-            durable: shared.keep.durable(),
-            confirm,
-            shipped,
-            tick,
-            now: Now { recorded: durable.point.position, ..Now::default() },
-            seen: batcher.seen,
-            told: batcher.seen,
-            sent: Position::default(),
-            sent_at: now,
-            doubts: belief.proof.is_some(),
-            owes: false,
-            quiet_at: Timestamp::default(),
-            marked_at: None,
-            heard_at: now,
-            shared,
-        };
+        let line = Line::new(wire, shared, confirm, shipped, (durable.point.position, &batcher));
         Ok(Self {
             line,
             sql,
@@ -146,6 +94,7 @@ impl Stream {
             unproven: BTreeSet::new(),
             believed: belief.news,
             last: belief.last,
+            given: (Position::default(), now),
             relabelled: false,
         })
     }
@@ -178,8 +127,10 @@ impl Stream {
                 }
                 read = self.line.wire.fill() => read?,
             };
-            self.line.heard_at = self.line.shared.clock.now();
-            if read < SMALL_READ_BYTES {
+            let now = self.line.shared.clock.now();
+            self.line.heard_at = now;
+            // Of a server that rests the first message is not kept waiting.
+            if read < SMALL_READ_BYTES && now.saturating_duration_since(self.given.1) < REST {
                 self.line.wire.nap().await;
             }
         }
@@ -245,20 +196,14 @@ impl Stream {
         Ok(None)
     }
 
-    /// Whole transactions wait: gives the server a moment to send more, then hands them on.
+    /// Whole transactions wait: hands them on. While the journal is at those before them, which it is to make
+    /// durable first, the server has a moment to send more.
     async fn pause(&mut self) -> Result<(), SourceError> {
         let age =
             |now: Instant| self.batcher.since().map(|since| now.saturating_duration_since(since));
         let old = age(self.line.shared.clock.now()).is_some_and(|age| age >= HOLD_MAX);
-        if !old {
-            // Of a TLS record that is not there as a whole nothing can be read yet.
-            if self.line.wire.nap().await
-                && let Ok(read) = timeout(NAP, self.line.wire.fill()).await
-            {
-                read?;
-                self.line.heard_at = self.line.shared.clock.now();
-                return Ok(());
-            }
+        if !old && self.line.more_before_durable(self.given.0).await? {
+            return Ok(());
         }
         while let Some(run) = self.batcher.take(true) {
             self.append(run).await?;
@@ -276,6 +221,9 @@ impl Stream {
         }
         if let Some(commit) = run.commit.filter(|commit| commit.transactions > 0) {
             self.last = Some(Last { begins: commit.begins, at: Some(commit.at) });
+        }
+        if let Some(commit) = run.commit {
+            self.given = (commit.position, self.line.shared.clock.now());
         }
         // A mark has no records, and is to have none.
         if !run.bytes.is_empty() {
@@ -352,149 +300,12 @@ impl Stream {
     }
 }
 
-impl Line {
-    /// Waits for `work` while status updates go on and nothing is read.
-    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Result<T, SourceError> {
-        let mut work = pin!(work);
-        let mut failed = None;
-        loop {
-            tokio::select! {
-                biased;
-                done = &mut work => {
-                    self.heard_at = self.shared.clock.now();
-                    return failed.map_or(Ok(done), Err);
-                }
-                _ = self.tick.tick(), if failed.is_none() => failed = self.report(false).await.err(),
-            }
-        }
-    }
-
-    /// The server named a position.
-    fn keepalive(&mut self, position: Position, at: Timestamp) {
-        self.now.server = self.now.server.max(position);
-        if !self.now.open {
-            self.rest(position, at);
-        }
-    }
-
-    /// No transaction was open at this position.
-    fn rest(&mut self, position: Position, at: Timestamp) {
-        if position > self.now.quiet {
-            (self.now.quiet, self.quiet_at) = (position, at);
-        }
-    }
-
-    /// The mark that is due, and when the server was there.
-    fn mark(&mut self) -> Option<(Position, Timestamp)> {
-        let now = self.shared.clock.now();
-        let rested = |last: Instant| now.saturating_duration_since(last) >= MARK_EVERY;
-        if !self.marked_at.is_none_or(rested) {
-            return None;
-        }
-        let position = self.confirm.mark(&self.now)?;
-        self.marked_at = Some(now);
-        Some((position, self.quiet_at))
-    }
-
-    /// Remembers how the batcher stands.
-    fn watch(&mut self, batcher: &Batcher) {
-        self.seen = batcher.seen;
-        self.doubts = batcher.demands().is_some();
-        self.now.open = batcher.is_open();
-        self.now.buffered = batcher.holds();
-        self.now.recorded = batcher.seen.recorded;
-        if !self.now.open {
-            self.rest(batcher.seen.received, batcher.seen.received_at.unwrap_or_default());
-        }
-    }
-
-    /// Answers a server that asked; if it asks without a pause, once per tick. (One that shuts down
-    /// does, until all it has sent is confirmed.)
-    async fn answer(&mut self) -> Result<(), SourceError> {
-        let now = self.shared.clock.now();
-        self.owes = now.saturating_duration_since(self.sent_at) < ANSWER_EVERY;
-        match self.owes {
-            true => Ok(()),
-            false => self.report(true).await,
-        }
-    }
-
-    /// Sends a status update if it is `due` for another reason, if there is news, or if the last is old.
-    async fn report(&mut self, due: bool) -> Result<(), SourceError> {
-        self.now.durable = self.durable.borrow().point.position;
-        self.now.shipped = self.shipped.borrow().position;
-        let asked = Position(self.shared.log_end.load(Ordering::Relaxed));
-        self.now.server = self.now.server.max(asked);
-        self.now.keeps_bytes_max = self.shared.keeps_bytes_max();
-        let confirm = match self.doubts {
-            true => self.confirm.confirmed(),
-            false => self.confirm.decide(&self.now),
-        };
-        let now = self.shared.clock.now();
-        let silent = now.saturating_duration_since(self.heard_at);
-        let broken = [
-            (self.shared.keep.has_lost(), "the journal is damaged"),
-            // It waits for us to confirm all it has sent, which may take as long as the lake does.
-            (self.shared.server_leaves.load(Ordering::Relaxed), "the server shuts down"),
-            (silent >= SILENCE_MAX, "the server is silent"),
-        ];
-        if let Some((_, why)) = broken.into_iter().find(|(is_so, _)| *is_so) {
-            return Err(self.wire.broken("stream changes", why));
-        }
-        let old = now.saturating_duration_since(self.sent_at) >= STATUS_EVERY;
-        if due || old || self.owes || confirm > self.sent {
-            let received = self.seen.received.max(self.now.quiet).max(confirm);
-            let wall = self.shared.clock.wall().0 - POSTGRES_EPOCH_US;
-            let ask = silent >= ASK_AFTER;
-            let update = status_update(received, confirm, wall, ask);
-            let write = |out: &mut BytesMut| {
-                frontend::CopyData::new(&update[..])?.write(out);
-                Ok(())
-            };
-            self.wire.send(write).await?;
-            (self.sent, self.sent_at, self.owes) = (confirm, now, false);
-        }
-        self.tell();
-        Ok(())
-    }
-
-    /// Writes what was seen to the board.
-    fn tell(&mut self) {
-        let (seen, told) = (self.seen, std::mem::replace(&mut self.told, self.seen));
-        let durable = self.durable.borrow().point;
-        let release = if self.confirm.waits_for_lake() { "lake" } else { "journal" };
-        self.shared.board.write(|status| {
-            if status.release != release {
-                status.release = release.into();
-            }
-            status.server = status.server.max(self.now.server).max(seen.received);
-            status.received = status.received.max(seen.received).max(self.now.quiet);
-            status.received_at = seen.received_at.or(status.received_at);
-            status.durable = durable;
-            status.confirmed = self.confirm.confirmed();
-            status.transactions += seen.transactions - told.transactions;
-            status.transactions_skipped += seen.skipped - told.skipped;
-            status.changes += seen.changes - told.changes;
-            status.stream_bytes += seen.bytes - told.bytes;
-        });
-    }
-}
-
 /// Kind, start, end and clock before the payload.
 const XLOG_DATA_HEADER_BYTES: usize = 25;
 /// Kind, position, clock, answer wanted.
 const KEEPALIVE_BYTES: usize = 18;
 /// Whole transactions are handed on after this, however busy the server.
 const HOLD_MAX: Duration = Duration::from_millis(10);
-/// News of the confirmed position go out at most this often.
-const TICK: Duration = Duration::from_secs(1);
-/// The session has a `wal_sender_timeout` of 60 s (`login.rs`).
-const STATUS_EVERY: Duration = Duration::from_secs(4);
-const ANSWER_EVERY: Duration = Duration::from_millis(50);
-/// Marks are given to the journal, an fsync each, at most this often.
-const MARK_EVERY: Duration = Duration::from_secs(10);
-/// A silent server is asked to answer.
-const ASK_AFTER: Duration = Duration::from_secs(30);
-/// Then it is given up.
-const SILENCE_MAX: Duration = Duration::from_secs(180);
+/// A server that has sent nothing for so long rests.
+const REST: Duration = Duration::from_millis(20);
 const LEAVE_LIMIT: Duration = Duration::from_millis(300);
