@@ -42,10 +42,11 @@ demo: demo-tools ## The whole road on this machine: make demo MINUTES=2 DIR=demo
 build: ## The firmware's binary: target/release/lakehead
 	cargo build --release --locked
 
-test: test-tools python check ## Everything that must hold before a commit
+test: test-tools instructions-tools python check ## Everything that must hold before a commit
 	@if cargo nextest --version >/dev/null 2>&1; \
 	then cargo nextest run --locked --all-features --profile ci --config-file .nextest.toml; \
 	else cargo test --locked --all-features -- --test-threads=3; fi
+	@$(MAKE) instructions
 	@$(MAKE) matrix VERSIONS="$(ENDS)" STORIES="$(FEW)"
 
 check: ## Formatting, lints, documentation, the unit file; no tests
@@ -82,6 +83,9 @@ bench: ## The rooms by themselves: decode, seal, journal
 	cargo bench --locked --bench decode -- 64
 	cargo bench --locked --bench seal_encrypt -- target 128
 	cargo bench --locked --bench journal_append -- target 64
+
+instructions: instructions-tools ## What a row takes, counted, beside what is written down: make instructions UPDATE=1 writes it
+	@UPDATE=$(UPDATE) python3 benches/instructions.py
 
 bench-snapshot: bench-tools ## Beside COPY | zstd | openssl | aws: make bench-snapshot SCALE=1 TURNS=3 SETS="wide tpcb"
 	cargo build --release --locked --features demo
@@ -137,6 +141,8 @@ target/bench-py/bin/aws: benches/requirements.txt
 # What Debian 12 lacks. Nothing is installed that is there already.
 demo-tools:
 	@$(call install,/usr/lib/postgresql/*/bin/initdb:postgresql /usr/bin/cc:gcc /usr/include/stdlib.h:libc6-dev)
+instructions-tools: demo-tools
+	@$(call install,/usr/bin/valgrind:valgrind)
 fuzz-tools: demo-tools
 	@$(call install,/usr/bin/c++:g++)
 test-tools: demo-tools
@@ -203,6 +209,6 @@ clean: ## What was built, and the demo's folder
 	rm -rf demo-data
 
 .PHONY: help demo build test check matrix conformance fuzz fuzz-corpus fuzz-tools bench bench-snapshot bench-stream \
-	bench-upload bench-journal bench-latency bench-idle bench-charts sizes deny campaign damage large regress extensions simulate \
+	bench-upload bench-journal bench-latency bench-idle bench-charts instructions instructions-tools sizes deny campaign damage large regress extensions simulate \
 	prove-source unit-test \
 	power-loss python demo-tools test-tools power-tools bench-tools conformance-tools clean

@@ -1,6 +1,7 @@
 //! What it costs to read rows: from the bytes that PostgreSQL sent to cells, to values, to columns.
 //!
-//! `cargo bench --bench decode [-- MIB]`: so many MiB go through each stage. `copy` is what a snapshot
+//! `cargo bench --bench decode [-- MIB [NAME…]]`: so many MiB go through each stage, or through those of
+//! which each NAME is a word, as in `copy wide columns`. `copy` is what a snapshot
 //! reads (tuples of a binary COPY), `stream` what follows (binary Insert and Update messages of
 //! pgoutput). Each stage holds the one before: `cells` finds where the values lie, `values` reads them,
 //! `columns` appends them to Arrow arrays, with the columns that the lake adds.
@@ -25,13 +26,24 @@ mod rows;
 fn main() {
     let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
     let mib: usize = arguments.next().map_or(256, |text| text.parse().unwrap());
-    println!("from    table   stage    bytes/row     rows/s  ns/row  ns/value  CPU-s/GB");
+    let names: Vec<String> = arguments.collect();
+    let wanted = |from: &str, table: &Table, stage: Stage| {
+        let own = [from, &table.name, stage.name()];
+        names.iter().all(|name| own.contains(&name.as_str()))
+    };
+    println!(
+        "from    table   stage         rows  bytes/row     rows/s  ns/row  ns/value  CPU-s/GB"
+    );
     for table in [orders(), wide()] {
         for stage in [Stage::Cells, Stage::Values, Stage::Columns] {
-            measure(&Tuples::new(&table), stage, mib << 20);
+            if wanted(Tuples::NAME, &table, stage) {
+                measure(&Tuples::new(&table), stage, mib << 20);
+            }
         }
         for stage in [Stage::Cells, Stage::Values, Stage::Columns] {
-            measure(&Messages::new(&table), stage, mib << 20);
+            if wanted(Messages::NAME, &table, stage) {
+                measure(&Messages::new(&table), stage, mib << 20);
+            }
         }
     }
 }
@@ -42,6 +54,16 @@ enum Stage {
     Cells,
     Values,
     Columns,
+}
+
+impl Stage {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Cells => "cells",
+            Self::Values => "values",
+            Self::Columns => "columns",
+        }
+    }
 }
 
 /// Rows in the form that a server sends them.
@@ -107,10 +129,10 @@ fn measure<S: Source + Clone>(source: &S, stage: Stage, total: usize) {
     let (seconds, cpu) = ((clock.now() - start).as_secs_f64(), cpu::seconds() - cpu);
     let bytes = (batches * source.bytes()) as f64;
     println!(
-        "{:7} {:7} {:8} {:9.0} {:10.0} {:7.0} {:9.1} {:9.2}",
+        "{:7} {:7} {:8} {rows:9} {:10.0} {:10.0} {:7.0} {:9.1} {:9.2}",
         S::NAME,
         table.name,
-        format!("{stage:?}").to_lowercase(),
+        stage.name(),
         bytes / rows as f64,
         rows as f64 / seconds,
         cpu / rows as f64 * 1e9,

@@ -1,7 +1,8 @@
 //! How fast a snapshot chunk becomes an object in the spool (decode, Parquet, zstd, encryption, both
 //! sums, fsync), what the encryption of mode `client` adds, and what memory it takes beyond the rows.
 //!
-//! `cargo bench --bench seal_encrypt [-- FOLDER [MIB]]`: the spool lies in the folder.
+//! `cargo bench --bench seal_encrypt [-- FOLDER [MIB [TABLE MODE]]]`: the spool lies in the folder. Each twice, or
+//! that one once.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench speaks to a person")]
 
@@ -34,15 +35,22 @@ fn main() {
     let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
     let folder = arguments.next().map_or_else(|| PathBuf::from("."), PathBuf::from);
     let mib: usize = arguments.next().map_or(256, |text| text.parse().unwrap());
+    let one = arguments.next().zip(arguments.next());
+    let wanted = |table: &Table| one.as_ref().is_none_or(|(name, _)| *name == table.name);
     println!(
-        "table   mode    MiB of COPY     rows/s      MB/s  CPU-s/GB  object/payload  peak MiB"
+        "table   mode     MiB      rows     rows/s      MB/s  CPU-s/GB  object/payload  peak MiB"
     );
     let key = || LakeKey::new(Secret::new(vec![7; 32])).unwrap();
-    for table in [orders(), wide(), broad()] {
+    for table in [orders(), wide(), broad()].into_iter().filter(wanted) {
         let batches = batches(&table, mib << 20);
-        for _ in 0..2 {
-            measure(&folder, &table, &batches, "none", SealEncryption::None);
-            measure(&folder, &table, &batches, "client", SealEncryption::Client(key()));
+        for _ in 0..one.as_ref().map_or(2, |_| 1) {
+            for (mode, encryption) in
+                [("none", SealEncryption::None), ("client", SealEncryption::Client(key()))]
+            {
+                if one.as_ref().is_none_or(|(_, of)| of == mode) {
+                    measure(&folder, &table, &batches, mode, encryption);
+                }
+            }
         }
     }
 }
@@ -119,9 +127,10 @@ fn measure(
     let payload = batches.iter().map(|(batch, _)| batch.len()).sum::<usize>() as f64;
     let sealed = board.read();
     println!(
-        "{:7} {mode:7} {:11.0} {:10.0} {:9.0} {:9.2} {:15.3} {:9.0}",
+        "{:7} {mode:7} {:4.0} {:9} {:10.0} {:9.0} {:9.2} {:15.3} {:9.0}",
         table.name,
         payload / 1048576.0,
+        sealed.sealed_rows,
         sealed.sealed_rows as f64 / seconds,
         payload / seconds / 1e6,
         cpu / payload * 1e9,
