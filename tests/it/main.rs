@@ -18,6 +18,7 @@ mod story_adopt;
 mod story_away;
 mod story_badinput;
 mod story_compare;
+mod story_cost;
 mod story_damage;
 mod story_extensions;
 mod story_failover;
