@@ -113,6 +113,9 @@ fn snapshot(f: &mut fmt::Formatter<'_>, source: &SourceReport) -> fmt::Result {
     }
     let count = source.status.snapshot.len();
     write!(f, "  snapshot   {done} of {all} parts of {count} tables, {rows} rows")?;
+    if let Some(going) = source.snapshot_going() {
+        write!(f, ", {going}")?;
+    }
     match source.status.snapshot_rate_bytes_per_s {
         Some(rate) => writeln!(f, ", held back to {}/s for those who work there", ByteSize(rate)),
         None => writeln!(f),

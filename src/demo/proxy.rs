@@ -171,15 +171,15 @@ async fn pump(
             let (piece, after) = rest.split_at(most.min(rest.len()));
             to.write_all(piece).await?;
             rest = after;
-            if matches!(way, Way::Slow(_)) {
-                sleep(Duration::from_secs(1) / TICKS_PER_S).await;
+            if let Way::Slow(rate) = way {
+                sleep(Duration::from_secs_f64(piece.len() as f64 / rate.max(1) as f64)).await;
             }
         }
     }
 }
 
 const PIECE_BYTES: usize = 64 << 10;
-/// Pieces a second when it is slow.
+/// The fewest pieces a second when it is slow.
 const TICKS_PER_S: u32 = 50;
 
 #[cfg(test)]

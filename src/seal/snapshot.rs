@@ -152,7 +152,7 @@ fn note(
     // Else rows of it may have to be read again first, which the source knows.
     span.told = span.is_one() && fates.add(Fate::Whole, table);
     facts.put(span_fact(table_id), &span);
-    show(desk, &name, chunk, done);
+    show(desk, &name, chunk, (done, rows));
     let kind = match chunk.reading {
         Reading::Snapshot => {
             GroupKind::Snapshot { table: name, table_id, chunk: number, position, completes }
@@ -299,11 +299,12 @@ fn span(facts: &dyn Facts, table_id: u32) -> Result<Option<Span>, FactDamaged> {
     Ok(done.fold(None, |span, (_, done)| Some(Span::with(span, done.position, false))))
 }
 
-fn show(desk: &Desk, table: &str, chunk: &SnapshotChunk, done: u64) {
+fn show(desk: &Desk, table: &str, chunk: &SnapshotChunk, (done, rows): (u64, u64)) {
     desk.board.write(|status| {
         let progress = status.snapshot.entry(table.to_owned()).or_default();
         progress.chunks_done = u32::try_from(done).unwrap_or(u32::MAX);
         progress.chunks = chunk.chunks;
+        progress.rows_done += rows;
     });
 }
 

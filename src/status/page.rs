@@ -210,6 +210,9 @@ fn snapshot(page: &mut String, source: &SourceReport) {
     if open.is_empty() {
         return;
     }
+    if let Some(going) = source.snapshot_going() {
+        push(page, format_args!("<p>{going}</p>"));
+    }
     if let Some(rate) = source.status.snapshot_rate_bytes_per_s {
         push(
             page,

@@ -123,6 +123,9 @@ pub struct TableProgress {
     pub chunks: u32,
     /// Rows read so far.
     pub rows: u64,
+    /// Those of the chunks that are done.
+    #[serde(default)]
+    pub rows_done: u64,
     /// Rows in all, as the server estimates.
     pub rows_estimated: u64,
     /// Bytes of COPY read so far.

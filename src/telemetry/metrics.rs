@@ -203,6 +203,16 @@ pub const METRICS: &[Metric] = &[
         "Rows of the snapshot in all, as the server estimates.",
     ),
     metric(
+        "lakehead_source_snapshot_read_bytes_per_second",
+        Read::Known(|one| one.snapshot_read_bytes_per_s),
+        "How fast the snapshot is read, in bytes of the server's disk; left out while it is not.",
+    ),
+    metric(
+        "lakehead_source_snapshot_left_seconds",
+        Read::Known(|one| one.snapshot_seconds_left),
+        "How long the snapshot still takes at that rate; left out while nothing is to be read.",
+    ),
+    metric(
         "lakehead_source_snapshot_rate_bytes_per_second",
         Read::Known(|one| one.status.snapshot_rate_bytes_per_s.map(|rate| rate as f64)),
         "What the snapshot is held back to, for those who work in the database; left out while it is not.",
@@ -430,8 +440,12 @@ mod tests {
             .filter(|name| !text.contains(&format!("# HELP {name} ")))
             .collect();
         // Their values are not known here: then their names are not there either.
-        let unknown =
-            ["lakehead_source_snapshot_rate_bytes_per_second", "lakehead_journal_left_seconds"];
+        let unknown = [
+            "lakehead_source_snapshot_read_bytes_per_second",
+            "lakehead_source_snapshot_left_seconds",
+            "lakehead_source_snapshot_rate_bytes_per_second",
+            "lakehead_journal_left_seconds",
+        ];
         assert_eq!(missing, unknown);
         for line in [
             "lakehead_source_server_position_bytes{source=\"erp\"} 1099511627776",

@@ -2,6 +2,7 @@
 //! metrics and alarms show; the [`log`]; and the [`heartbeat`] that the watchdog listens to.
 
 pub mod board;
+pub mod headway;
 pub mod heartbeat;
 pub mod log;
 pub mod metrics;

@@ -8,12 +8,14 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
 use super::{
     board::{Board, LinkStatus, SourceState, SourceStatus},
+    headway::{Forecast, Headway},
     heartbeat::Heartbeat,
     trend::Trend,
 };
@@ -60,6 +62,12 @@ pub struct SourceReport {
     pub lag_changes: u64,
     /// How long the journal lasts at the present rate if nothing is shipped, in hours.
     pub journal_hours_left: Option<f64>,
+    /// How fast the snapshot is read, in bytes of the server's disk; `None` while it is not, or too little was seen.
+    #[serde(default)]
+    pub snapshot_read_bytes_per_s: Option<f64>,
+    /// How long it still takes at that rate.
+    #[serde(default)]
+    pub snapshot_seconds_left: Option<f64>,
 }
 
 /// Makes reports.
@@ -70,7 +78,7 @@ pub struct Reporter {
     heart: Heartbeat,
     clock: Arc<dyn Clock>,
     ready: AtomicBool,
-    trends: Mutex<BTreeMap<String, Trend>>,
+    trends: Mutex<BTreeMap<String, (Trend, Headway)>>,
 }
 
 impl Reporter {
@@ -97,7 +105,9 @@ impl Reporter {
         let now = self.clock.now();
         let mut trends = self.trends.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, status) in self.board.sources() {
-            trends.entry(name).or_default().sample(now, &status);
+            let (trend, headway) = trends.entry(name).or_default();
+            trend.sample(now, &status);
+            headway.sample(now, &status);
         }
     }
 
@@ -105,12 +115,12 @@ impl Reporter {
     pub fn report(&self) -> Report {
         let (now, wall) = (self.clock.now(), self.clock.wall());
         let trends = self.trends.lock().unwrap_or_else(PoisonError::into_inner);
-        let unseen = Trend::default();
+        let unseen = Default::default();
         let one = |(name, status): (String, SourceStatus)| {
-            let trend = trends.get(&name).unwrap_or(&unseen);
+            let (trend, headway) = trends.get(&name).unwrap_or(&unseen);
             let lag_s = trend.lag(now, wall, &status).as_secs_f64();
             let hours = trend.journal_left(&status).map(|left| left.as_secs_f64() / 3600.0);
-            (name, SourceReport::new(status, lag_s, hours))
+            (name, SourceReport::new(status, lag_s, hours, headway.forecast()))
         };
         let sources: BTreeMap<String, SourceReport> =
             self.board.sources().into_iter().map(one).collect();
@@ -172,7 +182,12 @@ impl fmt::Display for Health {
 }
 
 impl SourceReport {
-    fn new(status: SourceStatus, lag_s: f64, journal_hours_left: Option<f64>) -> Self {
+    fn new(
+        status: SourceStatus,
+        lag_s: f64,
+        journal_hours_left: Option<f64>,
+        snapshot: Option<Forecast>,
+    ) -> Self {
         let unshipped = status.durable.position.0.saturating_sub(status.shipped.position.0);
         let unread = status.server.0.saturating_sub(status.received.0);
         Self {
@@ -183,8 +198,23 @@ impl SourceReport {
                 .saturating_sub(status.transactions_shipped),
             lag_changes: status.durable.sequence.0.saturating_sub(status.shipped.sequence.0),
             journal_hours_left,
+            snapshot_read_bytes_per_s: snapshot.map(|snapshot| snapshot.bytes_per_s),
+            snapshot_seconds_left: snapshot.map(|snapshot| snapshot.left.as_secs_f64()),
             status,
         }
+    }
+
+    /// How fast the snapshot goes and how long it still takes, for people.
+    pub fn snapshot_going(&self) -> Option<String> {
+        let (rate, left) = self.snapshot_read_bytes_per_s.zip(self.snapshot_seconds_left)?;
+        let left = Duration::try_from_secs_f64(left).unwrap_or_default();
+        let minutes = left.as_secs().div_ceil(60);
+        let left = match minutes {
+            0..=1 => "about a minute".into(),
+            2..=119 => format!("about {minutes} min"),
+            _ => format!("about {} h {} min", minutes / 60, minutes % 60),
+        };
+        Some(format!("{:.1} MB/s, {left} left", rate / 1e6))
     }
 
     /// Nothing here needs a person.
@@ -197,8 +227,6 @@ impl SourceReport {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::{
         clock::SystemClock,

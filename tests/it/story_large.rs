@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use lakehead::{
     clock::{Clock, SystemClock},
+    demo::proxy::Way,
     error::Cause,
     ledger::Op,
     telemetry::board::SourceStatus,
 };
 
-use crate::harness::{Setup, World};
+use crate::harness::{SOURCE, Setup, World};
 
 /// DESIGN P4: the budget.
 const RESIDENT_BYTES_MAX: u64 = 256 << 20;
@@ -299,4 +300,81 @@ fn full(status: &SourceStatus) -> bool {
 
 fn elapsed(began: Instant) -> Duration {
     SystemClock.now() - began
+}
+
+/// How long the snapshot still takes, as `lakehead status` says.
+async fn seconds_left(world: &World) -> Option<f64> {
+    let said = world.gateway.ask(&["status", "--json"], None).await.unwrap();
+    let report: serde_json::Value = serde_json::from_str(&said.stdout).ok()?;
+    report["sources"][SOURCE]["snapshot_seconds_left"].as_f64()
+}
+
+/// DESIGN P3, and an ETA that holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_table_goes_on_where_it_was_killed_and_says_how_long_it_takes() {
+    let setup = Setup { proxied: true, ..Setup::default() };
+    let mut world = World::new("large-table", setup).await;
+    // Of five parts the last would be read by one of two workers alone.
+    let workers = sized(2, 1);
+    world.configure(&format!("snapshot_pace = \"full\"\nsnapshot_workers = {workers}"));
+    let rows = sized(4_800_000, 480_000);
+    // Some 1,070 bytes a row on the server's disk.
+    world
+        .execute(&format!(
+            "CREATE TABLE large (id bigint PRIMARY KEY, a text);
+             INSERT INTO large SELECT n, repeat(md5(n::text), 31) FROM generate_series(1, {rows}) n;
+             ANALYZE large"
+        ))
+        .await;
+    let read = |status: &SourceStatus| {
+        status.snapshot.get("public.large").map_or((0, 0), |table| (table.rows, table.rows_done))
+    };
+    world.start();
+    let mut status = world.status().await;
+    while read(&status).0 < rows / 2 {
+        world.must_run();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        status = world.status().await;
+    }
+    world.gateway.kill();
+    // Of each connection: the rest in some 50 s, or 20.
+    let rate = sized(30_000_000, 16_000_000);
+    world.lanes.as_ref().unwrap().source.set(Way::Slow(rate));
+    let (before, began) = (read(&status).0, SystemClock.now());
+    world.start();
+    let known = world.until("the plan is there again", |status| read(status).1 > 0).await;
+    // Sealed since it was last asked counts as kept.
+    let (_, kept) = read(&known);
+    let again = before.saturating_sub(kept);
+    let mut forecasts = vec![];
+    while status.snapshot["public.large"].chunks_done < status.snapshot["public.large"].chunks {
+        let read_s = elapsed(began).as_secs_f64();
+        if let Some(left) = seconds_left(&world).await {
+            forecasts.push((read_s, left));
+        }
+        world.must_run();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        status = world.status().await;
+    }
+    let took = elapsed(began).as_secs_f64();
+    let late = forecasts.iter().filter(|(at, _)| *at >= took / 4.0 && *at <= took * 0.9);
+    let errors: Vec<f64> = late.map(|(at, left)| (at + left - took).abs() / (took - at)).collect();
+    let worst = errors.iter().copied().fold(0.0, f64::max);
+    let mut sorted = errors.clone();
+    sorted.sort_by(f64::total_cmp);
+    let median = sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN);
+    let of_all = again as f64 / rows as f64;
+    eprintln!(
+        "killed after {before} of {rows} rows: {:.1} % read again; {} forecasts in {took:.0} s, off by {:.0} % (median), {:.0} % at most",
+        100.0 * of_all,
+        errors.len(),
+        100.0 * median,
+        100.0 * worst,
+    );
+    // At a tenth of the size a part of 128 MiB is a fifth of all.
+    let again_max = if workers == 1 { 0.25 } else { 0.05 };
+    assert!(of_all < again_max, "{again} rows are read again");
+    assert!(median < 0.2, "{took}: {forecasts:?}");
+    world.caught_up().await;
+    judge(world, "a table killed at its half", "large", [rows, 0], RESIDENT_BYTES_MAX).await;
 }

@@ -9,6 +9,10 @@ use super::{
     session::Shared,
     wire::Wire,
 };
+use crate::{
+    facts::{self, FactDamaged},
+    source::{ChunkDone, chunk_facts},
+};
 
 /// What a table measures.
 pub(super) struct Size {
@@ -18,14 +22,24 @@ pub(super) struct Size {
 }
 
 impl Size {
-    pub(super) fn tell(&self, shared: &Shared, plan: &Plan, done: &BTreeSet<u32>) {
+    /// Nothing of the table is under way.
+    pub(super) fn tell(
+        &self,
+        shared: &Shared,
+        (id, plan): (u32, &Plan),
+        done: &BTreeSet<u32>,
+    ) -> Result<(), FactDamaged> {
+        let parts = facts::read_all::<ChunkDone>(&*shared.facts, &chunk_facts(id))?;
+        let rows = parts.iter().map(|(_, part)| part.rows).sum();
         shared.board.write(|status| {
             let progress = status.snapshot.entry(plan.table.clone()).or_default();
             progress.chunks = plan.count();
             progress.chunks_done = u32::try_from(done.len()).unwrap_or(u32::MAX);
-            progress.rows_estimated = self.rows.max(progress.rows);
+            (progress.rows, progress.rows_done) = (rows, rows);
+            progress.rows_estimated = self.rows.max(rows);
             progress.bytes_estimated = self.bytes;
         });
+        Ok(())
     }
 }
 

@@ -202,7 +202,7 @@ async fn plan(
             plan.renew(&done, filenode, size.extent);
         }
         batch.put(plan_fact(id), &plan);
-        size.tell(shared, &plan, &done);
+        size.tell(shared, (id, &plan), &done)?;
         let reading = match plan.again {
             true => Reading::Again { by_key: plan.ranges.is_some() },
             false => Reading::Snapshot,
