@@ -228,10 +228,9 @@ fn snapshot(page: &mut String, source: &SourceReport) {
         push(
             page,
             format_args!(
-                "<tr><th>{}</th><td><progress max=\"{}\" value=\"{}\"></progress> {} of {} parts; {} of about {} rows, {}</td></tr>",
+                "<tr><th>{}</th><td><progress value=\"{:.3}\"></progress> {} of {} parts; {} of about {} rows, {}</td></tr>",
                 escape(name),
-                table.chunks.max(1),
-                table.chunks_done,
+                table.share(),
                 table.chunks_done,
                 table.chunks,
                 table.rows,
@@ -330,7 +329,7 @@ mod tests {
         assert!(!page.contains("<script") && !page.contains("x\"'"), "{page}");
         assert_eq!(page.matches("x&quot;&#39;&gt;&lt;script&gt;").count(), 4);
         assert!(page.contains("00000016/B374D848"));
-        assert!(page.contains("<progress max=\"4\" value=\"1\">"));
+        assert!(page.contains("<progress value=\"0.250\">"));
         assert!(
             page.contains(Cause::TableRefused.disposition().remedy().split('`').next().unwrap())
         );

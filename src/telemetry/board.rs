@@ -179,6 +179,23 @@ pub struct Board {
     links: Arc<Mutex<BTreeMap<String, LinkBoard>>>,
 }
 
+impl TableProgress {
+    /// How much of it is read, from 0 to 1: the parts that are done, and of those under way what their rows let expect.
+    pub fn share(&self) -> f64 {
+        if self.chunks == 0 {
+            return 0.0;
+        }
+        let (done, parts) = (f64::from(self.chunks_done), f64::from(self.chunks));
+        let rows_a_part = match self.chunks_done {
+            0 => self.rows_estimated as f64 / parts,
+            _ => self.rows_done as f64 / done,
+        };
+        let rows = self.rows.saturating_sub(self.rows_done) as f64;
+        let under_way = if rows_a_part > 0.0 { rows / rows_a_part } else { 0.0 };
+        ((done + under_way) / parts).min(1.0)
+    }
+}
+
 impl Alarm {
     /// `since` is that of the alarm `before`, where its cause was the same.
     fn new(cause: Cause, what: String, before: Option<&Self>, now: Timestamp) -> Self {

@@ -50,7 +50,7 @@ impl Headway {
     /// Looks at the status at `now`.
     pub fn sample(&mut self, now: Instant, status: &SourceStatus) {
         let tables = status.snapshot.values();
-        let read: f64 = tables.clone().map(|table| share(table) * disk_bytes(table)).sum();
+        let read: f64 = tables.clone().map(|table| table.share() * disk_bytes(table)).sum();
         self.all = tables.map(disk_bytes).sum();
         // Begun anew: a table came to be read again, or is gone.
         let back = self.samples.back().is_some_and(|last| read < last.read);
@@ -100,21 +100,6 @@ impl Headway {
 
 fn disk_bytes(table: &TableProgress) -> f64 {
     (table.bytes_estimated as f64).max(BLOCK_BYTES)
-}
-
-/// How much of a table is read, from 0 to 1.
-fn share(table: &TableProgress) -> f64 {
-    if table.chunks == 0 {
-        return 0.0;
-    }
-    let (done, parts) = (f64::from(table.chunks_done), f64::from(table.chunks));
-    let rows_a_part = match table.chunks_done {
-        0 => table.rows_estimated as f64 / parts,
-        _ => table.rows_done as f64 / done,
-    };
-    let rows = table.rows.saturating_sub(table.rows_done) as f64;
-    let under_way = if rows_a_part > 0.0 { rows / rows_a_part } else { 0.0 };
-    ((done + under_way) / parts).min(1.0)
 }
 
 /// Samples kept for one source.
@@ -177,13 +162,13 @@ mod tests {
     #[test]
     fn rows_that_the_server_misjudges_count_by_the_parts_that_are_done() {
         // It expects a tenth: while the first part is read that is all there is to go by.
-        assert_eq!(share(&table(10, 50, 1000)), 0.05);
-        assert_eq!(share(&table(10, 999, 1000)), 0.999);
-        assert_eq!(share(&table(10, 1500, 1000)), 0.15);
+        assert_eq!(table(10, 50, 1000).share(), 0.05);
+        assert_eq!(table(10, 999, 1000).share(), 0.999);
+        assert_eq!(table(10, 1500, 1000).share(), 0.15);
         // It expects nothing.
-        assert_eq!(share(&table(10, 999, 0)), 0.0);
-        assert_eq!(share(&table(10, 2500, 0)), 0.25);
-        assert_eq!((share(&table(0, 5, 0)), share(&table(1, 1000, 7))), (0.0, 1.0));
+        assert_eq!(table(10, 999, 0).share(), 0.0);
+        assert_eq!(table(10, 2500, 0).share(), 0.25);
+        assert_eq!((table(0, 5, 0).share(), table(1, 1000, 7).share()), (0.0, 1.0));
     }
 
     #[test]
@@ -225,7 +210,7 @@ mod tests {
             let table = TableProgress {
                 chunks, chunks_done, rows, rows_done, rows_estimated, ..TableProgress::default()
             };
-            let share = share(&table);
+            let share = table.share();
             prop_assert!((0.0..=1.0).contains(&share), "{}", share);
         }
     }

@@ -214,7 +214,7 @@ impl SourceReport {
             2..=119 => format!("about {minutes} min"),
             _ => format!("about {} h {} min", minutes / 60, minutes % 60),
         };
-        Some(format!("{:.1} MB/s, {left} left", rate / 1e6))
+        Some(format!("{:.1} MiB/s, {left} left", rate / 1_048_576.0))
     }
 
     /// Nothing here needs a person.
