@@ -58,6 +58,8 @@ pub(crate) struct Shared {
     /// [`Shared::published`] changed: for readers, which are threads.
     pub(crate) moved: Condvar,
     pub(crate) durable: watch::Sender<Durable>,
+    /// [`Shared::durable`] grew.
+    pub(crate) grown: Notify,
     pub(crate) permits: Arc<Semaphore>,
     /// Room may have come back: for runs that wait.
     pub(crate) room: Notify,
@@ -153,6 +155,7 @@ impl Shared {
             *durable = progress.durable;
             moved
         });
+        self.grown.notify_one();
     }
 
     /// A new segment is written to from here on.
@@ -355,6 +358,10 @@ impl Keep for Journal {
 
     fn durable(&self) -> watch::Receiver<Durable> {
         self.shared.durable.subscribe()
+    }
+
+    fn grown(&self) -> &Notify {
+        &self.shared.grown
     }
 }
 

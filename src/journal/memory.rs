@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::{
     Batch, JournalError, Piece, ReadBatches,
@@ -29,6 +29,7 @@ struct Inner {
     log: Mutex<Log>,
     moved: Condvar,
     durable: watch::Sender<Durable>,
+    grown: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -95,11 +96,16 @@ impl Keep for MemoryJournal {
             *known = durable;
             moved
         });
+        self.0.grown.notify_one();
         Box::pin(async { Ok(()) })
     }
 
     fn durable(&self) -> watch::Receiver<Durable> {
         self.0.durable.subscribe()
+    }
+
+    fn grown(&self) -> &Notify {
+        &self.0.grown
     }
 }
 

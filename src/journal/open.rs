@@ -327,6 +327,7 @@ fn share(
         published: Mutex::default(),
         moved: Condvar::new(),
         durable: watch::Sender::default(),
+        grown: Notify::new(),
         permits: Arc::new(Semaphore::new(QUEUE_BYTES)),
         room: Notify::new(),
         trimmed: 0.into(),

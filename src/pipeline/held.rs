@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::RunError;
 use crate::{
@@ -59,6 +59,10 @@ impl Keep for Held {
 
     fn durable(&self) -> watch::Receiver<Durable> {
         self.journal.durable()
+    }
+
+    fn grown(&self) -> &Notify {
+        self.journal.grown()
     }
 
     fn has_lost(&self) -> bool {

@@ -115,7 +115,7 @@ impl Watch {
 }
 
 /// Of all sources together, but at least one each: about 32 MiB each of the 256 that are the budget, beside
-/// 64 for requests and 48 for each source's changes.
+/// 1 for each request and 48 for each source's changes.
 const SNAPSHOT_THREADS_MAX: usize = 2;
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
 const HALT_PAUSE: Duration = Duration::from_secs(15);

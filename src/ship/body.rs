@@ -16,6 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
+use tokio_util::sync::DropGuard;
 
 use super::{Content, ShipError};
 use crate::units::BitRate;
@@ -24,12 +25,15 @@ use crate::units::BitRate;
 #[derive(Debug)]
 pub(super) struct Sliced {
     content: Content,
-    taken: Taken,
+    progress: Arc<Progress>,
 }
 
-/// What the connection has taken so far.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Taken(Arc<Progress>);
+/// What the connection has taken so far. Dropped, nothing more is read for it.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    progress: Arc<Progress>,
+    _wanted: Option<DropGuard>,
+}
 
 #[derive(Debug, Default)]
 struct Progress {
@@ -40,19 +44,20 @@ struct Progress {
 
 impl Sliced {
     pub(super) fn new(content: Content) -> (Self, Taken) {
-        let taken = Taken::default();
-        (Self { content, taken: taken.clone() }, taken)
+        let progress = Arc::<Progress>::default();
+        let taken = Taken { progress: Arc::clone(&progress), _wanted: Some(content.wanted()) };
+        (Self { content, progress }, taken)
     }
 }
 
 impl Taken {
     fn bytes(&self) -> u64 {
-        self.0.bytes.load(Ordering::Relaxed)
+        self.progress.bytes.load(Ordering::Relaxed)
     }
 
     /// Why the content ended early: what the request came to says only that it did.
     pub(super) fn failed(&self) -> Option<ShipError> {
-        self.0.failed.get().cloned()
+        self.progress.failed.get().cloned()
     }
 }
 
@@ -67,10 +72,10 @@ impl Body for Sliced {
         let next = std::task::ready!(self.content.poll_next(context, SLICE_BYTES));
         match &next {
             Some(Ok(slice)) => {
-                self.taken.0.bytes.fetch_add(slice.len() as u64, Ordering::Relaxed);
+                self.progress.bytes.fetch_add(slice.len() as u64, Ordering::Relaxed);
             }
             // The first is why.
-            Some(Err(error)) => drop(self.taken.0.failed.set(error.clone())),
+            Some(Err(error)) => drop(self.progress.failed.set(error.clone())),
             None => {}
         }
         Poll::Ready(next.map(|slice| slice.map(Frame::data)))

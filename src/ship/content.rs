@@ -12,7 +12,11 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use crc_fast::{CrcAlgorithm::Crc64Nvme, Digest};
-use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::{
+    runtime::Handle,
+    sync::mpsc::{self, Receiver, Sender},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Object, ReadSpool, ShipError, checksum};
 
@@ -22,10 +26,20 @@ pub struct Content {
     bytes: u64,
     here: Bytes,
     coming: Option<Receiver<Result<Bytes, ShipError>>>,
+    /// Cancelled when nobody wants it any more, though somebody may still hold it.
+    over: CancellationToken,
+}
+
+/// The thread that reads.
+struct Reader<'a> {
+    runtime: Handle,
+    to: &'a Sender<Result<Bytes, ShipError>>,
+    over: &'a CancellationToken,
 }
 
 impl Content {
-    /// Bytes of `object` as a thread for blocking work reads them. `sum`: their checksum.
+    /// Bytes of `object` as a thread for blocking work reads them, which ends with the last that is wanted. `sum`:
+    /// their checksum.
     pub(super) fn read(
         spool: Arc<impl ReadSpool + ?Sized + 'static>,
         object: Arc<Object>,
@@ -34,13 +48,23 @@ impl Content {
     ) -> Self {
         let bytes = range.end - range.start;
         let (send, coming) = mpsc::channel(AHEAD);
-        tokio::task::spawn_blocking(move || pass_on(&*spool, &object, range, &sum, &send));
-        Self { bytes, here: Bytes::new(), coming: Some(coming) }
+        let (runtime, over) = (Handle::current(), CancellationToken::new());
+        let until = over.clone();
+        tokio::task::spawn_blocking(move || {
+            let reader = Reader { runtime, to: &send, over: &until };
+            reader.pass_on(&*spool, &object, range, &sum);
+        });
+        Self { bytes, here: Bytes::new(), coming: Some(coming), over }
     }
 
     /// How many they are.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Dropped, it ends the reading: a connection can hold what it sends long after its request was given up.
+    pub(super) fn wanted(&self) -> DropGuard {
+        self.over.clone().drop_guard()
     }
 
     /// At most `most` bytes, once there are some; `None` behind the last.
@@ -91,31 +115,44 @@ impl Content {
 
 impl From<Bytes> for Content {
     fn from(here: Bytes) -> Self {
-        Self { bytes: here.len() as u64, here, coming: None }
+        let over = CancellationToken::new();
+        Self { bytes: here.len() as u64, here, coming: None, over }
     }
 }
 
-/// Reads, and passes on what is read. Ends when nobody takes it any more.
-fn pass_on(
-    spool: &(impl ReadSpool + ?Sized),
-    object: &Object,
-    range: Range<u64>,
-    sum: &str,
-    to: &Sender<Result<Bytes, ShipError>>,
-) {
-    let (mut digest, mut held) = (Digest::new(Crc64Nvme), None);
-    let read = spool.read(object, range, &mut |piece| {
-        digest.update(&piece);
-        held.replace(piece).is_none_or(|before| to.blocking_send(Ok(before)).is_ok())
-    });
-    let end = match read {
-        Ok(()) if checksum::text(digest.finalize()) != sum => Some(Err(altered(object))),
-        Ok(()) => held.map(Ok),
-        Err(error) => Some(Err(error)),
-    };
-    if let Some(end) = end {
-        // Nobody there: nobody needs it.
-        drop(to.blocking_send(end));
+impl Reader<'_> {
+    /// Reads, and passes on what is read. Ends when nobody wants it any more.
+    fn pass_on(
+        &self,
+        spool: &(impl ReadSpool + ?Sized),
+        object: &Object,
+        range: Range<u64>,
+        sum: &str,
+    ) {
+        let (mut digest, mut held) = (Digest::new(Crc64Nvme), None);
+        let read = spool.read(object, range, &mut |piece| {
+            digest.update(&piece);
+            held.replace(piece).is_none_or(|before| self.send(Ok(before)))
+        });
+        let end = match read {
+            Ok(()) if checksum::text(digest.finalize()) != sum => Some(Err(altered(object))),
+            Ok(()) => held.map(Ok),
+            Err(error) => Some(Err(error)),
+        };
+        if let Some(end) = end {
+            self.send(end);
+        }
+    }
+
+    /// Whether it is still wanted.
+    fn send(&self, piece: Result<Bytes, ShipError>) -> bool {
+        self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = self.over.cancelled() => false,
+                sent = self.to.send(piece) => sent.is_ok(),
+            }
+        })
     }
 }
 
@@ -123,7 +160,8 @@ pub(super) fn altered(object: &Object) -> ShipError {
     ShipError::Spool { path: object.spool.clone(), why: "not what was sealed".into() }
 }
 
-/// Pieces that are read and not taken: one, beside the one that is held back.
+/// Pieces that are read and not taken: one, beside the one that is held back, the one that is read and its
+/// ciphertext. Of 256 KiB each: a MiB a request.
 const AHEAD: usize = 1;
 
 #[cfg(test)]
@@ -237,5 +275,18 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert_eq!(pieces.1.load(Ordering::Relaxed), read, "nobody takes the rest");
+    }
+
+    #[tokio::test]
+    async fn what_is_held_and_not_wanted_any_more_is_read_no_further() {
+        let pieces = Arc::new(Pieces(usize::MAX, AtomicUsize::new(0)));
+        let mut content = content(&pieces, 100_000, checksum::of(&bytes(100_000)));
+        let wanted = content.wanted();
+        next(&mut content, usize::MAX).await.unwrap().unwrap();
+        drop(wanted);
+        while Arc::strong_count(&pieces) > 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        drop(content);
     }
 }

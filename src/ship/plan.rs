@@ -8,6 +8,8 @@
 
 use std::ops::Range;
 
+use crate::seal::SUM_BYTES;
+
 /// How one object is cut. Part numbers start at 1, as S3's do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct PartPlan {
@@ -58,6 +60,8 @@ impl Limits {
     /// [`PlanError::TooLarge`].
     pub fn cut(&self, object_bytes: u64, part_bytes: u64) -> Result<Option<PartPlan>, PlanError> {
         let wanted = part_bytes.clamp(self.part_bytes_min, self.part_bytes_max);
+        // Where the sums are known; smaller parts are of a model store.
+        let wanted = wanted - if wanted < SUM_BYTES { 0 } else { wanted % SUM_BYTES };
         if object_bytes <= wanted {
             return Ok(None);
         }

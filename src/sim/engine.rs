@@ -146,6 +146,10 @@ impl Keep for Kept {
     fn durable(&self) -> watch::Receiver<Durable> {
         self.0.journal.durable()
     }
+
+    fn grown(&self) -> &Notify {
+        self.0.journal.grown()
+    }
 }
 
 /// The journal as all rooms see it.

@@ -170,6 +170,10 @@ pub trait Keep: Send + Sync {
     /// The watermark, as it grows.
     fn durable(&self) -> tokio::sync::watch::Receiver<Durable>;
 
+    /// Told when the watermark has grown: for one who waits. (Who waits at a watch channel is woken in an order that
+    /// chance decides, and a simulation is to be a run.)
+    fn grown(&self) -> &tokio::sync::Notify;
+
     /// Whether it has lost what the lake does not have yet: nothing more is to be confirmed, and a new
     /// session is to ask for it again.
     fn has_lost(&self) -> bool {

@@ -19,10 +19,12 @@ pub struct Headway {
     samples: VecDeque<Sample>,
     /// When it was first seen going.
     began: Option<Instant>,
+    /// When there was last more than ever before.
+    grew: Option<(Instant, f64)>,
     /// Samples nearer than this to the last one are left out.
     every: Duration,
-    /// Bytes to be read in all, as of the last sample.
-    all: f64,
+    /// Bytes to be read in all, and parts that are done, as of the last sample.
+    all: (f64, u64),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +44,7 @@ pub struct Forecast {
 
 impl Default for Headway {
     fn default() -> Self {
-        Self { samples: VecDeque::new(), began: None, every: EVERY_MIN, all: 0.0 }
+        Self { samples: VecDeque::new(), began: None, grew: None, every: EVERY_MIN, all: (0.0, 0) }
     }
 }
 
@@ -51,16 +53,20 @@ impl Headway {
     pub fn sample(&mut self, now: Instant, status: &SourceStatus) {
         let tables = status.snapshot.values();
         let read: f64 = tables.clone().map(|table| table.share() * disk_bytes(table)).sum();
-        self.all = tables.map(disk_bytes).sum();
-        // Begun anew: a table came to be read again, or is gone.
-        let back = self.samples.back().is_some_and(|last| read < last.read);
-        if back || self.all - read < 1.0 {
-            (self.samples, self.began, self.every) = (VecDeque::new(), None, EVERY_MIN);
+        let parts = tables.clone().map(|table| u64::from(table.chunks_done)).sum();
+        let (all, parts_before) = (tables.map(disk_bytes).sum::<f64>(), self.all.1);
+        // A table came, went, was measured or is read again: what was seen is of something else.
+        if all.to_bits() != self.all.0.to_bits() || parts < parts_before || all - read < 1.0 {
+            *self = Self::default();
         }
-        if self.all - read < 1.0 {
+        self.all = (all, parts);
+        if all - read < 1.0 {
             return;
         }
         let began = *self.began.get_or_insert(now);
+        if self.grew.is_none_or(|(_, most)| read > most) {
+            self.grew = Some((now, read));
+        }
         let last = self.samples.back().map(|sample| sample.at);
         if last.is_some_and(|last| now.saturating_duration_since(last) < self.every) {
             return;
@@ -89,12 +95,15 @@ impl Headway {
     pub fn forecast(&self) -> Option<Forecast> {
         let (first, last) = (self.samples.front()?, self.samples.back()?);
         let span = last.at.saturating_duration_since(first.at);
-        if span < SPAN_MIN || last.read <= first.read {
+        let (grew_at, _) = self.grew?;
+        let still = last.at.saturating_duration_since(grew_at) > STILL_MAX;
+        if span < SPAN_MIN || last.read <= first.read || still {
             return None;
         }
         let bytes_per_s = (last.read - first.read) / span.as_secs_f64();
-        let left = ((self.all - last.read) / bytes_per_s).clamp(0.0, LEFT_S_MAX);
-        Some(Forecast { bytes_per_s, left: Duration::from_secs_f64(left) })
+        let left = ((self.all.0 - last.read) / bytes_per_s).max(0.0);
+        let left = Duration::from_secs_f64((left <= LEFT_S_MAX).then_some(left)?);
+        Some(Forecast { bytes_per_s, left })
     }
 }
 
@@ -107,6 +116,8 @@ const SAMPLES_MAX: usize = 1024;
 const EVERY_MIN: Duration = Duration::from_secs(1);
 const WINDOW_MIN: Duration = Duration::from_secs(60);
 const SPAN_MIN: Duration = Duration::from_secs(5);
+/// Nothing was read for so long: nothing is going on.
+const STILL_MAX: Duration = Duration::from_secs(300);
 /// Ten years: further away nothing is forecast.
 const LEFT_S_MAX: f64 = 10.0 * 365.0 * 86_400.0;
 /// Even an empty table has to be looked at.
@@ -187,6 +198,29 @@ mod tests {
         headway.sample(start + 41 * SECOND, &status([table(4, 4000, 4000)]));
         assert_eq!(headway.forecast(), None);
         assert_eq!(headway.samples.len(), 0);
+    }
+
+    #[test]
+    fn what_was_not_measured_yet_is_no_speed_and_what_stands_still_has_none() {
+        let (start, mut headway) = (SystemClock.now(), Headway::default());
+        // As a restart finds it: parts that are done, of a table whose size nobody has asked for.
+        let unmeasured = TableProgress { bytes_estimated: 0, ..table(40, 20_000, 40_000) };
+        headway.sample(start, &status([unmeasured]));
+        for s in 1..=30_u32 {
+            let rows = 20_000 + u64::from(s) * 10;
+            headway.sample(start + s * SECOND, &status([table(40, rows, 40_000)]));
+        }
+        let found = headway.forecast().unwrap().bytes_per_s;
+        assert!((found / 10_000.0 - 1.0).abs() < 0.02, "{found}");
+        // A part that turns out larger than those before: corrected, and not begun anew.
+        let found = headway.samples.len();
+        let larger = TableProgress { rows_done: 30_000, rows: 30_100, ..table(40, 21_000, 40_000) };
+        headway.sample(start + 31 * SECOND, &status([larger.clone()]));
+        assert_eq!(headway.samples.len(), found + 1);
+        for s in 32..=400_u32 {
+            headway.sample(start + s * SECOND, &status([larger.clone()]));
+        }
+        assert_eq!(headway.forecast(), None);
     }
 
     #[test]

@@ -301,7 +301,7 @@ pub const METRICS: &[Metric] = &[
     metric(
         "lakehead_ship_requests_total",
         Read::Counter(|one| one.status.requests),
-        "Requests to S3.",
+        "Requests to S3 for objects; those of ledger entries come on top.",
     ),
     metric("lakehead_ship_retries_total", Read::Retries, "Requests sent again, by cause."),
     metric(

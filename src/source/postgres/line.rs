@@ -114,7 +114,12 @@ impl Line {
         &mut self,
         given: Position,
     ) -> Result<bool, SourceError> {
-        let Self { wire, durable, .. } = self;
+        let Self { wire, durable, shared, .. } = self;
+        let written = async {
+            while durable.borrow().point.position < given {
+                shared.keep.grown().notified().await;
+            }
+        };
         let more = async {
             // Of a TLS record that is not there as a whole nothing can be read yet.
             match wire.nap().await {
@@ -125,7 +130,7 @@ impl Line {
         let read = tokio::select! {
             biased;
             // A journal that has ended says so when it is given something.
-            _ = durable.wait_for(|durable| durable.point.position >= given) => 0,
+            () = written => 0,
             read = more => read?,
         };
         if read > 0 {

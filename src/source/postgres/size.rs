@@ -22,7 +22,7 @@ pub(super) struct Size {
 }
 
 impl Size {
-    /// Nothing of the table is under way.
+    /// Nothing of the table is under way, but for what a pass that was broken off may have left to seal.
     pub(super) fn tell(
         &self,
         shared: &Shared,

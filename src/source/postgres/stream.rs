@@ -51,6 +51,8 @@ pub(crate) struct Stream {
     last: Option<Last>,
     /// Where the last whole transaction ends that was given to the journal, and when it was.
     given: (Position, Instant),
+    /// When the server sent something after it had rested.
+    woke: Instant,
     /// Whether an enum has got labels, so that definitions that wait to be recorded may lack them.
     relabelled: bool,
 }
@@ -95,6 +97,7 @@ impl Stream {
             believed: belief.news,
             last: belief.last,
             given: (Position::default(), now),
+            woke: now,
             relabelled: false,
         })
     }
@@ -128,9 +131,14 @@ impl Stream {
                 read = self.line.wire.fill() => read?,
             };
             let now = self.line.shared.clock.now();
+            let age = |since: Instant| now.saturating_duration_since(since);
+            if age(self.line.heard_at) >= REST {
+                self.woke = now;
+            }
             self.line.heard_at = now;
-            // Of a server that rests the first message is not kept waiting.
-            if read < SMALL_READ_BYTES && now.saturating_duration_since(self.given.1) < REST {
+            // Of a server that rested the first messages are not kept waiting.
+            let busy = age(self.given.1) < REST || age(self.woke) >= REST;
+            if read < SMALL_READ_BYTES && busy {
                 self.line.wire.nap().await;
             }
         }
