@@ -157,6 +157,14 @@ mod tests {
     }
 
     #[test]
+    fn parts_are_cut_where_the_sums_are_known() {
+        let odd = (6 << 20) + 7;
+        assert_eq!(Limits::S3.cut(40 << 20, odd).unwrap().unwrap().part_bytes(), 6 << 20);
+        // One that was begun otherwise goes on as it was.
+        assert_eq!(Limits::S3.again(40 << 20, odd).unwrap().part_bytes(), odd);
+    }
+
+    #[test]
     fn the_edges_fall_where_s3_has_them() {
         assert_eq!(Limits::S3.cut(0, 0), Ok(None));
         assert_eq!(Limits::S3.cut(PART_BYTES_MIN, 1), Ok(None));
