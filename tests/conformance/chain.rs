@@ -116,7 +116,7 @@ async fn uploads_of_entries_never_used_are_swept(ground: &Ground) {
     writer.create(head).await.unwrap();
     let used = writer.create(head).await.unwrap();
     let (body, crc64nvme) = (Bytes::from_static(b"x"), &checksum::of(b"x"));
-    let part = Part { key: &of_entry, upload: &used, number: 1, body, crc64nvme };
+    let part = Part { key: &of_entry, upload: &used, number: 1, body: body.into(), crc64nvme };
     writer.part(part).await.unwrap();
     let group = [world.group(1)];
     world.store_objects(&group).await;
@@ -195,6 +195,7 @@ impl<'a> World<'a> {
             bytes: bytes.len() as u64,
             sha256: hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &bytes)),
             crc64nvme: checksum::of(&bytes),
+            sums: Vec::new(),
             rows: [(Op::Insert, 1)].into(),
             table: "public.t".into(),
             version: 1,
@@ -223,7 +224,7 @@ impl<'a> World<'a> {
             let head =
                 Head { key: &key, metadata: &metadata, encryption, content_type: "text/plain" };
             let crc64nvme = &checksum::of(&body);
-            writer.put(Put { head, body, crc64nvme }).await
+            writer.put(Put { head, body: body.into(), crc64nvme }).await
         });
         let ends: Vec<_> = stream::iter(puts).buffer_unordered(16).collect().await;
         let failed: Vec<_> = ends.into_iter().filter_map(Result::err).collect();

@@ -122,7 +122,7 @@ async fn a_request_that_is_broken_off_harms_nothing(ground: &Ground) {
         let key = key(&format!("broken-{millis}"));
         let send = || {
             let head = head(&key, &Encryption::None);
-            writer.put(Put { head, body: body.clone(), crc64nvme: &sum })
+            writer.put(Put { head, body: body.clone().into(), crc64nvme: &sum })
         };
         let cut = tokio::time::timeout(Duration::from_millis(millis), send()).await;
         assert!(cut.is_err(), "it was to take longer: {cut:?}");
@@ -166,12 +166,15 @@ pub(crate) async fn put_as(
     encryption: &Encryption,
 ) -> Result<(), ShipError> {
     let crc64nvme = &checksum::of(body);
-    s3.put(Put { head: head(key, encryption), body: body.clone(), crc64nvme }).await
+    s3.put(Put { head: head(key, encryption), body: body.clone().into(), crc64nvme }).await
 }
 
 pub(crate) async fn part(s3: &S3, key: &str, upload: &str, number: u32, body: Bytes) -> StoredPart {
     let (bytes, crc64nvme) = (body.len() as u64, checksum::of(&body));
-    let etag = s3.part(Part { key, upload, number, body, crc64nvme: &crc64nvme }).await.unwrap();
+    let etag = s3
+        .part(Part { key, upload, number, body: body.into(), crc64nvme: &crc64nvme })
+        .await
+        .unwrap();
     StoredPart { number, bytes, etag, crc64nvme }
 }
 
