@@ -187,10 +187,13 @@ impl Road {
             Sealer::open(options, Arc::clone(&facts), board.clone(), Arc::clone(&shared.clock))?;
         let recovered = sealer.recovered()?;
         let keep: Arc<dyn Keep> = Arc::new(Held::new(Arc::clone(&journal), sealer.clone())?);
-        let name = &config.appliance.name;
+        let place = (
+            config.appliance.name.as_str(),
+            data_dir.as_path(),
+            config.journal.max_bytes / IN_PROGRESS_SHARE,
+        );
         let clock = Arc::clone(&shared.clock);
-        let source_room =
-            Postgres::new(source, (name, data_dir), facts, keep, board.clone(), clock)?;
+        let source_room = Postgres::new(source, place, facts, keep, board.clone(), clock)?;
         Ok(Self {
             source: source_room,
             journal,
@@ -421,6 +424,8 @@ const GROUPS: usize = 64;
 const ROOM_RETRY: Duration = Duration::from_secs(2);
 /// The part of the journal's budget that sealed objects may take beside it.
 const SPOOL_SHARE: u64 = 4;
+/// The part of the journal's budget that transactions in progress may take beside it.
+const IN_PROGRESS_SHARE: u64 = 4;
 /// The watchdog learns within this time that the road no longer moves.
 const BEAT_LIMIT: Duration = Duration::from_secs(20);
 const BEAT_PACE: Duration = Duration::from_secs(2);

@@ -92,6 +92,10 @@ fn one(f: &mut fmt::Formatter<'_>, name: &str, source: &SourceReport) -> fmt::Re
         Some(hours) => writeln!(f, ", {hours:.1} h of outage left at the present rate")?,
         None => writeln!(f)?,
     }
+    if status.in_progress_bytes > 0 {
+        let bytes = ByteSize(status.in_progress_bytes);
+        writeln!(f, "  open       {bytes} of transactions that have not ended")?;
+    }
     writeln!(f, "  spool      {} waiting to be sent", ByteSize(status.spool_bytes))?;
     snapshot(f, source)?;
     for damage in &status.journal_damage {

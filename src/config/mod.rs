@@ -83,6 +83,8 @@ pub struct Source {
     pub snapshot_pace: SnapshotPace,
     /// How long one snapshot is read under, from 10 s to a day: the server cleans up nothing that is newer. 5 min.
     pub snapshot_age: Duration,
+    /// When the server sends large transactions (from version 14 on). `as_they_come`.
+    pub large_transactions: LargeTransactions,
     /// How tables are repaired behind a gap.
     pub after_gap: AfterGap,
     /// Sequences are written to the lake no more often, 10 s at least. 60 s.
@@ -118,6 +120,15 @@ pub enum SnapshotPace {
     Gentle,
     /// As fast as it goes.
     Full,
+}
+
+/// When the server sends large transactions.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LargeTransactions {
+    /// While they go on: the box keeps them.
+    AsTheyCome,
+    /// Once they are committed: the server keeps them on its disk.
+    AtCommit,
 }
 
 /// How tables are repaired behind a gap.

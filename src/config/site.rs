@@ -5,8 +5,8 @@
 use std::{collections::BTreeSet, path::Path, path::PathBuf, time::Duration};
 
 use super::{
-    AfterGap, Appliance, Config, ConfigError, Encryption, Environment, Journal, Lake, Link,
-    Release, Seal, Ship, SnapshotPace, Source, SourceKind, Status,
+    AfterGap, Appliance, Config, ConfigError, Encryption, Environment, Journal, Lake,
+    LargeTransactions, Link, Release, Seal, Ship, SnapshotPace, Source, SourceKind, Status,
     document::{Document, Section},
     error::Fault,
     rules,
@@ -116,6 +116,14 @@ fn source(table: &Section<'_>, environment: &Environment) -> Option<Source> {
     let age = table.optional("snapshot_age", |text| {
         rules::age(text, Duration::from_secs(10), Duration::from_secs(86_400))
     });
+    let large_transactions = table.optional("large_transactions", |text| match text {
+        "as_they_come" => Ok(LargeTransactions::AsTheyCome),
+        "at_commit" => Ok(LargeTransactions::AtCommit),
+        _ => Err(Fault::new(
+            "is no time at which transactions are sent",
+            "write \"as_they_come\" or \"at_commit\"",
+        )),
+    });
     let after_gap = table.optional("after_gap", |text| match text {
         "reread" => Ok(AfterGap::Reread),
         "compare" => Ok(AfterGap::Compare),
@@ -140,6 +148,7 @@ fn source(table: &Section<'_>, environment: &Environment) -> Option<Source> {
         snapshot_workers: workers.unwrap_or(2),
         snapshot_pace: pace.unwrap_or(SnapshotPace::Gentle),
         snapshot_age: age.unwrap_or(Duration::from_secs(300)),
+        large_transactions: large_transactions.unwrap_or(LargeTransactions::AsTheyCome),
         after_gap: after_gap.unwrap_or(AfterGap::Reread),
         sequence_interval: interval.unwrap_or(Duration::from_secs(60)),
         publication,

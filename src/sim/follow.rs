@@ -26,6 +26,7 @@ use crate::{
     facts::{self, FactBatch, Facts},
     journal::{Durable, Keep, ORIGIN_FACT, Origin},
     source::postgres::{
+        aside::Aside,
         belief, bridge,
         connect::Backoff,
         error::SourceError,
@@ -34,7 +35,7 @@ use crate::{
         pace::Pacer,
         pattern::Patterns,
         session::{self, INTENT_FACT, Session, Shared, Standing},
-        stream::Stream,
+        stream::{Shown, Stream},
         url::Url,
     },
     telemetry::board::SourceBoard,
@@ -72,6 +73,11 @@ impl<'a> Follower<'a> {
             facts,
             keep,
             board,
+            aside: Aside::new(
+                Arc::new(site.disk.clone()),
+                PathBuf::from("/box/in-progress"),
+                1 << 20,
+            ),
             clock: site.clock.clone(),
             log_end: AtomicU64::new(0),
             keeps_bytes_max: AtomicU64::new(u64::MAX),
@@ -163,7 +169,8 @@ impl Follower<'_> {
         let belief = belief::judge(&*shared.facts, durable, confirmed, started)?;
         let session = Session { wire, sql, durable, confirmed, binary: false, belief, fresh: None };
         let released = self.released.clone();
-        Stream::start(session, Arc::clone(shared), released, true).await
+        let shown = Shown { text_only: true, ..Shown::default() };
+        Stream::start(session, Arc::clone(shared), released, shown).await
     }
 
     async fn make(

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{appliance::Setup, lake::Weather};
 use crate::{
-    config::{self, AfterGap, Release, SnapshotPace, SourceKind},
+    config::{self, AfterGap, LargeTransactions, Release, SnapshotPace, SourceKind},
     source::postgres::batch::Sizes,
 };
 
@@ -74,6 +74,7 @@ impl Plan {
             snapshot_workers: 1,
             snapshot_pace: SnapshotPace::Full,
             snapshot_age: Duration::from_secs(300),
+            large_transactions: LargeTransactions::AsTheyCome,
             after_gap: AfterGap::Reread,
             sequence_interval: Duration::from_secs(60),
             publication: None,

@@ -125,6 +125,10 @@ fn facts(page: &mut String, source: &SourceReport) {
     let full = if status.journal_full { "; full: reading from the database pauses" } else { "" };
     let (bytes, max) = (status.journal_bytes, status.journal_bytes_max);
     row(page, "journal", &format!("{} of {}{left}{full}", ByteSize(bytes), ByteSize(max)));
+    if status.in_progress_bytes > 0 {
+        let bytes = ByteSize(status.in_progress_bytes).to_string();
+        row(page, "kept of transactions that have not ended", &bytes);
+    }
     row(page, "waiting to be sent", &ByteSize(status.spool_bytes).to_string());
     let (objects, sent) = (status.shipped_objects, ByteSize(status.sent_bytes));
     row(page, "sent since the start", &format!("{objects} objects, {sent}"));

@@ -48,6 +48,9 @@ pub struct SourceStatus {
     pub changes: u64,
     /// Payload bytes received from the change stream.
     pub stream_bytes: u64,
+    /// Bytes kept of transactions that have not ended.
+    #[serde(default)]
+    pub in_progress_bytes: u64,
     /// Transactions that this box ever made durable in its journal, over all starts.
     pub transactions_durable: u64,
     /// Those of them that are in the ledger.

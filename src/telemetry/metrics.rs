@@ -176,6 +176,11 @@ pub const METRICS: &[Metric] = &[
         "Payload bytes received from the change stream.",
     ),
     metric(
+        "lakehead_source_in_progress_bytes",
+        Read::Gauge(|one| one.status.in_progress_bytes as f64),
+        "Bytes kept of transactions that have not ended.",
+    ),
+    metric(
         "lakehead_source_transactions_total",
         Read::Counter(|one| one.status.transactions),
         "Transactions received.",

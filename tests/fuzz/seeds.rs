@@ -85,6 +85,42 @@ fn stream(dir: &Path) {
         }
         put(dir, "pgoutput", &run.bytes);
     }
+    let mut run = Run::new(Piece::Whole);
+    for message in in_progress(&messages) {
+        put(dir, "messages", &message);
+        run.push(RecordKind::Message, &message);
+    }
+    put(dir, "pgoutput", &run.bytes);
+}
+
+/// As a server sends transactions that have not ended: each in two blocks, of subtransactions every other of which
+/// is rolled back.
+fn in_progress(messages: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let (mut sent, mut top, mut within) = (vec![], [0; 4], 0);
+    for message in messages {
+        match message[0] {
+            b'B' => {
+                (top, within) = (*message.last_chunk::<4>().unwrap(), 0);
+                sent.push([&b"S"[..], &top, &[1]].concat());
+            }
+            b'C' => {
+                sent.push(b"E".to_vec());
+                sent.push([&b"A"[..], &top, &[1, 2, 3, 4]].concat());
+                sent.push([&b"c"[..], &top, &message[1..]].concat());
+            }
+            b'O' => sent.push(message.clone()),
+            kind => {
+                within += 1;
+                let xid = if within % 2 == 0 { [1, 2, 3, 4] } else { top };
+                sent.push([&[kind], &xid[..], &message[1..]].concat());
+                if within == 3 {
+                    sent.push(b"E".to_vec());
+                    sent.push([&b"S"[..], &top, &[0]].concat());
+                }
+            }
+        }
+    }
+    sent
 }
 
 fn values(dir: &Path) {

@@ -25,6 +25,7 @@ mod story_failover;
 mod story_full;
 mod story_gap;
 mod story_gentle;
+mod story_in_progress;
 mod story_kill;
 mod story_large;
 mod story_link;

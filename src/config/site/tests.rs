@@ -85,6 +85,7 @@ fn the_designs_file_is_read_whole() {
     assert_eq!((erp.release_wal_max, erp.snapshot_workers), (10 << 30, 2));
     assert_eq!((erp.snapshot_pace, erp.snapshot_age.as_secs()), (SnapshotPace::Gentle, 300));
     assert_eq!(erp.after_gap, AfterGap::Reread);
+    assert_eq!(erp.large_transactions, LargeTransactions::AsTheyCome);
     assert_eq!(erp.sequence_interval.as_secs(), 60);
     assert_eq!(erp.password_file.unwrap(), Path::new("/run/credentials/lakehead/erp"));
     assert_eq!(config.lake.bucket, "acme-raw");
@@ -126,6 +127,18 @@ fn how_tables_are_repaired_behind_a_gap_is_one_of_two_words() {
     let [wrong] = with("later").unwrap_err().try_into().unwrap();
     assert_eq!((wrong.key.as_str(), wrong.line), ("source.after_gap", 11));
     assert!(wrong.what.contains("no way to repair"), "{wrong}");
+}
+
+#[test]
+fn large_transactions_come_at_one_of_two_times() {
+    let with = |word: &str| {
+        parsed(&SITE.replace("release = \"auto\" ", &format!("large_transactions = \"{word}\" ")))
+    };
+    let read = |word| with(word).unwrap().sources[0].large_transactions;
+    assert_eq!(read("as_they_come"), LargeTransactions::AsTheyCome);
+    assert_eq!(read("at_commit"), LargeTransactions::AtCommit);
+    let [wrong] = with("never").unwrap_err().try_into().unwrap();
+    assert_eq!((wrong.key.as_str(), wrong.line), ("source.large_transactions", 11));
 }
 
 #[test]

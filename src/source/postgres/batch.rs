@@ -91,7 +91,7 @@ pub(crate) struct Seen {
     pub(crate) skipped: u64,
     /// Changes recorded.
     pub(crate) changes: u64,
-    /// Bytes of messages received.
+    /// Bytes of messages received, counted by who receives them.
     pub(crate) bytes: u64,
 }
 
@@ -204,7 +204,6 @@ impl Batcher {
 
     /// Takes one message.
     pub(crate) fn push(&mut self, message: &[u8], now: Instant) -> Result<Then, SourceError> {
-        self.seen.bytes += u64::try_from(message.len()).unwrap_or(u64::MAX);
         let Some((&kind, body)) = message.split_first() else {
             return Err(unknown("a change message", "empty"));
         };

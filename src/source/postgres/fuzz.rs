@@ -13,7 +13,9 @@ use super::{
         Cell, Change, Column, Decode, Event, Identity, Piece, RecordKind, Row, Run, Table, records,
     },
     batch::{Batcher, Sizes, Then},
-    builtin, calendar, copy, login,
+    builtin, calendar, copy,
+    in_progress::{Committed, InProgress, Taken},
+    login,
     message::{self, TextRow},
     origin::parse_history,
     pattern::Patterns,
@@ -37,7 +39,7 @@ pub fn pgoutput(bytes: &[u8]) {
     let mut vocabulary = Vocabulary::default();
     let mut batcher =
         Some(Batcher::new(Position::default(), Position::default(), Sizes::default()));
-    let mut runs = vec![];
+    let (mut in_progress, mut runs) = (InProgress::default(), vec![]);
     for record in records(bytes) {
         let Some((kind, payload)) = record else { break };
         let before = decoder.tables();
@@ -55,7 +57,8 @@ pub fn pgoutput(bytes: &[u8]) {
         }
         if kind == RecordKind::Message {
             vocabulary.is_news(payload);
-            batcher = batcher.and_then(|batcher| pushed(batcher, payload, &mut runs));
+            batcher =
+                batcher.and_then(|batcher| sent(batcher, &mut in_progress, payload, &mut runs));
         }
     }
     runs.extend(batcher.and_then(|mut batcher| batcher.take(true)));
@@ -86,6 +89,29 @@ fn print_row(table: &Table, row: &Row, payload: &[u8]) {
     for (column, cell) in table.columns.iter().zip(row) {
         if let Ok(value) = types::value(column, cell, payload) {
             value.print(column.lake, &mut String::new());
+        }
+    }
+}
+
+/// [`pushed`], at the commit what comes of a transaction in progress.
+fn sent(
+    batcher: Batcher,
+    in_progress: &mut InProgress,
+    message: &[u8],
+    runs: &mut Vec<Run>,
+) -> Option<Batcher> {
+    match in_progress.take(message).ok()? {
+        Taken::Outside => pushed(batcher, message, runs),
+        Taken::Kept | Taken::RolledBack(_) => Some(batcher),
+        Taken::Committed(Committed { begin, transaction, commit, .. }) => {
+            let mut batcher = pushed(batcher, &begin, runs)?;
+            let mut rest = &transaction.held[..];
+            while let (Some(message), passed) = transaction.next(rest) {
+                rest = &rest[passed..];
+                batcher = pushed(batcher, message, runs)?;
+            }
+            assert_eq!(transaction.next(rest), (None, rest.len()), "messages are kept whole");
+            pushed(batcher, &commit, runs)
         }
     }
 }

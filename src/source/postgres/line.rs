@@ -56,6 +56,8 @@ pub(super) struct Line {
     marked_at: Option<Instant>,
     /// When the server was last heard.
     pub(super) heard_at: Instant,
+    /// Bytes of transactions in progress that are kept here.
+    pub(super) in_progress_bytes: u64,
 }
 
 impl Line {
@@ -86,6 +88,7 @@ impl Line {
             quiet_at: Timestamp::default(),
             marked_at: None,
             heard_at: now,
+            in_progress_bytes: 0,
             shared,
         }
     }
@@ -245,6 +248,7 @@ impl Line {
             status.transactions += seen.transactions - told.transactions;
             status.transactions_skipped += seen.skipped - told.skipped;
             status.changes += seen.changes - told.changes;
+            status.in_progress_bytes = self.in_progress_bytes;
             status.stream_bytes += seen.bytes - told.bytes;
         });
     }

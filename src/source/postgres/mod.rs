@@ -6,6 +6,7 @@
 //! | `pattern`, `catalog`, `definition`, `relation` | what tables there are and what they look like |
 //! | `name`, `publication`, `slot`, `waiting`, `origin`, `reach`, `session` | what we make on the server, and whether it continues what we hold |
 //! | `stream`, `batch`, `vocabulary`, `labels`, `confirm`, `gauge` | the change stream |
+//! | `in_progress`, `aside`, `stream/pending` | transactions that come before they are committed |
 //! | `tables`, `gone`, `chunks`, `snapshot`, `exported`, `gulp` | the rows that were there before |
 //! | `governor`, `pace`, `pulse` | how fast they are read, so that nobody feels it |
 //! | `adopt` | the slot of a lost box, taken over |
@@ -34,6 +35,7 @@ use tokio::{
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod adopt;
+pub(crate) mod aside;
 pub(crate) mod batch;
 pub(crate) mod belief;
 pub(crate) mod bridge;
@@ -56,6 +58,7 @@ mod generators;
 pub(crate) mod gone;
 mod governor;
 mod gulp;
+mod in_progress;
 mod labels;
 mod line;
 mod login;
@@ -101,13 +104,14 @@ pub use error::SourceError;
 pub use witness::{Calling, Unread, Witness};
 
 use self::{
+    aside::Aside,
     batch::Sizes,
     connect::Backoff,
     name::Names,
     pace::Pacer,
     pattern::Patterns,
     session::{Fresh, Shared},
-    stream::{End, Stream},
+    stream::{End, Shown, Stream},
     tables::Tables,
     url::Url,
 };
@@ -115,6 +119,7 @@ use super::{Keep, ORIGIN_FACT, Origin, SnapshotChunk, order};
 use crate::{
     clock::Clock,
     config,
+    disk::device::FileSystem,
     error::Classified,
     facts::{self, Facts},
     shutdown::Tasks,
@@ -125,25 +130,29 @@ use crate::{
 /// One PostgreSQL database, followed.
 pub struct Postgres {
     shared: Arc<Shared>,
-    /// A column came whose binary form is not read: text from now on.
-    text_only: bool,
+    shown: Shown,
 }
 
 impl Postgres {
-    /// Reads the configuration, and which slot this box follows. Nothing is connected yet.
+    /// Reads the configuration, and which slot this box follows. Nothing is connected yet. Blocks shortly.
     ///
     /// # Errors
     ///
     /// The URL or a pattern cannot be used, or the fact does not read.
     pub fn new(
         config: &config::Source,
-        (appliance, data_dir): (&str, &Path),
+        (appliance, data_dir, in_progress_bytes_max): (&str, &Path, u64),
         facts: Arc<dyn Facts>,
         keep: Arc<dyn Keep>,
         board: SourceBoard,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, SourceError> {
         let origin: Option<Origin> = facts::read(&*facts, ORIGIN_FACT)?;
+        let folder = data_dir.join(IN_PROGRESS_FOLDER).join(&config.name);
+        let aside = Aside::new(Arc::new(FileSystem), folder, in_progress_bytes_max);
+        if let Err(error) = aside.clear() {
+            tracing::warn!(%error, "transactions in progress of an earlier start are left on the disk");
+        }
         let shared = Shared {
             order_file: order::file(data_dir, &config.name),
             config: config.clone(),
@@ -153,6 +162,7 @@ impl Postgres {
             facts,
             keep,
             board,
+            aside,
             clock,
             log_end: AtomicU64::new(0),
             keeps_bytes_max: AtomicU64::new(u64::MAX),
@@ -162,7 +172,7 @@ impl Postgres {
             pacer: Pacer::default(),
             judging: Mutex::default(),
         };
-        Ok(Self { shared: Arc::new(shared), text_only: false })
+        Ok(Self { shared: Arc::new(shared), shown: Shown::default() })
     }
 
     /// Follows the database until `tasks` are told to stop: snapshot rows go to `chunks`, changes to
@@ -193,7 +203,15 @@ impl Postgres {
             let wait = match turn.await {
                 Ok(None) => break Ok(()),
                 Ok(Some(End::NeedsText)) => {
-                    self.text_only = true;
+                    self.shown.text_only = true;
+                    continue;
+                }
+                Ok(Some(End::Crowded)) => {
+                    self.shown.crowded_at = Some(self.shared.clock.now());
+                    continue;
+                }
+                Ok(Some(End::Again)) => {
+                    self.shown.crowded_at = None;
                     continue;
                 }
                 Err(error) if error.is_fatal() => break Err(error),
@@ -238,7 +256,7 @@ impl Postgres {
             road.tables = Some(self.spawn_tables(road, fresh));
         }
         let shipped = road.shipped.clone();
-        let start = Stream::start(opened, Arc::clone(shared), shipped, self.text_only);
+        let start = Stream::start(opened, Arc::clone(shared), shipped, self.shown);
         let Some(stream) = stop.run_until_cancelled(start).await else {
             return Ok(None);
         };
@@ -313,6 +331,8 @@ fn own_url(config: &config::Source) -> Result<Url, SourceError> {
     }
 }
 
+/// Transactions in progress are laid aside here, below `data_dir`.
+const IN_PROGRESS_FOLDER: &str = "in-progress";
 /// The alarm of the session.
 const ALARM: &str = "source";
 /// Between two looks at what a person must mend.

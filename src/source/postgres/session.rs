@@ -16,6 +16,7 @@ use std::{
 use tokio::sync::Mutex;
 
 use super::{
+    aside::Aside,
     batch::Sizes,
     belief::{self, Belief},
     bridge,
@@ -51,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) facts: Arc<dyn Facts>,
     pub(crate) keep: Arc<dyn Keep>,
     pub(crate) board: SourceBoard,
+    /// Where transactions in progress are laid aside.
+    pub(crate) aside: Aside,
     pub(crate) clock: Arc<dyn Clock>,
     /// The end of the server's log, as last asked.
     pub(crate) log_end: AtomicU64,

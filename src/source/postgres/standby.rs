@@ -24,12 +24,14 @@ pub(super) fn status_update(
     update
 }
 
-/// START_REPLICATION with what the server's version knows.
+/// START_REPLICATION with what the server's version knows. `in_progress`: it need not keep transactions until their
+/// commits. (With `parallel` only the end of a rolled back one has more in it.)
 pub(super) fn start_statement(
     shared: &Shared,
     version: u32,
     from: Position,
     binary: bool,
+    in_progress: bool,
 ) -> String {
     let protocol = match version / 10_000 {
         ..=13 => 1,
@@ -40,7 +42,8 @@ pub(super) fn start_statement(
     let publications = shared.names.publications();
     let mut options = format!("proto_version '{protocol}', publication_names '{publications}'");
     if version >= 140_000 {
-        options += ", streaming 'off', messages 'true'";
+        let streaming = if in_progress { "on" } else { "off" };
+        options += &format!(", streaming '{streaming}', messages 'true'");
     }
     if binary {
         options += ", binary 'true'";

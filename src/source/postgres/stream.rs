@@ -18,6 +18,7 @@ use super::{
     belief, bridge, catalog,
     confirm::Confirm,
     error::SourceError,
+    in_progress::{InProgress, Taken},
     labels,
     line::Line,
     message::unknown,
@@ -28,16 +29,22 @@ use super::{
     wire::{SMALL_READ_BYTES, Wire},
 };
 use crate::{
+    config::LargeTransactions,
     source::{Run, Table},
     units::{Point, Position, Timestamp},
 };
+
+mod pending;
 
 /// A session under way.
 pub(crate) struct Stream {
     line: Line,
     sql: Wire,
     batcher: Batcher,
+    in_progress: InProgress,
     binary: bool,
+    /// Since when the server keeps what is in progress, although it need not.
+    crowded_at: Option<Instant>,
     /// What was recorded of each table in this session.
     described: BTreeMap<u32, Table>,
     /// Tables that are not ours, and were spoken of.
@@ -62,6 +69,19 @@ pub(crate) struct Stream {
 pub(crate) enum End {
     /// A column came whose binary form is not read: again, in text.
     NeedsText,
+    /// Transactions in progress find no room here: again, and the server keeps them.
+    Crowded,
+    /// The server is to describe its tables anew, or has kept transactions in progress for long enough.
+    Again,
+}
+
+/// What earlier sessions have shown.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Shown {
+    /// A column's binary form is not read.
+    pub(crate) text_only: bool,
+    /// When transactions in progress last found no room here.
+    pub(crate) crowded_at: Option<Instant>,
 }
 
 impl Stream {
@@ -70,12 +90,15 @@ impl Stream {
         session: Session,
         shared: Arc<Shared>,
         shipped: watch::Receiver<Point>,
-        text_only: bool,
+        shown: Shown,
     ) -> Result<Self, SourceError> {
         let Session { mut wire, sql, durable, confirmed, binary, belief, .. } = session;
-        let binary = binary && !text_only && wire.version() >= 140_000;
+        let binary = binary && !shown.text_only && wire.version() >= 140_000;
         let from = if belief.proof.is_some() { confirmed } else { durable.point.position };
-        let sql_start = start_statement(&shared, wire.version(), from, binary);
+        let in_progress = shown.crowded_at.is_none()
+            && shared.config.large_transactions == LargeTransactions::AsTheyCome;
+        let sql_start = start_statement(&shared, wire.version(), from, binary, in_progress);
+        pending::forget(&shared).await;
         shared.server_leaves.store(false, Ordering::Relaxed);
         wire.copy_both("start replication", &sql_start).await?;
         tracing::info!(from = %durable.point.position.max(confirmed), binary, host = wire.host(), "streaming");
@@ -89,7 +112,9 @@ impl Stream {
             line,
             sql,
             batcher,
+            in_progress: InProgress::default(),
             binary,
+            crowded_at: shown.crowded_at,
             described: BTreeMap::new(),
             told: BTreeSet::new(),
             vocabulary: Vocabulary::default(),
@@ -113,6 +138,10 @@ impl Stream {
                 self.pause().await?;
                 continue;
             }
+            let crowded = |at: Instant| self.age(at) >= CROWDED_TIME;
+            if !self.batcher.is_open() && self.crowded_at.is_some_and(crowded) {
+                return Ok(End::Again);
+            }
             if let Some((position, at)) = self.line.mark() {
                 if !self.batcher.believe() {
                     return Err(bridge::went_back(&self.line.shared).await);
@@ -131,13 +160,12 @@ impl Stream {
                 read = self.line.wire.fill() => read?,
             };
             let now = self.line.shared.clock.now();
-            let age = |since: Instant| now.saturating_duration_since(since);
-            if age(self.line.heard_at) >= REST {
+            if self.age(self.line.heard_at) >= REST {
                 self.woke = now;
             }
             self.line.heard_at = now;
             // Of a server that rested the first messages are not kept waiting.
-            let busy = age(self.given.1) < REST || age(self.woke) >= REST;
+            let busy = self.age(self.given.1) < REST || self.age(self.woke) >= REST;
             if read < SMALL_READ_BYTES && busy {
                 self.line.wire.nap().await;
             }
@@ -156,13 +184,17 @@ impl Stream {
         let now = self.line.shared.clock.now();
         while let Some(head) = self.line.wire.head()? {
             let body = self.line.wire.body(head);
-            let mut then = Then::Nothing;
+            let (mut then, mut taken) = (Then::Nothing, Taken::Kept);
             let mut asked = false;
             match (head.tag, body.first()) {
                 (b'd', Some(b'w')) if body.len() >= XLOG_DATA_HEADER_BYTES => {
                     let message = &body[XLOG_DATA_HEADER_BYTES..];
-                    then = self.batcher.push(message, now)?;
-                    self.unproven.extend(self.vocabulary.is_news(message));
+                    self.batcher.seen.bytes += message.len() as u64;
+                    taken = self.in_progress.take(message)?;
+                    if matches!(taken, Taken::Outside) {
+                        then = self.batcher.push(message, now)?;
+                        self.unproven.extend(self.vocabulary.is_news(message));
+                    }
                 }
                 (b'd', Some(b'k')) if body.len() == KEEPALIVE_BYTES => {
                     let number = |at: usize| body[at..].first_chunk::<8>().copied();
@@ -184,17 +216,11 @@ impl Stream {
                 (tag, _) => return Err(unknown("in the stream", &tag.escape_ascii().to_string())),
             }
             self.line.wire.consume(head);
-            match then {
-                Then::Nothing => {}
-                Then::WentBack => return Err(bridge::went_back(&self.line.shared).await),
-                Then::Decide(relation, message) => {
-                    if let Some(end) = self.decide(&relation, &message).await? {
-                        return Ok(Some(end));
-                    }
-                }
+            if let Some(end) = self.settle(then).await? {
+                return Ok(Some(end));
             }
-            while let Some(run) = self.batcher.take(false) {
-                self.append(run).await?;
+            if let Some(end) = self.follow(taken).await? {
+                return Ok(Some(end));
             }
             if asked {
                 self.line.answer().await?;
@@ -204,12 +230,27 @@ impl Stream {
         Ok(None)
     }
 
+    /// Does what a message asks for.
+    async fn settle(&mut self, then: Then) -> Result<Option<End>, SourceError> {
+        let end = match then {
+            Then::Nothing => None,
+            Then::WentBack => return Err(bridge::went_back(&self.line.shared).await),
+            Then::Decide(relation, message) => self.decide(&relation, &message).await?,
+        };
+        while let Some(run) = self.batcher.take(false) {
+            self.append(run).await?;
+        }
+        Ok(end)
+    }
+
+    fn age(&self, since: Instant) -> Duration {
+        self.line.shared.clock.now().saturating_duration_since(since)
+    }
+
     /// Whole transactions wait: hands them on. While the journal is at those before them, which it is to make
     /// durable first, the server has a moment to send more.
     async fn pause(&mut self) -> Result<(), SourceError> {
-        let age =
-            |now: Instant| self.batcher.since().map(|since| now.saturating_duration_since(since));
-        let old = age(self.line.shared.clock.now()).is_some_and(|age| age >= HOLD_MAX);
+        let old = self.batcher.since().is_some_and(|since| self.age(since) >= HOLD_MAX);
         if !old && self.line.more_before_durable(self.given.0).await? {
             return Ok(());
         }
@@ -308,6 +349,8 @@ impl Stream {
     }
 }
 
+/// So long the server keeps transactions in progress before it is asked for them again.
+const CROWDED_TIME: Duration = Duration::from_secs(3600);
 /// Kind, start, end and clock before the payload.
 const XLOG_DATA_HEADER_BYTES: usize = 25;
 /// Kind, position, clock, answer wanted.
