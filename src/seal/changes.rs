@@ -20,7 +20,7 @@ use std::{
 };
 
 use super::{
-    EPOCH_FACT, EpochEnd, Fates, GroupKind, Op, SealError, Table,
+    Defined, EPOCH_FACT, EpochEnd, Fates, GroupKind, Op, SealError, Table,
     columns::RowMeta,
     encode::{LARGE_ROW_BYTES, RowIn},
     epoch::{Epoch, OPEN_MAX},
@@ -56,6 +56,8 @@ pub(super) struct Changes<'a> {
     epoch: Epoch,
     /// Of the open epoch: rows that may have to be read again.
     notes: Notes,
+    /// Of the open epoch: statements that changed tables.
+    defined: Vec<Defined>,
 }
 
 /// The transaction whose records are being read.
@@ -93,6 +95,7 @@ impl<'a> Changes<'a> {
             transaction: None,
             epoch: Epoch::new(OPEN_MAX, desk.cut.bytes),
             notes: Notes::default(),
+            defined: vec![],
         })
     }
 
@@ -260,6 +263,7 @@ impl<'a> Changes<'a> {
                 self.epoch.commit(commit.at);
             }
             Event::Table(table) => drop(self.tables.insert(table.id, (table, None))),
+            Event::Defined(table) => self.define(&table)?,
             Event::Change(Change { op, table, new, old }) => {
                 let old = old.as_ref().map(|(kind, row)| (*kind, row));
                 self.append(op, table, new.as_ref(), old, payload)?;
@@ -271,6 +275,16 @@ impl<'a> Changes<'a> {
             }
             Event::Nothing => {}
         }
+        Ok(())
+    }
+
+    /// A table has another definition from here on.
+    fn define(&mut self, table: &Table) -> Result<(), SealError> {
+        self.expect("open transactions at a definition", 1, self.transaction.is_some().into())?;
+        let Some(Transaction { position, .. }) = self.transaction else { return Ok(()) };
+        let version = self.desk.versioned(&self.outlet, table)?.version;
+        let (table, sequence) = (table.qualified(), self.to.sequence);
+        self.defined.push(Defined { table, version, position, sequence });
         Ok(())
     }
 
@@ -322,7 +336,8 @@ impl<'a> Changes<'a> {
         let objects = drafts.len();
         let notes = mem::take(&mut self.notes).settle(&*self.desk.facts)?;
         let (remembered, decode) = (&mut self.remembered, &*self.decode);
-        let (fates, said) = self.desk.fates()?;
+        let (mut fates, said) = self.desk.fates()?;
+        fates.defined = mem::take(&mut self.defined);
         let kind = |id, facts: &mut FactBatch| {
             notes.record(id, facts);
             facts.changes.extend(said.changes);

@@ -29,6 +29,7 @@ pub(in crate::seal) fn table(id: u32, name: &str) -> Table {
         not_null: identity,
         default: None,
         generated: None,
+        number: None,
     };
     Table {
         id,

@@ -19,6 +19,7 @@ use super::{
     pattern::Patterns,
     pgoutput::PgDecoder,
     relation::Relation,
+    statements::{Told, unread},
     tls::{self, Channel},
     types,
     url::Url,
@@ -100,6 +101,12 @@ fn pushed(mut batcher: Batcher, message: &[u8], runs: &mut Vec<Run>) -> Option<B
             batcher.exclude(relation.id);
         }
         Then::Decide(relation, message) => batcher.relation(&message, relation.id, None),
+        Then::State(content) => {
+            let all = Patterns::new(&["*".into()]).expect("a pattern");
+            let inserts =
+                Told::parse(&content).map_or_else(|| vec![unread()], |told| told.inserts(&all));
+            batcher.statement(&inserts, &[]);
+        }
     }
     runs.extend(std::iter::from_fn(|| batcher.take(false)));
     Some(batcher)
@@ -202,6 +209,7 @@ pub fn column(type_id: u32, type_modifier: i32) -> Column {
         not_null: false,
         default: None,
         generated: None,
+        number: None,
     }
 }
 
