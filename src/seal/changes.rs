@@ -439,6 +439,27 @@ mod tests {
     }
 
     #[test]
+    fn a_definition_that_no_row_follows_has_its_version_and_its_place_in_the_epoch() {
+        let bench = Bench::new();
+        let mut log = Log::default();
+        let mut after = table(1, "a");
+        after.columns[1].not_null = true;
+        let defined = [&b"d"[..], &serde_json::to_vec(&after).unwrap()].concat();
+        log.whole(NOON, &[&[relation(&table(1, "a")), insert(1, 7), defined, insert(1, 8)]]);
+        let position = log.batches[0].commit.unwrap().position;
+        for _ in 0..3 {
+            log.whole(NOON, &[&[insert(1, 9)]]);
+        }
+        let groups = bench.run(log.batches).unwrap();
+        let epoch = epochs(&groups)[0];
+        let (table, sequence) = ("public.a".to_owned(), Sequence(1));
+        assert_eq!(epoch.fates.defined, [Defined { table, version: 2, position, sequence }]);
+        // Rows are read, and sealed, by what the stream says of the table.
+        assert_eq!((epoch.objects.len(), epoch.objects[0].version), (1, 1));
+        assert_eq!(sequences(&bench, &groups), [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
     fn a_box_that_took_a_chain_over_goes_on_at_its_end_without_what_its_decoder_knew() {
         let bench = Bench::new();
         let end = Point { sequence: Sequence(41), position: Position(95) };
