@@ -61,6 +61,7 @@ fn column(name: &str, type_id: u32, type_modifier: i32) -> Column {
         not_null: false,
         default: None,
         generated: None,
+        number: None,
     }
 }
 

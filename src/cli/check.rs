@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use clap::Args;
 use serde::Serialize;
 
 use super::{Failure, Global};
@@ -20,7 +21,20 @@ use crate::{
     units::{ByteSize, Timestamp},
 };
 
-pub(super) async fn check(global: &Global) -> Result<Exit, Failure> {
+/// Options of `check`.
+#[derive(Args, Debug)]
+pub(super) struct CheckArgs {
+    /// Only print the script by which a superuser has a PostgreSQL record statements of DDL in its change stream.
+    #[arg(long)]
+    ddl_script: bool,
+}
+
+pub(super) async fn check(global: &Global, args: CheckArgs) -> Result<Exit, Failure> {
+    if args.ddl_script {
+        let script = source::postgres::STATEMENTS_SCRIPT;
+        global.output().tell(&serde_json::json!({ "script": script }), &script.trim_end());
+        return Ok(Exit::Done);
+    }
     let config = global.config()?;
     let mut findings = vec![Finding::ok("config", global.config.display().to_string())];
     findings.extend(data_dir(&config));
@@ -230,6 +244,10 @@ impl fmt::Display for Lines<'_> {
     }
 }
 
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  lakehead check
+  lakehead check --ddl-script | psql --dbname=postgresql://postgres@db/shop";
 const DEPTH_MAX: u32 = 4;
 /// `stat` counts in these, whatever the file system's own blocks are.
 const BLOCK_BYTES: u64 = 512;

@@ -89,7 +89,8 @@ enum Command {
     /// Run the gateway. SIGTERM stops it within 5 s, SIGHUP reads the configuration again.
     Run,
     /// Look at everything that `run` needs; each line is ok, or a problem with its remedy.
-    Check,
+    #[command(after_help = check::EXAMPLES)]
+    Check(check::CheckArgs),
     /// Show what the running gateway does: positions, lag, alarms.
     Status,
     /// Audit the lake from its ledger.
@@ -185,7 +186,7 @@ type Done<'a> = Pin<Box<dyn Future<Output = Result<Exit, Failure>> + 'a>>;
 fn dispatch(global: &Global, command: Command) -> Done<'_> {
     match command {
         Command::Run => Box::pin(run::run(global)),
-        Command::Check => Box::pin(check::check(global)),
+        Command::Check(args) => Box::pin(check::check(global, args)),
         Command::Status => Box::pin(status::status(global)),
         Command::Verify(args) => Box::pin(verify::verify(global, args)),
         Command::Adopt(args) => Box::pin(adopt::adopt(global, args)),
@@ -255,6 +256,7 @@ mod tests {
         for line in [
             "run",
             "check --json",
+            "check --ddl-script",
             "status",
             "verify --source erp --deep --public-key a.pub --public-key b.pub",
             "verify --source erp --against-source --source-url postgresql://u@h/d --ledger-wait 5min --snapshot-age 1h",

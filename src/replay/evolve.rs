@@ -3,7 +3,8 @@
 //! The stream does not say ALTER TABLE: only the columns before and after are known. A column that
 //! is gone where another of its type stands now, followed by the same columns as before, was renamed:
 //! new columns come last in PostgreSQL. Of the last columns it is taken for renamed too if nothing
-//! but the name differs. An added column with a plain default has it in the rows that are there, as in
+//! but the name differs. Where columns have numbers, one of the same name and another number was dropped and made
+//! again. An added column with a plain default has it in the rows that are there, as in
 //! the source.
 
 use postgres_protocol::escape::escape_identifier;
@@ -24,21 +25,27 @@ pub fn alter(from: &Table, to: &Table) -> Vec<String> {
         steps.push(format!("ALTER TABLE {} RENAME TO {name}", qualified(&moved)));
     }
     let table = qualified(to);
-    let drop_key = !same_names(&from.key, &to.key) && !from.key.is_empty();
-    if drop_key {
+    let replaced =
+        |name: &String| to.columns.iter().any(|new| new.name == *name && is_another(from, new));
+    let rekey = !same_names(&from.key, &to.key) || to.key.iter().any(replaced);
+    if rekey && !from.key.is_empty() {
         steps.push(drop_primary_key(to));
     }
     let renamed = renames(from, to);
     for old in &from.columns {
         let (before, after) = (escape_identifier(&old.name), escape_identifier(now(&renamed, old)));
+        let stays = |new: &Column| new.name == old.name && !is_another(from, new);
         if before != after {
             steps.push(format!("ALTER TABLE {table} RENAME COLUMN {before} TO {after}"));
-        } else if !to.columns.iter().any(|new| new.name == old.name) {
+        } else if !to.columns.iter().any(stays) {
             steps.push(format!("ALTER TABLE {table} DROP COLUMN {before} CASCADE"));
         }
     }
     for new in &to.columns {
-        match from.columns.iter().find(|old| now(&renamed, old) == new.name) {
+        let was = |old: &&Column| {
+            now(&renamed, old) == new.name && (old.name != new.name || !is_another(from, new))
+        };
+        match from.columns.iter().find(was) {
             Some(old) => steps.extend(alter_column(from, to, old, new)),
             None => {
                 let default = plain_default(new).filter(|_| computed(new).is_none());
@@ -51,11 +58,18 @@ pub fn alter(from: &Table, to: &Table) -> Vec<String> {
             }
         }
     }
-    if !same_names(&from.key, &to.key) && !to.key.is_empty() {
+    if rekey && !to.key.is_empty() {
         let key: Vec<String> = to.key.iter().map(|name| escape_identifier(name)).collect();
         steps.push(format!("ALTER TABLE {table} ADD PRIMARY KEY ({})", key.join(", ")));
     }
     steps
+}
+
+/// Whether a column is another one than that of its name before: it was dropped, and made again.
+fn is_another(from: &Table, new: &Column) -> bool {
+    let old = from.columns.iter().find(|old| old.name == new.name);
+    let numbers = old.and_then(|old| Some((old.number?, new.number?)));
+    numbers.is_some_and(|(old, new)| old != new)
 }
 
 /// What a column of the old version is called in the new one.
@@ -134,9 +148,30 @@ fn keeps_place(from: &Table, to: &Table, name: &str) -> bool {
 pub fn defaults(from: &Table, to: &Table) -> Vec<String> {
     let changed = to.columns.iter().filter(|new| {
         let old = from.columns.iter().find(|old| old.name == new.name);
-        old.is_none_or(|old| old.default != new.default || old.source_type != new.source_type)
+        is_another(from, new)
+            || old
+                .is_none_or(|old| old.default != new.default || old.source_type != new.source_type)
     });
-    changed.filter_map(|column| set_default(to, column)).collect()
+    let set = changed.filter_map(|column| set_default(to, column));
+    set.chain(dropped_defaults(from, to)).collect()
+}
+
+/// Defaults that are no more. A version known from the stream alone says of none.
+fn dropped_defaults(from: &Table, to: &Table) -> Vec<String> {
+    let says = |column: &Column| column.not_null || column.default.is_some();
+    let gone = to.columns.iter().filter(|new| {
+        let old = from.columns.iter().find(|old| old.name == new.name);
+        new.default.is_none()
+            && new.generated.is_none()
+            && old.is_some_and(|old| {
+                old.source_type == new.source_type && plain_default(old).is_some()
+            })
+    });
+    let drop = |column: &Column| {
+        let name = escape_identifier(&column.name);
+        format!("ALTER TABLE {} ALTER COLUMN {name} DROP DEFAULT", qualified(to))
+    };
+    if to.is_numbered() || to.columns.iter().any(says) { gone.map(drop).collect() } else { vec![] }
 }
 
 /// Columns that were renamed: before and after.
@@ -214,6 +249,39 @@ mod tests {
                 "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b\" TYPE text USING \"b\"::text::text",
                 "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b\" SET NOT NULL",
             ]
+        );
+    }
+
+    #[test]
+    fn a_column_that_is_dropped_and_made_again_is_another_one() {
+        let mut from = abc();
+        (1..).zip(&mut from.columns).for_each(|(n, column)| column.number = Some(n));
+        let mut to = from.clone();
+        let mut anew =
+            Column { number: Some(4), default: Some("5".into()), ..to.columns.remove(0) };
+        anew.not_null = true;
+        to.columns.push(anew);
+        let [drop_key, drop, add, key] = alter(&from, &to).try_into().unwrap();
+        assert!(drop_key.starts_with("DO $$"));
+        assert_eq!(drop, "ALTER TABLE \"public\".\"t\" DROP COLUMN \"a\" CASCADE");
+        assert!(add.contains("ADD COLUMN \"a\" bigint NOT NULL DEFAULT 5"), "{add}");
+        assert!(key.contains("ADD PRIMARY KEY (\"a\")"), "{key}");
+        // Of a version that the stream alone told of the numbers are not known.
+        from.columns.iter_mut().for_each(|column| column.number = None);
+        assert!(alter(&from, &to).is_empty());
+    }
+
+    #[test]
+    fn a_default_that_is_no_more_is_dropped_if_the_catalog_says_so() {
+        let mut from = abc();
+        from.columns[1].default = Some("7".into());
+        let mut to = abc();
+        to.columns[0].not_null = false;
+        assert!(defaults(&from, &to).is_empty(), "the stream alone does not say");
+        to.columns[0].not_null = true;
+        assert_eq!(
+            defaults(&from, &to),
+            ["ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b\" DROP DEFAULT"]
         );
     }
 

@@ -20,6 +20,7 @@ pub mod key;
 pub mod labels;
 pub mod merge;
 pub mod plan;
+mod plan_defined;
 mod plan_gaps;
 mod plan_names;
 mod plan_sequences;

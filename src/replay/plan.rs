@@ -16,6 +16,7 @@ use super::{
     ReplayError,
     key::{Content, Name, parse},
     merge::Track,
+    plan_defined::{Definition, defined, seen},
     plan_gaps::Gaps,
     plan_names::{Away, Holders, Seen},
     plan_sequences::{SequencesPlan, is_of_sequences, sequences},
@@ -101,6 +102,8 @@ pub struct Epoch {
     pub entry: u64,
     /// The objects of each table.
     pub tracks: Vec<Track>,
+    /// What statements made of tables, in order.
+    pub defined: Vec<Definition>,
 }
 
 /// Definitions by name and version.
@@ -188,6 +191,7 @@ fn gather(
     gathered.tables.retain(|id, _| alive.contains(id));
     for epoch in &mut gathered.epochs {
         epoch.tracks.retain(|track| alive.contains(&track.table));
+        epoch.defined.retain(|defined| alive.contains(&defined.table));
     }
     let (_, behind) = gathered.gaps.last();
     let own = definitions.keys().find(|(name, _)| is_of_sequences(&name.schema, &name.table));
@@ -234,7 +238,7 @@ impl Gathered {
         match entry.kind {
             EntryKind::Snapshot | EntryKind::Repair => self.add_rows(entry, known, bound)?,
             EntryKind::Changes if entry.from.position < bound => {
-                self.add_changes(at, entry, known)?;
+                self.add_changes(at, entry, known, bound)?;
                 self.add_left(entry, known);
             }
             EntryKind::Changes | EntryKind::Schema | EntryKind::Gap | EntryKind::Fence => {}
@@ -337,9 +341,13 @@ impl Gathered {
         at: usize,
         entry: &Entry,
         known: &Definitions,
+        bound: Position,
     ) -> Result<(), ReplayError> {
         for object in &entry.objects {
             if let Some((name, Content::Changes { from, .. })) = parse(&object.key) {
+                if name.schema == OWN_SCHEMA {
+                    continue;
+                }
                 let table = definition(entry, Some(object), &name, known)?;
                 let (first, _) = self.gaps.counts(table.id);
                 // What it is called counts in any case.
@@ -347,15 +355,25 @@ impl Gathered {
                 self.found(&table, &name, seen).needed |= at >= first;
             }
         }
+        let mut definitions = vec![];
+        for (name, table, definition) in defined(entry, known, bound)? {
+            self.found(table, name, seen(entry, &definition));
+            definitions.push(definition);
+        }
+        definitions.retain(|of| at >= self.gaps.counts(of.table).0);
         let mut tracks = tracks(entry, known)?;
-        tracks.retain(|track| at >= self.gaps.counts(track.table).0);
+        // Rows of tables of ours are none of the database's.
+        tracks.retain(|track| {
+            self.tables.contains_key(&track.table) && at >= self.gaps.counts(track.table).0
+        });
         let (behind, _) = self.gaps.last();
         if at >= behind {
             self.end = entry.to;
-        } else if tracks.is_empty() {
+        } else if tracks.is_empty() && definitions.is_empty() {
             return Ok(());
         }
-        self.epochs.push(Epoch { from: entry.from, to: entry.to, entry: entry.entry, tracks });
+        let (from, to, entry) = (entry.from, entry.to, entry.entry);
+        self.epochs.push(Epoch { from, to, entry, tracks, defined: definitions });
         Ok(())
     }
 
@@ -557,6 +575,34 @@ mod tests {
             ((name, 1), Arc::new(table))
         });
         tables.collect()
+    }
+
+    #[test]
+    fn a_statement_gives_a_table_its_version_and_name_though_no_row_follows() {
+        let mut known = known();
+        let named = |schema: &str, table: &str| Name { schema: schema.into(), table: table.into() };
+        let before = known[&(named("public", "a"), 1)].clone();
+        let after = Table { name: "c".into(), version: 2, ..(*before).clone() };
+        let own =
+            Table { id: 9, schema: OWN_SCHEMA.into(), name: "statements".into(), ..after.clone() };
+        known.insert((named("public", "c"), 2), Arc::new(after));
+        known.insert((named(OWN_SCHEMA, "statements"), 1), Arc::new(Table { version: 1, ..own }));
+        let mut told = changes(&["b"], point(0, 100), point(5, 200));
+        let rows = told.objects[0].key.replace("public.b", "pg_lakehead.statements");
+        told.objects.push(object(&rows));
+        told.tables.insert("pg_lakehead.statements".into(), 1);
+        let (table, position, sequence) = ("public.c".to_owned(), Position(150), Sequence(3));
+        told.fates.defined = vec![crate::ledger::Defined { table, version: 2, position, sequence }];
+        let entries = [snapshot("a", 100, true), snapshot("b", 100, true), told];
+        let of = |until| {
+            let plan = plan(&entries, &known, until, &[]).unwrap();
+            let tracks: Vec<u32> = plan.epochs[0].tracks.iter().map(|track| track.table).collect();
+            let name = plan.tables[&1].name.as_ref().map(Name::qualified);
+            (tracks, plan.epochs[0].defined.clone(), name)
+        };
+        let defined = Definition { table: 1, version: 2, position, sequence };
+        assert_eq!(of(None), (vec![2], vec![defined], Some("public.c".into())));
+        assert_eq!(of(Some(Position(149))), (vec![2], vec![], Some("public.a".into())));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::{
     fetch::Fetcher,
     merge::{Here, Merge},
     plan::{Epoch, Plan, RowsObject, TablePlan},
+    plan_defined::Definition,
     read::BATCH_BYTES,
     restore_repairs::Repairs,
     restore_target::{Lacking, Loading, Target},
@@ -259,10 +260,12 @@ impl<'a> Restore<'a> {
     /// Applies one epoch, and gives the point reached.
     async fn apply_epoch(&mut self, epoch: &Epoch) -> Result<Point, ReplayError> {
         let mut merge = Merge::new(self.fetcher, epoch.tracks.clone()).await?;
+        let mut defined = &epoch.defined[..];
         let applied = self.applied;
         let mut reached = if applied.position > epoch.from.position { applied } else { epoch.from };
         while let Some(here) = merge.here() {
             let meta = here.rows.meta(here.row);
+            self.define(&mut defined, meta.sequence).await?;
             if meta.position > self.bound {
                 return Ok(reached);
             }
@@ -286,8 +289,42 @@ impl<'a> Restore<'a> {
             }
             merge.advance().await?;
         }
+        self.define(&mut defined, u64::MAX).await?;
         self.repair(Position(epoch.to.position.0 + 1)).await?;
         Ok(epoch.to)
+    }
+
+    /// Makes tables what statements made of them before this change.
+    async fn define(
+        &mut self,
+        defined: &mut &[Definition],
+        before: u64,
+    ) -> Result<(), ReplayError> {
+        while let Some((next, rest)) =
+            defined.split_first().filter(|(of, _)| of.sequence.0 < before)
+        {
+            *defined = rest;
+            if next.position <= self.applied.position || next.position > self.bound {
+                continue;
+            }
+            let Some(version) = self.versions.get(&(next.table, next.version)).cloned() else {
+                continue;
+            };
+            let Some(live) = self.live.get(&next.table) else { continue };
+            let known = live.skip_until.max(live.last_snapshot);
+            if next.position > known && live.table.version != version.version {
+                self.become_version(next.table, version).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn become_version(&mut self, id: u32, version: Arc<Table>) -> Result<(), ReplayError> {
+        self.write_out(id).await?;
+        let live = self.live.get_mut(&id).expect("only tables that are there get a version");
+        self.target.alter(&live.table, &version).await?;
+        live.become_version(version);
+        Ok(())
     }
 
     fn may_commit(&self, at: Point) -> bool {
@@ -327,11 +364,7 @@ impl<'a> Restore<'a> {
         let late = meta.op == Op::Delete && meta.sequence == 0;
         let other = version.version != live.table.version && !late;
         if meta.position > live.last_snapshot && other {
-            let version = version.clone();
-            self.write_out(here.table).await?;
-            let live = self.live.get_mut(&here.table).expect("it was there above");
-            self.target.alter(&live.table, &version).await?;
-            live.become_version(version);
+            self.become_version(here.table, version.clone()).await?;
         }
         let live = self.live.get_mut(&here.table).expect("it was there above");
         live.unsettled |= live.may_differ(meta.position);

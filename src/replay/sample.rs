@@ -53,6 +53,7 @@ pub(super) fn column(name: &str, source_type: &str, type_id: u32, modifier: i32)
         not_null: false,
         default: None,
         generated: None,
+        number: None,
     }
 }
 

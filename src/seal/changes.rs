@@ -20,7 +20,7 @@ use std::{
 };
 
 use super::{
-    EPOCH_FACT, EpochEnd, Fates, GroupKind, Op, SealError, Table,
+    Defined, EPOCH_FACT, EpochEnd, Fates, GroupKind, Op, SealError, Table,
     columns::RowMeta,
     encode::{LARGE_ROW_BYTES, RowIn},
     epoch::{Epoch, OPEN_MAX},
@@ -56,6 +56,8 @@ pub(super) struct Changes<'a> {
     epoch: Epoch,
     /// Of the open epoch: rows that may have to be read again.
     notes: Notes,
+    /// Of the open epoch: statements that changed tables.
+    defined: Vec<Defined>,
 }
 
 /// The transaction whose records are being read.
@@ -93,6 +95,7 @@ impl<'a> Changes<'a> {
             transaction: None,
             epoch: Epoch::new(OPEN_MAX, desk.cut.bytes),
             notes: Notes::default(),
+            defined: vec![],
         })
     }
 
@@ -260,6 +263,7 @@ impl<'a> Changes<'a> {
                 self.epoch.commit(commit.at);
             }
             Event::Table(table) => drop(self.tables.insert(table.id, (table, None))),
+            Event::Defined(table) => self.define(&table)?,
             Event::Change(Change { op, table, new, old }) => {
                 let old = old.as_ref().map(|(kind, row)| (*kind, row));
                 self.append(op, table, new.as_ref(), old, payload)?;
@@ -271,6 +275,16 @@ impl<'a> Changes<'a> {
             }
             Event::Nothing => {}
         }
+        Ok(())
+    }
+
+    /// A table has another definition from here on.
+    fn define(&mut self, table: &Table) -> Result<(), SealError> {
+        self.expect("open transactions at a definition", 1, self.transaction.is_some().into())?;
+        let Some(Transaction { position, .. }) = self.transaction else { return Ok(()) };
+        let version = self.desk.versioned(&self.outlet, table)?.version;
+        let (table, sequence) = (table.qualified(), self.to.sequence);
+        self.defined.push(Defined { table, version, position, sequence });
         Ok(())
     }
 
@@ -322,7 +336,8 @@ impl<'a> Changes<'a> {
         let objects = drafts.len();
         let notes = mem::take(&mut self.notes).settle(&*self.desk.facts)?;
         let (remembered, decode) = (&mut self.remembered, &*self.decode);
-        let (fates, said) = self.desk.fates()?;
+        let (mut fates, said) = self.desk.fates()?;
+        fates.defined = mem::take(&mut self.defined);
         let kind = |id, facts: &mut FactBatch| {
             notes.record(id, facts);
             facts.changes.extend(said.changes);
@@ -421,6 +436,27 @@ mod tests {
         let epoch = |n: usize, objects| ((ends[n], ends[n + 1], 4 * (n as u64 + 1)), objects);
         assert_eq!(seen, [epoch(0, 1), epoch(1, 0), epoch(2, 1)]);
         assert_eq!(sequences(&bench, &groups), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_definition_that_no_row_follows_has_its_version_and_its_place_in_the_epoch() {
+        let bench = Bench::new();
+        let mut log = Log::default();
+        let mut after = table(1, "a");
+        after.columns[1].not_null = true;
+        let defined = [&b"d"[..], &serde_json::to_vec(&after).unwrap()].concat();
+        log.whole(NOON, &[&[relation(&table(1, "a")), insert(1, 7), defined, insert(1, 8)]]);
+        let position = log.batches[0].commit.unwrap().position;
+        for _ in 0..3 {
+            log.whole(NOON, &[&[insert(1, 9)]]);
+        }
+        let groups = bench.run(log.batches).unwrap();
+        let epoch = epochs(&groups)[0];
+        let (table, sequence) = ("public.a".to_owned(), Sequence(1));
+        assert_eq!(epoch.fates.defined, [Defined { table, version: 2, position, sequence }]);
+        // Rows are read, and sealed, by what the stream says of the table.
+        assert_eq!((epoch.objects.len(), epoch.objects[0].version), (1, 1));
+        assert_eq!(sequences(&bench, &groups), [1, 2, 3, 4, 5]);
     }
 
     #[test]

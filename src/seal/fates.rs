@@ -11,7 +11,7 @@ use super::Table;
 use crate::{
     facts::{self, FactBatch, FactDamaged, Facts},
     journal::fate::{FATE_FACTS, Fate, anew_fact, fate_fact, fated_table},
-    units::Position,
+    units::{Position, Sequence},
 };
 
 /// Tables by qualified name; with a version of its schema, as a name alone may be that of several tables,
@@ -35,6 +35,22 @@ pub struct Fates {
     /// Looks at the sequence generators: with this group the lake has them as they were there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sequences: Vec<Looked>,
+    /// Statements that changed tables, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub defined: Vec<Defined>,
+}
+
+/// A table has another definition from here on, whether rows follow or not.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Defined {
+    /// Its qualified name.
+    pub table: String,
+    /// The version of its schema.
+    pub version: u32,
+    /// The position of the transaction of the statement.
+    pub position: Position,
+    /// Behind this change.
+    pub sequence: Sequence,
 }
 
 /// A look at the sequence generators.
@@ -64,6 +80,7 @@ impl Fates {
             && self.anew.is_empty()
             && self.repaired.is_empty()
             && self.sequences.is_empty()
+            && self.defined.is_empty()
     }
 
     /// Adds a table. False: another one of its name is there.

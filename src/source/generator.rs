@@ -162,6 +162,7 @@ pub fn table() -> Table {
             not_null: at < KEY,
             default: None,
             generated: None,
+            number: None,
         }
     });
     Table {

@@ -345,6 +345,10 @@ pub struct Column {
     /// `stored` or `virtual`, or the identity kind (`always`, `by default`), if generated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generated: Option<String>,
+    /// The column's own number in its table, if the catalog was read: one that is dropped and made again under its name
+    /// has another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u16>,
 }
 
 impl Column {
@@ -431,10 +435,23 @@ impl Table {
         self.schema == OWN_SCHEMA
     }
 
-    /// Whether two versions describe the same columns, key and identity (their numbers aside).
+    /// Whether two versions describe the same columns, key and identity (their own numbers aside). One whose columns
+    /// have no numbers is the same as one whose columns have.
     pub fn same_shape(&self, other: &Self) -> bool {
-        let plain = |table: &Self| Self { version: 0, ..table.clone() };
+        let numbered = self.is_numbered();
+        let plain = |table: &Self| {
+            let mut plain = Self { version: 0, ..table.clone() };
+            if !numbered {
+                plain.columns.iter_mut().for_each(|column| column.number = None);
+            }
+            plain
+        };
         plain(self) == plain(other)
+    }
+
+    /// Whether each column's number is known.
+    pub fn is_numbered(&self) -> bool {
+        self.columns.iter().all(|column| column.number.is_some())
     }
 }
 

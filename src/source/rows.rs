@@ -57,6 +57,9 @@ pub enum Event {
     Commit(Commit),
     /// The table's columns in force from here on. `version` is 0.
     Table(Arc<Table>),
+    /// The table is so from here on, though no row says so: a statement changed it. `version` is 0. What rows are read
+    /// by is told by [`Event::Table`].
+    Defined(Arc<Table>),
     /// A row came. The rows are in the decoder: [`Change::table`] names theirs.
     Change(Change),
     /// Tables were emptied, in this order.

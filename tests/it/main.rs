@@ -20,6 +20,7 @@ mod story_badinput;
 mod story_compare;
 mod story_cost;
 mod story_damage;
+mod story_ddl;
 mod story_extensions;
 mod story_failover;
 mod story_full;

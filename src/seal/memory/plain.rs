@@ -29,6 +29,7 @@ pub(in crate::seal) fn table(id: u32, name: &str) -> Table {
         not_null: identity,
         default: None,
         generated: None,
+        number: None,
     };
     Table {
         id,
@@ -133,6 +134,10 @@ impl Decode for Plain {
                 return Ok(Event::Truncate { tables: tables?, cascade, restart_identity });
             }
             b'N' => return Ok(Event::Nothing),
+            b'd' => {
+                let table: Table = serde_json::from_slice(&payload[1..]).unwrap();
+                return Ok(Event::Defined(table.into()));
+            }
             b'I' => Op::Insert,
             b'U' => Op::Update,
             b'D' => Op::Delete,

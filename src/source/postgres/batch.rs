@@ -4,7 +4,8 @@
 //!
 //! **Invariants:** what goes in comes out once and in order, but for: transactions that the journal
 //! holds already (by where their commit record begins), transactions in which nothing happened to
-//! our tables, and rows of tables that are not ours. A Relation or Type message is never left out:
+//! our tables, rows of tables that are not ours, and messages that tell a statement: their rows come
+//! instead. A Relation or Type message is never left out:
 //! the server sends it once per session. A message that is not known is an error (I16).
 
 use std::{
@@ -14,7 +15,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{error::SourceError, message::unknown, relation::Relation};
+use super::{error::SourceError, message::unknown, relation::Relation, statements};
 use crate::{
     source::{Commit, Piece, RecordKind, Run, Table},
     units::{Position, Timestamp},
@@ -40,6 +41,8 @@ pub(crate) struct Batcher {
     ready: VecDeque<Run>,
     /// Tables whose rows are not ours.
     foreign: BTreeSet<u32>,
+    /// Whether the table of statements was described.
+    stated: bool,
     /// What the server has still to send again to be the one that was followed.
     proof: Option<Proof>,
     /// What was seen, for the board and for confirming.
@@ -148,6 +151,8 @@ pub(crate) enum Then {
     Nothing,
     /// Decide on a table, by [`Batcher::relation`] or [`Batcher::exclude`], before the next message.
     Decide(Relation, Vec<u8>),
+    /// Give what this content of a message tells of a statement, by [`Batcher::statement`], before the next message.
+    State(Vec<u8>),
     /// The server's log is not the one that was followed: nothing of it is to be taken.
     WentBack,
 }
@@ -166,6 +171,7 @@ impl Batcher {
             open: None,
             ready: VecDeque::new(),
             foreign: BTreeSet::new(),
+            stated: false,
             proof: None,
             seen: Seen { recorded: durable, received: durable, ..Seen::default() },
         }
@@ -233,7 +239,7 @@ impl Batcher {
                     self.run.push(RecordKind::Message, message);
                 }
             }
-            b'M' => self.logical(message, body)?,
+            b'M' => return self.logical(message, body),
             _ => {
                 return Err(unknown("a change message", &format!("`{}`", kind.escape_ascii())));
             }
@@ -250,6 +256,17 @@ impl Batcher {
             let json = serde_json::to_vec(table).expect("a table is plain data");
             self.record(RecordKind::Definition, &json);
         }
+        self.cut();
+    }
+
+    /// Records what a statement of the open transaction made: its rows, and tables that are as it left them.
+    pub(crate) fn statement(&mut self, inserts: &[Vec<u8>], definitions: &[Table]) {
+        let mut messages: Vec<_> = definitions.iter().map(statements::definition).collect();
+        if !inserts.is_empty() && !std::mem::replace(&mut self.stated, true) {
+            messages.push(statements::relation());
+        }
+        self.count(inserts.len() as u64);
+        messages.iter().chain(inserts).for_each(|one| self.record(RecordKind::Message, one));
         self.cut();
     }
 
@@ -389,14 +406,19 @@ impl Batcher {
     }
 
     /// `'M' | flags u8 | …`: one outside of transactions concerns no row and stands nowhere in their order.
-    fn logical(&mut self, message: &[u8], body: &[u8]) -> Result<(), SourceError> {
+    fn logical(&mut self, message: &[u8], body: &[u8]) -> Result<Then, SourceError> {
         match (body.first(), self.open) {
             (Some(0), _) => {}
             (Some(1), Some(open)) if open.skipped => {}
+            (Some(1), Some(_)) if statements::is_reserved(body) => {
+                let content = statements::content(body);
+                return Ok(content.map_or(Then::Nothing, |content| Then::State(content.into())));
+            }
             (Some(1), Some(_)) => self.record(RecordKind::Message, message),
             _ => return Err(unknown("a logical message", "out of place")),
         }
-        Ok(())
+        self.cut();
+        Ok(Then::Nothing)
     }
 
     /// The open transaction, which `kind` needs.
@@ -648,6 +670,25 @@ mod tests {
         let run = batcher.take(true).unwrap();
         let kinds: Vec<_> = records(&run.bytes).map(|record| record.unwrap().0 as u8).collect();
         assert_eq!(kinds, *b"mmdmm");
+    }
+
+    #[test]
+    fn a_statement_is_told_once_and_what_is_reserved_is_recorded_by_nobody_else() {
+        let logical =
+            |prefix: &str| [&b"M\x01"[..], &[0; 8], prefix.as_bytes(), b"\0\0\0\0\x02{}"].concat();
+        let mut batcher = Batcher::new(Position(10), Position(11), Sizes::default());
+        feed(&mut batcher, &[begin(10)]);
+        assert_eq!(batcher.push(&logical("lakehead.ddl"), now()).unwrap(), Then::Nothing, "held");
+        feed(&mut batcher, &[commit(10), begin(20), insert(1, 1)]);
+        for _ in 0..2 {
+            let then = batcher.push(&logical("lakehead.ddl"), now()).unwrap();
+            assert_eq!(then, Then::State(b"{}".into()));
+            batcher.statement(&[statements::unread()], &[]);
+        }
+        feed(&mut batcher, &[logical("lakehead.definition"), logical("lakehead"), commit(20)]);
+        let run = batcher.take(true).unwrap();
+        let kinds: Vec<u8> = messages(std::slice::from_ref(&run)).iter().map(|m| m[0]).collect();
+        assert_eq!((kinds, run.changes), (b"BIRIIMC".into(), 3));
     }
 
     #[test]

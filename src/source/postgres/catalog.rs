@@ -80,6 +80,8 @@ pub(crate) struct Described {
 struct Printed {
     /// Its type as declared.
     declared: u32,
+    /// Its modifier.
+    modifier: i32,
     /// The function that prints it, as SQL spells it; `None` for a domain.
     output: Option<String>,
     /// Whether its values are made of an enum's labels.
@@ -165,6 +167,25 @@ impl Described {
         let own = own.filter(|(column, _)| sent(column));
         let own = own.map(|(column, printed)| (column.name.as_str(), printed.declared));
         own.eq(named.iter().map(|named| (named.name.as_str(), named.type_id)))
+    }
+
+    /// Its columns: name, type as declared and its modifier, NOT NULL, default.
+    pub(crate) fn declared(&self) -> impl Iterator<Item = (&str, u32, i32, bool, Option<&str>)> {
+        self.table.columns.iter().zip(&self.printed).map(|(column, printed)| {
+            let Column { name, not_null, default, .. } = column;
+            let Printed { declared, modifier, .. } = printed;
+            (name.as_str(), *declared, *modifier, *not_null, default.as_deref())
+        })
+    }
+
+    /// Its replica identity, as the catalog spells it.
+    pub(crate) fn identity_letter(&self) -> &'static str {
+        match self.table.identity {
+            Identity::Default => "d",
+            Identity::Index => "i",
+            Identity::Full => "f",
+            Identity::Nothing => "n",
+        }
     }
 
     /// Whether the values of a column are made of an enum's labels.
@@ -285,14 +306,15 @@ impl Draft {
     fn add(&mut self, row: &TextRow, types: &Types) -> Result<(), SourceError> {
         let name = row.text(4)?.to_owned();
         let declared: u32 = row.parse_as(5)?;
-        let (type_id, type_modifier) = types.base(declared, row.parse_as(6)?);
+        let modifier = row.parse_as(6)?;
+        let (type_id, type_modifier) = types.base(declared, modifier);
         let in_key = row.optional(10).is_some();
         if in_key {
             self.key.push((row.parse_as(10)?, name.clone()));
         }
         self.used.push(declared);
         let (output, labelled) = (types.output(declared), types.has_labels(declared));
-        self.described.printed.push(Printed { declared, output, labelled });
+        self.described.printed.push(Printed { declared, modifier, output, labelled });
         let table = &mut self.described.table;
         table.columns.push(Column {
             name,
@@ -315,6 +337,7 @@ impl Draft {
                 Some("d") => Some("by default".into()),
                 _ => None,
             },
+            number: row.optional(14).and_then(|number| number.parse().ok()),
         });
         Ok(())
     }
@@ -374,13 +397,13 @@ const COMPUTED: &str = "(SELECT max(a.attgenerated::text) FROM pg_attribute a
 
 /// 0 table, 1 schema, 2 name, 3 identity, 4 column, 5 type, 6 modifier, 7 type as printed, 8 not null in
 /// all rows (since PostgreSQL 18 older ones may be excepted), 9 default, 10 place in the primary key, 11 in
-/// the identity index, 12 how generated, 13 whether the primary key can name old rows.
+/// the identity index, 12 how generated, 13 whether the primary key can name old rows, 14 the column's number.
 const COLUMNS: &str = "SELECT c.oid, n.nspname, c.relname, c.relreplident, a.attname, coalesce(a.atttypid, 25),
     a.atttypmod, format_type(a.atttypid, a.atttypmod),
     a.attnotnull AND NOT EXISTS (SELECT FROM pg_constraint n WHERE n.conrelid = c.oid AND n.contype = 'n' AND NOT n.convalidated AND n.conkey[1] = a.attnum),
     pg_get_expr(d.adbin, d.adrelid),
     CASE WHEN array_position(p.indkey::int2[], a.attnum) < p.indnkeyatts THEN array_position(p.indkey::int2[], a.attnum) END,
-    a.attnum = ANY ((r.indkey::int2[])[0:r.indnkeyatts - 1]), coalesce(nullif(a.attidentity, ''), a.attgenerated), p.indimmediate
+    a.attnum = ANY ((r.indkey::int2[])[0:r.indnkeyatts - 1]), coalesce(nullif(a.attidentity, ''), a.attgenerated), p.indimmediate, a.attnum
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
@@ -403,6 +426,7 @@ mod tests {
             not_null: false,
             default: None,
             generated: None,
+            number: None,
         }
     }
 
@@ -421,7 +445,7 @@ mod tests {
         let printed = [(23, "int4out"), (100_000, "public.odd_out")];
         let printed = printed.map(|(declared, output)| {
             let output = Some(output.into());
-            Printed { declared, output, labelled: false }
+            Printed { declared, modifier: -1, output, labelled: false }
         });
         let printed = printed.into();
         let described = Described { table, printed };

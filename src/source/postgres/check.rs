@@ -68,7 +68,7 @@ impl Check<'_> {
         self.readable(&mut wire, &listing).await?;
         self.publication(&mut wire, &mut listing).await?;
         self.tables(&listing);
-        Ok(())
+        self.statements(&mut wire).await
     }
 
     async fn wal_level(&mut self, wire: &mut Wire) -> Result<(), SourceError> {
@@ -257,6 +257,24 @@ impl Check<'_> {
         }
     }
 
+    /// Whether statements of DDL are told in the stream. They need not be.
+    async fn statements(&mut self, wire: &mut Wire) -> Result<(), SourceError> {
+        let sql = "SELECT count(*) FROM pg_event_trigger WHERE evtname IN ('lakehead_statement', 'lakehead_drop') AND evtenabled IN ('O', 'A')";
+        let rows = wire.query("look for event triggers", sql).await?;
+        let found = rows.first().map_or(Ok(0), |row| row.parse_as::<i64>(0))?;
+        let seen = match found {
+            _ if wire.version() < MESSAGES_SINCE => {
+                "not recorded: it takes PostgreSQL 14; a table's new definition comes with its next change"
+            }
+            2 => "recorded, in `pg_lakehead.statements`",
+            _ => {
+                "not recorded: a table's new definition comes with its next change; to have them recorded, as a superuser: lakehead check --ddl-script | psql"
+            }
+        };
+        self.ok("DDL", seen);
+        Ok(())
+    }
+
     fn role(&self) -> String {
         own_url(self.config).map(|url| identifier(&url.user)).unwrap_or_default()
     }
@@ -281,5 +299,7 @@ impl Check<'_> {
     }
 }
 
+/// The first version whose pgoutput gives logical messages.
+const MESSAGES_SINCE: u32 = 140_000;
 /// As S3 allows.
 const CLOCK_APART_MS_MAX: i64 = 5 * 60 * 1000;

@@ -211,6 +211,7 @@ mod tests {
             not_null: false,
             default: None,
             generated: None,
+            number: None,
         };
         Table {
             id: 1,

@@ -21,6 +21,7 @@ use super::{
     pattern::Patterns,
     pgoutput::PgDecoder,
     relation::Relation,
+    statements::{Told, unread},
     tls::{self, Channel},
     types,
     url::Url,
@@ -126,6 +127,12 @@ fn pushed(mut batcher: Batcher, message: &[u8], runs: &mut Vec<Run>) -> Option<B
             batcher.exclude(relation.id);
         }
         Then::Decide(relation, message) => batcher.relation(&message, relation.id, None),
+        Then::State(content) => {
+            let all = Patterns::new(&["*".into()]).expect("a pattern");
+            let inserts =
+                Told::parse(&content).map_or_else(|| vec![unread()], |told| told.inserts(&all));
+            batcher.statement(&inserts, &[]);
+        }
     }
     runs.extend(std::iter::from_fn(|| batcher.take(false)));
     Some(batcher)
@@ -228,6 +235,7 @@ pub fn column(type_id: u32, type_modifier: i32) -> Column {
         not_null: false,
         default: None,
         generated: None,
+        number: None,
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `governor`, `pace`, `pulse` | how fast they are read, so that nobody feels it |
 //! | `adopt` | the slot of a lost box, taken over |
 //! | `reread`, `ranges` | rows to be read again |
+//! | `statements` | statements of DDL, where the database tells of them |
 //! | `generators` | the sequences of the database, which no stream has |
 //! | `bridge`, `repair` | how to go on behind a gap |
 //! | `witness`, `digest` | what the database holds at one position, for the proof of the lake's content |
@@ -85,6 +86,7 @@ mod size;
 mod slot;
 pub(crate) mod snapshot;
 mod standby;
+mod statements;
 pub(crate) mod stream;
 pub(crate) mod tables;
 pub mod text;
@@ -101,6 +103,7 @@ pub use check::check;
 pub use connect::client;
 pub use digest::Measure;
 pub use error::SourceError;
+pub use statements::SCRIPT as STATEMENTS_SCRIPT;
 pub use witness::{Calling, Unread, Witness};
 
 use self::{

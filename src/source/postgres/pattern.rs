@@ -42,6 +42,12 @@ impl Patterns {
         let last = self.0.iter().rev().find(|pattern| matches(&pattern.glob, &name));
         last.is_some_and(|pattern| pattern.includes)
     }
+
+    /// Whether every table is meant.
+    pub(crate) fn are_all(&self) -> bool {
+        let all = |pattern: &Pattern| pattern.glob == "*" || pattern.glob == "*.*";
+        self.0.iter().all(|pattern| pattern.includes) && self.0.iter().any(all)
+    }
 }
 
 impl std::fmt::Display for Patterns {

@@ -26,6 +26,7 @@ use super::{
     },
     builtin, copy,
     fields::Reader,
+    statements::DEFINITION,
     types,
 };
 use crate::units::{Position, Timestamp};
@@ -75,10 +76,15 @@ impl PgDecoder {
             }
             b'M' => {
                 reader.take(9, "a Message")?;
-                reader.text("a Message")?;
+                let prefix = reader.text("a Message")?;
                 let length = reader.length("a Message")?;
-                reader.take(length, "a Message")?;
-                Event::Nothing
+                let content = reader.take(length, "a Message")?;
+                reader.end(WHAT)?;
+                return Ok(if prefix == DEFINITION {
+                    defined(&payload[content])
+                } else {
+                    Event::Nothing
+                });
             }
             kind => return Err(DecodeError::Kind { what: WHAT, kind }),
         };
@@ -175,6 +181,7 @@ impl PgDecoder {
             not_null: false,
             default: None,
             generated: None,
+            number: None,
         }
     }
 
@@ -260,6 +267,14 @@ pub fn read_run(bytes: &[u8]) -> Result<u64, DecodeError> {
         }
     }
     Ok(rows)
+}
+
+/// A definition that goes with no row: only this box writes it, and it changes nothing that rows are read by.
+fn defined(json: &[u8]) -> Event {
+    match serde_json::from_slice::<Table>(json) {
+        Ok(table) => Event::Defined(Arc::new(Table { version: 0, ..table })),
+        Err(_) => Event::Nothing,
+    }
 }
 
 fn begin(reader: &mut Reader<'_>) -> Result<Event, DecodeError> {

@@ -160,6 +160,7 @@ mod tests {
             not_null: true,
             default: None,
             generated: None,
+            number: None,
         }
     }
 

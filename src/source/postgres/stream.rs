@@ -24,7 +24,9 @@ use super::{
     message::unknown,
     relation::Relation,
     session::{Session, Shared},
+    snapshot::plan_fact,
     standby::start_statement,
+    statements::{Told, unread},
     vocabulary::Vocabulary,
     wire::{SMALL_READ_BYTES, Wire},
 };
@@ -47,6 +49,8 @@ pub(crate) struct Stream {
     crowded_at: Option<Instant>,
     /// What was recorded of each table in this session.
     described: BTreeMap<u32, Table>,
+    /// What was recorded of each table behind its last statement in this session.
+    defined: BTreeMap<u32, Table>,
     /// Tables that are not ours, and were spoken of.
     told: BTreeSet<String>,
     vocabulary: Vocabulary,
@@ -116,6 +120,7 @@ impl Stream {
             binary,
             crowded_at: shown.crowded_at,
             described: BTreeMap::new(),
+            defined: BTreeMap::new(),
             told: BTreeSet::new(),
             vocabulary: Vocabulary::default(),
             unproven: BTreeSet::new(),
@@ -236,6 +241,10 @@ impl Stream {
             Then::Nothing => None,
             Then::WentBack => return Err(bridge::went_back(&self.line.shared).await),
             Then::Decide(relation, message) => self.decide(&relation, &message).await?,
+            Then::State(content) => {
+                self.state(&content).await?;
+                None
+            }
         };
         while let Some(run) = self.batcher.take(false) {
             self.append(run).await?;
@@ -302,6 +311,36 @@ impl Stream {
         Ok(())
     }
 
+    /// A statement of DDL is told: which of it goes to the lake, and what tables does it leave?
+    async fn state(&mut self, content: &[u8]) -> Result<(), SourceError> {
+        let Some(told) = Told::parse(content) else {
+            tracing::warn!("a message that is to tell a statement does not read");
+            self.batcher.statement(&[unread()], &[]);
+            return Ok(());
+        };
+        let shared = Arc::clone(&self.line.shared);
+        let mut shapes = told.shapes(&shared.patterns);
+        // Only what is copied: of others the lake has no rows.
+        let is_copied = |id: &u32| shared.facts.get(&plan_fact(*id)).is_some();
+        let known: BTreeSet<u32> = shapes.iter().map(|(id, _)| *id).filter(is_copied).collect();
+        shapes.retain(|(id, _)| known.contains(id));
+        self.line.watch(&self.batcher);
+        let described = catalog::describe(&mut self.sql, known);
+        let mut described = self.line.meanwhile(described).await??;
+        let mut definitions = vec![];
+        for (id, shape) in shapes {
+            // The catalog is that of now, which may be that of a later statement: that one tells of it.
+            let table = described.remove(&id).filter(|known| shape.is_that_of(known));
+            let Some(table) = table.map(|known| known.table) else { continue };
+            if self.defined.get(&id) != Some(&table) {
+                self.defined.insert(id, table.clone());
+                definitions.push(table);
+            }
+        }
+        self.batcher.statement(&told.inserts(&shared.patterns), &definitions);
+        Ok(())
+    }
+
     /// A table is described: is it ours, can its rows be read, what does the catalog know of it?
     async fn decide(
         &mut self,
@@ -342,6 +381,7 @@ impl Stream {
         let table = described.map(|known| known.table);
         let news = table.as_ref().filter(|table| self.described.get(&relation.id) != Some(table));
         self.batcher.relation(message, relation.id, news);
+        self.defined.remove(&relation.id);
         if let Some(table) = table {
             self.described.insert(relation.id, table);
         }

@@ -244,6 +244,7 @@ mod tests {
             not_null: false,
             default: None,
             generated: None,
+            number: None,
         }
     }
 

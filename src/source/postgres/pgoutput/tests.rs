@@ -321,3 +321,17 @@ proptest! {
         drop(read_run(&run.bytes));
     }
 }
+
+#[test]
+fn a_definition_that_goes_with_no_row_changes_nothing_that_rows_are_read_by() {
+    let mut decoder = PgDecoder::default();
+    decode_all(&mut decoder);
+    let before = decoder.tables();
+    let mut table = (*before[0]).clone();
+    table.columns.pop();
+    let told = decoder.decode(RecordKind::Message, &super::super::statements::definition(&table));
+    assert_eq!(told, Ok(Event::Defined(Arc::new(table))));
+    assert_eq!(decoder.tables(), before);
+    let forged = b"M\x01\0\0\0\0\0\0\0\0lakehead.definition\0\0\0\0\x02{}";
+    assert_eq!(decoder.decode(RecordKind::Message, forged), Ok(Event::Nothing));
+}
