@@ -209,12 +209,12 @@ impl Postgres {
                     self.shown.text_only = true;
                     continue;
                 }
-                Ok(Some(End::Crowded)) => {
-                    self.shown.crowded_at = Some(self.shared.clock.now());
+                Ok(Some(End::AtCommit)) => {
+                    self.shown.at_commit_since = Some(self.shared.clock.now());
                     continue;
                 }
                 Ok(Some(End::Again)) => {
-                    self.shown.crowded_at = None;
+                    self.shown.at_commit_since = None;
                     continue;
                 }
                 Err(error) if error.is_fatal() => break Err(error),

@@ -45,8 +45,10 @@ pub(crate) struct Stream {
     batcher: Batcher,
     in_progress: InProgress,
     binary: bool,
-    /// Since when the server keeps what is in progress, although it need not.
-    crowded_at: Option<Instant>,
+    /// Whether the server was asked for transactions in progress.
+    in_progress_asked: bool,
+    /// Since when it is asked for them at their commits, although it knows better.
+    at_commit_since: Option<Instant>,
     /// What was recorded of each table in this session.
     described: BTreeMap<u32, Table>,
     /// What was recorded of each table behind its last statement in this session.
@@ -73,8 +75,8 @@ pub(crate) struct Stream {
 pub(crate) enum End {
     /// A column came whose binary form is not read: again, in text.
     NeedsText,
-    /// Transactions in progress find no room here: again, and the server keeps them.
-    Crowded,
+    /// Transactions in progress find no room here, or the server cannot send them: again, at their commits.
+    AtCommit,
     /// The server is to describe its tables anew, or has kept transactions in progress for long enough.
     Again,
 }
@@ -84,8 +86,8 @@ pub(crate) enum End {
 pub(crate) struct Shown {
     /// A column's binary form is not read.
     pub(crate) text_only: bool,
-    /// When transactions in progress last found no room here.
-    pub(crate) crowded_at: Option<Instant>,
+    /// When transactions in progress last found no room here, or could not be sent.
+    pub(crate) at_commit_since: Option<Instant>,
 }
 
 impl Stream {
@@ -99,9 +101,10 @@ impl Stream {
         let Session { mut wire, sql, durable, confirmed, binary, belief, .. } = session;
         let binary = binary && !shown.text_only && wire.version() >= 140_000;
         let from = if belief.proof.is_some() { confirmed } else { durable.point.position };
-        let in_progress = shown.crowded_at.is_none()
+        let in_progress_asked = wire.version() >= 140_000
+            && shown.at_commit_since.is_none()
             && shared.config.large_transactions == LargeTransactions::AsTheyCome;
-        let sql_start = start_statement(&shared, wire.version(), from, binary, in_progress);
+        let sql_start = start_statement(&shared, wire.version(), from, binary, in_progress_asked);
         pending::forget(&shared).await;
         shared.server_leaves.store(false, Ordering::Relaxed);
         wire.copy_both("start replication", &sql_start).await?;
@@ -118,7 +121,8 @@ impl Stream {
             batcher,
             in_progress: InProgress::default(),
             binary,
-            crowded_at: shown.crowded_at,
+            in_progress_asked,
+            at_commit_since: shown.at_commit_since,
             described: BTreeMap::new(),
             defined: BTreeMap::new(),
             told: BTreeSet::new(),
@@ -143,8 +147,8 @@ impl Stream {
                 self.pause().await?;
                 continue;
             }
-            let crowded = |at: Instant| self.age(at) >= CROWDED_TIME;
-            if !self.batcher.is_open() && self.crowded_at.is_some_and(crowded) {
+            let over = |since: Instant| self.age(since) >= AT_COMMIT_TIME;
+            if !self.batcher.is_open() && self.at_commit_since.is_some_and(over) {
                 return Ok(End::Again);
             }
             if let Some((position, at)) = self.line.mark() {
@@ -211,7 +215,11 @@ impl Stream {
                 }
                 (b'E', _) => {
                     let error = super::message::server_error(body);
-                    return Err(SourceError::Server { doing: "stream changes", error });
+                    let error = SourceError::Server { doing: "stream changes", error };
+                    return match self.in_progress_asked && !error.heals() {
+                        true => Ok(Some(pending::refused(&error))),
+                        false => Err(error),
+                    };
                 }
                 // A server that stops in order ends the command, and not COPY before it.
                 (b'c' | b'C', _) => {
@@ -390,7 +398,7 @@ impl Stream {
 }
 
 /// So long the server keeps transactions in progress before it is asked for them again.
-const CROWDED_TIME: Duration = Duration::from_secs(3600);
+const AT_COMMIT_TIME: Duration = Duration::from_secs(3600);
 /// Kind, start, end and clock before the payload.
 const XLOG_DATA_HEADER_BYTES: usize = 25;
 /// Kind, position, clock, answer wanted.

@@ -119,10 +119,17 @@ pub(super) async fn forget(shared: &Shared) {
     }
 }
 
+/// A server may be able to send a transaction once it is committed, and not before: where a savepoint took back what it
+/// altered of a table, and it alters the table again, 15.18 "could not map filenode" of the rows in between.
+pub(super) fn refused(error: &SourceError) -> End {
+    tracing::warn!(%error, "the database cannot send transactions in progress: it is asked for them at their commits");
+    End::AtCommit
+}
+
 /// Nothing is lost: the server sends all of them again.
 fn crowded(why: &dyn std::fmt::Display) -> End {
     tracing::warn!(%why, "transactions in progress find no room in `data_dir`: the database keeps them on its disk");
-    End::Crowded
+    End::AtCommit
 }
 
 const WHOLE: &str = "work on files does not panic, and is not aborted";
