@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use super::{
     batch::{Batcher, Last, POSTGRES_EPOCH_US, Then},
@@ -44,6 +47,8 @@ pub(crate) struct Stream {
     described: BTreeMap<u32, Table>,
     /// What was recorded of each table behind its last statement in this session.
     defined: BTreeMap<u32, Table>,
+    /// The number of the last transaction that began.
+    xid: u32,
     /// Tables that are not ours, and were spoken of.
     told: BTreeSet<String>,
     vocabulary: Vocabulary,
@@ -96,6 +101,7 @@ impl Stream {
             binary,
             described: BTreeMap::new(),
             defined: BTreeMap::new(),
+            xid: 0,
             told: BTreeSet::new(),
             vocabulary: Vocabulary::default(),
             unproven: BTreeSet::new(),
@@ -166,6 +172,9 @@ impl Stream {
             match (head.tag, body.first()) {
                 (b'd', Some(b'w')) if body.len() >= XLOG_DATA_HEADER_BYTES => {
                     let message = &body[XLOG_DATA_HEADER_BYTES..];
+                    if let (Some(b'B'), Some(xid)) = (message.first(), message.last_chunk::<4>()) {
+                        self.xid = u32::from_be_bytes(*xid);
+                    }
                     then = self.batcher.push(message, now)?;
                     self.unproven.extend(self.vocabulary.is_news(message));
                 }
@@ -281,7 +290,13 @@ impl Stream {
         let known: BTreeSet<u32> = shapes.iter().map(|(id, _)| *id).filter(is_copied).collect();
         shapes.retain(|(id, _)| known.contains(id));
         self.line.watch(&self.batcher);
-        let described = catalog::describe(&mut self.sql, known);
+        let xid = self.xid;
+        let described = async {
+            if !known.is_empty() {
+                visible(&mut self.sql, xid).await?;
+            }
+            catalog::describe(&mut self.sql, known).await
+        };
         let mut described = self.line.meanwhile(described).await??;
         let mut definitions = vec![];
         for (id, shape) in shapes {
@@ -345,6 +360,24 @@ impl Stream {
     }
 }
 
+/// Waits until others see what a transaction made: its commit may be in the log, and with us, a moment before that.
+async fn visible(sql: &mut Wire, xid: u32) -> Result<(), SourceError> {
+    let ask = format!(
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'transactionid' AND transactionid = '{xid}'::xid AND granted)"
+    );
+    for _ in 0..VISIBLE_TRIES {
+        let rows = sql.query("look whether a transaction has ended", &ask).await?;
+        if !rows.first().is_some_and(|row| row.flag(0)) {
+            break;
+        }
+        sleep(VISIBLE_PAUSE).await;
+    }
+    Ok(())
+}
+
+/// One that waits for its standby longer than this in all is not waited for.
+const VISIBLE_TRIES: u32 = 100;
+const VISIBLE_PAUSE: Duration = Duration::from_millis(10);
 /// Kind, start, end and clock before the payload.
 const XLOG_DATA_HEADER_BYTES: usize = 25;
 /// Kind, position, clock, answer wanted.
