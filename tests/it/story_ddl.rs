@@ -51,7 +51,7 @@ const FIRST: [(&str, &[&str]); 18] = [
     ),
     (
         "BEGIN; INSERT INTO busy VALUES (104); SAVEPOINT s; ALTER TABLE busy DROP COLUMN b; ROLLBACK TO s; \
-      ALTER TABLE busy ALTER b SET DEFAULT 5; INSERT INTO busy VALUES (105); COMMIT",
+      ALTER TABLE busy ALTER a SET DEFAULT 'middle'; INSERT INTO busy VALUES (105); COMMIT",
         &["ALTER TABLE public.busy"],
     ),
     (
@@ -65,7 +65,10 @@ const FIRST: [(&str, &[&str]); 18] = [
     ),
     ("SELECT grow()", &["ALTER TABLE public.rest"]),
     ("ALTER TABLE typed ALTER n TYPE bigint", &["ALTER TABLE public.typed"]),
-    ("ALTER TABLE typed ALTER d DROP DEFAULT, ALTER n SET NOT NULL", &["ALTER TABLE public.typed"]),
+    (
+        "ALTER TABLE typed ALTER d DROP DEFAULT, ALTER n SET NOT NULL",
+        &["-ALTER TABLE for public.typed.d", "ALTER TABLE public.typed"],
+    ),
     ("ALTER TABLE moved RENAME COLUMN a TO \"A b\"", &["ALTER TABLE public.moved.\"A b\""]),
     ("ALTER TABLE moved RENAME TO went", &["ALTER TABLE public.went"]),
     ("CREATE INDEX rest_c ON rest (c)", &["CREATE INDEX public.rest_c"]),
@@ -94,7 +97,7 @@ const SECOND: [(&str, &[&str]); 13] = [
         "CREATE TYPE mood AS ENUM ('sad'); ALTER TYPE mood ADD VALUE 'glad'",
         &["CREATE TYPE public.mood", "ALTER TYPE public.mood"],
     ),
-    ("DROP VIEW seen", &["-DROP VIEW public.seen"]),
+    ("DROP VIEW seen", &["-DROP VIEW public.seen", "-DROP VIEW \"_RETURN\" on public.seen"]),
     ("DROP TABLE dropped", &["-DROP TABLE public.dropped"]),
     ("GRANT SELECT ON busy TO PUBLIC", &["GRANT None"]),
     ("ALTER TABLE busy ALTER a SET DEFAULT 'last'", &["ALTER TABLE public.busy"]),
@@ -193,8 +196,6 @@ async fn statements_are_recorded_in_order_and_their_tables_restored_without_a_ro
     world.assert_proven().await;
     world.assert_proven_independently(&[]).await;
     world.assert_readable().await;
-    let ended = world.audit(&["verify", "--against-source", "--source", SOURCE]).await;
-    assert_eq!(ended.code, 0, "{ended:?}");
     assert_statements(&world).await;
     assert_removed(&world).await;
     world.end().await;
@@ -236,7 +237,7 @@ async fn assert_statements(world: &World) {
             fs::write(folder.join(key.replace('/', "_")), object).unwrap();
         }
     }
-    let script = "import sys, duckdb; rows = duckdb.sql(f\"SELECT command, object_identity, is_drop, session_role, statement, _op, _position, _sequence, _tx \
+    let script = "import sys, duckdb; rows = duckdb.sql(f\"SELECT command, object_identity, is_drop, session_role, statement, _op, _position, _sequence, _xid \
         FROM read_parquet('{sys.argv[1]}/*.parquet') ORDER BY _sequence\").fetchall()\n\
         assert [r[6] for r in rows] == sorted(r[6] for r in rows) and all(r[5] == 'I' and r[8] for r in rows), rows\n\
         for r in rows: print(f\"{'-' if r[2] else ''}{r[0]} {r[1]}\\t{r[3]}\\t{(r[4] or '').encode()}\")";

@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use super::{
     batch::{Batcher, Last, POSTGRES_EPOCH_US, Then},
@@ -53,6 +56,8 @@ pub(crate) struct Stream {
     described: BTreeMap<u32, Table>,
     /// What was recorded of each table behind its last statement in this session.
     defined: BTreeMap<u32, Table>,
+    /// The number of the last transaction that began.
+    xid: u32,
     /// Tables that are not ours, and were spoken of.
     told: BTreeSet<String>,
     vocabulary: Vocabulary,
@@ -125,6 +130,7 @@ impl Stream {
             at_commit_since: shown.at_commit_since,
             described: BTreeMap::new(),
             defined: BTreeMap::new(),
+            xid: 0,
             told: BTreeSet::new(),
             vocabulary: Vocabulary::default(),
             unproven: BTreeSet::new(),
@@ -201,6 +207,7 @@ impl Stream {
                     self.batcher.seen.bytes += message.len() as u64;
                     taken = self.in_progress.take(message)?;
                     if matches!(taken, Taken::Outside) {
+                        begun(&mut self.xid, message);
                         then = self.batcher.push(message, now)?;
                         self.unproven.extend(self.vocabulary.is_news(message));
                     }
@@ -333,7 +340,13 @@ impl Stream {
         let known: BTreeSet<u32> = shapes.iter().map(|(id, _)| *id).filter(is_copied).collect();
         shapes.retain(|(id, _)| known.contains(id));
         self.line.watch(&self.batcher);
-        let described = catalog::describe(&mut self.sql, known);
+        let xid = self.xid;
+        let described = async {
+            if !known.is_empty() {
+                visible(&mut self.sql, xid).await?;
+            }
+            catalog::describe(&mut self.sql, known).await
+        };
         let mut described = self.line.meanwhile(described).await??;
         let mut definitions = vec![];
         for (id, shape) in shapes {
@@ -397,8 +410,33 @@ impl Stream {
     }
 }
 
+/// Keeps the number of a transaction that begins.
+fn begun(xid: &mut u32, message: &[u8]) {
+    if let (Some(b'B'), Some(number)) = (message.first(), message.last_chunk::<4>()) {
+        *xid = u32::from_be_bytes(*number);
+    }
+}
+
+/// Waits until others see what a transaction made: its commit may be in the log, and with us, a moment before that.
+async fn visible(sql: &mut Wire, xid: u32) -> Result<(), SourceError> {
+    let ask = format!(
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'transactionid' AND transactionid = '{xid}'::xid AND granted)"
+    );
+    for _ in 0..VISIBLE_TRIES {
+        let rows = sql.query("look whether a transaction has ended", &ask).await?;
+        if !rows.first().is_some_and(|row| row.flag(0)) {
+            break;
+        }
+        sleep(VISIBLE_PAUSE).await;
+    }
+    Ok(())
+}
+
 /// So long the server keeps transactions in progress before it is asked for them again.
 const AT_COMMIT_TIME: Duration = Duration::from_secs(3600);
+/// One that waits for its standby longer than this in all is not waited for.
+const VISIBLE_TRIES: u32 = 100;
+const VISIBLE_PAUSE: Duration = Duration::from_millis(10);
 /// Kind, start, end and clock before the payload.
 const XLOG_DATA_HEADER_BYTES: usize = 25;
 /// Kind, position, clock, answer wanted.

@@ -11,7 +11,7 @@ use super::{
         in_progress::{Committed, Taken, whole_bytes},
         session::Shared,
     },
-    End, Stream,
+    End, Stream, begun,
 };
 
 impl Stream {
@@ -94,6 +94,7 @@ impl Stream {
 
     /// Gives on one message of a transaction that was in progress.
     async fn give(&mut self, message: &[u8]) -> Result<Option<End>, SourceError> {
+        begun(&mut self.xid, message);
         let then = self.batcher.push(message, self.line.shared.clock.now())?;
         self.unproven.extend(self.vocabulary.is_news(message));
         self.settle(then).await
