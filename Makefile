@@ -113,6 +113,11 @@ bench-idle: bench-tools ## A box at rest, and its start: make bench-idle SECONDS
 	cargo build --release --locked --features demo
 	@env SECONDS=$(SECONDS) python3 benches/idle.py
 
+bench-guest: SECONDS = 30
+bench-guest: bench-tools ## What pgbench feels of a snapshot, full and gentle: make bench-guest SECONDS=30 RATE=200 TURNS=3
+	cargo build --release --locked --features demo
+	@env SECONDS=$(SECONDS) python3 benches/guest.py
+
 bench-charts: ## target/bench/*.json as benches/charts/*.svg
 	@python3 benches/charts.py
 
@@ -187,6 +192,10 @@ regress: test-tools python ## PostgreSQL's own regression suite on the source: w
 	tests/regress/install.sh $(REGRESS)
 	LAKEHEAD_REGRESS=$(REGRESS) cargo test --locked --all-features --test it -- --ignored --nocapture --test-threads=1 story_regress
 
+schemas: test-tools python ## The tables of Icinga, MediaWiki, Roundcube and Zabbix, filled, changed, restored equal
+	tests/schemas/fetch.sh target/schemas
+	LAKEHEAD_SCHEMAS=$(CURDIR)/target/schemas cargo test --locked --all-features --test it -- --ignored --nocapture story_schemas
+
 extensions: test-tools python ## PostGIS, copied and restored equal
 	@$(call install,/usr/share/postgresql/*/extension/postgis.control:postgresql-15-postgis-3 /usr/share/postgresql/*/extension/postgis_raster.control:postgresql-15-postgis-3)
 	cargo test --locked --all-features --test it -- --ignored --nocapture what_postgis
@@ -209,6 +218,6 @@ clean: ## What was built, and the demo's folder
 	rm -rf demo-data
 
 .PHONY: help demo build test check matrix conformance fuzz fuzz-corpus fuzz-tools bench bench-snapshot bench-stream \
-	bench-upload bench-journal bench-latency bench-idle bench-charts instructions instructions-tools sizes deny campaign damage large regress extensions simulate \
+	bench-upload bench-journal bench-latency bench-idle bench-guest bench-charts instructions instructions-tools sizes deny campaign damage large regress schemas extensions simulate \
 	prove-source unit-test \
 	power-loss python demo-tools test-tools power-tools bench-tools conformance-tools clean

@@ -38,6 +38,7 @@ mod story_proof;
 mod story_regress;
 mod story_reread;
 mod story_road;
+mod story_schemas;
 mod story_sequences;
 mod story_server;
 mod story_unit;
