@@ -62,6 +62,7 @@ fn column(name: &str, type_id: u32, type_modifier: i32) -> Column {
         default: None,
         generated: None,
         number: None,
+        before: None,
     }
 }
 

@@ -4,13 +4,16 @@
 //! is gone where another of its type stands now, followed by the same columns as before, was renamed:
 //! new columns come last in PostgreSQL. Of the last columns it is taken for renamed too if nothing
 //! but the name differs. Where columns have numbers, one of the same name and another number was dropped and made
-//! again. An added column with a plain default has it in the rows that are there, as in
-//! the source.
+//! again. An added column has in the rows that are there what the source's catalog says; where it says nothing, its
+//! plain default, which is what they got unless it was changed since.
 
-use postgres_protocol::escape::escape_identifier;
+use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 use super::schema::{column, computed, plain_default, qualified, same_names, set_default};
-use crate::{journal::Column, seal::Table};
+use crate::{
+    journal::{Before, Column},
+    seal::Table,
+};
 
 /// The statements that make `from` into `to`, in order.
 pub fn alter(from: &Table, to: &Table) -> Vec<String> {
@@ -48,8 +51,8 @@ pub fn alter(from: &Table, to: &Table) -> Vec<String> {
         match from.columns.iter().find(was) {
             Some(old) => steps.extend(alter_column(from, to, old, new)),
             None => {
-                let default = plain_default(new).filter(|_| computed(new).is_none());
-                let default = default.map(|default| format!(" DEFAULT {default}"));
+                let filled = filled(new).filter(|_| computed(new).is_none());
+                let default = filled.map(|value| format!(" DEFAULT {value}"));
                 steps.push(format!(
                     "ALTER TABLE {table} ADD COLUMN {}{}",
                     column(new),
@@ -92,7 +95,7 @@ fn alter_column(from: &Table, to: &Table, old: &Column, new: &Column) -> Vec<Str
         (None, None) => {}
         // Dropped and made anew, a column stands behind all that stay.
         (Some(_), None) if is_anew(from, to, &new.name) => {
-            let default = plain_default(new).map(|default| format!(" DEFAULT {default}"));
+            let default = filled(new).map(|value| format!(" DEFAULT {value}"));
             let mut steps = anew();
             steps[1].push_str(&default.unwrap_or_default());
             return steps;
@@ -126,6 +129,18 @@ fn alter_column(from: &Table, to: &Table, old: &Column, new: &Column) -> Vec<Str
         steps.push(format!("{alter} {what} NOT NULL"));
     }
     steps
+}
+
+/// What the rows that are there have in a column that is added.
+fn filled(new: &Column) -> Option<String> {
+    match &new.before {
+        Some(Before::Value(value)) => {
+            Some(format!("{}::{}", escape_literal(value).trim_start(), new.source_type))
+        }
+        // Of one that is NOT NULL there were no rows before.
+        Some(Before::Null) if !new.not_null => None,
+        Some(Before::Null) | None => plain_default(new).map(Into::into),
+    }
 }
 
 /// Whether a column that had others behind it has none of them behind it any more.
@@ -163,9 +178,10 @@ fn dropped_defaults(from: &Table, to: &Table) -> Vec<String> {
         let old = from.columns.iter().find(|old| old.name == new.name);
         new.default.is_none()
             && new.generated.is_none()
-            && old.is_some_and(|old| {
-                old.source_type == new.source_type && plain_default(old).is_some()
-            })
+            && match old.filter(|_| !is_another(from, new)) {
+                Some(old) => old.source_type == new.source_type && plain_default(old).is_some(),
+                None => new.before.is_some(),
+            }
     });
     let drop = |column: &Column| {
         let name = escape_identifier(&column.name);
@@ -186,8 +202,12 @@ fn renames<'a>(from: &'a Table, to: &'a Table) -> Vec<(&'a str, &'a str)> {
             None => at,
         };
         let new = to.columns.get(place).filter(|new| !stays(&new.name, from))?;
-        let plain =
-            |column: &Column| Column { name: String::new(), identity: false, ..column.clone() };
+        let plain = |column: &Column| Column {
+            name: String::new(),
+            identity: false,
+            before: None,
+            ..column.clone()
+        };
         (plain(old) == plain(new)).then_some((old.name.as_str(), new.name.as_str()))
     });
     pairs.collect()
@@ -250,6 +270,45 @@ mod tests {
                 "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b\" SET NOT NULL",
             ]
         );
+    }
+
+    #[test]
+    fn an_added_column_holds_in_the_rows_before_what_the_catalog_says() {
+        let from = abc();
+        let added = |default: Option<&str>, before: Option<Before>, not_null| {
+            let mut to = from.clone();
+            let default = default.map(Into::into);
+            let new = Column {
+                default,
+                before,
+                not_null,
+                number: Some(4),
+                ..column("d", "text", 25, -1)
+            };
+            to.columns.push(new);
+            let [add] = alter(&from, &to).try_into().unwrap();
+            (add.split_once("text").unwrap().1.to_owned(), defaults(&from, &to).len())
+        };
+        let value = || Some(Before::Value("it's".into()));
+        assert_eq!(added(Some("'5'"), value(), false), (" DEFAULT 'it''s'::text".into(), 1));
+        assert_eq!(added(Some("'5'"), Some(Before::Null), false), (String::new(), 1));
+        assert_eq!(added(Some("'5'"), None, false), (" DEFAULT '5'".into(), 1));
+        // Nothing is NULL where nothing may be.
+        let must = added(Some("'5'"), Some(Before::Null), true);
+        assert_eq!(must, (" NOT NULL DEFAULT '5'".into(), 1));
+        // It was dropped since, and is dropped.
+        assert_eq!(added(None, value(), false), (" DEFAULT 'it''s'::text".into(), 1));
+        assert_eq!(added(None, None, false), (String::new(), 0));
+    }
+
+    #[test]
+    fn what_rows_before_a_column_hold_is_no_difference() {
+        let mut from = abc();
+        from.columns[1].before = Some(Before::Null);
+        let mut to = abc();
+        assert!(alter(&from, &to).is_empty());
+        to.columns[1].name = "x".into();
+        assert_eq!(alter(&from, &to).len(), 1, "it was renamed");
     }
 
     #[test]

@@ -54,6 +54,7 @@ pub(super) fn column(name: &str, source_type: &str, type_id: u32, modifier: i32)
         default: None,
         generated: None,
         number: None,
+        before: None,
     }
 }
 

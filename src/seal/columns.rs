@@ -505,6 +505,7 @@ mod tests {
             default: None,
             generated: None,
             number: None,
+            before: None,
         }
     }
 

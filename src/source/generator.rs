@@ -163,6 +163,7 @@ pub fn table() -> Table {
             default: None,
             generated: None,
             number: None,
+            before: None,
         }
     });
     Table {

@@ -349,6 +349,19 @@ pub struct Column {
     /// has another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number: Option<u16>,
+    /// What rows have in it that were there when it was added, if the catalog says; not said of one without a default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Before>,
+}
+
+/// What a column that was added holds in the rows before.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Before {
+    /// NULL: the default came later, or there are none.
+    Null,
+    /// A value, as the database prints it.
+    Value(String),
 }
 
 impl Column {
@@ -435,14 +448,15 @@ impl Table {
         self.schema == OWN_SCHEMA
     }
 
-    /// Whether two versions describe the same columns, key and identity (their own numbers aside). One whose columns
+    /// Whether two versions describe the same columns, key and identity (their own numbers, and what was before, aside). One whose columns
     /// have no numbers is the same as one whose columns have.
     pub fn same_shape(&self, other: &Self) -> bool {
         let numbered = self.is_numbered();
         let plain = |table: &Self| {
             let mut plain = Self { version: 0, ..table.clone() };
-            if !numbered {
-                plain.columns.iter_mut().for_each(|column| column.number = None);
+            for column in &mut plain.columns {
+                column.before = None;
+                column.number = column.number.filter(|_| numbered);
             }
             plain
         };

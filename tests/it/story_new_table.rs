@@ -61,6 +61,37 @@ async fn columns_come_and_go_under_way() {
     world.end().await;
 }
 
+/// A default counts for the rows before as it was when the column was added, whatever became of it since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_before_a_column_have_in_it_what_they_have_in_the_source() {
+    let mut world = World::new("columns-before", Setup::default()).await;
+    let tables = "CREATE TABLE t (id integer PRIMARY KEY, a text);
+        CREATE TABLE anew (id integer PRIMARY KEY, a text);
+        INSERT INTO t SELECT n, n FROM generate_series(1, 1000) AS n; INSERT INTO anew SELECT * FROM t";
+    world.execute(tables).await;
+    world.start();
+    world.until("it streams", |status| status.state == SourceState::Streaming).await;
+    world.caught_up().await;
+    for sql in [
+        "ALTER TABLE t ADD b integer DEFAULT 3; ALTER TABLE t ALTER b SET DEFAULT 5",
+        "ALTER TABLE t ADD c integer; ALTER TABLE t ALTER c SET DEFAULT 7",
+        "ALTER TABLE t ADD d timestamptz DEFAULT now()",
+        "ALTER TABLE t ADD e text DEFAULT E'it''s\\\\'; ALTER TABLE t ALTER e DROP DEFAULT",
+        "ALTER TABLE t ADD f integer[] NOT NULL DEFAULT '{1,NULL}'; ALTER TABLE t ALTER f SET DEFAULT '{}'",
+        "INSERT INTO t (id) VALUES (2000); UPDATE t SET a = 'changed' WHERE id % 3 = 0",
+        // Written anew since, so that the catalog has forgotten.
+        "ALTER TABLE anew ADD b integer DEFAULT 3; ALTER TABLE anew ALTER a TYPE varchar(9) USING a || '!'",
+        "UPDATE anew SET b = 4, a = id WHERE id > 0",
+    ] {
+        world.execute(sql).await;
+    }
+    world.caught_up().await;
+    world.assert_proven().await;
+    world.assert_restored_equal().await;
+    world.assert_readable().await;
+    world.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_enum_gets_labels_under_way_and_restore_has_them() {
     let mut world = World::new("labels", Setup::default()).await;

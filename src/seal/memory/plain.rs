@@ -30,6 +30,7 @@ pub(in crate::seal) fn table(id: u32, name: &str) -> Table {
         default: None,
         generated: None,
         number: None,
+        before: None,
     };
     Table {
         id,

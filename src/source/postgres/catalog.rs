@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     error::Cause,
-    source::{Column, Identity, Table},
+    source::{Before, Column, Identity, Table},
 };
 
 /// The tables that a source is to copy, and those that it cannot.
@@ -338,6 +338,10 @@ impl Draft {
                 _ => None,
             },
             number: row.optional(14).and_then(|number| number.parse().ok()),
+            before: match row.optional(15) {
+                Some(value) => Some(Before::Value(value.into())),
+                None => row.flag(16).then_some(Before::Null),
+            },
         });
         Ok(())
     }
@@ -397,13 +401,16 @@ const COMPUTED: &str = "(SELECT max(a.attgenerated::text) FROM pg_attribute a
 
 /// 0 table, 1 schema, 2 name, 3 identity, 4 column, 5 type, 6 modifier, 7 type as printed, 8 not null in
 /// all rows (since PostgreSQL 18 older ones may be excepted), 9 default, 10 place in the primary key, 11 in
-/// the identity index, 12 how generated, 13 whether the primary key can name old rows, 14 the column's number.
+/// the identity index, 12 how generated, 13 whether the primary key can name old rows, 14 the column's number, 15 what
+/// rows before it have in it, 16 whether it is NULL: with the file that the table was made with nothing was written anew.
 const COLUMNS: &str = "SELECT c.oid, n.nspname, c.relname, c.relreplident, a.attname, coalesce(a.atttypid, 25),
     a.atttypmod, format_type(a.atttypid, a.atttypmod),
     a.attnotnull AND NOT EXISTS (SELECT FROM pg_constraint n WHERE n.conrelid = c.oid AND n.contype = 'n' AND NOT n.convalidated AND n.conkey[1] = a.attnum),
     pg_get_expr(d.adbin, d.adrelid),
     CASE WHEN array_position(p.indkey::int2[], a.attnum) < p.indnkeyatts THEN array_position(p.indkey::int2[], a.attnum) END,
-    a.attnum = ANY ((r.indkey::int2[])[0:r.indnkeyatts - 1]), coalesce(nullif(a.attidentity, ''), a.attgenerated), p.indimmediate, a.attnum
+    a.attnum = ANY ((r.indkey::int2[])[0:r.indnkeyatts - 1]), coalesce(nullif(a.attidentity, ''), a.attgenerated), p.indimmediate, a.attnum,
+    CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END,
+    a.atthasdef AND NOT a.atthasmissing AND pg_relation_filenode(c.oid) = c.oid
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
@@ -427,6 +434,7 @@ mod tests {
             default: None,
             generated: None,
             number: None,
+            before: None,
         }
     }
 

@@ -212,6 +212,7 @@ mod tests {
             default: None,
             generated: None,
             number: None,
+            before: None,
         };
         Table {
             id: 1,

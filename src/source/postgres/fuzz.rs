@@ -236,6 +236,7 @@ pub fn column(type_id: u32, type_modifier: i32) -> Column {
         default: None,
         generated: None,
         number: None,
+        before: None,
     }
 }
 

@@ -182,6 +182,7 @@ impl PgDecoder {
             default: None,
             generated: None,
             number: None,
+            before: None,
         }
     }
 

@@ -161,6 +161,7 @@ mod tests {
             default: None,
             generated: None,
             number: None,
+            before: None,
         }
     }
 

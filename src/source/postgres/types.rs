@@ -245,6 +245,7 @@ mod tests {
             default: None,
             generated: None,
             number: None,
+            before: None,
         }
     }
 
