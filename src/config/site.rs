@@ -5,8 +5,8 @@
 use std::{collections::BTreeSet, path::Path, path::PathBuf, time::Duration};
 
 use super::{
-    AfterGap, Appliance, Config, ConfigError, Encryption, Environment, Journal, Lake, Link,
-    Release, Seal, Ship, SnapshotPace, Source, SourceKind, Status,
+    AfterGap, Appliance, Config, ConfigError, Encryption, Environment, Journal, Lake, LargeObjects,
+    Link, Release, Seal, Ship, SnapshotPace, Source, SourceKind, Status,
     document::{Document, Section},
     error::Fault,
     rules,
@@ -127,6 +127,11 @@ fn source(table: &Section<'_>, environment: &Environment) -> Option<Source> {
     let interval = table.optional("sequence_interval", |text| {
         rules::age(text, Duration::from_secs(10), Duration::from_secs(24 * 3600))
     });
+    let large_objects = table.optional("large_objects", |text| match text {
+        "copy" => Ok(LargeObjects::Copy),
+        "leave" => Ok(LargeObjects::Leave),
+        _ => Err(Fault::new("is not one of \"copy\", \"leave\"", "write \"copy\" or \"leave\"")),
+    });
     let publication = table.optional("publication", rules::identifier);
     let slot = table.optional("slot", rules::slot);
     Some(Source {
@@ -142,6 +147,7 @@ fn source(table: &Section<'_>, environment: &Environment) -> Option<Source> {
         snapshot_age: age.unwrap_or(Duration::from_secs(300)),
         after_gap: after_gap.unwrap_or(AfterGap::Reread),
         sequence_interval: interval.unwrap_or(Duration::from_secs(60)),
+        large_objects: large_objects.unwrap_or(LargeObjects::Copy),
         publication,
         slot,
     })

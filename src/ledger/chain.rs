@@ -111,12 +111,13 @@ impl ChainHead {
                 raise(&mut next.tables, &object.table, object.version);
                 next.objects.push(entry::proof(object));
             }
-            let Fates { whole, left, anew, repaired, sequences } = &group.fates;
+            let Fates { whole, left, anew, repaired, sequences, large_objects } = &group.fates;
             whole.iter().for_each(|(name, version)| raise(&mut next.fates.whole, name, *version));
             left.iter().for_each(|(name, version)| raise(&mut next.fates.left, name, *version));
             next.fates.anew.extend(anew.iter().map(|(name, position)| (name.clone(), *position)));
             next.fates.repaired.extend(repaired.iter().map(|(name, what)| (name.clone(), *what)));
             next.fates.sequences.extend(sequences);
+            next.fates.large_objects.extend(large_objects);
         }
         let all = groups.iter().flat_map(|group| &group.objects);
         for (proof, object) in next.objects.iter_mut().zip(all) {
@@ -198,7 +199,7 @@ mod tests {
 
     use super::*;
     use crate::ledger::{
-        Looked,
+        Looked, LookedFor,
         testing::{changes, point, schema, snapshot, stamp},
     };
 
@@ -253,6 +254,10 @@ mod tests {
     fn an_entry_says_what_becomes_of_tables() {
         let said = |name: &str, version| BTreeMap::from([(name.to_owned(), version)]);
         let looked = |position| Looked { position: Position(position), whole: position < 0x80 };
+        let looked_for = |position| LookedFor {
+            position: Position(position),
+            from: (position < 0x80).then_some(Position(0x65)),
+        };
         let fates = |whole, left, looks: &[u64]| Fates {
             whole,
             left,
@@ -262,6 +267,7 @@ mod tests {
                 crate::ledger::Repaired { version: 4, position: Position(0x60) },
             )]),
             sequences: looks.iter().map(|position| looked(*position)).collect(),
+            large_objects: looks.iter().map(|position| looked_for(*position)).collect(),
         };
         let first = Group { fates: fates(said("a", 1), said("b", 2), &[0x70]), ..snapshot(1, 1) };
         let second = Group { fates: fates(said("a", 3), said("c", 1), &[0x80]), ..snapshot(2, 1) };
@@ -269,7 +275,7 @@ mod tests {
         let left = BTreeMap::from([("b".to_owned(), 2), ("c".to_owned(), 1)]);
         assert_eq!(entry.fates, fates(said("a", 3), left, &[0x70, 0x80]));
         let json = serde_json::to_string(&entry).unwrap();
-        let said = r#""whole":{"a":3},"left":{"b":2,"c":1},"anew":{"d":"00000000/00000050"},"repaired":{"e":{"version":4,"position":"00000000/00000060"}},"sequences":[{"position":"00000000/00000070","whole":true},{"position":"00000000/00000080"}]"#;
+        let said = r#""whole":{"a":3},"left":{"b":2,"c":1},"anew":{"d":"00000000/00000050"},"repaired":{"e":{"version":4,"position":"00000000/00000060"}},"sequences":[{"position":"00000000/00000070","whole":true},{"position":"00000000/00000080"}],"large_objects":[{"position":"00000000/00000070","from":"00000000/00000065"},{"position":"00000000/00000080"}]"#;
         assert!(json.contains(said), "{json}");
         assert_eq!(serde_json::from_str::<Entry>(&json).unwrap(), entry);
     }

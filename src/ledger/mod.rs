@@ -33,7 +33,9 @@ pub use key::{IdentityKey, PublicKey};
 pub use verify::{Damage, DamageKind, SourceReport};
 pub use write::{Ledger, LedgerOptions};
 
-pub use crate::ship::{Encryption, Fates, Group, GroupKind, Looked, Object, Op, Repaired, Shipped};
+pub use crate::ship::{
+    Encryption, Fates, Group, GroupKind, Looked, LookedFor, Object, Op, Repaired, Shipped,
+};
 use crate::{
     error::{Cause, Classified},
     facts::{FactDamaged, FactsError},

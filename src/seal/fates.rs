@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::Table;
 use crate::{
     facts::{self, FactBatch, FactDamaged, Facts},
-    journal::fate::{FATE_FACTS, Fate, anew_fact, fate_fact, fated_table},
+    journal::{
+        Sight,
+        fate::{FATE_FACTS, Fate, anew_fact, fate_fact, fated_table},
+    },
     units::Position,
 };
 
@@ -35,6 +38,19 @@ pub struct Fates {
     /// Looks at the sequence generators: with this group the lake has them as they were there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sequences: Vec<Looked>,
+    /// Looks at the large objects: with this group the lake has all that were committed up to there and could be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub large_objects: Vec<LookedFor>,
+}
+
+/// A look at the large objects.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct LookedFor {
+    /// All that were committed up to here are in the lake.
+    pub position: Position,
+    /// If all were read, and not only those that were new: what was read from this position on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Position>,
 }
 
 /// A look at the sequence generators.
@@ -64,6 +80,7 @@ impl Fates {
             && self.anew.is_empty()
             && self.repaired.is_empty()
             && self.sequences.is_empty()
+            && self.large_objects.is_empty()
     }
 
     /// Adds a table. False: another one of its name is there.
@@ -87,6 +104,19 @@ fn put<T>(said: &mut BTreeMap<String, T>, name: String, what: T) -> bool {
             true
         }
         Entry::Occupied(_) => false,
+    }
+}
+
+/// What a look says, which stands at `position`.
+pub(super) fn seen(of: Sight, position: Position) -> Fates {
+    match of {
+        Sight::Sequences { whole } => {
+            Fates { sequences: vec![Looked { position, whole }], ..Fates::default() }
+        }
+        Sight::LargeObjects => Fates::default(),
+        Sight::LargeObjectsEnd { from } => {
+            Fates { large_objects: vec![LookedFor { position, from }], ..Fates::default() }
+        }
     }
 }
 

@@ -76,6 +76,7 @@ impl Plan {
             snapshot_age: Duration::from_secs(300),
             after_gap: AfterGap::Reread,
             sequence_interval: Duration::from_secs(60),
+            large_objects: config::LargeObjects::Copy,
             publication: None,
             slot: None,
         };

@@ -10,7 +10,7 @@
 //! | `governor`, `pace`, `pulse` | how fast they are read, so that nobody feels it |
 //! | `adopt` | the slot of a lost box, taken over |
 //! | `reread`, `ranges` | rows to be read again |
-//! | `generators` | the sequences of the database, which no stream has |
+//! | `generators`, `large_objects`, `large_object_parts` | the sequences and large objects of the database, which no stream has |
 //! | `bridge`, `repair` | how to go on behind a gap |
 //! | `witness`, `digest` | what the database holds at one position, for the proof of the lake's content |
 //! | `check` | all that can be looked at beforehand |
@@ -57,6 +57,8 @@ pub(crate) mod gone;
 mod governor;
 mod gulp;
 mod labels;
+mod large_object_parts;
+mod large_objects;
 mod line;
 mod login;
 mod lull;
