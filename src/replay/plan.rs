@@ -17,6 +17,7 @@ use super::{
     key::{Content, Name, parse},
     merge::Track,
     plan_gaps::Gaps,
+    plan_large_objects::{LargeObjectsPlan, is_of_large_objects, large_objects},
     plan_names::{Away, Holders, Seen},
     plan_sequences::{SequencesPlan, is_of_sequences, sequences},
 };
@@ -40,6 +41,8 @@ pub struct Plan {
     pub away: Vec<Away>,
     /// What says where sequences stand.
     pub sequences: SequencesPlan,
+    /// What holds large objects.
+    pub large_objects: LargeObjectsPlan,
 }
 
 /// A table that is restored.
@@ -190,11 +193,17 @@ fn gather(
         epoch.tracks.retain(|track| alive.contains(&track.table));
     }
     let (_, behind) = gathered.gaps.last();
-    let own = definitions.keys().find(|(name, _)| is_of_sequences(&name.schema, &name.table));
-    let wanted = own.is_some_and(|(name, _)| !except.contains(&name.qualified()));
+    let wanted = |is_own: fn(&str, &str) -> bool| {
+        let own = definitions.keys().find(|(name, _)| is_own(&name.schema, &name.table));
+        own.is_some_and(|(name, _)| !except.contains(&name.qualified()))
+    };
     let (mut plan, wrong) = gathered.finish(bound);
-    if wanted {
-        plan.sequences = sequences(entries, plan.end.position, behind.position);
+    let (end, floor) = (plan.end.position, behind.position);
+    if wanted(is_of_sequences) {
+        plan.sequences = sequences(entries, end, floor);
+    }
+    if wanted(is_of_large_objects) {
+        plan.large_objects = large_objects(entries, end, floor);
     }
     Ok((plan, wrong))
 }
@@ -440,8 +449,8 @@ impl Gathered {
             plan.last = plan.last.max(found.snapshots.last().copied().unwrap_or_default());
             (id, plan)
         });
-        let sequences = SequencesPlan::default();
-        (Plan { tables: tables.collect(), epochs: self.epochs, end, away, sequences }, wrong)
+        let (tables, epochs) = (tables.collect(), self.epochs);
+        (Plan { tables, epochs, end, away, ..Plan::default() }, wrong)
     }
 }
 

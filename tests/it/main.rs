@@ -27,6 +27,7 @@ mod story_gap;
 mod story_gentle;
 mod story_kill;
 mod story_large;
+mod story_large_objects;
 mod story_link;
 mod story_memory;
 mod story_new_table;
