@@ -173,6 +173,7 @@ fn json(report: &RestoreReport) -> serde_json::Value {
         "committed_at": report.committed_at.map(Timestamp::rfc3339),
         "tables": report.tables,
         "sequences": report.sequences,
+        "large_objects": report.large_objects,
         "snapshot_rows": report.snapshot_rows,
         "changes": report.changes,
         "incomplete_rows": report.incomplete_rows,

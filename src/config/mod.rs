@@ -87,8 +87,10 @@ pub struct Source {
     pub large_transactions: LargeTransactions,
     /// How tables are repaired behind a gap.
     pub after_gap: AfterGap,
-    /// Sequences are written to the lake no more often, 10 s at least. 60 s.
+    /// Sequences and new large objects are written to the lake no more often, 10 s at least. 60 s.
     pub sequence_interval: Duration,
+    /// Whether large objects are copied. `copy`.
+    pub large_objects: LargeObjects,
     /// Publication made by an operator, used instead of ours.
     pub publication: Option<String>,
     /// Replication slot made by an operator, used instead of ours.
@@ -138,6 +140,15 @@ pub enum AfterGap {
     Reread,
     /// By the keys of the rows that differ, once `lakehead verify --against-source --repair` has compared them.
     Compare,
+}
+
+/// What becomes of large objects.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LargeObjects {
+    /// Those that the role may read are copied.
+    Copy,
+    /// They are not looked at.
+    Leave,
 }
 
 /// `[lake]`

@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, path::Path, path::PathBuf, time::Duration};
 
 use super::{
-    AfterGap, Appliance, Config, ConfigError, Encryption, Environment, Journal, Lake,
+    AfterGap, Appliance, Config, ConfigError, Encryption, Environment, Journal, Lake, LargeObjects,
     LargeTransactions, Link, Release, Seal, Ship, SnapshotPace, Source, SourceKind, Status,
     document::{Document, Section},
     error::Fault,
@@ -116,14 +116,7 @@ fn source(table: &Section<'_>, environment: &Environment) -> Option<Source> {
     let age = table.optional("snapshot_age", |text| {
         rules::age(text, Duration::from_secs(10), Duration::from_secs(86_400))
     });
-    let large_transactions = table.optional("large_transactions", |text| match text {
-        "as_they_come" => Ok(LargeTransactions::AsTheyCome),
-        "at_commit" => Ok(LargeTransactions::AtCommit),
-        _ => Err(Fault::new(
-            "is no time at which transactions are sent",
-            "write \"as_they_come\" or \"at_commit\"",
-        )),
-    });
+    let large_transactions = table.optional("large_transactions", large_transactions);
     let after_gap = table.optional("after_gap", |text| match text {
         "reread" => Ok(AfterGap::Reread),
         "compare" => Ok(AfterGap::Compare),
@@ -134,6 +127,11 @@ fn source(table: &Section<'_>, environment: &Environment) -> Option<Source> {
     });
     let interval = table.optional("sequence_interval", |text| {
         rules::age(text, Duration::from_secs(10), Duration::from_secs(24 * 3600))
+    });
+    let large_objects = table.optional("large_objects", |text| match text {
+        "copy" => Ok(LargeObjects::Copy),
+        "leave" => Ok(LargeObjects::Leave),
+        _ => Err(Fault::new("is not one of \"copy\", \"leave\"", "write \"copy\" or \"leave\"")),
     });
     let publication = table.optional("publication", rules::identifier);
     let slot = table.optional("slot", rules::slot);
@@ -151,9 +149,21 @@ fn source(table: &Section<'_>, environment: &Environment) -> Option<Source> {
         large_transactions: large_transactions.unwrap_or(LargeTransactions::AsTheyCome),
         after_gap: after_gap.unwrap_or(AfterGap::Reread),
         sequence_interval: interval.unwrap_or(Duration::from_secs(60)),
+        large_objects: large_objects.unwrap_or(LargeObjects::Copy),
         publication,
         slot,
     })
+}
+
+fn large_transactions(text: &str) -> Result<LargeTransactions, Fault> {
+    match text {
+        "as_they_come" => Ok(LargeTransactions::AsTheyCome),
+        "at_commit" => Ok(LargeTransactions::AtCommit),
+        _ => Err(Fault::new(
+            "is no time at which transactions are sent",
+            "write \"as_they_come\" or \"at_commit\"",
+        )),
+    }
 }
 
 fn tables(table: &Section<'_>) -> Option<Vec<String>> {

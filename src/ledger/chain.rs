@@ -111,13 +111,15 @@ impl ChainHead {
                 raise(&mut next.tables, &object.table, object.version);
                 next.objects.push(entry::proof(object));
             }
-            let Fates { whole, left, anew, repaired, sequences, defined } = &group.fates;
+            let Fates { whole, left, anew, repaired, sequences, defined, large_objects } =
+                &group.fates;
             whole.iter().for_each(|(name, version)| raise(&mut next.fates.whole, name, *version));
             left.iter().for_each(|(name, version)| raise(&mut next.fates.left, name, *version));
             next.fates.anew.extend(anew.iter().map(|(name, position)| (name.clone(), *position)));
             next.fates.repaired.extend(repaired.iter().map(|(name, what)| (name.clone(), *what)));
             next.fates.sequences.extend(sequences);
             next.fates.defined.extend(defined.iter().cloned());
+            next.fates.large_objects.extend(large_objects);
         }
         let all = groups.iter().flat_map(|group| &group.objects);
         for (proof, object) in next.objects.iter_mut().zip(all) {
@@ -199,7 +201,7 @@ mod tests {
 
     use super::*;
     use crate::ledger::{
-        Looked,
+        Looked, LookedFor,
         testing::{changes, point, schema, snapshot, stamp},
     };
 
@@ -260,6 +262,10 @@ mod tests {
             position: Position(position),
             sequence: crate::units::Sequence(7),
         };
+        let looked_for = |position| LookedFor {
+            position: Position(position),
+            from: (position < 0x80).then_some(Position(0x65)),
+        };
         let fates = |whole, left, looks: &[u64]| Fates {
             whole,
             left,
@@ -270,6 +276,7 @@ mod tests {
             )]),
             sequences: looks.iter().map(|position| looked(*position)).collect(),
             defined: looks.iter().map(|position| defined(*position)).collect(),
+            large_objects: looks.iter().map(|position| looked_for(*position)).collect(),
         };
         let first = Group { fates: fates(said("a", 1), said("b", 2), &[0x70]), ..snapshot(1, 1) };
         let second = Group { fates: fates(said("a", 3), said("c", 1), &[0x80]), ..snapshot(2, 1) };
@@ -277,7 +284,7 @@ mod tests {
         let left = BTreeMap::from([("b".to_owned(), 2), ("c".to_owned(), 1)]);
         assert_eq!(entry.fates, fates(said("a", 3), left, &[0x70, 0x80]));
         let json = serde_json::to_string(&entry).unwrap();
-        let said = r#""whole":{"a":3},"left":{"b":2,"c":1},"anew":{"d":"00000000/00000050"},"repaired":{"e":{"version":4,"position":"00000000/00000060"}},"sequences":[{"position":"00000000/00000070","whole":true},{"position":"00000000/00000080"}],"defined":[{"table":"f","version":5,"position":"00000000/00000070","sequence":7},{"table":"f","version":5,"position":"00000000/00000080","sequence":7}]"#;
+        let said = r#""whole":{"a":3},"left":{"b":2,"c":1},"anew":{"d":"00000000/00000050"},"repaired":{"e":{"version":4,"position":"00000000/00000060"}},"sequences":[{"position":"00000000/00000070","whole":true},{"position":"00000000/00000080"}],"defined":[{"table":"f","version":5,"position":"00000000/00000070","sequence":7},{"table":"f","version":5,"position":"00000000/00000080","sequence":7}],"large_objects":[{"position":"00000000/00000070","from":"00000000/00000065"},{"position":"00000000/00000080"}]"#;
         assert!(json.contains(said), "{json}");
         assert_eq!(serde_json::from_str::<Entry>(&json).unwrap(), entry);
     }

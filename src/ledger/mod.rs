@@ -34,7 +34,7 @@ pub use verify::{Damage, DamageKind, SourceReport};
 pub use write::{Ledger, LedgerOptions};
 
 pub use crate::ship::{
-    Defined, Encryption, Fates, Group, GroupKind, Looked, Object, Op, Repaired, Shipped,
+    Defined, Encryption, Fates, Group, GroupKind, Looked, LookedFor, Object, Op, Repaired, Shipped,
 };
 use crate::{
     error::{Cause, Classified},

@@ -69,7 +69,15 @@ impl Estate {
                 Some((*versions.get(&(name.clone(), *version))?, name.clone()))
             };
             // One that is repaired behind a gap is said to be whole again.
-            let Fates { whole, left, anew, repaired: _, sequences: _, defined: _ } = &entry.fates;
+            let Fates {
+                whole,
+                left,
+                anew,
+                repaired: _,
+                sequences: _,
+                defined: _,
+                large_objects: _,
+            } = &entry.fates;
             estate.left.extend(left.iter().filter_map(named));
             for name in anew.keys() {
                 estate.left.retain(|_, left| left != name);

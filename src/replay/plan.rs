@@ -18,6 +18,7 @@ use super::{
     merge::Track,
     plan_defined::{Definition, defined, seen},
     plan_gaps::Gaps,
+    plan_large_objects::{LargeObjectsPlan, is_of_large_objects, large_objects},
     plan_names::{Away, Holders, Seen},
     plan_sequences::{SequencesPlan, is_of_sequences, sequences},
 };
@@ -41,6 +42,8 @@ pub struct Plan {
     pub away: Vec<Away>,
     /// What says where sequences stand.
     pub sequences: SequencesPlan,
+    /// What holds large objects.
+    pub large_objects: LargeObjectsPlan,
 }
 
 /// A table that is restored.
@@ -194,11 +197,17 @@ fn gather(
         epoch.defined.retain(|defined| alive.contains(&defined.table));
     }
     let (_, behind) = gathered.gaps.last();
-    let own = definitions.keys().find(|(name, _)| is_of_sequences(&name.schema, &name.table));
-    let wanted = own.is_some_and(|(name, _)| !except.contains(&name.qualified()));
+    let wanted = |is_own: fn(&str, &str) -> bool| {
+        let own = definitions.keys().find(|(name, _)| is_own(&name.schema, &name.table));
+        own.is_some_and(|(name, _)| !except.contains(&name.qualified()))
+    };
     let (mut plan, wrong) = gathered.finish(bound);
-    if wanted {
-        plan.sequences = sequences(entries, plan.end.position, behind.position);
+    let (end, floor) = (plan.end.position, behind.position);
+    if wanted(is_of_sequences) {
+        plan.sequences = sequences(entries, end, floor);
+    }
+    if wanted(is_of_large_objects) {
+        plan.large_objects = large_objects(entries, end, floor);
     }
     Ok((plan, wrong))
 }
@@ -458,8 +467,8 @@ impl Gathered {
             plan.last = plan.last.max(found.snapshots.last().copied().unwrap_or_default());
             (id, plan)
         });
-        let sequences = SequencesPlan::default();
-        (Plan { tables: tables.collect(), epochs: self.epochs, end, away, sequences }, wrong)
+        let (tables, epochs) = (tables.collect(), self.epochs);
+        (Plan { tables, epochs, end, away, ..Plan::default() }, wrong)
     }
 }
 

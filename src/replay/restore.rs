@@ -4,7 +4,7 @@
 //! source, committed to the target at ends of the source's transactions only. A table with a key takes
 //! every change since its oldest chunk again: applied twice they converge. One without a key has one
 //! snapshot, and takes the changes behind it. Rows that were read again take their place among the
-//! changes, at their position. Sequences come last, with what takes from them. A restore that was cut goes on where it was; one that is
+//! changes, at their position. Large objects come behind them, and sequences last, with what takes from them. A restore that was cut goes on where it was; one that is
 //! run again does nothing twice.
 
 use std::{path::PathBuf, sync::Arc};
@@ -73,6 +73,8 @@ pub struct RestoreReport {
     pub tables: Vec<String>,
     /// Sequences that are there.
     pub sequences: u64,
+    /// Large objects that are there and that this run or an earlier one made.
+    pub large_objects: u64,
     /// Rows of snapshots that this run loaded.
     pub snapshot_rows: u64,
     /// Changes that this run applied.
@@ -130,6 +132,7 @@ pub async fn restore(
     restore.make_tables(&plan).await?;
     restore.load_snapshots(&plan).await?;
     restore.apply_changes(&plan).await?;
+    restore.make_large_objects(&plan).await?;
     restore.make_sequences(&plan).await?;
     Ok(restore.into_report(&plan))
 }

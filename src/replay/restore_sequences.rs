@@ -351,7 +351,7 @@ impl Target<'_> {
     }
 
     /// Runs statements that may fail without harm to the rows. `Some`: why they did, and nothing is done.
-    async fn attempt(&self, statements: &str) -> Result<Option<String>, ReplayError> {
+    pub(super) async fn attempt(&self, statements: &str) -> Result<Option<String>, ReplayError> {
         self.run("make a sequence", "SAVEPOINT lakehead_sequence").await?;
         let why = self.run("make a sequence", statements).await.err();
         if why.is_some() {

@@ -442,6 +442,7 @@ const RECORD: &str = "CREATE SCHEMA IF NOT EXISTS lakehead_restore; \
     CREATE TABLE IF NOT EXISTS lakehead_restore.progress (source text PRIMARY KEY, sequence bigint NOT NULL, position text NOT NULL, lacking text NOT NULL); \
     CREATE TABLE IF NOT EXISTS lakehead_restore.objects (source text, key text, sha256 text NOT NULL, rows bigint NOT NULL, PRIMARY KEY (source, key)); \
     CREATE TABLE IF NOT EXISTS lakehead_restore.sequences (source text, id bigint, definition text NOT NULL, tight boolean NOT NULL, PRIMARY KEY (source, id)); \
+    CREATE TABLE IF NOT EXISTS lakehead_restore.large_objects (source text, id oid, PRIMARY KEY (source, id)); \
     CREATE TABLE IF NOT EXISTS lakehead_restore.tables (source text, id bigint, definition text NOT NULL, PRIMARY KEY (source, id)); \
     ALTER TABLE lakehead_restore.tables ADD COLUMN IF NOT EXISTS anew text NOT NULL DEFAULT '00000000/00000000'";
 

@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::Table;
 use crate::{
     facts::{self, FactBatch, FactDamaged, Facts},
-    journal::fate::{FATE_FACTS, Fate, anew_fact, fate_fact, fated_table},
+    journal::{
+        Sight,
+        fate::{FATE_FACTS, Fate, anew_fact, fate_fact, fated_table},
+    },
     units::{Position, Sequence},
 };
 
@@ -38,6 +41,9 @@ pub struct Fates {
     /// Statements that changed tables, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub defined: Vec<Defined>,
+    /// Looks at the large objects: with this group the lake has all that were committed up to there and could be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub large_objects: Vec<LookedFor>,
 }
 
 /// A table has another definition from here on, whether rows follow or not.
@@ -51,6 +57,16 @@ pub struct Defined {
     pub position: Position,
     /// Behind this change.
     pub sequence: Sequence,
+}
+
+/// A look at the large objects.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct LookedFor {
+    /// All that were committed up to here are in the lake.
+    pub position: Position,
+    /// If all were read, and not only those that were new: what was read from this position on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Position>,
 }
 
 /// A look at the sequence generators.
@@ -81,6 +97,7 @@ impl Fates {
             && self.repaired.is_empty()
             && self.sequences.is_empty()
             && self.defined.is_empty()
+            && self.large_objects.is_empty()
     }
 
     /// Adds a table. False: another one of its name is there.
@@ -104,6 +121,19 @@ fn put<T>(said: &mut BTreeMap<String, T>, name: String, what: T) -> bool {
             true
         }
         Entry::Occupied(_) => false,
+    }
+}
+
+/// What a look says, which stands at `position`.
+pub(super) fn seen(of: Sight, position: Position) -> Fates {
+    match of {
+        Sight::Sequences { whole } => {
+            Fates { sequences: vec![Looked { position, whole }], ..Fates::default() }
+        }
+        Sight::LargeObjects => Fates::default(),
+        Sight::LargeObjectsEnd { from } => {
+            Fates { large_objects: vec![LookedFor { position, from }], ..Fates::default() }
+        }
     }
 }
 

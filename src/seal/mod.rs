@@ -40,7 +40,7 @@ mod writer;
 
 pub use envelope::{LakeKey, Metadata};
 pub use error::SealError;
-pub use fates::{Defined, Fates, Looked, Repaired};
+pub use fates::{Defined, Fates, Looked, LookedFor, Repaired};
 pub use object::SealEncryption;
 pub use open::{open_bytes, open_file};
 pub use schema::{put_taken, put_version};

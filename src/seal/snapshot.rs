@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc::{Receiver, error::TryRecvError};
 
 use super::{
-    Fates, GroupKind, Looked, Op, SealError, Table,
+    Fates, GroupKind, Op, SealError, Table,
     columns::{Block, RowMeta},
     encode::{BlockIn, LARGE_ROW_BYTES, RowIn},
     fates,
@@ -131,10 +131,9 @@ fn note(
             );
             return Ok((repair, Fates::default()));
         }
-        Reading::Look { whole, facts: known } => {
+        Reading::Look { of, facts: known } => {
             facts.changes.extend_from_slice(&known.changes);
-            let sequences = vec![Looked { position, whole: *whole }];
-            return Ok((repair, Fates { sequences, ..Fates::default() }));
+            return Ok((repair, fates::seen(*of, position)));
         }
         Reading::Again { by_key } => *by_key,
         Reading::Snapshot => false,

@@ -42,7 +42,9 @@ pub use content::Content;
 pub use drive::forget;
 
 use crate::error::{Cause, Classified};
-pub use crate::seal::{Defined, Encryption, Fates, Group, GroupKind, Looked, Object, Op, Repaired};
+pub use crate::seal::{
+    Defined, Encryption, Fates, Group, GroupKind, Looked, LookedFor, Object, Op, Repaired,
+};
 
 /// A group all of whose objects S3 has acknowledged.
 #[derive(Clone, Debug, Eq, PartialEq)]

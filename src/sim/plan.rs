@@ -77,6 +77,7 @@ impl Plan {
             large_transactions: LargeTransactions::AsTheyCome,
             after_gap: AfterGap::Reread,
             sequence_interval: Duration::from_secs(60),
+            large_objects: config::LargeObjects::Copy,
             publication: None,
             slot: None,
         };

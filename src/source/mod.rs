@@ -19,12 +19,13 @@ pub mod digest;
 pub mod fate;
 pub mod gap;
 pub mod generator;
+pub mod large_object;
 pub mod order;
 pub mod postgres;
 pub mod reread;
 mod rows;
 
-pub use reread::Reading;
+pub use reread::{Reading, Sight};
 pub use rows::{Cell, Change, Decode, DecodeError, Event, OldRow, Op, Plain, Row, Value};
 
 // ---- what the source gives to the journal ----

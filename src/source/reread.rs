@@ -38,12 +38,29 @@ pub enum Reading {
     Keys(Vec<String>),
     /// The keys of rows that are gone, of these [`unchanged_fact`]s: the rest of each row is NULL.
     Gone(Vec<String>),
-    /// A look at what is in no change stream ([`generator`](super::generator)).
+    /// A look at what is in no change stream.
     Look {
-        /// Whether it has all of them, or those that changed.
-        whole: bool,
+        /// At what.
+        of: Sight,
         /// What becomes durable with it.
         facts: FactBatch,
+    },
+}
+
+/// What a look has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Sight {
+    /// [Sequence generators](super::generator).
+    Sequences {
+        /// Whether it has all of them, or those that changed.
+        whole: bool,
+    },
+    /// Some of the [large objects](super::large_object) that are new or gone.
+    LargeObjects,
+    /// The end of a look at large objects: with what came before it the lake has all of them.
+    LargeObjectsEnd {
+        /// If all were read, and not only those that are new: from this position on.
+        from: Option<Position>,
     },
 }
 

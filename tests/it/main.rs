@@ -29,6 +29,7 @@ mod story_gentle;
 mod story_in_progress;
 mod story_kill;
 mod story_large;
+mod story_large_objects;
 mod story_link;
 mod story_memory;
 mod story_new_table;

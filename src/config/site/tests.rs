@@ -87,6 +87,7 @@ fn the_designs_file_is_read_whole() {
     assert_eq!(erp.after_gap, AfterGap::Reread);
     assert_eq!(erp.large_transactions, LargeTransactions::AsTheyCome);
     assert_eq!(erp.sequence_interval.as_secs(), 60);
+    assert_eq!(erp.large_objects, LargeObjects::Copy);
     assert_eq!(erp.password_file.unwrap(), Path::new("/run/credentials/lakehead/erp"));
     assert_eq!(config.lake.bucket, "acme-raw");
     assert!(config.lake.endpoint.unwrap().ends_with("vpce.amazonaws.com"));
@@ -116,6 +117,17 @@ fn a_second_link_is_refused_rather_than_ignored() {
     let [link] = parsed(&format!("{SITE}{second}")).unwrap_err().try_into().unwrap();
     assert_eq!((link.key.as_str(), link.line), ("link", SITE.lines().count() + 2));
     assert!(link.what.contains("second link"), "{link}");
+}
+
+#[test]
+fn large_objects_are_copied_unless_they_are_left() {
+    let with = |word: &str| {
+        parsed(&SITE.replace("release = \"auto\" ", &format!("large_objects = \"{word}\" ")))
+    };
+    assert_eq!(with("leave").unwrap().sources[0].large_objects, LargeObjects::Leave);
+    assert_eq!(with("copy").unwrap().sources[0].large_objects, LargeObjects::Copy);
+    let [wrong] = with("later").unwrap_err().try_into().unwrap();
+    assert_eq!((wrong.key.as_str(), wrong.line), ("source.large_objects", 11));
 }
 
 #[test]

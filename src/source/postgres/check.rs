@@ -4,6 +4,7 @@ use super::{
     catalog::{self, Listing, identifier, literal},
     connect::Target,
     error::SourceError,
+    large_objects,
     login::Purpose,
     name::Names,
     own_url,
@@ -66,6 +67,7 @@ impl Check<'_> {
             return Err(SourceError::NoTables(patterns.to_string()));
         }
         self.readable(&mut wire, &listing).await?;
+        self.large_objects(&mut wire).await?;
         self.publication(&mut wire, &mut listing).await?;
         self.tables(&listing);
         self.statements(&mut wire).await
@@ -181,6 +183,23 @@ impl Check<'_> {
             false => {
                 let what = format!("tables cannot be read; run: {}", missing.join("; "));
                 self.problem("privileges", Cause::SourcePrivilege, what);
+            }
+        }
+        Ok(())
+    }
+
+    /// SELECT on every large object.
+    async fn large_objects(&mut self, wire: &mut Wire) -> Result<(), SourceError> {
+        if self.config.large_objects == config::LargeObjects::Leave {
+            return Ok(());
+        }
+        let (all, closed) = large_objects::count(wire).await?;
+        match (all, closed.grant(&own_url(self.config)?.user)) {
+            (0, None) => {}
+            (1, None) => self.ok("large objects", "1 can be read"),
+            (all, None) => self.ok("large objects", format!("all {all} can be read")),
+            (all, Some(what)) => {
+                self.problem("large objects", Cause::SourcePrivilege, format!("of {all}, {what}"));
             }
         }
         Ok(())

@@ -30,7 +30,7 @@ use crate::{
     error::Cause,
     facts::{self, FactBatch, FactDamaged, Facts},
     source::{
-        ORIGIN_FACT, Origin, Reading, RowBatch, SnapshotChunk,
+        ORIGIN_FACT, Origin, Reading, RowBatch, Sight, SnapshotChunk,
         generator::{
             COLUMNS, Datum, GENERATOR_FACTS, Generator, LOOK_FACT, Look, Owner, Stands,
             generator_fact, table,
@@ -195,7 +195,7 @@ impl Generators {
             chunks: 1,
             position: found.position,
             at: shared.clock.wall(),
-            reading: Reading::Look { whole: news.whole, facts },
+            reading: Reading::Look { of: Sight::Sequences { whole: news.whole }, facts },
             rows: receive,
         }
     }

@@ -12,7 +12,7 @@
 //! | `adopt` | the slot of a lost box, taken over |
 //! | `reread`, `ranges` | rows to be read again |
 //! | `statements` | statements of DDL, where the database tells of them |
-//! | `generators` | the sequences of the database, which no stream has |
+//! | `generators`, `large_objects`, `large_object_parts` | the sequences and large objects of the database, which no stream has |
 //! | `bridge`, `repair` | how to go on behind a gap |
 //! | `witness`, `digest` | what the database holds at one position, for the proof of the lake's content |
 //! | `check` | all that can be looked at beforehand |
@@ -61,6 +61,8 @@ mod governor;
 mod gulp;
 mod in_progress;
 mod labels;
+mod large_object_parts;
+mod large_objects;
 mod line;
 mod login;
 mod lull;

@@ -23,6 +23,8 @@ use super::{
     error::SourceError,
     generators::Generators,
     gone::{self, Gone, Noted},
+    large_object_parts,
+    large_objects::LargeObjects,
     login::Purpose,
     repair,
     reread::{self, Standing},
@@ -38,6 +40,7 @@ use crate::{
     shutdown::Tasks,
     source::SnapshotChunk,
     telemetry::board::SourceState,
+    units::Position,
 };
 
 /// The tables of one source, as long as the process runs.
@@ -53,6 +56,11 @@ pub(crate) struct Tables {
     /// Why the last order to repair tables was refused.
     refused: Option<String>,
     generators: Generators,
+    large_objects: LargeObjects,
+    /// Where large objects that are to be read stand.
+    wanted: Option<Position>,
+    /// Whether tables were read last.
+    read_tables: bool,
 }
 
 /// What is to be read.
@@ -70,8 +78,19 @@ impl Tables {
         tasks: Tasks,
         fresh: Option<Fresh>,
     ) -> Self {
-        let (whole, generators) = (BTreeSet::new(), Generators::default());
-        Self { shared, chunks, tasks, fresh, wire: None, whole, refused: None, generators }
+        Self {
+            shared,
+            chunks,
+            tasks,
+            fresh,
+            wire: None,
+            whole: BTreeSet::new(),
+            refused: None,
+            generators: Generators::default(),
+            large_objects: LargeObjects::default(),
+            wanted: None,
+            read_tables: false,
+        }
     }
 
     /// Runs until it is dropped, or for good.
@@ -91,8 +110,8 @@ impl Tables {
                         // Of a table that is gone since.
                         self.shared.board.calm(PASS_ALARM);
                     }
-                    if pass.is_none() && !missing.tables.is_empty() {
-                        pass = Some(self.begin(missing));
+                    if pass.is_none() {
+                        pass = self.begin_next(missing);
                     }
                     LOOK_EVERY
                 }
@@ -141,6 +160,8 @@ impl Tables {
         let noted = Noted::read(&*self.shared.facts)?;
         let listing = session::tables(&self.shared, wire).await?.tables;
         self.generators.look(&self.shared, wire, &listing, &self.chunks).await?;
+        let objects = &mut self.large_objects;
+        self.wanted = objects.look(&self.shared, wire, &self.chunks, running).await?;
         self.settle(listing, &noted, running).await
     }
 
@@ -265,6 +286,37 @@ impl Tables {
         for table in gone.back {
             tracing::warn!(table, "the table was left out for a while: all of it is read anew");
         }
+    }
+
+    /// Begins to read, if something is missing: tables and large objects in turns.
+    fn begin_next(
+        &mut self,
+        missing: Missing,
+    ) -> Option<oneshot::Receiver<Result<(), SourceError>>> {
+        let objects = self.wanted.take_if(|_| self.read_tables || missing.tables.is_empty());
+        if let Some(stands) = objects {
+            self.read_tables = false;
+            return Some(self.begin_objects(stands));
+        }
+        if missing.tables.is_empty() {
+            return None;
+        }
+        self.read_tables = true;
+        Some(self.begin(missing))
+    }
+
+    /// Begins to read large objects.
+    fn begin_objects(&self, stands: Position) -> oneshot::Receiver<Result<(), SourceError>> {
+        let (tell, told) = oneshot::channel();
+        let (shared, chunks) = (Arc::clone(&self.shared), self.chunks.clone());
+        let (is_cut, tasks) = (Arc::clone(&self.large_objects.is_cut), self.tasks.clone());
+        self.tasks.spawn(async move {
+            let read = large_object_parts::Pass { shared, chunks, stands, is_cut }.run(&tasks);
+            let end = tasks.token().run_until_cancelled(Box::pin(read)).await;
+            // Nobody listens any more if the source was stopped.
+            drop(tell.send(end.unwrap_or(Err(SourceError::Ended))));
+        });
+        told
     }
 
     /// Begins to read what is missing.
