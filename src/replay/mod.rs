@@ -24,6 +24,7 @@ mod plan_defined;
 mod plan_gaps;
 mod plan_large_objects;
 mod plan_names;
+mod plan_own;
 mod plan_sequences;
 mod plan_tracks;
 mod proof;

@@ -18,9 +18,10 @@ use super::{
     merge::Track,
     plan_defined::{Definition, defined, seen},
     plan_gaps::Gaps,
-    plan_large_objects::{LargeObjectsPlan, is_of_large_objects, large_objects},
+    plan_large_objects::LargeObjectsPlan,
     plan_names::{Away, Holders, Seen},
-    plan_sequences::{SequencesPlan, is_of_sequences, sequences},
+    plan_own::take_own,
+    plan_sequences::SequencesPlan,
 };
 use crate::{
     journal::generator::OWN_SCHEMA,
@@ -197,18 +198,8 @@ fn gather(
         epoch.defined.retain(|defined| alive.contains(&defined.table));
     }
     let (_, behind) = gathered.gaps.last();
-    let wanted = |is_own: fn(&str, &str) -> bool| {
-        let own = definitions.keys().find(|(name, _)| is_own(&name.schema, &name.table));
-        own.is_some_and(|(name, _)| !except.contains(&name.qualified()))
-    };
     let (mut plan, wrong) = gathered.finish(bound);
-    let (end, floor) = (plan.end.position, behind.position);
-    if wanted(is_of_sequences) {
-        plan.sequences = sequences(entries, end, floor);
-    }
-    if wanted(is_of_large_objects) {
-        plan.large_objects = large_objects(entries, end, floor);
-    }
+    take_own(&mut plan, entries, definitions, except, behind.position);
     Ok((plan, wrong))
 }
 

@@ -54,7 +54,7 @@ async fn columns_come_and_go_under_way() {
     ] {
         world.execute(sql).await;
     }
-    world.caught_up().await;
+    world.whole(1).await;
     world.assert_proven().await;
     world.assert_restored_equal().await;
     world.assert_readable().await;
@@ -71,7 +71,7 @@ async fn rows_before_a_column_have_in_it_what_they_have_in_the_source() {
     world.execute(tables).await;
     world.start();
     world.until("it streams", |status| status.state == SourceState::Streaming).await;
-    world.caught_up().await;
+    world.whole(2).await;
     for sql in [
         "ALTER TABLE t ADD b integer DEFAULT 3; ALTER TABLE t ALTER b SET DEFAULT 5",
         "ALTER TABLE t ADD c integer; ALTER TABLE t ALTER c SET DEFAULT 7",

@@ -19,7 +19,7 @@ async fn the_tables_of_applications_are_restored_equal() {
     change(&world, FILL, 0).await;
     world.start();
     world.until("it streams", |status| status.state == SourceState::Streaming).await;
-    world.caught_up().await;
+    world.whole(TABLES_MIN).await;
     for round in 1..=ROUNDS {
         change(&world, FILL, round).await;
         change(&world, CHANGE, round).await;

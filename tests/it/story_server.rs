@@ -141,7 +141,7 @@ async fn no_timeout_of_the_server_keeps_rows_from_coming() {
     world.start();
     tokio::time::sleep(Duration::from_secs(4)).await;
     open.batch_execute("COMMIT").await.unwrap();
-    world.caught_up().await;
+    world.whole(1).await;
     // The journal takes nothing for a while.
     let before = sessions(&world);
     small.leave(0);

@@ -1,0 +1,30 @@
+//! What of a plan comes from tables of ours: sequences and large objects. Pure.
+
+use super::{
+    plan::{Definitions, Plan},
+    plan_large_objects::{is_of_large_objects, large_objects},
+    plan_sequences::{is_of_sequences, sequences},
+};
+use crate::{ledger::Entry, units::Position};
+
+/// Adds to `plan` what the lake has of them at its end, but for what is to be left out. What was looked at before
+/// `floor` does not count.
+pub(super) fn take_own(
+    plan: &mut Plan,
+    entries: &[Entry],
+    definitions: &Definitions,
+    except: &[String],
+    floor: Position,
+) {
+    let wanted = |is_own: fn(&str, &str) -> bool| {
+        let own = definitions.keys().find(|(name, _)| is_own(&name.schema, &name.table));
+        own.is_some_and(|(name, _)| !except.contains(&name.qualified()))
+    };
+    let end = plan.end.position;
+    if wanted(is_of_sequences) {
+        plan.sequences = sequences(entries, end, floor);
+    }
+    if wanted(is_of_large_objects) {
+        plan.large_objects = large_objects(entries, end, floor);
+    }
+}
