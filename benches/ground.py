@@ -22,6 +22,8 @@ import meter
 HERE = Path(__file__).resolve().parent
 BINARY = Path(os.environ.get("LAKEHEAD", HERE.parent / "target/release/lakehead")).resolve()
 AWS = HERE.parent / "target/bench-py/bin/aws"
+# What comes before the command of a box and of a store: to have them wait for others.
+BEHIND = []
 FOLDER = Path(os.environ.get("BENCH_DIR", "/var/tmp/lakehead-bench")).resolve()
 SERVER_OPTIONS = """
 listen_addresses = '127.0.0.1'
@@ -199,7 +201,7 @@ class Store:
 
     def start(self):
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [str(BINARY), "store", "--json", "--dir", str(self.folder)]
+        command = [*BEHIND, str(BINARY), "store", "--json", "--dir", str(self.folder)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         meter.LIVE.append(self)
         line = self.process.stdout.readline()
@@ -237,7 +239,7 @@ class Store:
 class Box:
     """One Lakehead with a data folder of its own."""
 
-    def __init__(self, folder, cluster, database, store, source, tables, more="", object_age="60 s"):
+    def __init__(self, folder, cluster, database, store, source, tables, more="", object_age="60 s", pace="full"):
         self.folder, self.cluster, self.database = folder, cluster, database
         self.source, self.slot = source, f"lakehead_bench_{source}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -258,7 +260,7 @@ kind = "postgres"
 url = "postgresql://postgres@127.0.0.1:{cluster.port}/{database}?sslmode=disable"
 password_file = "{folder}/source.password"
 tables = {json.dumps(tables)}
-snapshot_pace = "full"
+snapshot_pace = "{pace}"
 {more}
 
 [lake]
@@ -282,7 +284,7 @@ object_age = "{object_age}"
     def start(self, environment=None, **watched):
         (self.folder / "data").mkdir(mode=0o700, exist_ok=True)
         with open(self.folder / "gateway.log", "a") as log:
-            command = [str(BINARY), "run", "--config", str(self.folder / "site.toml")]
+            command = [*BEHIND, str(BINARY), "run", "--config", str(self.folder / "site.toml")]
             self.run = meter.Run(command, log, environment, **watched)
 
     def status(self):
