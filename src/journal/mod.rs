@@ -59,7 +59,8 @@ pub use crate::source::{
     Before, CHUNK_FACTS, Cell, Change, ChunkDone, Column, Commit, Decode, DecodeError, Durable,
     Event, Identity, Keep, KeepError, LakeType, ORIGIN_FACT, OldRow, Op, Origin, Piece, Plain,
     Reading, RecordKind, Row, RowBatch, Run, Sight, SnapshotChunk, Table, TypeDefinition, Value,
-    chunk_fact, chunk_facts, fate, gap, generator, large_object, records, reread, split_record,
+    chunk_fact, chunk_facts, fate, gap, generator, large_object, own, records, reread,
+    split_record,
 };
 pub use store::THREADS as INDEX_THREADS;
 

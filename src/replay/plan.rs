@@ -24,7 +24,7 @@ use super::{
     plan_sequences::SequencesPlan,
 };
 use crate::{
-    journal::generator::OWN_SCHEMA,
+    journal::own::OWN_SCHEMA,
     ledger::{Entry, EntryKind, EntryObject},
     seal::Table,
     units::{Point, Position},

@@ -3,12 +3,9 @@
 //! A look at the point or behind it says that all that were committed up to the point are there; what was committed
 //! behind the point may be there too. Without one, those that are younger than the last look are missing.
 
-use super::{
-    key::{Content, parse},
-    plan::RowsObject,
-};
+use super::{plan::RowsObject, plan_own::own_rows};
 use crate::{
-    journal::{generator::OWN_SCHEMA, large_object},
+    journal::{large_object, own::OWN_SCHEMA},
     ledger::Entry,
     units::Position,
 };
@@ -33,19 +30,7 @@ pub(super) fn large_objects(entries: &[Entry], end: Position, floor: Position) -
     let whole = looks().filter(|look| look.position <= end).filter_map(|look| look.from);
     let from = whole.max().unwrap_or(floor).max(floor);
     let last = covers.unwrap_or(Position(u64::MAX));
-    let objects = entries.iter().flat_map(|entry| &entry.objects).filter_map(|object| {
-        let (name, content) = parse(&object.key)?;
-        match content {
-            Content::Rows { position }
-                if is_of_large_objects(&name.schema, &name.table)
-                    && (from..=last).contains(&position) =>
-            {
-                Some(RowsObject { position, object: object.clone() })
-            }
-            _ => None,
-        }
-    });
-    let mut objects: Vec<RowsObject> = objects.collect();
+    let mut objects = own_rows(entries, large_object::TABLE_NAME, &(from..=last));
     objects.sort_by(|one, other| order(one).cmp(&order(other)));
     LargeObjectsPlan { objects, before, covers }
 }

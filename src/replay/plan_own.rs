@@ -1,11 +1,14 @@
 //! What of a plan comes from tables of ours: sequences and large objects. Pure.
 
+use std::ops::RangeInclusive;
+
 use super::{
-    plan::{Definitions, Plan},
+    key::{Content, parse},
+    plan::{Definitions, Plan, RowsObject},
     plan_large_objects::{is_of_large_objects, large_objects},
     plan_sequences::{is_of_sequences, sequences},
 };
-use crate::{ledger::Entry, units::Position};
+use crate::{journal::own::OWN_SCHEMA, ledger::Entry, units::Position};
 
 /// Adds to `plan` what the lake has of them at its end, but for what is to be left out. What was looked at before
 /// `floor` does not count.
@@ -27,4 +30,23 @@ pub(super) fn take_own(
     if wanted(is_of_large_objects) {
         plan.large_objects = large_objects(entries, end, floor);
     }
+}
+
+/// What was read of one of these tables within these positions, in no order.
+pub(super) fn own_rows(
+    entries: &[Entry],
+    table: &str,
+    within: &RangeInclusive<Position>,
+) -> Vec<RowsObject> {
+    let rows = entries.iter().flat_map(|entry| &entry.objects).filter_map(|object| {
+        let (name, content) = parse(&object.key)?;
+        let is_own = name.schema == OWN_SCHEMA && name.table == table;
+        match content {
+            Content::Rows { position } if is_own && within.contains(&position) => {
+                Some(RowsObject { position, object: object.clone() })
+            }
+            _ => None,
+        }
+    });
+    rows.collect()
 }

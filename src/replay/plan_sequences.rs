@@ -4,12 +4,9 @@
 //! point or behind it says of every sequence that nothing was taken from it up to the point beyond where it stands
 //! there; with the looks before it, what did not change. Without one the last look is all there is.
 
-use super::{
-    key::{Content, parse},
-    plan::RowsObject,
-};
+use super::{plan::RowsObject, plan_own::own_rows};
 use crate::{
-    journal::generator::{self, OWN_SCHEMA},
+    journal::{generator, own::OWN_SCHEMA},
     ledger::Entry,
     units::Position,
 };
@@ -34,19 +31,7 @@ pub(super) fn sequences(entries: &[Entry], end: Position, floor: Position) -> Se
     let whole = looks().filter(|look| look.whole && look.position <= end);
     let from = whole.map(|look| look.position).max().unwrap_or(floor);
     let last = covers.unwrap_or(end);
-    let objects = entries.iter().flat_map(|entry| &entry.objects).filter_map(|object| {
-        let (name, content) = parse(&object.key)?;
-        match content {
-            Content::Rows { position }
-                if is_of_sequences(&name.schema, &name.table)
-                    && (from..=last).contains(&position) =>
-            {
-                Some(RowsObject { position, object: object.clone() })
-            }
-            _ => None,
-        }
-    });
-    let mut objects: Vec<RowsObject> = objects.collect();
+    let mut objects = own_rows(entries, generator::TABLE_NAME, &(from..=last));
     objects.sort_by(|one, other| {
         (one.position, &one.object.key).cmp(&(other.position, &other.object.key))
     });

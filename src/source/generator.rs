@@ -16,7 +16,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Column, Identity, LakeType, Table};
+use super::{Table, own::own_table};
 use crate::units::Position;
 
 /// A sequence generator, and where it stood.
@@ -146,36 +146,7 @@ impl Generator {
 
 /// The table that holds the generators of a source.
 pub fn table() -> Table {
-    let columns = COLUMNS.iter().enumerate().map(|(at, (name, type_name))| {
-        let (type_id, lake) = match *type_name {
-            "bigint" => (20, LakeType::Int64),
-            "boolean" => (16, LakeType::Boolean),
-            _ => (25, LakeType::Text),
-        };
-        Column {
-            name: (*name).into(),
-            source_type: (*type_name).into(),
-            type_id,
-            type_modifier: -1,
-            lake,
-            identity: at < KEY,
-            not_null: at < KEY,
-            default: None,
-            generated: None,
-            number: None,
-            before: None,
-        }
-    });
-    Table {
-        id: TABLE_ID,
-        schema: OWN_SCHEMA.into(),
-        name: TABLE_NAME.into(),
-        version: 0,
-        columns: columns.collect(),
-        key: COLUMNS[..KEY].iter().map(|(name, _)| (*name).into()).collect(),
-        identity: Identity::Default,
-        types: vec![],
-    }
+    own_table(TABLE_ID, TABLE_NAME, &COLUMNS, KEY)
 }
 
 /// Key of a [`Generator`] as the lake has it.
@@ -187,8 +158,6 @@ pub fn generator_fact(id: u32) -> String {
 pub const GENERATOR_FACTS: &str = "source/generator/";
 /// Key of the last [`Look`].
 pub const LOOK_FACT: &str = "source/generators";
-/// The schema of tables that are none of the customer's: what this box says of the database.
-pub const OWN_SCHEMA: &str = "pg_lakehead";
 /// The name of the table that holds the generators.
 pub const TABLE_NAME: &str = "sequences";
 /// That of the catalog `pg_sequence`, which no customer's table can have.

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Column, Identity, LakeType, Table, generator::OWN_SCHEMA};
+use super::{Table, own::own_table};
 use crate::{
     facts::{self, FactBatch, FactDamaged, Facts},
     units::Position,
@@ -88,37 +88,7 @@ pub type Begun = BTreeMap<u32, Vec<(u32, u32, u32)>>;
 
 /// The table that holds the large objects of a source.
 pub fn table() -> Table {
-    let columns = COLUMNS.iter().enumerate().map(|(at, (name, type_name))| {
-        let (type_id, lake) = match *type_name {
-            "bigint" => (20, LakeType::Int64),
-            "integer" => (23, LakeType::Int32),
-            "bytea" => (17, LakeType::Binary),
-            _ => (25, LakeType::Text),
-        };
-        Column {
-            name: (*name).into(),
-            source_type: (*type_name).into(),
-            type_id,
-            type_modifier: -1,
-            lake,
-            identity: at < KEY,
-            not_null: at < KEY,
-            default: None,
-            generated: None,
-            number: None,
-            before: None,
-        }
-    });
-    Table {
-        id: TABLE_ID,
-        schema: OWN_SCHEMA.into(),
-        name: TABLE_NAME.into(),
-        version: 0,
-        columns: columns.collect(),
-        key: COLUMNS[..KEY].iter().map(|(name, _)| (*name).into()).collect(),
-        identity: Identity::Default,
-        types: vec![],
-    }
+    own_table(TABLE_ID, TABLE_NAME, &COLUMNS, KEY)
 }
 
 /// How many pieces an object of so many bytes has; an empty one has one.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
-use self::generator::OWN_SCHEMA;
+use self::own::OWN_SCHEMA;
 use crate::units::{Point, Position, Timestamp};
 
 pub mod digest;
@@ -21,6 +21,7 @@ pub mod gap;
 pub mod generator;
 pub mod large_object;
 pub mod order;
+pub mod own;
 pub mod postgres;
 pub mod reread;
 mod rows;

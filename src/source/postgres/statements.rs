@@ -11,7 +11,7 @@
 use serde::Deserialize;
 
 use super::{
-    super::{Table, generator::OWN_SCHEMA},
+    super::{Table, own::OWN_SCHEMA},
     catalog::Described,
     pattern::Patterns,
 };
