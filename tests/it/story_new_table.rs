@@ -78,6 +78,8 @@ async fn rows_before_a_column_have_in_it_what_they_have_in_the_source() {
         "ALTER TABLE t ADD d timestamptz DEFAULT now()",
         "ALTER TABLE t ADD e text DEFAULT E'it''s\\\\'; ALTER TABLE t ALTER e DROP DEFAULT",
         "ALTER TABLE t ADD f integer[] NOT NULL DEFAULT '{1,NULL}'; ALTER TABLE t ALTER f SET DEFAULT '{}'",
+        // Whose arrays are not written with commas.
+        "ALTER TABLE t ADD g box DEFAULT '(1,1),(0,0)'; ALTER TABLE t ADD h text NOT NULL DEFAULT ''",
         "INSERT INTO t (id) VALUES (2000); UPDATE t SET a = 'changed' WHERE id % 3 = 0",
         // Written anew since, so that the catalog has forgotten.
         "ALTER TABLE anew ADD b integer DEFAULT 3; ALTER TABLE anew ALTER a TYPE varchar(9) USING a || '!'",

@@ -409,7 +409,7 @@ const COLUMNS: &str = "SELECT c.oid, n.nspname, c.relname, c.relreplident, a.att
     pg_get_expr(d.adbin, d.adrelid),
     CASE WHEN array_position(p.indkey::int2[], a.attnum) < p.indnkeyatts THEN array_position(p.indkey::int2[], a.attnum) END,
     a.attnum = ANY ((r.indkey::int2[])[0:r.indnkeyatts - 1]), coalesce(nullif(a.attidentity, ''), a.attgenerated), p.indimmediate, a.attnum,
-    CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END,
+    CASE WHEN a.atthasmissing THEN array_to_string(a.attmissingval, '') END,
     a.atthasdef AND NOT a.atthasmissing AND pg_relation_filenode(c.oid) = c.oid
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
