@@ -111,11 +111,13 @@ impl ChainHead {
                 raise(&mut next.tables, &object.table, object.version);
                 next.objects.push(entry::proof(object));
             }
-            let Fates { whole, left, anew, repaired, sequences, defined, large_objects } =
+            let Fates { whole, left, anew, rewritten, repaired, sequences, defined, large_objects } =
                 &group.fates;
             whole.iter().for_each(|(name, version)| raise(&mut next.fates.whole, name, *version));
             left.iter().for_each(|(name, version)| raise(&mut next.fates.left, name, *version));
             next.fates.anew.extend(anew.iter().map(|(name, position)| (name.clone(), *position)));
+            let since = rewritten.iter().map(|(name, position)| (name.clone(), *position));
+            next.fates.rewritten.extend(since);
             next.fates.repaired.extend(repaired.iter().map(|(name, what)| (name.clone(), *what)));
             next.fates.sequences.extend(sequences);
             next.fates.defined.extend(defined.iter().cloned());
@@ -270,6 +272,7 @@ mod tests {
             whole,
             left,
             anew: BTreeMap::from([("d".to_owned(), Position(0x50))]),
+            rewritten: BTreeMap::from([("d".to_owned(), Position(0x48))]),
             repaired: BTreeMap::from([(
                 "e".to_owned(),
                 crate::ledger::Repaired { version: 4, position: Position(0x60) },
@@ -284,7 +287,7 @@ mod tests {
         let left = BTreeMap::from([("b".to_owned(), 2), ("c".to_owned(), 1)]);
         assert_eq!(entry.fates, fates(said("a", 3), left, &[0x70, 0x80]));
         let json = serde_json::to_string(&entry).unwrap();
-        let said = r#""whole":{"a":3},"left":{"b":2,"c":1},"anew":{"d":"00000000/00000050"},"repaired":{"e":{"version":4,"position":"00000000/00000060"}},"sequences":[{"position":"00000000/00000070","whole":true},{"position":"00000000/00000080"}],"defined":[{"table":"f","version":5,"position":"00000000/00000070","sequence":7},{"table":"f","version":5,"position":"00000000/00000080","sequence":7}],"large_objects":[{"position":"00000000/00000070","from":"00000000/00000065"},{"position":"00000000/00000080"}]"#;
+        let said = r#""whole":{"a":3},"left":{"b":2,"c":1},"anew":{"d":"00000000/00000050"},"rewritten":{"d":"00000000/00000048"},"repaired":{"e":{"version":4,"position":"00000000/00000060"}},"sequences":[{"position":"00000000/00000070","whole":true},{"position":"00000000/00000080"}],"defined":[{"table":"f","version":5,"position":"00000000/00000070","sequence":7},{"table":"f","version":5,"position":"00000000/00000080","sequence":7}],"large_objects":[{"position":"00000000/00000070","from":"00000000/00000065"},{"position":"00000000/00000080"}]"#;
         assert!(json.contains(said), "{json}");
         assert_eq!(serde_json::from_str::<Entry>(&json).unwrap(), entry);
     }

@@ -73,6 +73,7 @@ impl Estate {
                 whole,
                 left,
                 anew,
+                rewritten: _,
                 repaired: _,
                 sequences: _,
                 defined: _,

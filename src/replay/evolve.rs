@@ -15,33 +15,59 @@ use crate::{
     seal::Table,
 };
 
+/// One statement of those that make a table into another.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Alteration {
+    /// The statement.
+    pub sql: String,
+    /// What is done if values that are there refuse it.
+    pub otherwise: Option<Otherwise>,
+}
+
+/// A column whose values are given up: what the source made of them is in no stream.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Otherwise {
+    /// The column.
+    pub column: String,
+    /// Its type.
+    pub as_type: String,
+    /// The statement.
+    pub sql: String,
+}
+
+impl From<String> for Alteration {
+    fn from(sql: String) -> Self {
+        Self { sql, otherwise: None }
+    }
+}
+
 /// The statements that make `from` into `to`, in order.
-pub fn alter(from: &Table, to: &Table) -> Vec<String> {
-    let mut steps = vec![];
+pub fn alter(from: &Table, to: &Table) -> Vec<Alteration> {
+    let mut steps: Vec<Alteration> = vec![];
     if from.schema != to.schema {
         let schema = escape_identifier(&to.schema);
-        steps.push(format!("ALTER TABLE {} SET SCHEMA {schema}", qualified(from)));
+        steps.push(format!("ALTER TABLE {} SET SCHEMA {schema}", qualified(from)).into());
     }
     if from.name != to.name {
         let moved = Table { schema: to.schema.clone(), ..from.clone() };
         let name = escape_identifier(&to.name);
-        steps.push(format!("ALTER TABLE {} RENAME TO {name}", qualified(&moved)));
+        steps.push(format!("ALTER TABLE {} RENAME TO {name}", qualified(&moved)).into());
     }
     let table = qualified(to);
     let replaced =
         |name: &String| to.columns.iter().any(|new| new.name == *name && is_another(from, new));
     let rekey = !same_names(&from.key, &to.key) || to.key.iter().any(replaced);
     if rekey && !from.key.is_empty() {
-        steps.push(drop_primary_key(to));
+        steps.push(drop_primary_key(to).into());
     }
     let renamed = renames(from, to);
     for old in &from.columns {
         let (before, after) = (escape_identifier(&old.name), escape_identifier(now(&renamed, old)));
         let stays = |new: &Column| new.name == old.name && !is_another(from, new);
         if before != after {
-            steps.push(format!("ALTER TABLE {table} RENAME COLUMN {before} TO {after}"));
+            steps.push(format!("ALTER TABLE {table} RENAME COLUMN {before} TO {after}").into());
         } else if !to.columns.iter().any(stays) {
-            steps.push(format!("ALTER TABLE {table} DROP COLUMN {before} CASCADE"));
+            steps.push(format!("ALTER TABLE {table} DROP COLUMN {before} CASCADE").into());
         }
     }
     for new in &to.columns {
@@ -53,17 +79,20 @@ pub fn alter(from: &Table, to: &Table) -> Vec<String> {
             None => {
                 let filled = filled(new).filter(|_| computed(new).is_none());
                 let default = filled.map(|value| format!(" DEFAULT {value}"));
-                steps.push(format!(
-                    "ALTER TABLE {table} ADD COLUMN {}{}",
-                    column(new),
-                    default.unwrap_or_default()
-                ));
+                steps.push(
+                    format!(
+                        "ALTER TABLE {table} ADD COLUMN {}{}",
+                        column(new),
+                        default.unwrap_or_default()
+                    )
+                    .into(),
+                );
             }
         }
     }
     if rekey && !to.key.is_empty() {
         let key: Vec<String> = to.key.iter().map(|name| escape_identifier(name)).collect();
-        steps.push(format!("ALTER TABLE {table} ADD PRIMARY KEY ({})", key.join(", ")));
+        steps.push(format!("ALTER TABLE {table} ADD PRIMARY KEY ({})", key.join(", ")).into());
     }
     steps
 }
@@ -82,25 +111,25 @@ fn now<'a>(renamed: &[(&str, &'a str)], old: &'a Column) -> &'a str {
 }
 
 /// The statements for a column that stays.
-fn alter_column(from: &Table, to: &Table, old: &Column, new: &Column) -> Vec<String> {
+fn alter_column(from: &Table, to: &Table, old: &Column, new: &Column) -> Vec<Alteration> {
     let (table, name) = (qualified(to), escape_identifier(&new.name));
     let retyped = old.source_type != new.source_type;
     let alter = format!("ALTER TABLE {table} ALTER COLUMN {name}");
-    let anew = || {
+    let anew = || -> Vec<Alteration> {
         let add = format!("ALTER TABLE {table} ADD COLUMN {}", column(new));
-        vec![format!("ALTER TABLE {table} DROP COLUMN {name} CASCADE"), add]
+        vec![format!("ALTER TABLE {table} DROP COLUMN {name} CASCADE").into(), add.into()]
     };
-    let mut steps = vec![];
+    let mut steps: Vec<Alteration> = vec![];
     match (computed(old), computed(new)) {
         (None, None) => {}
         // Dropped and made anew, a column stands behind all that stay.
         (Some(_), None) if is_anew(from, to, &new.name) => {
             let default = filled(new).map(|value| format!(" DEFAULT {value}"));
-            let mut steps = anew();
-            steps[1].push_str(&default.unwrap_or_default());
+            let mut steps: Vec<Alteration> = anew();
+            steps[1].sql.push_str(&default.unwrap_or_default());
             return steps;
         }
-        (Some(_), None) => steps.push(format!("{alter} DROP EXPRESSION")),
+        (Some(_), None) => steps.push(format!("{alter} DROP EXPRESSION").into()),
         (None, Some(_)) => return anew(),
         (Some(before), Some(after)) => {
             let changed = retyped || before != after;
@@ -109,24 +138,35 @@ fn alter_column(from: &Table, to: &Table, old: &Column, new: &Column) -> Vec<Str
                 return anew();
             }
             if retyped {
-                steps.push(format!("{alter} TYPE {}", new.source_type));
+                steps.push(format!("{alter} TYPE {}", new.source_type).into());
             }
             if before != after {
-                steps.push(format!("{alter} SET EXPRESSION AS ({after})"));
+                steps.push(format!("{alter} SET EXPRESSION AS ({after})").into());
             }
         }
     }
     if retyped && computed(new).is_none() {
         let as_type = &new.source_type;
         if old.default.is_some() && computed(old).is_none() {
-            steps.push(format!("{alter} DROP DEFAULT"));
+            steps.push(format!("{alter} DROP DEFAULT").into());
         }
-        steps.push(format!("{alter} TYPE {as_type} USING {name}::text::{as_type}"));
+        let given_up = match old.not_null {
+            true => format!("{alter} DROP NOT NULL, ALTER COLUMN {name} TYPE {as_type} USING NULL"),
+            false => format!("{alter} TYPE {as_type} USING NULL"),
+        };
+        steps.push(Alteration {
+            sql: format!("{alter} TYPE {as_type} USING {name}::text::{as_type}"),
+            otherwise: Some(Otherwise {
+                column: new.name.clone(),
+                as_type: as_type.clone(),
+                sql: given_up,
+            }),
+        });
     }
     // A version known from the stream alone does not say NOT NULL: a key's columns have it anyway.
     if old.not_null != new.not_null && !to.key.contains(&new.name) {
         let what = if new.not_null { "SET" } else { "DROP" };
-        steps.push(format!("{alter} {what} NOT NULL"));
+        steps.push(format!("{alter} {what} NOT NULL").into());
     }
     steps
 }
@@ -231,6 +271,10 @@ mod tests {
     use super::*;
     use crate::replay::sample::{column, table};
 
+    fn sqls(from: &Table, to: &Table) -> Vec<String> {
+        alter(from, to).into_iter().map(|step| step.sql).collect()
+    }
+
     fn abc() -> Table {
         let columns = ["a", "b", "c"].map(|name| column(name, "bigint", 20, -1));
         table("t", columns.into(), &["a"])
@@ -239,7 +283,7 @@ mod tests {
     #[test]
     fn columns_are_added_dropped_retyped_and_renamed() {
         let from = abc();
-        assert!(alter(&from, &from).is_empty());
+        assert!(sqls(&from, &from).is_empty());
         let mut to = from.clone();
         to.columns.push(Column {
             default: Some("5".into()),
@@ -248,7 +292,7 @@ mod tests {
         });
         to.columns.remove(1);
         assert_eq!(
-            alter(&from, &to),
+            sqls(&from, &to),
             [
                 "ALTER TABLE \"public\".\"t\" DROP COLUMN \"b\" CASCADE",
                 "ALTER TABLE \"public\".\"t\" ADD COLUMN \"d\" integer NOT NULL DEFAULT 5",
@@ -256,15 +300,12 @@ mod tests {
         );
         let mut to = from.clone();
         to.columns[1].name = "x".into();
-        assert_eq!(
-            alter(&from, &to),
-            ["ALTER TABLE \"public\".\"t\" RENAME COLUMN \"b\" TO \"x\""]
-        );
+        assert_eq!(sqls(&from, &to), ["ALTER TABLE \"public\".\"t\" RENAME COLUMN \"b\" TO \"x\""]);
         let mut to = from.clone();
         to.columns[1].source_type = "text".into();
         to.columns[1].not_null = true;
         assert_eq!(
-            alter(&from, &to),
+            sqls(&from, &to),
             [
                 "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b\" TYPE text USING \"b\"::text::text",
                 "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b\" SET NOT NULL",
@@ -286,7 +327,7 @@ mod tests {
                 ..column("d", "text", 25, -1)
             };
             to.columns.push(new);
-            let [add] = alter(&from, &to).try_into().unwrap();
+            let [add] = sqls(&from, &to).try_into().unwrap();
             (add.split_once("text").unwrap().1.to_owned(), defaults(&from, &to).len())
         };
         let value = || Some(Before::Value("it's".into()));
@@ -306,9 +347,9 @@ mod tests {
         let mut from = abc();
         from.columns[1].before = Some(Before::Null);
         let mut to = abc();
-        assert!(alter(&from, &to).is_empty());
+        assert!(sqls(&from, &to).is_empty());
         to.columns[1].name = "x".into();
-        assert_eq!(alter(&from, &to).len(), 1, "it was renamed");
+        assert_eq!(sqls(&from, &to).len(), 1, "it was renamed");
     }
 
     #[test]
@@ -320,14 +361,14 @@ mod tests {
             Column { number: Some(4), default: Some("5".into()), ..to.columns.remove(0) };
         anew.not_null = true;
         to.columns.push(anew);
-        let [drop_key, drop, add, key] = alter(&from, &to).try_into().unwrap();
+        let [drop_key, drop, add, key] = sqls(&from, &to).try_into().unwrap();
         assert!(drop_key.starts_with("DO $$"));
         assert_eq!(drop, "ALTER TABLE \"public\".\"t\" DROP COLUMN \"a\" CASCADE");
         assert!(add.contains("ADD COLUMN \"a\" bigint NOT NULL DEFAULT 5"), "{add}");
         assert!(key.contains("ADD PRIMARY KEY (\"a\")"), "{key}");
         // Of a version that the stream alone told of the numbers are not known.
         from.columns.iter_mut().for_each(|column| column.number = None);
-        assert!(alter(&from, &to).is_empty());
+        assert!(sqls(&from, &to).is_empty());
     }
 
     #[test]
@@ -357,21 +398,21 @@ mod tests {
         let drop = format!("{table} ALTER COLUMN \"b\" DROP EXPRESSION");
         let mut plain = from.clone();
         plain.columns[1] = abc().columns[1].clone();
-        assert_eq!(alter(&from, &plain), [drop]);
+        assert_eq!(sqls(&from, &plain), [drop]);
         let anew = [
             format!("{table} DROP COLUMN \"b\" CASCADE"),
             format!("{table} ADD COLUMN \"b\" bigint GENERATED ALWAYS AS (a * 2) STORED"),
         ];
-        assert_eq!(alter(&plain, &from), anew);
+        assert_eq!(sqls(&plain, &from), anew);
         let set = format!("{table} ALTER COLUMN \"b\" SET EXPRESSION AS (a * 3)");
-        assert_eq!(alter(&from, &to), [set]);
+        assert_eq!(sqls(&from, &to), [set]);
         let mut to = from.clone();
         to.columns[2].source_type = "numeric".into();
         let anew = [
             format!("{table} DROP COLUMN \"c\" CASCADE"),
             format!("{table} ADD COLUMN \"c\" numeric GENERATED ALWAYS AS (a * 2) STORED"),
         ];
-        assert_eq!(alter(&from, &to), anew);
+        assert_eq!(sqls(&from, &to), anew);
         // What was dropped and made anew stands behind the others.
         let mut to = from.clone();
         to.columns[1].default = Some("a * 3".into());
@@ -380,7 +421,7 @@ mod tests {
             format!("{table} DROP COLUMN \"b\" CASCADE"),
             format!("{table} ADD COLUMN \"b\" bigint GENERATED ALWAYS AS (a * 3) STORED"),
         ];
-        assert_eq!(alter(&from, &to), anew);
+        assert_eq!(sqls(&from, &to), anew);
     }
 
     #[test]
@@ -406,7 +447,7 @@ mod tests {
         to.schema = "s".into();
         to.name = "u".into();
         to.key = vec!["b".into()];
-        let steps = alter(&from, &to);
+        let steps = sqls(&from, &to);
         assert_eq!(steps[0], "ALTER TABLE \"public\".\"t\" SET SCHEMA \"s\"");
         assert_eq!(steps[1], "ALTER TABLE \"s\".\"t\" RENAME TO \"u\"");
         assert!(steps[2].contains("DROP CONSTRAINT"));

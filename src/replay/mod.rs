@@ -25,6 +25,7 @@ mod plan_gaps;
 mod plan_large_objects;
 mod plan_names;
 mod plan_own;
+mod plan_rewritten;
 mod plan_sequences;
 mod plan_tracks;
 mod proof;

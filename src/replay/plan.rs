@@ -3,17 +3,19 @@
 //! A table is whole at a point if its snapshot was completed at or before it, and the changes in the
 //! ledger reach from the snapshot to it. Behind a gap only rows count that were read behind it, whichever
 //! entry came first, unless the table was repaired by keys there (`plan_gaps`); of a table that left and is read
-//! anew, only what was read then. Tables are told apart
-//! by their id: a table made anew under an old name replaces the old one, a renamed table stays itself.
+//! anew, only what was read then. Tables are told apart by their id: a table made anew under an old name replaces
+//! the old one, a renamed table stays itself.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
+pub(super) use super::plan_defined::definition;
 pub use super::plan_tracks::tracks;
 use super::{
     ReplayError,
+    apply::Shape,
     key::{Content, Name, parse},
     merge::Track,
     plan_defined::{Definition, defined, seen},
@@ -21,6 +23,7 @@ use super::{
     plan_large_objects::LargeObjectsPlan,
     plan_names::{Away, Holders, Seen},
     plan_own::take_own,
+    plan_rewritten::{Rewritten, take_rewritten},
     plan_sequences::SequencesPlan,
 };
 use crate::{
@@ -41,6 +44,8 @@ pub struct Plan {
     pub end: Point,
     /// Tables that left and of which no whole snapshot counts: they are not restored.
     pub away: Vec<Away>,
+    /// Tables whose values may be those of before, by id.
+    pub rewritten: BTreeMap<u32, Rewritten>,
     /// What says where sequences stand.
     pub sequences: SequencesPlan,
     /// What holds large objects.
@@ -180,7 +185,9 @@ fn gather(
     until: Option<Position>,
     (except, closed): (&[String], bool),
 ) -> Result<(Plan, Vec<(String, String)>), ReplayError> {
-    if let Some(name) = except.iter().find(|name| !is_known(definitions, name)) {
+    let is_known =
+        |qualified: &str| definitions.keys().any(|(name, _)| name.qualified() == qualified);
+    if let Some(name) = except.iter().find(|name| !is_known(name)) {
         return Err(ReplayError::Unknown { table: name.clone() });
     }
     let bound = until.unwrap_or(Position(u64::MAX));
@@ -199,6 +206,7 @@ fn gather(
     }
     let (_, behind) = gathered.gaps.last();
     let (mut plan, wrong) = gathered.finish(bound);
+    take_rewritten(&mut plan, entries, definitions, bound);
     take_own(&mut plan, entries, definitions, except, behind.position);
     Ok((plan, wrong))
 }
@@ -431,7 +439,7 @@ impl Gathered {
                 (_, Some(last)) if *last > end.position => {
                     format!("its snapshot stands at {last}, the changes reach {}", end.position)
                 }
-                _ if first != last && !keyed(found) => {
+                _ if first != last && !found.is_keyed() => {
                     "it has no one key, and its snapshot was read at several points".into()
                 }
                 _ => continue,
@@ -464,6 +472,10 @@ impl Gathered {
 }
 
 impl Found {
+    fn is_keyed(&self) -> bool {
+        self.plan.definition.as_ref().is_some_and(|table| Shape::new(table).converges())
+    }
+
     fn forget_before_anew(&mut self) {
         let anew = self.plan.anew;
         self.snapshots.retain(|at| *at >= anew);
@@ -471,31 +483,6 @@ impl Found {
         self.plan.rows.retain(|rows| rows.position >= anew);
         self.plan.repairs.retain(|rows| rows.position >= anew);
     }
-}
-
-fn is_known(definitions: &Definitions, qualified: &str) -> bool {
-    definitions.keys().any(|(name, _)| name.qualified() == qualified)
-}
-
-fn keyed(found: &Found) -> bool {
-    let table = found.plan.definition.as_ref();
-    table.is_some_and(|table| super::apply::Shape::new(table).converges())
-}
-
-/// The version of a table under which an `object` of it was written, or the last in the entry.
-pub(super) fn definition(
-    entry: &Entry,
-    object: Option<&EntryObject>,
-    name: &Name,
-    known: &Definitions,
-) -> Result<Arc<Table>, ReplayError> {
-    let qualified = name.qualified();
-    let version = object.and_then(|object| object.version);
-    let version = version.or_else(|| entry.tables.get(&qualified).copied());
-    let table = version.and_then(|version| known.get(&(name.clone(), version)));
-    table.cloned().ok_or_else(|| ReplayError::Missing {
-        key: format!("_schema/…/{qualified}/{}.json (entry {})", version.unwrap_or(0), entry.entry),
-    })
 }
 
 #[cfg(test)]
@@ -986,6 +973,22 @@ mod tests {
         last.tables.clear();
         let plan = plan(&[snapshot("a", 10, false), last], &known(), None, &[]).unwrap();
         assert_eq!(plan.tables[&1].rows.len(), 1);
+    }
+
+    #[test]
+    fn what_a_statement_wrote_into_rows_is_in_doubt_until_they_were_read_anew() {
+        let mut anew = snapshot("a", 50, true);
+        let named = |position| BTreeMap::from([("public.a".to_owned(), Position(position))]);
+        (anew.fates.anew, anew.fates.rewritten) = (named(50), named(30));
+        let changes = changes(&["a", "b"], point(0, 10), point(9, 60));
+        let chain = [snapshot("a", 10, true), snapshot("b", 10, true), changes, anew];
+        let doubts = |until: Option<u64>| {
+            let plan = plan(&chain, &known(), until.map(Position), &[]).unwrap();
+            plan.rewritten.into_iter().collect::<Vec<_>>()
+        };
+        let doubt = Rewritten { since: Position(30), anew: Position(50) };
+        let found = [Some(30), Some(31), Some(49), Some(50), None].map(doubts);
+        assert_eq!(found, [vec![], vec![(1, doubt)], vec![(1, doubt)], vec![], vec![]]);
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! Definitions of tables that go with no row: what statements made of them. Pure.
+//! Which definition of a table an object goes with, and those that go with no row: what statements made of them. Pure.
 
 use std::sync::Arc;
 
 use super::{ReplayError, key::Name, plan::Definitions, plan_names::Seen};
 use crate::{
-    ledger::{Defined, Entry},
+    ledger::{Defined, Entry, EntryObject},
     seal::Table,
     units::{Position, Sequence},
 };
@@ -54,4 +54,20 @@ pub(super) fn defined<'a>(
 /// Where a table was seen to be called so: by statements as by the changes behind them.
 pub(super) fn seen(entry: &Entry, definition: &Definition) -> Seen {
     Seen::within(entry.from.position, entry.to.position, definition.sequence.0 + 1)
+}
+
+/// The version of a table under which an `object` of it was written, or the last in the entry.
+pub(super) fn definition(
+    entry: &Entry,
+    object: Option<&EntryObject>,
+    name: &Name,
+    known: &Definitions,
+) -> Result<Arc<Table>, ReplayError> {
+    let qualified = name.qualified();
+    let version = object.and_then(|object| object.version);
+    let version = version.or_else(|| entry.tables.get(&qualified).copied());
+    let table = version.and_then(|version| known.get(&(name.clone(), version)));
+    table.cloned().ok_or_else(|| ReplayError::Missing {
+        key: format!("_schema/…/{qualified}/{}.json (entry {})", version.unwrap_or(0), entry.entry),
+    })
 }

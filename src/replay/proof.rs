@@ -376,8 +376,9 @@ async fn one(
     if let Some(entry) = planned.left {
         // It is no promise of the lake any more.
         proof.verdict = Verdict::Untold;
-        proof.why =
-            Some(format!("it left (entry {entry}): it was dropped, excluded or unreadable"));
+        proof.why = Some(format!(
+            "it left (entry {entry}): it was dropped, excluded, unreadable, or a statement changed values of it that are in no stream"
+        ));
         return Ok(proof);
     }
     let problem = held.and_then(|held| held.problem.clone());

@@ -135,9 +135,13 @@ impl<'a> Restore<'a> {
             let Some(live) = self.live.get(id) else { continue };
             let table = live.table.qualified();
             self.target.notes.push(format!(
-                "{table} stands as it was when it left (entry {entry}): it was dropped, excluded or unreadable"
+                "{table} stands as it was when it left (entry {entry}): it was dropped, excluded, unreadable, or a statement changed values of it that are in no stream"
             ));
             left.push(table);
+        }
+        for (id, rewritten) in &plan.rewritten {
+            let Some(live) = self.live.get(id) else { continue };
+            self.target.notes.push(rewritten.doubt(&live.table.qualified()));
         }
         for away in &plan.away {
             self.target.notes.push(format!("{} is not restored: {}", away.table, away.why()));

@@ -13,7 +13,7 @@ use tokio_postgres::{Client, CopyInSink, Statement, error::DbError, types::ToSql
 use super::{
     ReplayError,
     apply::{Matching, RowKey, Shape, Step, merge_from},
-    evolve,
+    evolve::{self, Alteration, Otherwise},
     labels::{self, Labels},
     schema,
 };
@@ -155,11 +155,36 @@ impl<'a> Target<'a> {
     pub(super) async fn alter(&mut self, from: &Table, to: &Table) -> Result<(), ReplayError> {
         self.types(to).await?;
         self.run("alter a table", &schema::create_schema(&to.schema)).await?;
-        for step in evolve::alter(from, to) {
-            self.run(&format!("alter table {}", to.qualified()), &step).await?;
+        let doing = format!("alter table {}", to.qualified());
+        for Alteration { sql, otherwise } in evolve::alter(from, to) {
+            match otherwise {
+                None => self.run(&doing, &sql).await?,
+                Some(otherwise) => self.retype(&doing, (to, &sql), otherwise).await?,
+            }
         }
         self.try_all(evolve::defaults(from, to)).await?;
         self.remember(to).await
+    }
+
+    /// Gives a column another type; where its values do not read as that, they are given up, and it is said.
+    async fn retype(
+        &mut self,
+        doing: &str,
+        (table, sql): (&Table, &str),
+        otherwise: Otherwise,
+    ) -> Result<(), ReplayError> {
+        self.run(doing, "SAVEPOINT lakehead_type").await?;
+        if let Err(error) = self.run(doing, sql).await {
+            self.run(doing, "ROLLBACK TO SAVEPOINT lakehead_type").await?;
+            let Otherwise { column, as_type, sql } = otherwise;
+            self.run(doing, &sql).await.map_err(|_| error)?;
+            self.notes.push(format!(
+                "{}: values of the column {column} do not read as {as_type}, and are NULL up to the next change \
+                 of their rows: a statement made others of them, which are in no stream",
+                table.qualified()
+            ));
+        }
+        self.run(doing, "RELEASE SAVEPOINT lakehead_type").await
     }
 
     /// Removes a table that another one of the same name replaces, or another reading of it.

@@ -12,7 +12,7 @@ use crate::{
     facts::{self, FactBatch, FactDamaged, Facts},
     journal::{
         Sight,
-        fate::{FATE_FACTS, Fate, anew_fact, fate_fact, fated_table},
+        fate::{FATE_FACTS, Fate, anew_fact, fate_fact, fated_table, rewritten_fact},
     },
     units::{Position, Sequence},
 };
@@ -31,6 +31,9 @@ pub struct Fates {
     /// the name's version with this group.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub anew: BTreeMap<String, Position>,
+    /// Of those that are read anew: behind this position a statement changed values of them that are in no stream.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rewritten: BTreeMap<String, Position>,
     /// Their rows from before a gap count on: those that differed from the database behind it were read by their
     /// keys.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -94,6 +97,7 @@ impl Fates {
         self.whole.is_empty()
             && self.left.is_empty()
             && self.anew.is_empty()
+            && self.rewritten.is_empty()
             && self.repaired.is_empty()
             && self.sequences.is_empty()
             && self.defined.is_empty()
@@ -144,13 +148,18 @@ pub(super) fn begun_anew(
     table: &Table,
     position: Position,
     said: &mut FactBatch,
-) -> Fates {
+) -> Result<Fates, FactDamaged> {
     let (mut fates, anew) = (Fates::default(), anew_fact(table.id));
     if facts.get(&anew).is_some() {
-        fates.anew.insert(table.qualified(), position);
+        let (name, rewritten) = (table.qualified(), rewritten_fact(table.id));
+        if let Some(since) = facts::read(facts, &rewritten)? {
+            fates.rewritten.insert(name.clone(), since);
+            said.delete(rewritten);
+        }
+        fates.anew.insert(name, position);
         said.delete(anew).delete(fate_fact(table.id, Fate::Left));
     }
-    fates
+    Ok(fates)
 }
 
 /// What the source asked to be said, and the facts that go with that. What cannot be said yet stays: of a
@@ -202,16 +211,18 @@ mod tests {
     fn a_reading_anew_is_said_by_its_first_part_and_takes_the_leaving_with_it() {
         let (facts, mut asked) = (MemoryFacts::default(), FactBatch::default());
         asked.put(anew_fact(7), &true).put(fate_fact(7, Fate::Left), &Fate::Left);
+        asked.put(rewritten_fact(7), &Position(40));
         facts.record_blocking(asked).unwrap();
         let say = |id| {
             let mut said = FactBatch::default();
-            let fates = begun_anew(&facts, &table(id, "t"), Position(50), &mut said);
+            let fates = begun_anew(&facts, &table(id, "t"), Position(50), &mut said).unwrap();
             facts.record_blocking(said).unwrap();
-            fates.anew
+            fates
         };
-        assert_eq!(say(8), BTreeMap::new());
-        assert_eq!(say(7), BTreeMap::from([("public.t".to_owned(), Position(50))]));
-        assert_eq!(say(7), BTreeMap::new());
+        let at = |position| BTreeMap::from([("public.t".to_owned(), Position(position))]);
+        assert!(say(8).is_empty());
+        assert_eq!(say(7), Fates { anew: at(50), rewritten: at(40), ..Fates::default() });
+        assert!(say(7).is_empty());
         assert_eq!(facts.scan("seal/").len(), 0);
     }
 

@@ -147,7 +147,7 @@ fn note(
         _ => span(&*desk.facts, table_id)?.unwrap_or(Span::begun(position, by_key)),
     };
     let mut span = Span::with(Some(span), position, completes);
-    let mut fates = fates::begun_anew(&*desk.facts, table, position, facts);
+    let mut fates = fates::begun_anew(&*desk.facts, table, position, facts)?;
     // Else rows of it may have to be read again first, which the source knows.
     span.told = span.is_one() && fates.add(Fate::Whole, table);
     facts.put(span_fact(table_id), &span);

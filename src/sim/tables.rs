@@ -225,6 +225,7 @@ fn listed(table: usize) -> Listed {
         addressable: false,
         selectable: true,
         filenode: FILENODE,
+        attributes: 0,
     }
 }
 

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `seal/fate/<table id>/<fate>` | a [`Fate`] that is still to be said |
 //! | `seal/anew/<table id>` | true: the next part of its snapshot is the first of a reading anew |
+//! | `seal/rewritten/<table id>` | the position behind which a statement changed values of it: with the above |
 //! | `seal/first/<table id>` | qualified name of a table that the lake has from now on. Goes once the source knows it, or that it is gone |
 //!
 //! A box that takes a chain over knows of a table only what the chain says.
@@ -50,6 +51,11 @@ pub fn anew_fact(table_id: u32) -> String {
     format!("seal/anew/{table_id:010}")
 }
 
+/// Key of the position behind which values of a table changed that are in no stream. Goes with [`anew_fact`].
+pub fn rewritten_fact(table_id: u32) -> String {
+    format!("seal/rewritten/{table_id:010}")
+}
+
 /// Prefix of all [`first_fact`]s.
 pub const FIRST_FACTS: &str = "seal/first/";
 
@@ -79,6 +85,7 @@ mod tests {
         assert_eq!(serde_json::to_string(&repaired).unwrap(), json);
         assert_eq!(fated_table("seal/fates/0000000007/left"), None);
         assert_eq!(anew_fact(7), "seal/anew/0000000007");
+        assert_eq!(rewritten_fact(7), "seal/rewritten/0000000007");
         assert_eq!(first_fact(7), "seal/first/0000000007");
     }
 }

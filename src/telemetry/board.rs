@@ -24,6 +24,9 @@ pub struct SourceStatus {
     pub server_version: String,
     /// End of the server's log, as last heard.
     pub server: Position,
+    /// Where the server's log ended, or later, when its catalog was looked at last while nothing was read of tables.
+    #[serde(default)]
+    pub catalog: Position,
     /// Received from the server.
     pub received: Position,
     /// Fsynced in the journal: whole transactions.

@@ -23,7 +23,7 @@ use lakehead::{
     error::Cause,
     ledger::{Entry, EntryKind},
     shutdown::Tasks,
-    telemetry::board::{SourceState, SourceStatus},
+    telemetry::board::{SourceState, SourceStatus, TableProgress},
     units::Position,
 };
 use serde_json::{Value, json};
@@ -303,6 +303,21 @@ impl World {
         })
         .await;
         self.caught_up().await;
+    }
+
+    /// Waits until the box has seen what became of tables by now, all that is to be read of them is whole, and the
+    /// ledger covers it.
+    pub(crate) async fn settled(&mut self) -> Position {
+        let admin = self.admin().await;
+        let wanted = self.cluster.position(&admin).await.unwrap();
+        // So that the log goes on.
+        admin.batch_execute("INSERT INTO public.mark VALUES (clock_timestamp())").await.unwrap();
+        self.until("it has settled", |status| {
+            let whole = |one: &TableProgress| one.chunks > 0 && one.chunks_done >= one.chunks;
+            status.catalog >= wanted && status.snapshot.values().all(whole)
+        })
+        .await;
+        self.caught_up().await
     }
 
     /// Waits until the ledger covers everything committed so far. A mark committed before the slot was made

@@ -54,6 +54,8 @@ pub(crate) struct Listed {
     pub(crate) selectable: bool,
     /// Changes when the table is rewritten or emptied.
     pub(crate) filenode: u32,
+    /// How many columns there ever were, dropped ones among them.
+    pub(crate) attributes: u16,
 }
 
 /// Whether generated columns name a table's old rows. PostgreSQL 18 refuses UPDATE and DELETE to the customer where
@@ -178,6 +180,15 @@ impl Described {
         })
     }
 
+    /// Its columns that have values of their own, by number: type as declared and its modifier.
+    pub(crate) fn numbered(&self) -> impl Iterator<Item = (u16, (u32, i32))> {
+        let columns = self.table.columns.iter().zip(&self.printed);
+        let own = columns.filter(|(column, _)| !column.is_computed());
+        own.filter_map(|(column, printed)| {
+            Some((column.number?, (printed.declared, printed.modifier)))
+        })
+    }
+
     /// Its replica identity, as the catalog spells it.
     pub(crate) fn identity_letter(&self) -> &'static str {
         match self.table.identity {
@@ -224,6 +235,7 @@ pub(crate) async fn list(wire: &mut Wire, patterns: &Patterns) -> Result<Listing
             addressable: keyed || row.flag(7),
             selectable: row.flag(8),
             filenode: row.parse_as(9)?,
+            attributes: row.parse_as(11)?,
             schema,
             name,
         };
@@ -385,11 +397,11 @@ pub(crate) const COMPUTED_SINCE: u32 = 180_000;
 pub(crate) const FIRST_USER_ID: u32 = 16384;
 
 /// 0 id, 1 schema, 2 name, 3 kind, 4 persistence, 5 identity, 6 has a usable primary key, 7 has an
-/// identity index, 8 readable, 9 file number, 10 [`COMPUTED`]. Partitioned tables hold no rows; their leaves do.
+/// identity index, 8 readable, 9 file number, 10 [`COMPUTED`], 11 columns there ever were. Partitioned tables hold no rows; their leaves do.
 const LIST: &str = "SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident,
     EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid),
     EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident AND i.indisvalid),
-    has_table_privilege(c.oid, 'SELECT'), coalesce(pg_relation_filenode(c.oid), 0), {computed}
+    has_table_privilege(c.oid, 'SELECT'), coalesce(pg_relation_filenode(c.oid), 0), {computed}, c.relnatts
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'f') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'";
 

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::ranges::Ranges;
+use super::{ranges::Ranges, rewritten::Layout};
 
 /// The parts of a table.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -40,6 +40,9 @@ pub(crate) struct Plan {
     /// Whether the ledger was told of that.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) told: bool,
+    /// Its columns with the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) layout: Option<Layout>,
 }
 
 /// A range of blocks.
@@ -84,6 +87,7 @@ impl Plan {
             passes: 0,
             gone: false,
             told: false,
+            layout: None,
         }
     }
 

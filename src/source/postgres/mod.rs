@@ -83,6 +83,7 @@ mod relation;
 mod render;
 mod repair;
 mod reread;
+mod rewritten;
 pub(crate) mod session;
 mod size;
 mod slot;

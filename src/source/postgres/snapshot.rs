@@ -28,6 +28,7 @@ use super::{
     gulp::Rows,
     login::Purpose,
     pulse, reach, reread,
+    rewritten::Layout,
     session::{Fresh, Shared},
     size::size,
     wire::Wire,
@@ -191,6 +192,12 @@ async fn plan(
             Some(plan) if !to_be_made => plan,
             Some(_) | None => new(),
         };
+        let layout = Layout::of(&described);
+        let before = plan.layout.replace(layout.clone()).filter(|_| !done.is_empty());
+        if before.is_some_and(|before| layout.is_changed(&before, plan.filenode != filenode)) {
+            // The next look has it read anew.
+            continue;
+        }
         if plan.again {
             let standing = (&done, size.extent);
             match reread::divide(shared, &mut wire, &described, plan, standing).await? {

@@ -28,6 +28,7 @@ use super::{
     login::Purpose,
     repair,
     reread::{self, Standing},
+    rewritten::Rewritten,
     session::{self, Fresh, Shared},
     slot,
     snapshot::{Pass, plan_fact, progress},
@@ -55,6 +56,7 @@ pub(crate) struct Tables {
     whole: BTreeSet<u32>,
     /// Why the last order to repair tables was refused.
     refused: Option<String>,
+    rewritten: Rewritten,
     generators: Generators,
     large_objects: LargeObjects,
     /// Where large objects that are to be read stand.
@@ -86,6 +88,7 @@ impl Tables {
             wire: None,
             whole: BTreeSet::new(),
             refused: None,
+            rewritten: Rewritten::default(),
             generators: Generators::default(),
             large_objects: LargeObjects::default(),
             wanted: None,
@@ -158,11 +161,20 @@ impl Tables {
             }
         };
         let noted = Noted::read(&*self.shared.facts)?;
+        let position = Position(self.shared.log_end.load(Ordering::Relaxed));
         let listing = session::tables(&self.shared, wire).await?.tables;
+        if !running {
+            let anew = self.rewritten.look(&self.shared, wire, &listing, position).await?;
+            self.whole.retain(|id| !anew.contains(id));
+        }
         self.generators.look(&self.shared, wire, &listing, &self.chunks).await?;
         let objects = &mut self.large_objects;
         self.wanted = objects.look(&self.shared, wire, &self.chunks, running).await?;
-        self.settle(listing, &noted, running).await
+        let missing = self.settle(listing, &noted, running).await?;
+        if !running {
+            self.shared.board.write(|status| status.catalog = position);
+        }
+        Ok(missing)
     }
 
     /// Brings what is known of tables to the `listing`, and says what of them the lake lacks.

@@ -1,0 +1,245 @@
+//! Notices tables whose rows were written anew with other values: a column came with a default that is computed for
+//! each row (`random()`; `nextval()`, as of serial and identity columns), or one got another type. No change stream
+//! has these values, so that such a table is read anew, as if it had left and were back.
+//!
+//! Its file changes whenever a table is written anew, also where all values stay (VACUUM FULL, CLUSTER, another
+//! tablespace), and when it is emptied: what it was, the columns tell. Where the file stays no value has changed; what
+//! rows have in a column that came is in the catalog then.
+//!
+//! **Invariant:** a file is taken for known only together with the columns that were there by then.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    catalog::{Described, Listed},
+    chunks::Plan,
+    error::SourceError,
+    gone,
+    repair::{self, Stage},
+    session::Shared,
+    snapshot::{plan_fact, progress},
+    wire::Wire,
+};
+use crate::{
+    facts::{self, FactBatch},
+    source::{
+        fate::{Fate, fate_fact, rewritten_fact},
+        reread::{EPOCH_FACT, EpochEnd},
+    },
+    units::Position,
+};
+
+/// The columns of a table that have values of their own.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct Layout {
+    /// How many columns there ever were, dropped ones among them.
+    attributes: u16,
+    /// By number: the type as declared, and its modifier.
+    columns: BTreeMap<u16, (u32, i32)>,
+}
+
+/// What a file and its columns say of the rows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Judgment {
+    /// Nothing has changed.
+    Known,
+    /// There are others, and no value changed unseen.
+    Harmless,
+    /// Values changed that no stream has.
+    Anew,
+}
+
+/// What is known of tables since the process started.
+#[derive(Default)]
+pub(crate) struct Rewritten {
+    /// File and number of columns of those that need no closer look.
+    known: BTreeMap<u32, (u32, u16)>,
+    /// Where the log ended before the last look.
+    looked: Option<Position>,
+}
+
+impl Layout {
+    pub(crate) fn of(described: &Described) -> Self {
+        let columns = described.numbered().collect::<BTreeMap<_, _>>();
+        Self { attributes: columns.keys().next_back().copied().unwrap_or_default(), columns }
+    }
+
+    /// Whether some column of it has, in rows that are there, values that a table of this layout had not, if all rows
+    /// were written anew (`is_rewritten`) since, or if not.
+    pub(crate) fn is_changed(&self, since: &Self, is_rewritten: bool) -> bool {
+        self.columns.iter().any(|(number, column)| match since.columns.get(number) {
+            Some(before) => is_rewritten && before != column,
+            // One that is not new was computed until then.
+            None => is_rewritten || *number <= since.attributes,
+        })
+    }
+}
+
+/// What became of a table since its plan was made, or looked at last.
+fn judge(plan: &Plan, file: u32, layout: &Layout) -> Judgment {
+    match &plan.layout {
+        Some(known) if layout.is_changed(known, plan.filenode != file) => Judgment::Anew,
+        Some(known) if plan.filenode == file && known == layout => Judgment::Known,
+        // Of what an older firmware read, or a box before this one, nothing else is known.
+        Some(_) | None => Judgment::Harmless,
+    }
+}
+
+impl Rewritten {
+    /// Looks at the tables of a `listing` that was made when the log ended at `position` or later, while no part of
+    /// any is read. Those that are read anew from now on.
+    pub(crate) async fn look(
+        &mut self,
+        shared: &Shared,
+        wire: &mut Wire,
+        listing: &BTreeMap<u32, Listed>,
+        position: Position,
+    ) -> Result<BTreeSet<u32>, SourceError> {
+        let facts = &*shared.facts;
+        let since = match self.looked {
+            Some(position) => position,
+            None => facts::read::<EpochEnd>(facts, EPOCH_FACT)?
+                .map_or(Position(0), |epoch| epoch.end.position),
+        };
+        self.known.retain(|id, _| listing.contains_key(id));
+        let mut plans = BTreeMap::new();
+        for (id, listed) in listing {
+            if self.known.get(id) == Some(&(listed.filenode, listed.attributes)) {
+                continue;
+            }
+            let Some(plan) = progress(shared, *id)? else { continue };
+            // What waits to be compared with the database gets its values by that.
+            let waits =
+                plan.gone || plan.is_to_be_made() || repair::stage(facts, *id) == Stage::Waiting;
+            if !waits {
+                plans.insert(*id, plan);
+            }
+        }
+        let layouts = layouts(wire, plans.keys()).await?;
+        let (mut anew, mut batch) = (BTreeSet::new(), FactBatch::default());
+        for (id, plan) in plans {
+            let Some((file, layout)) = layouts.get(&id) else { continue };
+            match judge(&plan, *file, layout) {
+                Judgment::Known => {}
+                // While parts are missing it is the plan's own, that they cover its file.
+                Judgment::Harmless if !plan.done => continue,
+                Judgment::Harmless => {
+                    let plan = Plan { filenode: *file, layout: Some(layout.clone()), ..plan };
+                    batch.put(plan_fact(id), &plan);
+                }
+                Judgment::Anew => {
+                    let table = &plan.table;
+                    tracing::warn!(
+                        table,
+                        "a statement wrote its rows anew, with values that are in no stream: all of it is read anew"
+                    );
+                    gone::read_anew(facts, id, &plan, &mut batch);
+                    batch.put(rewritten_fact(id), &since);
+                    if plan.done {
+                        batch.put(fate_fact(id, Fate::Left), &Fate::Left);
+                    }
+                    anew.insert(id);
+                    continue;
+                }
+            }
+            self.known.insert(id, (*file, layout.attributes));
+        }
+        if !batch.changes.is_empty() {
+            shared.facts.record(batch).await?;
+        }
+        self.looked = Some(position);
+        Ok(anew)
+    }
+}
+
+/// The files and columns of tables, each as one statement sees them.
+async fn layouts(
+    wire: &mut Wire,
+    tables: impl Iterator<Item = &u32>,
+) -> Result<BTreeMap<u32, (u32, Layout)>, SourceError> {
+    let ids: Vec<String> = tables.map(u32::to_string).collect();
+    let mut found: BTreeMap<u32, (u32, Layout)> = BTreeMap::new();
+    if ids.is_empty() {
+        return Ok(found);
+    }
+    for row in wire.query("look at columns", &LAYOUTS.replace("{ids}", &ids.join(","))).await? {
+        let new =
+            (row.parse_as(1)?, Layout { attributes: row.parse_as(2)?, columns: BTreeMap::new() });
+        let (_, layout) = found.entry(row.parse_as(0)?).or_insert(new);
+        if row.optional(3).is_some() {
+            layout.columns.insert(row.parse_as(3)?, (row.parse_as(4)?, row.parse_as(5)?));
+        }
+    }
+    Ok(found)
+}
+
+/// 0 table, 1 file, 2 how many columns there ever were, 3 a column's number, 4 its type, 5 its modifier. Of a table
+/// without columns one row, without a column. The file is that of the catalog's row, and not the one that
+/// `pg_relation_filenode` knows of: it may be younger than the columns.
+const LAYOUTS: &str = "SELECT c.oid, c.relfilenode, c.relnatts, a.attnum, a.atttypid, a.atttypmod
+    FROM pg_class c LEFT JOIN pg_attribute a
+    ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+    WHERE c.oid IN ({ids})";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(attributes: u16, columns: &[(u16, u32)]) -> Layout {
+        Layout {
+            attributes,
+            columns: columns.iter().map(|(number, kind)| (*number, (*kind, -1))).collect(),
+        }
+    }
+
+    fn judged(before: &Layout, file: u32, after: &Layout) -> Judgment {
+        let plan = Plan {
+            filenode: 9,
+            done: true,
+            layout: Some(before.clone()),
+            ..Plan::empty("public.t".into())
+        };
+        judge(&plan, file, after)
+    }
+
+    #[test]
+    fn only_another_file_with_a_new_or_another_column_has_other_values() {
+        let before = layout(3, &[(1, 23), (3, 25)]);
+        let (same, other) = (9, 10);
+        for (file, after, expected) in [
+            (same, before.clone(), Judgment::Known),
+            // VACUUM FULL, TRUNCATE.
+            (other, before.clone(), Judgment::Harmless),
+            (same, layout(4, &[(1, 23), (3, 25), (4, 23)]), Judgment::Harmless),
+            (other, layout(4, &[(1, 23), (3, 25), (4, 23)]), Judgment::Anew),
+            // varchar to text, and int to bigint.
+            (same, layout(3, &[(1, 23), (3, 1043)]), Judgment::Harmless),
+            (other, layout(3, &[(1, 20), (3, 25)]), Judgment::Anew),
+            // Dropped; then VACUUM FULL.
+            (same, layout(3, &[(1, 23)]), Judgment::Harmless),
+            (other, layout(3, &[(1, 23)]), Judgment::Harmless),
+            // It was computed until then.
+            (same, layout(3, &[(1, 23), (2, 23), (3, 25)]), Judgment::Anew),
+        ] {
+            assert_eq!(judged(&before, file, &after), expected, "{file} {after:?}");
+        }
+        let mut narrower = before.clone();
+        narrower.columns.insert(3, (25, 10));
+        assert_eq!(judged(&before, other, &narrower), Judgment::Anew, "its modifier");
+    }
+
+    #[test]
+    fn of_a_plan_of_an_older_firmware_nothing_is_known() {
+        let plan = Plan { filenode: 9, done: true, ..Plan::empty("public.t".into()) };
+        assert_eq!(judge(&plan, 10, &layout(1, &[(1, 23)])), Judgment::Harmless);
+    }
+
+    #[test]
+    fn the_layout_is_pinned() {
+        let json = serde_json::to_string(&layout(3, &[(1, 23), (3, 25)])).unwrap();
+        assert_eq!(json, r#"{"attributes":3,"columns":{"1":[23,-1],"3":[25,-1]}}"#);
+        assert_eq!(serde_json::from_str::<Layout>(&json).unwrap(), layout(3, &[(1, 23), (3, 25)]));
+    }
+}
