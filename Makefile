@@ -113,8 +113,8 @@ bench-idle: bench-tools ## A box at rest, and its start: make bench-idle SECONDS
 	cargo build --release --locked --features demo
 	@env SECONDS=$(SECONDS) python3 benches/idle.py
 
-bench-guest: SECONDS = 30
-bench-guest: bench-tools ## What pgbench feels of a snapshot, full and gentle: make bench-guest SECONDS=30 RATE=200 TURNS=3
+bench-guest: SECONDS = 8
+bench-guest: bench-tools ## What pgbench feels of a snapshot, full and gentle: make bench-guest SECONDS=8 CYCLES=15 RATE=200
 	cargo build --release --locked --features demo
 	@env SECONDS=$(SECONDS) python3 benches/guest.py
 

@@ -41,6 +41,10 @@ PANELS = {
         "100 tables, and nothing happens",
         [("CPU, % of a core", "cpu_percent", "{:.2f}"), ("Resident, MiB", "resident_mib", "{:.0f}")],
     ),
+    "guest": (
+        "pgbench beside a snapshot",
+        [("p50 of a transaction, ms", "p50_ms", "{:.2f}"), ("p95, ms", "p95_ms", "{:.2f}"), ("p99, ms", "p99_ms", "{:.2f}")],
+    ),
 }
 # Figures of one line, each a bar of its own: by bench, the set, its heading, and label, key by bar.
 PARTS = {

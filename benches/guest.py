@@ -1,22 +1,23 @@
 #!/usr/bin/env python3
 """What those who work in a database feel while one of its tables is read: at full pace, and gently.
 
-    make bench-guest SECONDS=30 RATE=200 TURNS=3
+    make bench-guest SECONDS=8 CYCLES=15 RATE=200
 
 pgbench's own transactions, RATE a second by eight clients, committed synchronously, in one database with a table
-that is too large for the server's memory of pages. In each turn it runs once for all: alone, then beside a box that
-reads the table with `snapshot_pace = "full"`, then alone again, then beside one with "gentle", SECONDS each; less,
-if the table is read to its end before. What a transaction took is counted from when it was due, so that one that
-waits for those before it is not flattered. Percentiles are of all transactions that were due in a stretch, but for
-those of its first EDGE_S.
+that is too large for the server's memory of pages. Beside it a box reads that table, and is stopped (SIGSTOP) and goes on
+in turns, SECONDS each: what differs between both is the reading, whatever the machine does in the course of minutes.
+With "gentle" one box reads for CYCLES turns, once its pace has had time to settle; with "full" the table is read to its
+end within seconds, so that turns are short and boxes are several. What a transaction took is counted from when it was due, so that
+one that waits for those before it is not flattered. Percentiles are of all transactions that were due in the turns of one
+kind, but for those of a turn's first EDGE_S.
 
 At a customer's only the server is on the machine. So here the box and the store have their files in memory, not on the
-server's disk, and get what the others leave of the processors (nice 19): what is felt is the reading itself.
+server's disk, and run only where nothing else wants to (SCHED_IDLE): what is felt is the reading itself.
 """
 
 import os
 import shutil
-import statistics
+import signal
 import time
 from pathlib import Path
 
@@ -24,9 +25,9 @@ import figures
 import ground
 import meter
 
-SECONDS = int(os.environ.get("SECONDS", "30"))
+SECONDS = float(os.environ.get("SECONDS", "8"))
+CYCLES = int(os.environ.get("CYCLES", "15"))
 RATE = int(os.environ.get("RATE", "200"))
-TURNS = int(os.environ.get("TURNS", "3"))
 ROWS = int(10_000_000 * float(os.environ.get("SCALE", "1")))
 PGBENCH_SCALE = 20
 CLIENTS = 8
@@ -49,122 +50,129 @@ def load(cluster):
     ground.shell(f"pgbench -i -q -s {PGBENCH_SCALE} {DATABASE} 2>&1")
 
 
+class Stretches:
+    """Turns of one kind: when each was, and the rows that were read in it."""
+
+    def __init__(self):
+        self.spans, self.rows = [], 0
+
+    def add(self, seconds, read):
+        time.sleep(EDGE_S)
+        before, began = read(), time.time()
+        time.sleep(seconds)
+        self.spans.append((began, time.time()))
+        self.rows += read() - before
+
+    def result(self, taken):
+        took = [ms for due, ms in taken if any(began <= due < ended for began, ended in self.spans)]
+        seconds = sum(ended - began for began, ended in self.spans)
+        figures.demand(len(took) > 0.8 * RATE * seconds, f"{len(took)} transactions in {seconds:.0f} s")
+        found = {f"p{share}_ms": figures.percentile(took, share / 100) for share in (50, 75, 90, 95, 99)}
+        return {"transactions": len(took), **found, "rows_per_s": self.rows / seconds}
+
+
 class Guest:
-    """One turn: pgbench, and the boxes beside it."""
+    """A box beside pgbench."""
 
-    def __init__(self, cluster, number):
-        self.cluster = cluster
-        self.folder = APART
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        self.number = number
-        self.stretches = {}
+    def __init__(self, cluster, pace):
+        self.store = ground.Store(APART / f"store-{pace}")
+        self.store.start()
+        table = [f"public.{TABLE}"]
+        folder = APART / pace
+        self.box = ground.Box(folder, cluster, DATABASE, self.store, f"guest_{pace}", table, pace=pace)
+        # Of a run that was broken off.
+        cluster.drop_slot(self.box.slot)
+        self.box.start()
+        self.box.until(lambda status: sum(part["rows"] for part in status["snapshot"].values()) > 0)
 
-    def run(self):
-        words = ["pgbench", "-n", "-c", str(CLIENTS), "-j", "1", "-R", str(RATE), "-T", str(4 * SECONDS + 120)]
-        words += ["-s", str(PGBENCH_SCALE), "-l", f"--log-prefix={self.folder}/taken", DATABASE]
-        self.cluster.sql(DATABASE, "CHECKPOINT")
-        with open(ground.FOLDER / "peer.log", "a") as log:
-            pgbench = meter.Run(words, log, SYNCHRONOUS)
-            time.sleep(EDGE_S)
-            self.alone("alone")
-            self.beside("full")
-            self.alone("again")
-            self.beside("gentle")
-            figures.demand(not pgbench.ended(), "pgbench ended early")
-            pgbench.kill()
-        return self.result()
+    def turns(self, seconds, cycles, alone, beside):
+        """Stopped and reading, in turns."""
+        process = self.box.run.process.pid
+        for _ in range(cycles):
+            os.kill(process, signal.SIGSTOP)
+            alone.add(seconds, lambda: 0)
+            os.kill(process, signal.SIGCONT)
+            beside.add(seconds, self.rows)
+        figures.demand(not ground.whole(self.box.status()["snapshot"]), "the table was read to its end: SCALE is too small")
 
-    def alone(self, name):
-        time.sleep(REST_S)
-        began = time.time()
-        time.sleep(SECONDS)
-        self.stretches[name] = (began, time.time(), 0)
+    def rows(self):
+        return sum(max(part["rows"], part["rows_done"]) for part in self.box.status()["snapshot"].values())
 
-    def beside(self, pace):
-        store = ground.Store(self.folder / f"store-{pace}")
-        store.start()
-        box = ground.Box(
-            self.folder / pace, self.cluster, DATABASE, store, f"guest_{pace}", [f"public.{TABLE}"], pace=pace
-        )
-        box.start()
-        box.until(lambda status: sum(part["rows"] for part in status["snapshot"].values()) > 0)
-        rows, began = self.rows(box.status()), time.time()
-        while time.time() < began + SECONDS:
-            time.sleep(0.2)
-            status = box.status()
-            if status and ground.whole(status["snapshot"]):
-                break
-        ended = time.time()
-        rows = self.rows(box.status()) - rows
-        figures.demand(ended - began >= 3 * EDGE_S, f"the table was read in {ended - began:.1f} s: SCALE is too small")
-        self.stretches[pace] = (began, ended, rows / (ended - began))
-        box.stop()
-        box.leave()
-        store.stop()
+    def leave(self):
+        self.box.stop()
+        self.box.leave()
+        self.store.stop()
+        shutil.rmtree(self.store.folder)
+        shutil.rmtree(self.box.folder)
 
-    @staticmethod
-    def rows(status):
-        return sum(max(part["rows"], part["rows_done"]) for part in status["snapshot"].values())
 
-    def result(self):
-        """By stretch: percentiles of what transactions took, in ms, and what was read."""
-        taken = []
-        for path in self.folder.glob("taken.*"):
-            for line in path.read_text().splitlines():
-                fields = line.split()
-                if len(fields) < 6 or not fields[2].isdigit():
-                    continue
-                took_ms = int(fields[2]) / 1e3
-                taken.append((int(fields[4]) + int(fields[5]) / 1e6 - took_ms / 1e3, took_ms))
-        found = {}
-        for name, (began, ended, rows_per_s) in self.stretches.items():
-            took = [ms for due, ms in taken if began + EDGE_S <= due < ended]
-            figures.demand(len(took) > 0.9 * RATE * (ended - began - EDGE_S), f"{name}: {len(took)} transactions")
-            found[name] = {
-                "transactions": len(took),
-                "p50_ms": figures.percentile(took, 0.50),
-                "p95_ms": figures.percentile(took, 0.95),
-                "p99_ms": figures.percentile(took, 0.99),
-                "rows_per_s": rows_per_s,
-            }
-        for pace, before in (("full", "alone"), ("gentle", "again")):
-            found[pace]["p95_ratio"] = found[pace]["p95_ms"] / found[before]["p95_ms"]
-        return found
+def measure(cluster):
+    """By kind of turn: what transactions took in it."""
+    shutil.rmtree(APART, ignore_errors=True)
+    APART.mkdir(parents=True)
+    cluster.sql(DATABASE, "CHECKPOINT")
+    words = ["pgbench", "-n", "-c", str(CLIENTS), "-j", "1", "-R", str(RATE), "-T", "3000"]
+    words += ["-s", str(PGBENCH_SCALE), "-l", f"--log-prefix={APART}/taken", DATABASE]
+    kinds = {name: Stretches() for name in ("alone", "full", "alone again", "gentle")}
+    with open(ground.FOLDER / "peer.log", "a") as log:
+        pgbench = meter.Run(words, log, SYNCHRONOUS)
+        time.sleep(SETTLE_S)
+        for _ in range(FULL_BOXES):
+            guest = Guest(cluster, "full")
+            guest.turns(FULL_S, 2, kinds["alone"], kinds["full"])
+            guest.leave()
+        guest = Guest(cluster, "gentle")
+        time.sleep(SETTLE_S)
+        guest.turns(SECONDS, CYCLES, kinds["alone again"], kinds["gentle"])
+        figures.demand(not pgbench.ended(), "pgbench ended early")
+        pgbench.kill()
+        guest.leave()
+    taken = [due for path in APART.glob("taken.*") for due in transactions(path)]
+    found = {name: kind.result(taken) for name, kind in kinds.items()}
+    for pace, before in (("full", "alone"), ("gentle", "alone again")):
+        found[pace]["p95_ratio"] = found[pace]["p95_ms"] / found[before]["p95_ms"]
+    shutil.rmtree(APART)
+    return found
+
+
+def transactions(path):
+    """When each was due, and how many ms it took, by pgbench's log."""
+    for line in path.read_text().splitlines():
+        fields = line.split()
+        if len(fields) >= 6 and fields[2].isdigit():
+            took_ms = int(fields[2]) / 1e3
+            yield int(fields[4]) + int(fields[5]) / 1e6 - took_ms / 1e3, took_ms
 
 
 def main():
     columns = [
         ("transactions", "transactions", "{:,.0f}"),
         ("p50 ms", "p50_ms", "{:.2f}"),
+        ("p75 ms", "p75_ms", "{:.2f}"),
+        ("p90 ms", "p90_ms", "{:.2f}"),
         ("p95 ms", "p95_ms", "{:.2f}"),
         ("p99 ms", "p99_ms", "{:.2f}"),
         ("p95 / alone", "p95_ratio", "{:.2f}"),
         ("rows read/s", "rows_per_s", "{:,.0f}"),
     ]
-    turns = []
-    ground.BEHIND = ["nice", "-n", "19"]
+    ground.BEHIND = ["chrt", "--idle", "0"]
     with ground.standing() as cluster:
         load(cluster)
-        for number in range(TURNS):
-            turns.append(Guest(cluster, number).run())
-            for name, stretch in turns[-1].items():
-                ground.say(f"turn {number + 1} {name}: {figures.shown(stretch)}")
-        shutil.rmtree(APART)
-        results = {
-            name: {key: statistics.median(turn[name][key] for turn in turns) for key in turns[0][name]}
-            for name in turns[0]
-        }
-        figures.keep("guest", {**results, "turns": turns}, cluster, ROWS / 10_000_000)
-    title = f"guest: pgbench, {RATE} transactions a second, {TURNS} turns of {SECONDS} s"
+        results = measure(cluster)
+        figures.keep("guest", results, cluster, ROWS / 10_000_000)
+    title = f"guest: pgbench, {RATE} transactions a second, {CYCLES} turns of {SECONDS:g} s"
     print("\n".join(figures.table(title, results, columns)))
 
 
 # In memory.
 APART = Path("/dev/shm/lakehead-bench-guest")
-# Of a stretch what is not counted, and what lies between two.
-EDGE_S = 2
-REST_S = 5
+# Of a turn what is not counted.
+EDGE_S = 1
+# Until a pace is found, and the server has its pages.
+SETTLE_S = 20
+# At full pace.
+FULL_S = 1.5
+FULL_BOXES = 4
 
 if __name__ == "__main__":
     main()

@@ -334,7 +334,7 @@ pub fn wire(bytes: &[u8]) {
 async fn converse(road: u8, sent: &[u8]) {
     let Some(channel) = answering(sent) else { return };
     let mut wire = Wire::new(channel, "fuzz:1".into());
-    match road % 4 {
+    match road % 5 {
         0 => {
             let url = Url::parse("postgresql://fuzz@localhost/fuzz").expect("a URL");
             let password = Secret::new(b"pencil".to_vec());
@@ -346,6 +346,13 @@ async fn converse(road: u8, sent: &[u8]) {
         1 => drop(wire.query("fuzz", "SELECT 1").await),
         2 => {
             let Ok(mut gulp) = wire.copy_out("fuzz", "COPY").await else { return };
+            while let Ok(Some(rows)) = wire.rows("fuzz", &mut gulp, 1 << 20).await {
+                assert!(rows.bytes.len() <= sent.len());
+            }
+        }
+        3 => {
+            let Ok(mut gulp) = wire.open_cursor("fuzz", "SELECT").await else { return };
+            gulp.sip(64 << 10);
             while let Ok(Some(rows)) = wire.rows("fuzz", &mut gulp, 1 << 20).await {
                 assert!(rows.bytes.len() <= sent.len());
             }

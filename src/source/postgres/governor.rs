@@ -116,7 +116,8 @@ impl Governor {
     /// Sets the rate by what commits took while `read` bytes a second were read.
     fn judge(&mut self, commits: &[Duration], read: f64) {
         let calm: Vec<Duration> = self.calm.iter().flatten().copied().collect();
-        let (Some(calm), Some(busy)) = (slow(&calm), slow(commits)) else {
+        let Some(most) = most(&calm) else { return };
+        let (Some(calm), Some(busy)) = (slow(&calm, most), slow(commits, most)) else {
             return;
         };
         self.slower = (busy + UNFELT) / (calm + UNFELT);
@@ -127,11 +128,26 @@ impl Governor {
     }
 }
 
-/// Seconds that a slow commit took: three of four were faster. `None` of too few.
-fn slow(commits: &[Duration]) -> Option<f64> {
-    let mut sorted: Vec<f64> = commits.iter().map(Duration::as_secs_f64).collect();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() * 3 / 4).copied()
+/// Seconds that slow commits took, the slower quarter on average, of which none counts for more than `most`: others
+/// are felt in the slow ones, and one that a disk held up says nothing of us. `None` of too few.
+fn slow(commits: &[Duration], most: f64) -> Option<f64> {
+    let sorted = sorted(commits);
+    let slow = sorted.get(sorted.len() * 3 / 4..).filter(|slow| !slow.is_empty())?;
+    let sum: f64 = slow.iter().map(|seconds| seconds.min(most)).sum();
+    Some(sum / to_f64(u64::try_from(slow.len()).unwrap_or(u64::MAX)))
+}
+
+/// The most that one commit counts for, in seconds, by those that were not disturbed.
+fn most(calm: &[Duration]) -> Option<f64> {
+    let sorted = sorted(calm);
+    Some(sorted.get(sorted.len() * 9 / 10)? * MOST)
+}
+
+/// In seconds, the fastest first.
+fn sorted(commits: &[Duration]) -> Vec<f64> {
+    let mut seconds: Vec<f64> = commits.iter().map(Duration::as_secs_f64).collect();
+    seconds.sort_by(f64::total_cmp);
+    seconds
 }
 
 #[expect(clippy::cast_precision_loss, reason = "rates need no more than 52 bits")]
@@ -150,6 +166,8 @@ const SLOWER_AIM: f64 = 1.08;
 /// By how much the rate changes at once.
 const CHANGE_MIN: f64 = 0.65;
 const CHANGE_MAX: f64 = 1.4;
+/// One commit counts for at most so many times what nine of ten take undisturbed.
+const MOST: f64 = 2.0;
 /// In seconds. Nobody feels a quarter of a millisecond.
 const UNFELT: f64 = 0.000_25;
 /// With fewer transactions of others a second there is nobody whose commits could be slower.

@@ -1,9 +1,10 @@
-//! Cuts what COPY … TO STDOUT (FORMAT binary) sends into batches of whole rows. Pure.
+//! Cuts what COPY … TO STDOUT (FORMAT binary) sends, or a binary cursor, into batches of whole rows. Pure.
 //!
 //! The server sends one CopyData message per row
 //! (<https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-COPY>), the first with the
 //! file's header in front, and the trailer, `-1` in place of a row's number of columns, in a message
-//! of its own.
+//! of its own. A cursor's DataRow messages have neither, and their rows are the same bytes: a count of columns, and each
+//! with its length in front. They come as many at a time as were asked for, so that the server does no more at once.
 //!
 //! **Invariant:** the rows given are the rows sent, in order; an end without trailer is an error.
 
@@ -18,6 +19,18 @@ pub(crate) struct Gulp {
     rows: u64,
     begun: bool,
     ended: bool,
+    cursor: Option<Cursor>,
+}
+
+/// What was asked of a cursor.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cursor {
+    /// Rows that were asked for last, and how many of them came, with how many bytes.
+    asked: u64,
+    came: u64,
+    bytes: u64,
+    /// Bytes to be asked for at once.
+    sip: u64,
 }
 
 /// Whole rows.
@@ -30,6 +43,56 @@ pub(crate) struct Rows {
 }
 
 impl Gulp {
+    /// Of a cursor.
+    pub(crate) fn of_cursor() -> Self {
+        Self { begun: true, cursor: Some(Cursor::default()), ..Self::default() }
+    }
+
+    /// Whether rows are asked for, and not just sent.
+    pub(crate) fn is_of_cursor(&self) -> bool {
+        self.cursor.is_some()
+    }
+
+    /// Has rows of about so many bytes asked for at once, of a cursor.
+    pub(crate) fn sip(&mut self, bytes: u64) {
+        if let Some(cursor) = &mut self.cursor {
+            cursor.sip = bytes;
+        }
+    }
+
+    /// Whether so much is on its way that one need not look for each bit of it.
+    pub(crate) fn is_plenty(&self) -> bool {
+        self.cursor.is_none_or(|cursor| cursor.sip >= PLENTY_BYTES)
+    }
+
+    /// How many rows are to be asked for, by what the last ones measured; `None` after the end.
+    pub(crate) fn ask(&mut self) -> Option<u64> {
+        let cursor = self.cursor.as_mut().filter(|_| !self.ended)?;
+        let rows = match cursor.came {
+            0 => ROWS_FIRST,
+            came => (cursor.sip / (cursor.bytes / came).max(1)).clamp(1, ROWS_MAX),
+        };
+        *cursor = Cursor { asked: rows, came: 0, bytes: 0, ..*cursor };
+        Some(rows)
+    }
+
+    /// The server has sent what was asked for, or all there was.
+    pub(crate) fn answered(&mut self) {
+        self.ended |= self.cursor.is_none_or(|cursor| cursor.came < cursor.asked);
+    }
+
+    /// Whether there may be more.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.ended
+    }
+
+    fn count(&mut self, payload: usize) {
+        if let Some(cursor) = &mut self.cursor {
+            cursor.came += 1;
+            cursor.bytes += u64::try_from(payload).unwrap_or(u64::MAX);
+        }
+    }
+
     /// Takes one CopyData payload.
     pub(crate) fn push(&mut self, payload: &[u8]) -> Result<(), SourceError> {
         let mut row = payload;
@@ -43,7 +106,7 @@ impl Gulp {
                 return Ok(());
             }
         }
-        if row == TRAILER {
+        if row == TRAILER && self.cursor.is_none() {
             self.ended = true;
             return Ok(());
         }
@@ -55,6 +118,7 @@ impl Gulp {
         }
         self.bytes.extend_from_slice(row);
         self.rows += 1;
+        self.count(row.len());
         Ok(())
     }
 
@@ -64,8 +128,9 @@ impl Gulp {
     }
 
     /// Takes a payload for which [`Gulp::passes`] said so, when nothing else is held: one row alone.
-    pub(crate) fn pass(&self, payload: Bytes) -> Rows {
+    pub(crate) fn pass(&mut self, payload: Bytes) -> Rows {
         debug_assert!(self.bytes.is_empty() && payload.remaining() >= BATCH_BYTES, "see passes");
+        self.count(payload.len());
         Rows { bytes: payload, rows: 1 }
     }
 
@@ -112,6 +177,11 @@ const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 const TRAILER: &[u8] = &[0xff, 0xff];
 /// A batch is handed on from this size.
 pub(crate) const BATCH_BYTES: usize = 256 << 10;
+/// Asked for at once, from here on it is worth a nap.
+const PLENTY_BYTES: u64 = 1 << 20;
+/// Asked for while nothing is known of their size.
+const ROWS_FIRST: u64 = 16;
+const ROWS_MAX: u64 = 16_384;
 
 #[cfg(test)]
 mod tests {
@@ -149,6 +219,31 @@ mod tests {
         gulp.push(&header()).unwrap();
         gulp.push(&[0, 0]).unwrap();
         assert!(gulp.finish().is_err());
+    }
+
+    #[test]
+    fn of_a_cursor_as_many_rows_are_asked_for_as_fit() {
+        let mut gulp = Gulp::of_cursor();
+        gulp.sip(1000);
+        let row = [&[0, 1, 0, 0, 0, 94][..], &[7; 94]].concat();
+        let mut all = 0;
+        for (asked, come) in [(16, 16), (10, 10), (10, 3)] {
+            assert_eq!(gulp.ask(), Some(asked));
+            (0..come).for_each(|_| gulp.push(&row).unwrap());
+            gulp.answered();
+            let rows = gulp.take().unwrap();
+            all += rows.rows;
+            assert_eq!(rows.bytes.len(), 100 * usize::try_from(come).unwrap());
+        }
+        assert_eq!((gulp.ask(), gulp.take(), all), (None, None, 29));
+        // The last were exactly as many: the next answer is empty.
+        let mut even = Gulp::of_cursor();
+        even.ask();
+        (0..16).for_each(|_| even.push(&[0, 0]).unwrap());
+        even.answered();
+        assert!(even.ask().is_some());
+        even.answered();
+        assert_eq!(even.ask(), None);
     }
 
     #[test]

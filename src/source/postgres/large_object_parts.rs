@@ -118,6 +118,7 @@ impl Pass {
         };
         tracing::info!(position = %stands, "reading large objects");
         let feeling = tasks.child();
+        pulse::begin(&shared);
         let (pulse, token) = (pulse::run(Arc::clone(&shared)), feeling.token());
         feeling.spawn(async move {
             token.run_until_cancelled(pulse).await;

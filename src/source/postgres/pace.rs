@@ -64,6 +64,25 @@ impl Pacer {
         self.want(BTreeSet::new());
     }
 
+    /// Whether there is somebody who is not to feel it.
+    pub(crate) fn is_held(&self) -> bool {
+        *self.pace.borrow() != Pace::Free
+    }
+
+    /// How many bytes of rows a server is to be asked for at once.
+    pub(crate) fn sip(&self) -> u64 {
+        match *self.pace.borrow() {
+            Pace::Free => GULP_BYTES,
+            Pace::Paused => SIP_BYTES,
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "it is positive"
+            )]
+            Pace::Rate(rate) => ((rate * SIP_S) as u64).clamp(SIP_BYTES, SIP_BYTES_MAX),
+        }
+    }
+
     /// Bytes read so far, by all readers.
     pub(crate) fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
@@ -140,8 +159,15 @@ impl Pacer {
     }
 }
 
+/// What a server does at once whose other users are not to feel it: some tenths of a millisecond of one processor of it,
+/// or more where it bears a higher rate unfelt.
+const SIP_BYTES: u64 = 32 << 10;
+const SIP_BYTES_MAX: u64 = 256 << 10;
+const SIP_S: f64 = 0.002;
+/// What it is asked for when they are gone.
+const GULP_BYTES: u64 = 4 << 20;
 /// What a reader that was late may catch up.
-const BURST: Duration = Duration::from_millis(50);
+const BURST: Duration = Duration::from_millis(10);
 /// A value of hundreds of megabytes is not paid for for longer, once it is read.
 const OWED_S_MAX: f64 = 60.0;
 const SLEEP_MAX: Duration = Duration::from_secs(1);
@@ -167,6 +193,18 @@ mod tests {
         let took = SystemClock.now() - start;
         assert!(took >= Duration::from_millis(195), "{took:?}");
         assert_eq!(pacer.read(), 250_000);
+    }
+
+    #[test]
+    fn a_server_that_bears_more_is_asked_for_more_at_once() {
+        let pacer = Pacer::default();
+        assert!(!pacer.is_held());
+        let asked = [Pace::Paused, Pace::Rate(1e6), Pace::Rate(5e7), Pace::Rate(1e10), Pace::Free];
+        let asked = asked.map(|pace| {
+            pacer.set(pace);
+            pacer.sip() >> 10
+        });
+        assert_eq!(asked, [32, 32, 97, 256, 4096]);
     }
 
     #[tokio::test]

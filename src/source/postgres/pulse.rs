@@ -23,13 +23,17 @@ use super::{
 };
 use crate::config::SnapshotPace;
 
+/// Sets the pace to begin with, before anything is read.
+pub(crate) fn begin(shared: &Shared) {
+    if shared.config.snapshot_pace == SnapshotPace::Gentle {
+        steer(shared, shared.pacer.governor().stretch().pace);
+    }
+}
+
 /// Feels and steers, until dropped.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut backoff = Backoff::default();
     let mut governor = shared.pacer.governor();
-    if shared.config.snapshot_pace == SnapshotPace::Gentle {
-        steer(&shared, governor.stretch().pace);
-    }
     loop {
         let Err(error) = feel(&shared, &mut governor, &mut backoff).await;
         tracing::debug!(%error, "the database's pulse is not felt");

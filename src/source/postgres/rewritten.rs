@@ -106,14 +106,20 @@ impl Rewritten {
         self.known.retain(|id, _| listing.contains_key(id));
         let mut plans = BTreeMap::new();
         for (id, listed) in listing {
-            if self.known.get(id) == Some(&(listed.filenode, listed.attributes)) {
+            let seen = (listed.filenode, listed.attributes);
+            if self.known.get(id) == Some(&seen) {
                 continue;
             }
             let Some(plan) = progress(shared, *id)? else { continue };
             // What waits to be compared with the database gets its values by that.
             let waits =
                 plan.gone || plan.is_to_be_made() || repair::stage(facts, *id) == Stage::Waiting;
-            if !waits {
+            let layout = plan.layout.as_ref();
+            let is_as_it_was =
+                layout.map(|layout| (plan.filenode, layout.attributes)) == Some(seen);
+            if is_as_it_was && !waits {
+                self.known.insert(*id, seen);
+            } else if !waits {
                 plans.insert(*id, plan);
             }
         }

@@ -127,6 +127,7 @@ impl Pass {
             large: Semaphore::new(1),
         });
         let feeling = tasks.child();
+        pulse::begin(&shared);
         let (pulse, token) = (pulse::run(Arc::clone(&shared)), feeling.token());
         feeling.spawn(async move {
             token.run_until_cancelled(pulse).await;
@@ -334,7 +335,7 @@ async fn read(
     wire: &mut Wire,
     job: &Job,
 ) -> Result<mpsc::Sender<RowBatch>, SourceError> {
-    let table = &job.described.table;
+    let (table, pacer) = (&job.described.table, &work.shared.pacer);
     begin(wire, &work.snapshot).await?;
     lock_unchanged(wire, table, job.filenode).await?;
     let (tell, rows) = mpsc::channel(BATCHES);
@@ -353,10 +354,16 @@ async fn read(
         wire.query("read by the key's index", "SET LOCAL enable_seqscan = off").await?;
     }
     let (list, from) = (job.described.select_list(), &job.from);
-    let sql = format!("COPY (SELECT {list} FROM {from}) TO STDOUT (FORMAT binary)");
-    let mut gulp = wire.copy_out(COPYING, &sql).await?;
+    let mut gulp = match pacer.is_held() {
+        true => wire.open_cursor(COPYING, &format!("SELECT {list} FROM {from}")).await?,
+        false => {
+            let sql = format!("COPY (SELECT {list} FROM {from}) TO STDOUT (FORMAT binary)");
+            wire.copy_out(COPYING, &sql).await?
+        }
+    };
     let mut total = 0;
     loop {
+        gulp.sip(pacer.sip());
         let turn = match wire.row_ahead()? > ALONE_BYTES {
             true => Some(work.large.acquire().await.map_err(|_| SourceError::Ended)?),
             false => None,
@@ -365,7 +372,7 @@ async fn read(
         total += rows.rows;
         let bytes = u64::try_from(rows.bytes.len()).unwrap_or(u64::MAX);
         hand(work, &table.qualified(), &tell, rows, turn).await?;
-        work.shared.pacer.take(bytes, &*work.shared.clock).await;
+        pacer.take(bytes, &*work.shared.clock).await;
     }
     // Nothing here can fail any more once seal has the end: a part that it may record is not read again.
     wire.query("end a part", "COMMIT").await?;

@@ -205,13 +205,26 @@ impl Wire {
         }
     }
 
+    /// Opens a cursor in the transaction, which gives rows in binary form; read it with [`Wire::rows`]. The server sends
+    /// as many as it is asked for ([`Gulp::sip`]), where it sends a COPY's as fast as its buffers take them, megabytes.
+    pub(crate) async fn open_cursor(
+        &mut self,
+        doing: &'static str,
+        select: &str,
+    ) -> Result<Gulp, SourceError> {
+        self.query("plan for all of its rows", "SET LOCAL cursor_tuple_fraction = 1").await?;
+        let sql = format!("DECLARE lakehead NO SCROLL BINARY CURSOR FOR {select}");
+        self.query(doing, &sql).await?;
+        Ok(Gulp::of_cursor())
+    }
+
     /// Length of the row that comes next, if its beginning has come and its end has not.
     pub(crate) fn row_ahead(&self) -> Result<usize, SourceError> {
         let head = self.peek()?.filter(|head| head.length > self.input.len());
         Ok(head.map_or(0, |head| head.length))
     }
 
-    /// The next rows of a COPY OUT, or `None` after the last. No rows: a row of more than `alone` bytes
+    /// The next rows of a COPY OUT or of the cursor, or `None` after the last. No rows: a row of more than `alone` bytes
     /// comes next, and is read when this is called again.
     pub(crate) async fn rows(
         &mut self,
@@ -219,11 +232,15 @@ impl Wire {
         gulp: &mut Gulp,
         alone: usize,
     ) -> Result<Option<Rows>, SourceError> {
+        if gulp.is_of_cursor() && !self.busy {
+            let Some(rows) = gulp.ask() else { return Ok(None) };
+            self.begin(doing, &format!("FETCH {rows} FROM lakehead")).await?;
+        }
         let asked = self.row_ahead()? > alone;
         loop {
             while let Some(head) = self.head()? {
                 match head.tag {
-                    b'd' if gulp.passes(head.length - 5) => {
+                    b'd' | b'D' if gulp.passes(head.length - 5) => {
                         if let Some(rows) = gulp.take() {
                             return Ok(Some(rows));
                         }
@@ -231,8 +248,15 @@ impl Wire {
                         row.advance(5);
                         return Ok(Some(gulp.pass(row)));
                     }
-                    b'd' if gulp.is_full() => return Ok(gulp.take()),
-                    b'd' => self.gulp(gulp)?,
+                    b'd' | b'D' if gulp.is_full() => return Ok(gulp.take()),
+                    b'd' | b'D' => self.gulp(gulp)?,
+                    b'C' if gulp.is_of_cursor() => {
+                        self.settle(doing).await?;
+                        gulp.answered();
+                        let rows = gulp.take();
+                        return Ok(rows.or_else(|| gulp.is_open().then(Rows::default)));
+                    }
+                    b'T' => self.consume(head),
                     b'c' => {
                         gulp.finish()?;
                         if let Some(rows) = gulp.take() {
@@ -260,7 +284,7 @@ impl Wire {
                 Ok(read) => read?,
                 Err(_) => return Err(self.broken(doing, "no rows in time")),
             };
-            if read < SMALL_READ_BYTES {
+            if read < SMALL_READ_BYTES && gulp.is_plenty() {
                 self.channel.nap(COPY_NAP).await;
             }
         }
@@ -271,7 +295,7 @@ impl Wire {
         let mut taken = 0;
         while !gulp.is_full() {
             let rest = &self.input[taken..];
-            let Some(Head { tag: b'd', length }) = message::head(rest)? else { break };
+            let Some(Head { tag: b'd' | b'D', length }) = message::head(rest)? else { break };
             if length > rest.len() || gulp.passes(length - 5) {
                 break;
             }
@@ -356,8 +380,13 @@ const GOODBYE_LIMIT: Duration = Duration::from_millis(300);
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use futures_util::FutureExt;
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::{
+        io::AsyncReadExt,
+        net::{TcpListener, TcpStream},
+    };
 
     use super::*;
 
@@ -432,6 +461,57 @@ mod tests {
         };
         tokio::join!(send, receive);
         assert!(wire.input.capacity() < 1 << 20, "{}", wire.input.capacity());
+    }
+
+    /// Answers statements as a server with a cursor over these rows; what it was asked for at once.
+    async fn serve_cursor(mut server: TcpStream, mut rows: VecDeque<Vec<u8>>) -> Vec<usize> {
+        let mut asked = vec![];
+        while let Ok(tag) = server.read_u8().await {
+            assert_eq!(tag, b'Q');
+            let length = usize::try_from(server.read_u32().await.unwrap()).unwrap();
+            let mut sql = vec![0; length - 4];
+            server.read_exact(&mut sql).await.unwrap();
+            let sql = String::from_utf8(sql).unwrap();
+            let mut answer = vec![];
+            if let Some(rest) = sql.strip_prefix("FETCH ") {
+                let count: usize = rest.split(' ').next().unwrap().parse().unwrap();
+                asked.push(count);
+                answer.extend(framed(b'T', &[0, 0]));
+                for row in rows.drain(..count.min(rows.len())) {
+                    answer.extend(framed(b'D', &row));
+                }
+            }
+            answer.extend(framed(b'C', b"DONE\0"));
+            answer.extend(framed(b'Z', b"T"));
+            server.write_all(&answer).await.unwrap();
+        }
+        asked
+    }
+
+    #[tokio::test]
+    async fn a_cursor_gives_all_rows_a_few_at_a_time() {
+        let row = |length: usize| [&[0, 1][..], &vec![7; length - 2]].concat();
+        // A large one among small ones; as many as were asked for at last; none.
+        let large = (0..100).map(|number| row(if number == 40 { 3 << 20 } else { 1000 }));
+        for sent in [large.collect(), vec![row(1000); 16 + 65], vec![]] {
+            let (mut wire, server) = pair().await;
+            let serve = serve_cursor(server, sent.clone().into());
+            let receive = async move {
+                let mut gulp = wire.open_cursor("test", "SELECT").await.unwrap();
+                gulp.sip(65_000);
+                let (mut bytes, mut rows) = (vec![], 0);
+                while let Some(some) = wire.rows("test", &mut gulp, 1 << 20).await.unwrap() {
+                    bytes.extend(some.bytes);
+                    rows += some.rows;
+                }
+                // And the connection is free for others.
+                wire.query("test", "COMMIT").await.unwrap();
+                (bytes, rows)
+            };
+            let (asked, (bytes, rows)) = tokio::join!(serve, receive);
+            assert_eq!((rows, bytes), (sent.len() as u64, sent.concat()));
+            assert!(asked[0] == 16 && asked.iter().all(|count| *count <= 65), "{asked:?}");
+        }
     }
 
     #[tokio::test]
