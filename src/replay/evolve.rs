@@ -9,7 +9,7 @@
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
-use super::schema::{column, computed, plain_default, qualified, same_names, set_default};
+use super::schema::{self, column, computed, plain_default, qualified, same_names, set_default};
 use crate::{
     journal::{Before, Column},
     seal::Table,
@@ -24,15 +24,13 @@ pub struct Alteration {
     pub otherwise: Option<Otherwise>,
 }
 
-/// A column whose values are given up: what the source made of them is in no stream.
+/// What is done where rows that are there refuse a statement: what the source made of them is in no stream.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Otherwise {
-    /// The column.
-    pub column: String,
-    /// Its type.
-    pub as_type: String,
-    /// The statement.
+    /// The statement; empty for none.
     pub sql: String,
+    /// What that makes of the table, for people.
+    pub note: String,
 }
 
 impl From<String> for Alteration {
@@ -77,16 +75,7 @@ pub fn alter(from: &Table, to: &Table) -> Vec<Alteration> {
         match from.columns.iter().find(was) {
             Some(old) => steps.extend(alter_column(from, to, old, new)),
             None => {
-                let filled = filled(new).filter(|_| computed(new).is_none());
-                let default = filled.map(|value| format!(" DEFAULT {value}"));
-                steps.push(
-                    format!(
-                        "ALTER TABLE {table} ADD COLUMN {}{}",
-                        column(new),
-                        default.unwrap_or_default()
-                    )
-                    .into(),
-                );
+                steps.push(added(&table, new));
             }
         }
     }
@@ -95,6 +84,21 @@ pub fn alter(from: &Table, to: &Table) -> Vec<Alteration> {
         steps.push(format!("ALTER TABLE {table} ADD PRIMARY KEY ({})", key.join(", ")).into());
     }
     steps
+}
+
+/// The statement for a column that comes.
+fn added(table: &str, new: &Column) -> Alteration {
+    let filled = filled(new).filter(|_| computed(new).is_none());
+    let default = filled.map(|value| format!(" DEFAULT {value}")).unwrap_or_default();
+    let without = Column { not_null: false, ..new.clone() };
+    let add = |column: &Column| {
+        format!("ALTER TABLE {table} ADD COLUMN {}{default}", schema::column(column))
+    };
+    let otherwise = new.not_null.then(|| Otherwise {
+        sql: add(&without),
+        note: format!("rows lack a value in the column {}, which is NOT NULL", new.name),
+    });
+    Alteration { sql: add(new), otherwise }
 }
 
 /// Whether a column is another one than that of its name before: it was dropped, and made again.
@@ -157,16 +161,21 @@ fn alter_column(from: &Table, to: &Table, old: &Column, new: &Column) -> Vec<Alt
         steps.push(Alteration {
             sql: format!("{alter} TYPE {as_type} USING {name}::text::{as_type}"),
             otherwise: Some(Otherwise {
-                column: new.name.clone(),
-                as_type: as_type.clone(),
                 sql: given_up,
+                note: format!(
+                    "values of the column {} do not read as {as_type}, and are NULL up to the next change of their \
+                     rows: a statement made others of them, which are in no stream",
+                    new.name
+                ),
             }),
         });
     }
     // A version known from the stream alone does not say NOT NULL: a key's columns have it anyway.
     if old.not_null != new.not_null && !to.key.contains(&new.name) {
         let what = if new.not_null { "SET" } else { "DROP" };
-        steps.push(format!("{alter} {what} NOT NULL").into());
+        let note = format!("rows lack a value in the column {}, which is NOT NULL", new.name);
+        let otherwise = new.not_null.then(|| Otherwise { sql: String::new(), note });
+        steps.push(Alteration { sql: format!("{alter} {what} NOT NULL"), otherwise });
     }
     steps
 }

@@ -34,11 +34,12 @@ pub(super) fn take_rewritten(
     for entry in entries {
         for (qualified, since) in &entry.fates.rewritten {
             let Some(anew) = entry.fates.anew.get(qualified).copied() else { continue };
-            // Of one that has no rows nothing is in doubt.
-            let Some(version) = entry.tables.get(qualified) else { continue };
+            // A part may be empty: then its entry names no version.
+            let version = entry.tables.get(qualified);
             let mut named = known.iter();
-            let named =
-                named.find(|((name, of), _)| of == version && name.qualified() == *qualified);
+            let named = named.rfind(|((name, of), _)| {
+                version.is_none_or(|version| version == of) && name.qualified() == *qualified
+            });
             let Some((_, table)) = named else { continue };
             if *since >= plan.end.position || anew <= bound {
                 continue;

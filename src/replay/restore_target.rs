@@ -159,32 +159,33 @@ impl<'a> Target<'a> {
         for Alteration { sql, otherwise } in evolve::alter(from, to) {
             match otherwise {
                 None => self.run(&doing, &sql).await?,
-                Some(otherwise) => self.retype(&doing, (to, &sql), otherwise).await?,
+                Some(otherwise) => self.run_or(&doing, (to, &sql), otherwise).await?,
             }
         }
         self.try_all(evolve::defaults(from, to)).await?;
         self.remember(to).await
     }
 
-    /// Gives a column another type; where its values do not read as that, they are given up, and it is said.
-    async fn retype(
+    /// Runs a statement; where rows that are there refuse it, what is to be done then, and it is said.
+    async fn run_or(
         &mut self,
         doing: &str,
         (table, sql): (&Table, &str),
         otherwise: Otherwise,
     ) -> Result<(), ReplayError> {
-        self.run(doing, "SAVEPOINT lakehead_type").await?;
-        if let Err(error) = self.run(doing, sql).await {
-            self.run(doing, "ROLLBACK TO SAVEPOINT lakehead_type").await?;
-            let Otherwise { column, as_type, sql } = otherwise;
-            self.run(doing, &sql).await.map_err(|_| error)?;
-            self.notes.push(format!(
-                "{}: values of the column {column} do not read as {as_type}, and are NULL up to the next change \
-                 of their rows: a statement made others of them, which are in no stream",
-                table.qualified()
-            ));
+        self.run(doing, "SAVEPOINT lakehead_rows").await?;
+        if let Err(why) = self.client.batch_execute(sql).await {
+            // Data exceptions, constraints, and no way from one type to the other.
+            let code = why.code().map(tokio_postgres::error::SqlState::code).unwrap_or_default();
+            if !(code.starts_with("22") || code.starts_with("23") || code == "42846") {
+                return Err(refused(doing, &why));
+            }
+            self.run(doing, "ROLLBACK TO SAVEPOINT lakehead_rows").await?;
+            let Otherwise { sql, note } = otherwise;
+            self.client.batch_execute(&sql).await.map_err(|_| refused(doing, &why))?;
+            self.notes.push(format!("{}: {note}", table.qualified()));
         }
-        self.run(doing, "RELEASE SAVEPOINT lakehead_type").await
+        self.run(doing, "RELEASE SAVEPOINT lakehead_rows").await
     }
 
     /// Removes a table that another one of the same name replaces, or another reading of it.

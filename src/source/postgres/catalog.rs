@@ -180,15 +180,6 @@ impl Described {
         })
     }
 
-    /// Its columns that have values of their own, by number: type as declared and its modifier.
-    pub(crate) fn numbered(&self) -> impl Iterator<Item = (u16, (u32, i32))> {
-        let columns = self.table.columns.iter().zip(&self.printed);
-        let own = columns.filter(|(column, _)| !column.is_computed());
-        own.filter_map(|(column, printed)| {
-            Some((column.number?, (printed.declared, printed.modifier)))
-        })
-    }
-
     /// Its replica identity, as the catalog spells it.
     pub(crate) fn identity_letter(&self) -> &'static str {
         match self.table.identity {
@@ -396,8 +387,8 @@ pub(crate) const COMPUTED_SINCE: u32 = 180_000;
 /// Numbers below it are the server's own (`FirstNormalObjectId`).
 pub(crate) const FIRST_USER_ID: u32 = 16384;
 
-/// 0 id, 1 schema, 2 name, 3 kind, 4 persistence, 5 identity, 6 has a usable primary key, 7 has an
-/// identity index, 8 readable, 9 file number, 10 [`COMPUTED`], 11 columns there ever were. Partitioned tables hold no rows; their leaves do.
+/// 0 id, 1 schema, 2 name, 3 kind, 4 persistence, 5 identity, 6 has a usable primary key, 7 has an identity index, 8
+/// readable, 9 file number, 10 [`COMPUTED`], 11 columns there ever were. Partitioned tables hold no rows; their leaves do.
 const LIST: &str = "SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident,
     EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid),
     EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident AND i.indisvalid),

@@ -25,8 +25,7 @@ pub(crate) struct Gulp {
 /// What was asked of a cursor.
 #[derive(Clone, Copy, Debug, Default)]
 struct Cursor {
-    /// Rows that were asked for last, and how many of them came, with how many bytes.
-    asked: u64,
+    /// How many rows came since it was asked last, and with how many bytes.
     came: u64,
     bytes: u64,
     /// Bytes to be asked for at once.
@@ -65,20 +64,26 @@ impl Gulp {
         self.cursor.is_none_or(|cursor| cursor.sip >= PLENTY_BYTES)
     }
 
+    /// Whether a message of this kind is a row.
+    pub(crate) fn is_row(&self, tag: u8) -> bool {
+        tag == if self.cursor.is_some() { b'D' } else { b'd' }
+    }
+
     /// How many rows are to be asked for, by what the last ones measured; `None` after the end.
-    pub(crate) fn ask(&mut self) -> Option<u64> {
+    pub(crate) fn ask(&mut self) -> Option<i32> {
         let cursor = self.cursor.as_mut().filter(|_| !self.ended)?;
         let rows = match cursor.came {
             0 => ROWS_FIRST,
-            came => (cursor.sip / (cursor.bytes / came).max(1)).clamp(1, ROWS_MAX),
+            // The next ones may be larger.
+            came => (cursor.sip / (cursor.bytes / came).max(1)).clamp(1, came.saturating_mul(4)),
         };
-        *cursor = Cursor { asked: rows, came: 0, bytes: 0, ..*cursor };
-        Some(rows)
+        (cursor.came, cursor.bytes) = (0, 0);
+        Some(i32::try_from(rows).unwrap_or(ROWS_MAX).min(ROWS_MAX))
     }
 
     /// The server has sent what was asked for, or all there was.
-    pub(crate) fn answered(&mut self) {
-        self.ended |= self.cursor.is_none_or(|cursor| cursor.came < cursor.asked);
+    pub(crate) fn answered(&mut self, may_be_more: bool) {
+        self.ended |= !may_be_more;
     }
 
     /// Whether there may be more.
@@ -114,7 +119,11 @@ impl Gulp {
             return Err(wrong("a row is cut short"));
         }
         if self.bytes.capacity() == 0 {
-            self.bytes.reserve(BATCH_BYTES + BATCH_BYTES / 8);
+            let most = self
+                .cursor
+                .map_or(BATCH_BYTES, |cursor| usize::try_from(cursor.sip).unwrap_or(BATCH_BYTES));
+            let most = most.min(BATCH_BYTES);
+            self.bytes.reserve(most + most / 8);
         }
         self.bytes.extend_from_slice(row);
         self.rows += 1;
@@ -181,7 +190,7 @@ pub(crate) const BATCH_BYTES: usize = 256 << 10;
 const PLENTY_BYTES: u64 = 1 << 20;
 /// Asked for while nothing is known of their size.
 const ROWS_FIRST: u64 = 16;
-const ROWS_MAX: u64 = 16_384;
+const ROWS_MAX: i32 = 16_384;
 
 #[cfg(test)]
 mod tests {
@@ -230,20 +239,20 @@ mod tests {
         for (asked, come) in [(16, 16), (10, 10), (10, 3)] {
             assert_eq!(gulp.ask(), Some(asked));
             (0..come).for_each(|_| gulp.push(&row).unwrap());
-            gulp.answered();
+            gulp.answered(come == asked);
             let rows = gulp.take().unwrap();
             all += rows.rows;
             assert_eq!(rows.bytes.len(), 100 * usize::try_from(come).unwrap());
         }
         assert_eq!((gulp.ask(), gulp.take(), all), (None, None, 29));
-        // The last were exactly as many: the next answer is empty.
-        let mut even = Gulp::of_cursor();
-        even.ask();
-        (0..16).for_each(|_| even.push(&[0, 0]).unwrap());
-        even.answered();
-        assert!(even.ask().is_some());
-        even.answered();
-        assert_eq!(even.ask(), None);
+        // Not many more than came before, should they be larger.
+        let mut wary = Gulp::of_cursor();
+        wary.sip(1 << 20);
+        for asked in [16, 64, 256, 1024, 4096, 16_384, 16_384] {
+            assert_eq!(wary.ask(), Some(asked));
+            (0..asked).for_each(|_| wary.push(&[0, 0]).unwrap());
+            wary.answered(true);
+        }
     }
 
     #[test]

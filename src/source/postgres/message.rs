@@ -18,13 +18,22 @@ pub(crate) struct Head {
 
 /// The head of the first message, if five bytes are there.
 pub(crate) fn head(buffer: &[u8]) -> Result<Option<Head>, SourceError> {
+    head_within(buffer, DATA_ROW_BYTES_MAX)
+}
+
+/// As [`head`], where rows are a table's.
+pub(crate) fn head_of_rows(buffer: &[u8]) -> Result<Option<Head>, SourceError> {
+    head_within(buffer, COPY_DATA_BYTES_MAX)
+}
+
+fn head_within(buffer: &[u8], row_bytes_max: usize) -> Result<Option<Head>, SourceError> {
     let Some(([tag, length @ ..], _)) = buffer.split_first_chunk::<5>() else {
         return Ok(None);
     };
     let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
     let longest = match *tag {
         b'd' => COPY_DATA_BYTES_MAX,
-        b'D' => DATA_ROW_BYTES_MAX,
+        b'D' => row_bytes_max,
         _ => MESSAGE_BYTES_MAX,
     };
     if !(4..=longest).contains(&length) {
@@ -139,6 +148,8 @@ mod tests {
         assert_eq!(head(b"Z\0\0\0\x05I").unwrap(), Some(Head { tag: b'Z', length: 6 }));
         assert!(head(b"d\x3f\xff\xff\xff").is_ok());
         assert!(head(b"d\x7f\xff\xff\xff").is_err());
+        assert!(head(b"D\x3f\xff\xff\xff").is_err() && head_of_rows(b"D\x3f\xff\xff\xff").is_ok());
+        assert!(head_of_rows(b"D\x7f\xff\xff\xff").is_err());
         assert!(head(b"E\x3f\xff\xff\xff").is_err());
         assert!(head(b"Z\0\0\0\x03").is_err());
     }

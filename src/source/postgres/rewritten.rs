@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    catalog::{Described, Listed},
+    catalog::Listed,
     chunks::Plan,
     error::SourceError,
     gone,
@@ -26,7 +26,7 @@ use crate::{
     facts::{self, FactBatch},
     source::{
         fate::{Fate, fate_fact, rewritten_fact},
-        reread::{EPOCH_FACT, EpochEnd},
+        reread::{Span, span_fact},
     },
     units::Position,
 };
@@ -36,8 +36,19 @@ use crate::{
 pub(crate) struct Layout {
     /// How many columns there ever were, dropped ones among them.
     attributes: u16,
-    /// By number: the type as declared, and its modifier.
-    columns: BTreeMap<u16, (u32, i32)>,
+    /// By number.
+    columns: BTreeMap<u16, Kept>,
+}
+
+/// What is known of a column.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+struct Kept {
+    /// Its type as declared, and its modifier.
+    of: (u32, i32),
+    /// The transaction that wrote its row in the catalog last; `ALTER … TYPE` always does, though the type be the same.
+    by: u32,
+    /// Whether rows before it have its value from the catalog; all do no more once they are written anew.
+    missing: bool,
 }
 
 /// What a file and its columns say of the rows.
@@ -61,19 +72,23 @@ pub(crate) struct Rewritten {
 }
 
 impl Layout {
-    pub(crate) fn of(described: &Described) -> Self {
-        let columns = described.numbered().collect::<BTreeMap<_, _>>();
-        Self { attributes: columns.keys().next_back().copied().unwrap_or_default(), columns }
-    }
-
     /// Whether some column of it has, in rows that are there, values that a table of this layout had not, if all rows
     /// were written anew (`is_rewritten`) since, or if not.
     pub(crate) fn is_changed(&self, since: &Self, is_rewritten: bool) -> bool {
         self.columns.iter().any(|(number, column)| match since.columns.get(number) {
-            Some(before) => is_rewritten && before != column,
+            Some(before) => is_rewritten && column.is_changed(before),
             // One that is not new was computed until then.
             None => is_rewritten || *number <= since.attributes,
         })
+    }
+}
+
+impl Kept {
+    /// Whether its values may be others, now that all rows were written anew.
+    fn is_changed(&self, before: &Self) -> bool {
+        // Whatever writes the rows anew takes note that none misses a value any more.
+        let is_noted = before.missing && !self.missing;
+        self.of != before.of || (self.by != before.by && !is_noted)
     }
 }
 
@@ -98,34 +113,29 @@ impl Rewritten {
         position: Position,
     ) -> Result<BTreeSet<u32>, SourceError> {
         let facts = &*shared.facts;
-        let since = match self.looked {
-            Some(position) => position,
-            None => facts::read::<EpochEnd>(facts, EPOCH_FACT)?
-                .map_or(Position(0), |epoch| epoch.end.position),
-        };
         self.known.retain(|id, _| listing.contains_key(id));
         let mut plans = BTreeMap::new();
         for (id, listed) in listing {
             let seen = (listed.filenode, listed.attributes);
-            if self.known.get(id) == Some(&seen) {
+            let known = self.known.get(id);
+            if known == Some(&seen) {
                 continue;
             }
+            let since = self.looked.filter(|_| known.is_some());
             let Some(plan) = progress(shared, *id)? else { continue };
             // What waits to be compared with the database gets its values by that.
             let waits =
                 plan.gone || plan.is_to_be_made() || repair::stage(facts, *id) == Stage::Waiting;
-            let layout = plan.layout.as_ref();
-            let is_as_it_was =
-                layout.map(|layout| (plan.filenode, layout.attributes)) == Some(seen);
-            if is_as_it_was && !waits {
-                self.known.insert(*id, seen);
-            } else if !waits {
-                plans.insert(*id, plan);
+            let as_read = plan.layout.as_ref().map(|layout| (plan.filenode, layout.attributes));
+            match as_read == Some(seen) {
+                _ if waits => drop(self.known.remove(id)),
+                true => drop(self.known.insert(*id, seen)),
+                false => drop(plans.insert(*id, (plan, since))),
             }
         }
         let layouts = layouts(wire, plans.keys()).await?;
         let (mut anew, mut batch) = (BTreeSet::new(), FactBatch::default());
-        for (id, plan) in plans {
+        for (id, (plan, since)) in plans {
             let Some((file, layout)) = layouts.get(&id) else { continue };
             match judge(&plan, *file, layout) {
                 Judgment::Known => {}
@@ -142,6 +152,12 @@ impl Rewritten {
                         "a statement wrote its rows anew, with values that are in no stream: all of it is read anew"
                     );
                     gone::read_anew(facts, id, &plan, &mut batch);
+                    // Of a table that was not looked at since the process started it was behind its reading.
+                    let span = || facts::read::<Span>(facts, &span_fact(id));
+                    let since = match since {
+                        Some(position) => position,
+                        None => span()?.map(|span| span.last).unwrap_or_default(),
+                    };
                     batch.put(rewritten_fact(id), &since);
                     if plan.done {
                         batch.put(fate_fact(id, Fate::Left), &Fate::Left);
@@ -160,31 +176,35 @@ impl Rewritten {
     }
 }
 
-/// The files and columns of tables, each as one statement sees them.
-async fn layouts(
+/// The files and columns of tables, as one statement sees both of each.
+pub(crate) async fn layouts(
     wire: &mut Wire,
     tables: impl Iterator<Item = &u32>,
 ) -> Result<BTreeMap<u32, (u32, Layout)>, SourceError> {
     let ids: Vec<String> = tables.map(u32::to_string).collect();
     let mut found: BTreeMap<u32, (u32, Layout)> = BTreeMap::new();
-    if ids.is_empty() {
-        return Ok(found);
-    }
-    for row in wire.query("look at columns", &LAYOUTS.replace("{ids}", &ids.join(","))).await? {
-        let new =
-            (row.parse_as(1)?, Layout { attributes: row.parse_as(2)?, columns: BTreeMap::new() });
-        let (_, layout) = found.entry(row.parse_as(0)?).or_insert(new);
-        if row.optional(3).is_some() {
-            layout.columns.insert(row.parse_as(3)?, (row.parse_as(4)?, row.parse_as(5)?));
+    for ids in ids.chunks(TABLES_AT_ONCE) {
+        let sql = LAYOUTS.replace("{ids}", &ids.join(","));
+        for row in wire.query("look at columns", &sql).await? {
+            let none = Layout { attributes: row.parse_as(2)?, columns: BTreeMap::new() };
+            let new = (row.parse_as(1)?, none);
+            let (_, layout) = found.entry(row.parse_as(0)?).or_insert(new);
+            if row.optional(3).is_some() {
+                let of = (row.parse_as(4)?, row.parse_as(5)?);
+                let column = Kept { of, by: row.parse_as(6)?, missing: row.flag(7) };
+                layout.columns.insert(row.parse_as(3)?, column);
+            }
         }
     }
     Ok(found)
 }
 
-/// 0 table, 1 file, 2 how many columns there ever were, 3 a column's number, 4 its type, 5 its modifier. Of a table
-/// without columns one row, without a column. The file is that of the catalog's row, and not the one that
+/// Bounds the answer: 1,600 columns each.
+const TABLES_AT_ONCE: usize = 200;
+/// 0 table, 1 file, 2 how many columns there ever were, 3 a column's number, 4 its type, 5 its modifier, 6 who wrote
+/// that, 7 whether rows before it miss it. Of a table without columns one row, without a column. The file is that of the catalog's row, and not the one that
 /// `pg_relation_filenode` knows of: it may be younger than the columns.
-const LAYOUTS: &str = "SELECT c.oid, c.relfilenode, c.relnatts, a.attnum, a.atttypid, a.atttypmod
+const LAYOUTS: &str = "SELECT c.oid, c.relfilenode, c.relnatts, a.attnum, a.atttypid, a.atttypmod, a.xmin, a.atthasmissing
     FROM pg_class c LEFT JOIN pg_attribute a
     ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
     WHERE c.oid IN ({ids})";
@@ -194,10 +214,8 @@ mod tests {
     use super::*;
 
     fn layout(attributes: u16, columns: &[(u16, u32)]) -> Layout {
-        Layout {
-            attributes,
-            columns: columns.iter().map(|(number, kind)| (*number, (*kind, -1))).collect(),
-        }
+        let column = |of| Kept { of: (of, -1), by: 700, missing: false };
+        Layout { attributes, columns: columns.iter().map(|(at, of)| (*at, column(*of))).collect() }
     }
 
     fn judged(before: &Layout, file: u32, after: &Layout) -> Judgment {
@@ -231,9 +249,21 @@ mod tests {
         ] {
             assert_eq!(judged(&before, file, &after), expected, "{file} {after:?}");
         }
-        let mut narrower = before.clone();
-        narrower.columns.insert(3, (25, 10));
+        let third = |change: fn(&mut Kept)| {
+            let mut changed = before.clone();
+            changed.columns.entry(3).and_modify(change);
+            changed
+        };
+        let narrower = third(|column| column.of.1 = 10);
         assert_eq!(judged(&before, other, &narrower), Judgment::Anew, "its modifier");
+        // ALTER … TYPE to the type that it has, with another value; SET NOT NULL.
+        let same_type = third(|column| column.by = 800);
+        assert_eq!(judged(&before, other, &same_type), Judgment::Anew);
+        assert_eq!(judged(&before, same, &same_type), Judgment::Harmless);
+        // VACUUM FULL of a table to which a column had come with a constant.
+        let constant = third(|column| column.missing = true);
+        assert_eq!(judged(&constant, other, &same_type), Judgment::Harmless);
+        assert_eq!(judged(&constant, other, &narrower), Judgment::Anew);
     }
 
     #[test]
@@ -245,7 +275,9 @@ mod tests {
     #[test]
     fn the_layout_is_pinned() {
         let json = serde_json::to_string(&layout(3, &[(1, 23), (3, 25)])).unwrap();
-        assert_eq!(json, r#"{"attributes":3,"columns":{"1":[23,-1],"3":[25,-1]}}"#);
+        let column = |of| format!(r#"{{"of":[{of},-1],"by":700,"missing":false}}"#);
+        let columns = format!(r#"{{"1":{},"3":{}}}"#, column(23), column(25));
+        assert_eq!(json, format!(r#"{{"attributes":3,"columns":{columns}}}"#));
         assert_eq!(serde_json::from_str::<Layout>(&json).unwrap(), layout(3, &[(1, 23), (3, 25)]));
     }
 }

@@ -27,8 +27,7 @@ use super::{
     exported::{begin, lock_unchanged},
     gulp::Rows,
     login::Purpose,
-    pulse, reach, reread,
-    rewritten::Layout,
+    pulse, reach, reread, rewritten,
     session::{Fresh, Shared},
     size::size,
     wire::Wire,
@@ -169,6 +168,7 @@ async fn plan(
     let mut wire = target.open(Purpose::Sql).await?;
     begin(&mut wire, &fresh.held.snapshot).await?;
     let visible = catalog::describe(&mut wire, tables.keys().copied()).await?;
+    let layouts = rewritten::layouts(&mut wire, tables.keys()).await?;
     let (mut jobs, mut batch) = (VecDeque::new(), FactBatch::default());
     for (id, described) in visible {
         let Some(listed) = tables.get(&id) else {
@@ -193,11 +193,12 @@ async fn plan(
             Some(plan) if !to_be_made => plan,
             Some(_) | None => new(),
         };
-        let layout = Layout::of(&described);
-        let before = plan.layout.replace(layout.clone()).filter(|_| !done.is_empty());
-        if before.is_some_and(|before| layout.is_changed(&before, plan.filenode != filenode)) {
-            // The next look has it read anew.
-            continue;
+        if let Some((_, layout)) = layouts.get(&id) {
+            let before = plan.layout.replace(layout.clone());
+            if before.is_some_and(|before| layout.is_changed(&before, plan.filenode != filenode)) {
+                // The next look has it read anew.
+                continue;
+            }
         }
         if plan.again {
             let standing = (&done, size.extent);

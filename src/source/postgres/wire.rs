@@ -4,10 +4,10 @@
 //! a byte (cancel-safe: [`Wire::fill`]); a connection on which an exchange was abandoned half-way
 //! refuses the next one.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, io, time::Duration};
 
 use bytes::{Buf, Bytes, BytesMut};
-use postgres_protocol::message::frontend;
+use postgres_protocol::{IsNull, message::frontend};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::timeout,
@@ -34,6 +34,8 @@ pub(crate) struct Wire {
     busy: bool,
     /// The input buffer holds, or held, a message of unusual length.
     grown: bool,
+    /// Rows are a table's, and not the catalog's.
+    of_table: bool,
 }
 
 impl Wire {
@@ -41,7 +43,16 @@ impl Wire {
     pub(crate) fn new(channel: Channel, host: String) -> Self {
         let input = BytesMut::with_capacity(READ_BYTES);
         let (output, parameters) = (BytesMut::new(), BTreeMap::new());
-        Self { channel, host, input, output, parameters, busy: false, grown: false }
+        Self {
+            channel,
+            host,
+            input,
+            output,
+            parameters,
+            busy: false,
+            grown: false,
+            of_table: false,
+        }
     }
 
     /// The server's name and port, for people.
@@ -66,7 +77,7 @@ impl Wire {
     /// Sends a message that `build` appends, now.
     pub(crate) async fn send(
         &mut self,
-        build: impl FnOnce(&mut BytesMut) -> std::io::Result<()>,
+        build: impl FnOnce(&mut BytesMut) -> io::Result<()>,
     ) -> Result<(), SourceError> {
         self.output.clear();
         build(&mut self.output).map_err(|why| self.broken("write", why))?;
@@ -114,7 +125,14 @@ impl Wire {
 
     /// The head of the first message, even if its body is not there yet.
     fn peek(&self) -> Result<Option<Head>, SourceError> {
-        message::head(&self.input)
+        self.head_of(&self.input)
+    }
+
+    fn head_of(&self, buffer: &[u8]) -> Result<Option<Head>, SourceError> {
+        match self.of_table {
+            true => message::head_of_rows(buffer),
+            false => message::head(buffer),
+        }
     }
 
     /// The head of the first message, once it is there as a whole.
@@ -205,16 +223,27 @@ impl Wire {
         }
     }
 
-    /// Opens a cursor in the transaction, which gives rows in binary form; read it with [`Wire::rows`]. The server sends
-    /// as many as it is asked for ([`Gulp::sip`]), where it sends a COPY's as fast as its buffers take them, megabytes.
+    /// Opens a cursor in the transaction, which gives rows in binary form; read it with [`Wire::rows`]. The server makes
+    /// as many as it is asked for ([`Gulp::sip`]), and sends each as it makes it: of a COPY it makes what its buffers take,
+    /// megabytes, as fast as it can. A cursor of SQL would put all that are asked for aside first
+    /// (`FillPortalStore` in <https://github.com/postgres/postgres/blob/REL_15_STABLE/src/backend/tcop/pquery.c>).
     pub(crate) async fn open_cursor(
         &mut self,
         doing: &'static str,
         select: &str,
     ) -> Result<Gulp, SourceError> {
-        self.query("plan for all of its rows", "SET LOCAL cursor_tuple_fraction = 1").await?;
-        let sql = format!("DECLARE lakehead NO SCROLL BINARY CURSOR FOR {select}");
-        self.query(doing, &sql).await?;
+        self.enter(doing)?;
+        self.send(|out| {
+            frontend::parse("", select, [], out)?;
+            let bound =
+                frontend::bind(CURSOR, "", [], [(); 0], |(), _| Ok(IsNull::Yes), [BINARY], out);
+            bound.map_err(|_| io::Error::other("no parameter is bound"))?;
+            frontend::sync(out);
+            Ok(())
+        })
+        .await?;
+        self.settle(doing).await?;
+        self.of_table = true;
         Ok(Gulp::of_cursor())
     }
 
@@ -233,14 +262,23 @@ impl Wire {
         alone: usize,
     ) -> Result<Option<Rows>, SourceError> {
         if gulp.is_of_cursor() && !self.busy {
-            let Some(rows) = gulp.ask() else { return Ok(None) };
-            self.begin(doing, &format!("FETCH {rows} FROM lakehead")).await?;
+            let Some(rows) = gulp.ask() else {
+                self.of_table = false;
+                return Ok(None);
+            };
+            self.enter(doing)?;
+            self.send(|out| {
+                frontend::execute(CURSOR, rows, out)?;
+                frontend::sync(out);
+                Ok(())
+            })
+            .await?;
         }
         let asked = self.row_ahead()? > alone;
         loop {
             while let Some(head) = self.head()? {
                 match head.tag {
-                    b'd' | b'D' if gulp.passes(head.length - 5) => {
+                    b'd' | b'D' if gulp.is_row(head.tag) && gulp.passes(head.length - 5) => {
                         if let Some(rows) = gulp.take() {
                             return Ok(Some(rows));
                         }
@@ -248,15 +286,16 @@ impl Wire {
                         row.advance(5);
                         return Ok(Some(gulp.pass(row)));
                     }
-                    b'd' | b'D' if gulp.is_full() => return Ok(gulp.take()),
-                    b'd' | b'D' => self.gulp(gulp)?,
-                    b'C' if gulp.is_of_cursor() => {
-                        self.settle(doing).await?;
-                        gulp.answered();
-                        let rows = gulp.take();
-                        return Ok(rows.or_else(|| gulp.is_open().then(Rows::default)));
+                    b'd' | b'D' if gulp.is_row(head.tag) && gulp.is_full() => {
+                        return Ok(gulp.take());
                     }
-                    b'T' => self.consume(head),
+                    b'd' | b'D' if gulp.is_row(head.tag) => self.gulp(gulp)?,
+                    b'C' | b's' if gulp.is_of_cursor() => {
+                        gulp.answered(head.tag == b's');
+                        self.consume(head);
+                        self.settle(doing).await?;
+                        return Ok(gulp.take().or_else(|| gulp.is_open().then(Rows::default)));
+                    }
                     b'c' => {
                         gulp.finish()?;
                         if let Some(rows) = gulp.take() {
@@ -295,7 +334,7 @@ impl Wire {
         let mut taken = 0;
         while !gulp.is_full() {
             let rest = &self.input[taken..];
-            let Some(Head { tag: b'd' | b'D', length }) = message::head(rest)? else { break };
+            let Some(Head { tag: b'd' | b'D', length }) = self.head_of(rest)? else { break };
             if length > rest.len() || gulp.passes(length - 5) {
                 break;
             }
@@ -332,11 +371,17 @@ impl Wire {
     }
 
     async fn begin(&mut self, doing: &'static str, sql: &str) -> Result<(), SourceError> {
-        if self.busy {
+        self.enter(doing)?;
+        self.of_table = false;
+        self.send(|out| frontend::query(sql, out)).await
+    }
+
+    /// An exchange begins.
+    fn enter(&mut self, doing: &'static str) -> Result<(), SourceError> {
+        if std::mem::replace(&mut self.busy, true) {
             return Err(self.broken(doing, "an exchange on this connection was abandoned"));
         }
-        self.busy = true;
-        self.send(|out| frontend::query(sql, out)).await
+        Ok(())
     }
 
     /// What the server refused, once it is ready again. The error counts, not what follows it.
@@ -353,7 +398,8 @@ impl Wire {
             match self.next(QUERY_LIMIT, doing).await? {
                 (b'Z', _) => break,
                 (b'E', body) => refused = Some(message::server_error(&body)),
-                (b'c' | b'C', _) => {}
+                // Parsed, bound, and what a statement or COPY ends with.
+                (b'1' | b'2' | b'c' | b'C', _) => {}
                 (tag, _) => return Err(unknown(doing, &char::from(tag).to_string())),
             }
         }
@@ -367,6 +413,10 @@ impl Wire {
     }
 }
 
+/// The cursor's name, in its transaction.
+const CURSOR: &str = "lakehead";
+/// How its columns are sent.
+const BINARY: i16 = 1;
 /// A good read: several hundred messages. Also the input buffer's usual size.
 const READ_BYTES: usize = 256 << 10;
 /// A read below it has taken all there was, and is followed by a nap. Reads have more room than that.
@@ -463,26 +513,32 @@ mod tests {
         assert!(wire.input.capacity() < 1 << 20, "{}", wire.input.capacity());
     }
 
-    /// Answers statements as a server with a cursor over these rows; what it was asked for at once.
+    /// Answers as a server with a cursor over these rows; what it was asked for at once.
     async fn serve_cursor(mut server: TcpStream, mut rows: VecDeque<Vec<u8>>) -> Vec<usize> {
         let mut asked = vec![];
         while let Ok(tag) = server.read_u8().await {
-            assert_eq!(tag, b'Q');
             let length = usize::try_from(server.read_u32().await.unwrap()).unwrap();
-            let mut sql = vec![0; length - 4];
-            server.read_exact(&mut sql).await.unwrap();
-            let sql = String::from_utf8(sql).unwrap();
-            let mut answer = vec![];
-            if let Some(rest) = sql.strip_prefix("FETCH ") {
-                let count: usize = rest.split(' ').next().unwrap().parse().unwrap();
-                asked.push(count);
-                answer.extend(framed(b'T', &[0, 0]));
-                for row in rows.drain(..count.min(rows.len())) {
-                    answer.extend(framed(b'D', &row));
+            let mut body = vec![0; length - 4];
+            server.read_exact(&mut body).await.unwrap();
+            let answer = match tag {
+                b'P' => framed(b'1', &[]),
+                b'B' => framed(b'2', &[]),
+                b'E' => {
+                    let count = body.last_chunk::<4>().map(|count| u32::from_be_bytes(*count));
+                    let count = usize::try_from(count.unwrap()).unwrap();
+                    asked.push(count);
+                    let some = rows.drain(..count.min(rows.len())).map(|row| framed(b'D', &row));
+                    let mut answer = some.collect::<Vec<_>>();
+                    // As the server does, which does not look whether more rows come.
+                    answer.push(match answer.len() == count {
+                        true => framed(b's', &[]),
+                        false => framed(b'C', b"SELECT 1\0"),
+                    });
+                    answer.concat()
                 }
-            }
-            answer.extend(framed(b'C', b"DONE\0"));
-            answer.extend(framed(b'Z', b"T"));
+                b'S' => framed(b'Z', b"T"),
+                _ => [framed(b'C', b"DONE\0"), framed(b'Z', b"T")].concat(),
+            };
             server.write_all(&answer).await.unwrap();
         }
         asked
