@@ -259,6 +259,23 @@ mod tests {
     }
 
     #[test]
+    fn the_slower_quarter_counts_and_a_commit_that_a_disk_held_up_hardly() {
+        let calm = vec![Duration::from_millis(2); 100];
+        let most = most(&calm).unwrap();
+        let slower = |busy: &[u64]| {
+            let busy: Vec<Duration> = busy.iter().map(|ms| Duration::from_millis(*ms)).collect();
+            slow(&busy, most).unwrap() / slow(&calm, most).unwrap()
+        };
+        assert!((slower(&[2; 80]) - 1.0).abs() < 1e-9);
+        let held_up = [vec![2; 79], vec![500]].concat();
+        assert!(slower(&held_up) < 1.06);
+        // A tenth of them half as slow again: their median says nothing of it.
+        let felt = [vec![2; 72], vec![3; 8]].concat();
+        assert!(slower(&felt) > 1.15);
+        assert!(slow(&[], most).is_none());
+    }
+
+    #[test]
     fn a_slow_server_is_left_alone_within_seconds_and_never_quite() {
         let mut server = Server::new(20.0, 4.0, 7);
         let mut governor = Governor::default();
