@@ -23,7 +23,7 @@ use super::{
     wire::Wire,
 };
 use crate::{
-    facts::{self, FactBatch},
+    facts::{self, FactBatch, FactDamaged, Facts},
     source::{
         fate::{Fate, fate_fact, rewritten_fact},
         reread::{Span, span_fact},
@@ -146,22 +146,7 @@ impl Rewritten {
                     batch.put(plan_fact(id), &plan);
                 }
                 Judgment::Anew => {
-                    let table = &plan.table;
-                    tracing::warn!(
-                        table,
-                        "a statement wrote its rows anew, with values that are in no stream: all of it is read anew"
-                    );
-                    gone::read_anew(facts, id, &plan, &mut batch);
-                    // Of a table that was not looked at since the process started it was behind its reading.
-                    let span = || facts::read::<Span>(facts, &span_fact(id));
-                    let since = match since {
-                        Some(position) => position,
-                        None => span()?.map(|span| span.last).unwrap_or_default(),
-                    };
-                    batch.put(rewritten_fact(id), &since);
-                    if plan.done {
-                        batch.put(fate_fact(id, Fate::Left), &Fate::Left);
-                    }
+                    read_anew(facts, (id, &plan), since, &mut batch)?;
                     anew.insert(id);
                     continue;
                 }
@@ -174,6 +159,32 @@ impl Rewritten {
         self.looked = Some(position);
         Ok(anew)
     }
+}
+
+/// Has a table read anew whose values changed behind `since`. No part of it may be under way.
+pub(crate) fn read_anew(
+    facts: &dyn Facts,
+    (table_id, plan): (u32, &Plan),
+    since: Option<Position>,
+    batch: &mut FactBatch,
+) -> Result<(), FactDamaged> {
+    let table = &plan.table;
+    tracing::warn!(
+        table,
+        "a statement changed values of it that are in no stream: all of it is read anew"
+    );
+    // Of a table that was not looked at since the process started it was behind its reading.
+    let span = || facts::read::<Span>(facts, &span_fact(table_id));
+    let since = match since {
+        Some(position) => position,
+        None => span()?.map(|span| span.last).unwrap_or_default(),
+    };
+    gone::read_anew(facts, table_id, plan, batch);
+    batch.put(rewritten_fact(table_id), &since);
+    if plan.done {
+        batch.put(fate_fact(table_id, Fate::Left), &Fate::Left);
+    }
+    Ok(())
 }
 
 /// The files and columns of tables, as one statement sees both of each.
@@ -212,6 +223,10 @@ const LAYOUTS: &str = "SELECT c.oid, c.relfilenode, c.relnatts, a.attnum, a.attt
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        facts::MemoryFacts,
+        source::{ChunkDone, chunk_fact},
+    };
 
     fn layout(attributes: u16, columns: &[(u16, u32)]) -> Layout {
         let column = |of| Kept { of: (of, -1), by: 700, missing: false };
@@ -270,6 +285,29 @@ mod tests {
     fn of_a_plan_of_an_older_firmware_nothing_is_known() {
         let plan = Plan { filenode: 9, done: true, ..Plan::empty("public.t".into()) };
         assert_eq!(judge(&plan, 10, &layout(1, &[(1, 23)])), Judgment::Harmless);
+    }
+
+    #[test]
+    fn of_a_table_that_is_read_anew_no_part_is_left_and_it_is_said_behind_what() {
+        for done in [false, true] {
+            let (facts, mut known) = (MemoryFacts::default(), FactBatch::default());
+            let plan = Plan { done, ..Plan::empty("public.t".into()) };
+            let span = Span::with(Some(Span::begun(Position(10), false)), Position(20), done);
+            let part = ChunkDone { position: Position(20), rows: 1 };
+            known.put(plan_fact(7), &plan).put(span_fact(7), &span).put(chunk_fact(7, 0), &part);
+            facts.record_blocking(known).unwrap();
+            for (since, told) in [(Some(Position(30)), 30), (None, 20)] {
+                let mut batch = FactBatch::default();
+                read_anew(&facts, (7, &plan), since, &mut batch).unwrap();
+                let after = MemoryFacts::default();
+                after.record_blocking(batch).unwrap();
+                let at: Option<Position> = facts::read(&after, &rewritten_fact(7)).unwrap();
+                assert_eq!(at, Some(Position(told)));
+                let anew: Plan = facts::read(&after, &plan_fact(7)).unwrap().unwrap();
+                assert!(anew.is_to_be_made(), "{anew:?}");
+                assert_eq!(after.get(&fate_fact(7, Fate::Left)).is_some(), done);
+            }
+        }
     }
 
     #[test]

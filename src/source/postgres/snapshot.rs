@@ -196,7 +196,8 @@ async fn plan(
         if let Some((_, layout)) = layouts.get(&id) {
             let before = plan.layout.replace(layout.clone());
             if before.is_some_and(|before| layout.is_changed(&before, plan.filenode != filenode)) {
-                // The next look has it read anew.
+                // No look need see it: neither file nor number of columns may have changed.
+                rewritten::read_anew(&*shared.facts, (id, &plan), None, &mut batch)?;
                 continue;
             }
         }
