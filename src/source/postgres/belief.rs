@@ -9,7 +9,7 @@
 //! | fact | what |
 //! |---|---|
 //! | `source/started` | when the server that was believed was started, as it prints it |
-//! | `source/last` | the last transaction before a mark, as [`Last`] |
+//! | `source/last` | the last transaction before a mark, as [`Last`]; where none is held yet, a place before the slot |
 //!
 //! **Invariants:** a start is remembered only once the server is believed, before the first run that it sends; until
 //! then nothing is confirmed that was not: a slot confirmed up to what is held sends nothing of it again.
@@ -71,6 +71,11 @@ pub(crate) fn judge(
         false => Some(Proof::Last(last)),
     });
     Ok(Belief { proof, news: Some(started), last })
+}
+
+/// The chain begins at `position`: nothing that lies before is held, and marks that follow do not say that something is.
+pub(crate) fn begin(position: Position, batch: &mut FactBatch) {
+    batch.put(LAST_FACT, &Last { begins: Position(position.0.saturating_sub(1)), at: None });
 }
 
 /// Remembers the start of a server that is believed.
@@ -159,5 +164,11 @@ mod tests {
         // The journal went back to before it: which one is the last then is not known.
         let earlier = judge(&known, durable(79, 80), Position(50), "8".into()).unwrap();
         assert_eq!((earlier.proof, earlier.last), (None, None));
+        // Marks alone are held: whatever comes before the last of them is of another log.
+        let mut batch = FactBatch::default();
+        begin(Position(50), &mut batch);
+        known.record(batch).await.unwrap();
+        let judged = judge(&known, mark, Position(50), "8".into()).unwrap();
+        assert_eq!(judged.proof, Some(Proof::Nothing));
     }
 }

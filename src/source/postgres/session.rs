@@ -351,6 +351,7 @@ fn first_origin(shared: &Shared, server: &origin::Server, consistent_point: Posi
 async fn record(shared: &Shared, origin: &Origin) -> Result<(), SourceError> {
     let mut batch = FactBatch::default();
     batch.put(ORIGIN_FACT, origin).delete(INTENT_FACT);
+    belief::begin(origin.consistent_point, &mut batch);
     Ok(shared.facts.record(batch).await?)
 }
 
