@@ -66,6 +66,8 @@ pub struct Cluster {
     port: u16,
     password: String,
     owner: Option<(Uid, Gid)>,
+    /// What the server's environment has beside ours.
+    environment: Vec<(String, PathBuf)>,
     server: Option<Child>,
 }
 
@@ -130,6 +132,7 @@ impl Cluster {
             port: 0,
             password: random_hex()?,
             owner,
+            environment: vec![],
             server: None,
         };
         cluster.initialize(options)?;
@@ -211,6 +214,20 @@ impl Cluster {
         self.write("server.key", &tls.key_pem)
     }
 
+    /// Copies a file to where the server's user may read and write it, and has the server's environment name it from
+    /// the next start on. Gives where it is.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be copied.
+    pub fn lend(&mut self, file: &Path, variable: &str) -> Result<PathBuf, ClusterError> {
+        let lent = self.home.join(file.file_name().unwrap_or_default());
+        fs::copy(file, &lent).map_err(|why| file_error("copy", &lent, why))?;
+        self.give(&lent, 0o600)?;
+        self.environment.push((variable.into(), lent.clone()));
+        Ok(lent)
+    }
+
     /// Starts the server and waits until it takes connections.
     ///
     /// # Errors
@@ -226,6 +243,7 @@ impl Cluster {
         let errors = log.try_clone().map_err(|why| file_error("open", &log_path, why))?;
         let mut command = self.command("postgres");
         command.arg("-D").arg(&self.home).arg("-p").arg(self.port.to_string());
+        command.envs(self.environment.iter().map(|(name, path)| (name, path)));
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
         let server = command.spawn().map_err(|why| program_error("postgres", &why))?;
         self.server = Some(server);

@@ -5,6 +5,7 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -15,7 +16,7 @@ use tokio::{
         tcp::{ReadHalf, WriteHalf},
     },
     sync::watch,
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 use crate::shutdown::Tasks;
@@ -34,6 +35,11 @@ pub enum Way {
     HalfOpen,
     /// So many bytes a second pass, in each direction of each connection.
     Slow(u64),
+    /// So many bytes of answers a second pass, over all connections together and those of proxies beside this one, in
+    /// the order in which they came.
+    Narrow(u64),
+    /// They pass at once, and others that are [`Way::Narrow`] wait until they would have passed.
+    Ahead(u64),
 }
 
 /// A running proxy. Dropped, it ends soon after.
@@ -41,6 +47,7 @@ pub enum Way {
 pub struct Proxy {
     address: SocketAddr,
     state: watch::Sender<State>,
+    queue: Arc<Queue>,
     tasks: Tasks,
 }
 
@@ -59,23 +66,36 @@ impl Proxy {
     ///
     /// There is no port.
     pub async fn start(upstream: SocketAddr) -> io::Result<Self> {
+        Self::open(upstream, Arc::default()).await
+    }
+
+    /// Starts a proxy that shares what is narrow with this one.
+    ///
+    /// # Errors
+    ///
+    /// There is no port.
+    pub async fn beside(&self, upstream: SocketAddr) -> io::Result<Self> {
+        Self::open(upstream, Arc::clone(&self.queue)).await
+    }
+
+    async fn open(upstream: SocketAddr, queue: Arc<Queue>) -> io::Result<Self> {
         let port = super::ground::free_port().map_err(io::Error::other)?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
         let address = listener.local_addr()?;
         let (state, seen) = watch::channel(State { upstream, way: Way::Open, breaks: 0 });
         let tasks = Tasks::new();
-        let owner = tasks.clone();
+        let (owner, shared) = (tasks.clone(), Arc::clone(&queue));
         tasks.spawn(async move {
             let token = owner.token();
             while let Some(Ok((client, _))) = token.run_until_cancelled(listener.accept()).await {
-                let (seen, token) = (seen.clone(), owner.token());
+                let (seen, queue, token) = (seen.clone(), Arc::clone(&shared), owner.token());
                 owner.spawn(async move {
                     // How it ended is seen at both ends.
-                    drop(token.run_until_cancelled(carry(client, seen)).await);
+                    drop(token.run_until_cancelled(carry(client, seen, queue)).await);
                 });
             }
         });
-        Ok(Self { address, state, tasks })
+        Ok(Self { address, state, queue, tasks })
     }
 
     /// Where it listens.
@@ -117,7 +137,11 @@ impl Drop for Proxy {
     }
 }
 
-async fn carry(mut client: TcpStream, mut state: watch::Receiver<State>) -> io::Result<()> {
+async fn carry(
+    mut client: TcpStream,
+    mut state: watch::Receiver<State>,
+    queue: Arc<Queue>,
+) -> io::Result<()> {
     let State { upstream, way, breaks } = *state.borrow_and_update();
     if way == Way::Refuse {
         return client.set_zero_linger();
@@ -128,8 +152,8 @@ async fn carry(mut client: TcpStream, mut state: watch::Receiver<State>) -> io::
     {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
-        let up = pump(from_client, to_server, state.clone(), false);
-        let down = pump(from_server, to_client, state.clone(), true);
+        let up = pump(from_client, to_server, state.clone(), None);
+        let down = pump(from_server, to_client, state.clone(), Some(&queue));
         let both = async { tokio::try_join!(up, down) };
         tokio::select! {
             ended = both => return ended.map(drop),
@@ -140,12 +164,25 @@ async fn carry(mut client: TcpStream, mut state: watch::Receiver<State>) -> io::
     server.set_zero_linger()
 }
 
-/// Carries one direction to its end.
+/// When all answers that came before have passed a narrow place.
+type Queue = Mutex<Option<Instant>>;
+
+/// How long it takes until some bytes more have passed at so many a second. Who is ahead does not have others wait for
+/// ever.
+fn queue_up(queue: &Queue, bytes: usize, rate: u64) -> Duration {
+    let (mut last, now) = (queue.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+    let free = last.map_or(now, |last| last.clamp(now, now + QUEUE_MAX));
+    let passed = free + Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
+    *last = Some(passed);
+    passed - now
+}
+
+/// Carries one direction to its end; answers have a queue.
 async fn pump(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
     mut state: watch::Receiver<State>,
-    answers: bool,
+    answers: Option<&Queue>,
 ) -> io::Result<()> {
     let mut bytes = vec![0; PIECE_BYTES];
     loop {
@@ -158,17 +195,23 @@ async fn pump(
             let way = state.borrow_and_update().way;
             let most = match way {
                 Way::Stall => 0,
-                Way::HalfOpen if answers => 0,
+                Way::HalfOpen if answers.is_some() => 0,
+                Way::Narrow(_) => rest.len().min(QUEUED_BYTES),
                 Way::Slow(rate) => {
                     usize::try_from(rate / u64::from(TICKS_PER_S)).unwrap_or(usize::MAX).max(1)
                 }
-                Way::Open | Way::HalfOpen | Way::Refuse => rest.len(),
+                Way::Open | Way::HalfOpen | Way::Refuse | Way::Ahead(_) => rest.len(),
             };
             if most == 0 {
                 state.changed().await.map_err(io::Error::other)?;
                 continue;
             }
             let (piece, after) = rest.split_at(most.min(rest.len()));
+            match (way, answers) {
+                (Way::Narrow(rate), Some(queue)) => sleep(queue_up(queue, piece.len(), rate)).await,
+                (Way::Ahead(rate), Some(queue)) => drop(queue_up(queue, piece.len(), rate)),
+                _ => {}
+            }
             to.write_all(piece).await?;
             rest = after;
             if let Way::Slow(rate) = way {
@@ -179,6 +222,9 @@ async fn pump(
 }
 
 const PIECE_BYTES: usize = 64 << 10;
+/// What stands in a queue at once.
+const QUEUED_BYTES: usize = 8 << 10;
+const QUEUE_MAX: Duration = Duration::from_secs(1);
 /// The fewest pieces a second when it is slow.
 const TICKS_PER_S: u32 = 50;
 

@@ -23,6 +23,7 @@ mod story_damage;
 mod story_ddl;
 mod story_extensions;
 mod story_failover;
+mod story_felt;
 mod story_full;
 mod story_gap;
 mod story_gentle;

@@ -59,13 +59,22 @@ impl Cluster {
         fs::create_dir(&slots).map_err(|why| file_error("make", &slots, why))?;
         self.give(&slots, 0o700)?;
         standby.write("standby.signal", "")?;
-        let primary = format!(
-            "host=127.0.0.1 port={} user={SUPERUSER} password={} dbname=postgres",
-            self.port, self.password
-        );
-        standby.set(&[("primary_conninfo", &primary)])?;
+        standby.follow(self.port)?;
         standby.start_somewhere()?;
         Ok(standby)
+    }
+
+    /// Has a standby reach its primary by another port of this machine; that holds from the next start or reload.
+    ///
+    /// # Errors
+    ///
+    /// Its settings cannot be written.
+    pub fn follow(&self, port: u16) -> Result<(), ClusterError> {
+        let primary = format!(
+            "host=127.0.0.1 port={port} user={SUPERUSER} password={} dbname=postgres",
+            self.password
+        );
+        self.set(&[("primary_conninfo", &primary)])
     }
 
     fn unmade_standby(&self, dir: &Path) -> Result<Self, ClusterError> {
@@ -76,6 +85,7 @@ impl Cluster {
             port: 0,
             password: self.password.clone(),
             owner: self.owner,
+            environment: vec![],
             server: None,
         })
     }

@@ -1,22 +1,31 @@
 //! How fast a snapshot may be read so that those who work in the database do not feel it. Pure.
 //!
-//! It experiments: it reads for some seconds, pauses for a moment, and compares what a small commit took
-//! while it read with what it took while it did not. What the two have in common, the load of others and
-//! the server's own speed, drops out; what is left is ours. The rate follows the comparison: up while
-//! commits are as fast as without us, down in proportion as they are slower.
+//! It experiments: it reads for some seconds, pauses for a moment, and compares what was felt while it read
+//! with what was felt while it did not: what a small commit took, what a page took that had to be read, how far
+//! standbys were behind. What the two have in common, the load of others and the server's own speed, drops
+//! out; what is left is ours. The rate follows the comparison: up while all is as fast as without us, down in
+//! proportion as what is felt most is slower.
 
 use std::{collections::VecDeque, time::Duration};
+
+use super::felt::{Felt, Sense};
 
 /// Decides the rate.
 #[derive(Debug)]
 pub(crate) struct Governor {
     /// In bytes per second, over all that is read at once.
     rate: f64,
-    /// What commits took in the last pauses.
-    calm: VecDeque<Vec<Duration>>,
+    /// What was felt in the last pauses.
+    calm: VecDeque<Felt>,
+    /// Pages a second that others had to have read, in the last stretches of reading.
+    missed: VecDeque<f64>,
     stretch: Stretch,
-    /// How much slower commits were in the last stretch of reading, 1 for not at all.
-    slower: f64,
+    /// Whether it reads slowly to see whether somebody is there.
+    doubts: bool,
+    /// For so many stretches it is known that nobody is.
+    deaf: u32,
+    /// What was slower most in the last stretch of reading, and how much; 1 for not at all.
+    slower: (Sense, f64),
 }
 
 /// What is done until the governor is asked again.
@@ -40,14 +49,15 @@ pub(crate) enum Pace {
 /// What was seen in a stretch.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
-    /// What each small commit took.
-    pub(crate) commits: Vec<Duration>,
+    pub(crate) felt: Felt,
     /// Bytes read.
     pub(crate) bytes: u64,
     /// How long it was.
     pub(crate) took: Duration,
     /// Transactions of others that ended.
     pub(crate) others: u64,
+    /// Pages that others wanted and the server had to read.
+    pub(crate) missed: u64,
 }
 
 impl Default for Governor {
@@ -60,7 +70,8 @@ impl Governor {
     /// Begins with `rate`: what it was when it was judged last.
     pub(crate) fn new(rate: f64) -> Self {
         let stretch = Stretch { pace: Pace::Rate(rate), length: FIRST };
-        Self { rate, calm: VecDeque::new(), stretch, slower: 1.0 }
+        let (calm, missed) = (VecDeque::new(), VecDeque::new());
+        Self { rate, calm, missed, stretch, doubts: false, deaf: 0, slower: UNHARMED }
     }
 
     /// The rate that reading is held to while somebody is there, in bytes per second.
@@ -73,8 +84,8 @@ impl Governor {
         self.stretch
     }
 
-    /// How much slower commits are than without us, as found last; 1 for not at all.
-    pub(crate) fn slower(&self) -> f64 {
+    /// What is slower most than without us, as found last, and how much; 1 for not at all.
+    pub(crate) fn slower(&self) -> (Sense, f64) {
         self.slower
     }
 
@@ -83,17 +94,29 @@ impl Governor {
         let seconds = seen.took.as_secs_f64().max(0.001);
         let crowd = to_f64(seen.others) / seconds;
         let read = to_f64(seen.bytes) / seconds;
+        if self.stretch.pace != Pace::Paused {
+            keep(&mut self.missed, to_f64(seen.missed) / seconds, MISSED_KEPT);
+        }
+        // Who waits for seconds ends few transactions: that there are few says nothing then.
+        let stuck = seen.felt.is_stuck() && self.heeds() && self.rate_now() > RATE_MIN;
+        self.deaf = self.deaf.saturating_sub(1);
         self.stretch = match self.stretch.pace {
             Pace::Paused => {
-                self.calm.push_back(seen.commits);
-                while self.calm.len() > PAUSES_KEPT {
-                    self.calm.pop_front();
-                }
+                keep(&mut self.calm, seen.felt, PAUSES_KEPT);
                 self.reading()
+            }
+            Pace::Free | Pace::Rate(_) if stuck => {
+                self.rate = RATE_MIN;
+                self.doubts = true;
+                PAUSE
             }
             Pace::Free | Pace::Rate(_) if crowd < CROWD_MIN => {
                 self.calm.clear();
-                self.slower = 1.0;
+                self.slower = UNHARMED;
+                if std::mem::take(&mut self.doubts) {
+                    // It was nobody's harm.
+                    self.deaf = DEAF;
+                }
                 Stretch { pace: Pace::Free, length: READING }
             }
             Pace::Free => {
@@ -102,52 +125,58 @@ impl Governor {
                 PAUSE
             }
             Pace::Rate(_) => {
-                self.judge(&seen.commits, read);
+                self.doubts = false;
+                self.judge(&seen.felt, read);
                 PAUSE
             }
         };
         self.stretch
     }
 
+    /// Whether what takes very long while nobody seems to be there is somebody's harm.
+    pub(crate) fn heeds(&self) -> bool {
+        self.deaf == 0
+    }
+
+    fn rate_now(&self) -> f64 {
+        match self.stretch.pace {
+            Pace::Free => RATE_MAX,
+            Pace::Rate(rate) => rate,
+            Pace::Paused => 0.0,
+        }
+    }
+
     fn reading(&self) -> Stretch {
         Stretch { pace: Pace::Rate(self.rate), length: READING }
     }
 
-    /// Sets the rate by what commits took while `read` bytes a second were read.
-    fn judge(&mut self, commits: &[Duration], read: f64) {
-        let calm: Vec<Duration> = self.calm.iter().flatten().copied().collect();
-        let Some(most) = most(&calm) else { return };
-        let (Some(calm), Some(busy)) = (slow(&calm, most), slow(commits, most)) else {
-            return;
-        };
-        self.slower = (busy + UNFELT) / (calm + UNFELT);
-        let change = (SLOWER_AIM / self.slower).powf(1.5).clamp(CHANGE_MIN, CHANGE_MAX);
+    /// Whether others wait for pages to be read. What was read for us is told in heaps, and may not be ours by the
+    /// server's count: of several stretches the least counts.
+    fn pages_are_missed(&self) -> bool {
+        !self.missed.is_empty() && self.missed.iter().all(|rate| *rate >= MISSED_MIN)
+    }
+
+    /// Sets the rate by what was felt while `read` bytes a second were read.
+    fn judge(&mut self, felt: &Felt, read: f64) {
+        let pages = self.pages_are_missed();
+        let senses = Sense::ALL.into_iter().filter(|sense| *sense != Sense::Page || pages);
+        let slower = senses
+            .filter_map(|sense| Some((sense, felt.slower(sense, &self.calm, (READING, PAUSING))?)));
+        let Some(most) = slower.max_by(|one, other| one.1.total_cmp(&other.1)) else { return };
+        self.slower = most;
+        let change = (SLOWER_AIM / most.1).powf(1.5).clamp(CHANGE_MIN, CHANGE_MAX);
         // What is not used says nothing: the rate stays near what is read.
         let used = (read * 2.0).max(RATE_FIRST);
         self.rate = (self.rate.min(used) * change).clamp(RATE_MIN, RATE_MAX);
     }
 }
 
-/// Seconds that slow commits took, the slower quarter on average, of which none counts for more than `most`: others
-/// are felt in the slow ones, and one that a disk held up says nothing of us. `None` of too few.
-fn slow(commits: &[Duration], most: f64) -> Option<f64> {
-    let sorted = sorted(commits);
-    let slow = sorted.get(sorted.len() * 3 / 4..).filter(|slow| !slow.is_empty())?;
-    let sum: f64 = slow.iter().map(|seconds| seconds.min(most)).sum();
-    Some(sum / to_f64(u64::try_from(slow.len()).unwrap_or(u64::MAX)))
-}
-
-/// The most that one commit counts for, in seconds, by those that were not disturbed.
-fn most(calm: &[Duration]) -> Option<f64> {
-    let sorted = sorted(calm);
-    Some(sorted.get(sorted.len() * 9 / 10)? * MOST)
-}
-
-/// In seconds, the fastest first.
-fn sorted(commits: &[Duration]) -> Vec<f64> {
-    let mut seconds: Vec<f64> = commits.iter().map(Duration::as_secs_f64).collect();
-    seconds.sort_by(f64::total_cmp);
-    seconds
+/// Adds the newest of at most so many.
+fn keep<T>(kept: &mut VecDeque<T>, newest: T, most: usize) {
+    kept.push_back(newest);
+    while kept.len() > most {
+        kept.pop_front();
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "rates need no more than 52 bits")]
@@ -166,16 +195,19 @@ const SLOWER_AIM: f64 = 1.08;
 /// By how much the rate changes at once.
 const CHANGE_MIN: f64 = 0.65;
 const CHANGE_MAX: f64 = 1.4;
-/// One commit counts for at most so many times what nine of ten take undisturbed.
-const MOST: f64 = 2.0;
-/// In seconds. Nobody feels a quarter of a millisecond.
-const UNFELT: f64 = 0.000_25;
+const UNHARMED: (Sense, f64) = (Sense::Commit, 1.0);
 /// With fewer transactions of others a second there is nobody whose commits could be slower.
 const CROWD_MIN: f64 = 5.0;
+/// Stretches of reading, a minute.
+const DEAF: u32 = 15;
+/// With fewer pages a second of others that have to be read nobody feels how long that takes.
+const MISSED_MIN: f64 = 10.0;
+const MISSED_KEPT: usize = 4;
 /// Until it is known whether somebody is there.
 const FIRST: Duration = Duration::from_secs(2);
 const READING: Duration = Duration::from_secs(4);
-const PAUSE: Stretch = Stretch { pace: Pace::Paused, length: Duration::from_millis(500) };
+const PAUSE: Stretch = Stretch { pace: Pace::Paused, length: PAUSING };
+const PAUSING: Duration = Duration::from_millis(500);
 /// The pauses of some 36 seconds are what reading is compared with.
 const PAUSES_KEPT: usize = 8;
 
@@ -185,11 +217,13 @@ mod tests {
 
     use super::*;
 
-    /// A server on which a commit takes `base`, and longer the more of its `capacity` is read.
+    /// A server on which something takes `base`, and longer the more of its `capacity` is read.
     struct Server {
+        sense: Sense,
         base: f64,
         capacity: f64,
         others_per_s: f64,
+        missed_per_s: f64,
         random: fastrand::Rng,
     }
 
@@ -197,7 +231,8 @@ mod tests {
         fn new(base_ms: f64, capacity_mib: f64, seed: u64) -> Self {
             let random = fastrand::Rng::with_seed(seed);
             let capacity = capacity_mib * 1_048_576.0;
-            Self { base: base_ms / 1000.0, capacity, others_per_s: 500.0, random }
+            let (sense, base) = (Sense::Commit, base_ms / 1000.0);
+            Self { sense, base, capacity, others_per_s: 500.0, missed_per_s: 500.0, random }
         }
 
         fn load(&self, pace: Pace) -> f64 {
@@ -217,16 +252,20 @@ mod tests {
             let seconds = stretch.length.as_secs_f64();
             let count = if stretch.pace == Pace::Paused { 18 } else { 80 };
             let mean = self.base * self.slower(stretch.pace);
-            let commits = (0..count).map(|_| {
+            let mut felt = Felt::default();
+            for _ in 0..count {
                 // Half of it is fixed, half of it is waiting.
                 let waiting = -self.random.f64().max(1e-9).ln();
-                Duration::from_secs_f64(mean * (0.5 + 0.5 * waiting))
-            });
-            let commits = commits.collect();
+                felt.add(self.sense, Duration::from_secs_f64(mean * (0.5 + 0.5 * waiting)));
+                if self.sense != Sense::Commit {
+                    felt.add(Sense::Commit, Duration::from_millis(2));
+                }
+            }
             let whole = |amount: f64| Duration::from_secs_f64(amount).as_secs();
             let bytes = whole(self.load(stretch.pace) * self.capacity * seconds);
             let others = whole(self.others_per_s * seconds);
-            Seen { commits, bytes, took: stretch.length, others }
+            let missed = whole(self.missed_per_s * seconds);
+            Seen { felt, bytes, took: stretch.length, others, missed }
         }
     }
 
@@ -259,20 +298,23 @@ mod tests {
     }
 
     #[test]
-    fn the_slower_quarter_counts_and_a_commit_that_a_disk_held_up_hardly() {
-        let calm = vec![Duration::from_millis(2); 100];
-        let most = most(&calm).unwrap();
-        let slower = |busy: &[u64]| {
-            let busy: Vec<Duration> = busy.iter().map(|ms| Duration::from_millis(*ms)).collect();
-            slow(&busy, most).unwrap() / slow(&calm, most).unwrap()
-        };
-        assert!((slower(&[2; 80]) - 1.0).abs() < 1e-9);
-        let held_up = [vec![2; 79], vec![500]].concat();
-        assert!(slower(&held_up) < 1.06);
-        // A tenth of them half as slow again: their median says nothing of it.
-        let felt = [vec![2; 72], vec![3; 8]].concat();
-        assert!(slower(&felt) > 1.15);
-        assert!(slow(&[], most).is_none());
+    fn who_waits_for_pages_or_for_a_standby_is_felt_as_who_commits_is() {
+        for sense in [Sense::Page, Sense::Waited] {
+            let mut server = Server { sense, ..Server::new(3.0, 200.0, 3) };
+            let mut governor = Governor::default();
+            drive(&mut governor, &mut server, 40);
+            let (slower, rate) = drive(&mut governor, &mut server, 200);
+            assert!(slower < 1.15, "{sense:?}: {slower}");
+            assert!(rate > 0.02 * server.capacity, "{sense:?}: {rate}");
+            assert_eq!(governor.slower().0, sense);
+        }
+        // Where all that others want is in memory, a disk that is busy is nothing to them.
+        let mut server =
+            Server { sense: Sense::Page, missed_per_s: 3.0, ..Server::new(3.0, 200.0, 3) };
+        let mut governor = Governor::default();
+        drive(&mut governor, &mut server, 40);
+        let (_, rate) = drive(&mut governor, &mut server, 100);
+        assert!(rate > 0.6 * server.capacity, "{rate}");
     }
 
     #[test]
@@ -303,6 +345,37 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_for_seconds_is_not_taken_for_nobody() {
+        let seen = |sense, took, others| {
+            let mut felt = Felt::default();
+            felt.add(sense, took);
+            Seen { felt, others, bytes: 1 << 30, took: READING, ..Seen::default() }
+        };
+        let (stuck, quick) = (Duration::from_secs(2), Duration::from_millis(2));
+        for sense in [Sense::Commit, Sense::Page, Sense::Waited] {
+            let mut governor = Governor::default();
+            governor.next(seen(sense, quick, 0));
+            assert_eq!(governor.stretch().pace, Pace::Free);
+            // It is read with all might, and one is ended each second.
+            assert_eq!(governor.next(seen(sense, stuck, 4)), PAUSE);
+            assert_eq!(governor.next(seen(sense, stuck, 0)).pace, Pace::Rate(RATE_MIN));
+            // Somebody was there.
+            governor.next(seen(sense, quick, 4000));
+            assert!(matches!(governor.next(seen(sense, quick, 0)).pace, Pace::Rate(_)));
+            // Nobody was: that is known for a while.
+            let mut governor = Governor::default();
+            governor.next(seen(sense, stuck, 4));
+            governor.next(seen(sense, stuck, 0));
+            for _ in 0..=DEAF {
+                assert_eq!(governor.next(seen(sense, stuck, 4)).pace, Pace::Free);
+            }
+            assert_eq!(governor.next(seen(sense, stuck, 4)), PAUSE);
+        }
+        let mut governor = Governor::default();
+        assert_eq!(governor.next(seen(Sense::Follower, stuck, 4)).pace, Pace::Free);
+    }
+
+    #[test]
     fn a_rate_that_is_not_used_does_not_grow() {
         let mut governor = Governor::default();
         let mut server = Server::new(3.0, 1e9, 1);
@@ -318,12 +391,15 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_is_seen_the_rate_stays_within_its_bounds(
-            stretches in prop::collection::vec((prop::collection::vec(0u64..100_000, 0..5), any::<u64>(), any::<u64>()), 1..50),
+            stretches in prop::collection::vec((prop::collection::vec((0..4usize, 0u64..100_000), 0..20), any::<[u64; 3]>()), 1..50),
         ) {
             let mut governor = Governor::default();
-            for (commits, bytes, others) in stretches {
-                let commits = commits.into_iter().map(Duration::from_millis).collect();
-                let seen = Seen { commits, bytes, took: governor.stretch().length, others };
+            for (samples, [bytes, others, missed]) in stretches {
+                let mut felt = Felt::default();
+                for (sense, ms) in samples {
+                    felt.add(Sense::ALL[sense], Duration::from_millis(ms));
+                }
+                let seen = Seen { felt, bytes, took: governor.stretch().length, others, missed };
                 let stretch = governor.next(seen);
                 prop_assert!(stretch.length <= READING);
                 if let Pace::Rate(rate) = stretch.pace {

@@ -2,7 +2,7 @@
 //! and which tables somebody else is waiting for.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -25,8 +25,26 @@ pub(crate) struct Pacer {
     read: AtomicU64,
     /// Transactions in which parts were read.
     parts: AtomicU64,
+    /// Tables of which parts were read last, the last one at the end.
+    tables: Mutex<VecDeque<Heap>>,
     /// What the governor held it to last, in bytes per second: the next snapshot begins with it.
     held: Mutex<f64>,
+}
+
+/// A table that is read: its pages are where others' pages are.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Heap {
+    pub(crate) id: u32,
+    /// Quoted.
+    pub(crate) name: String,
+    /// Pages of its file; 0 where they are not known.
+    pub(crate) blocks: u32,
+}
+
+impl Heap {
+    pub(crate) fn new(id: u32, name: String, blocks: u32) -> Self {
+        Self { id, name, blocks }
+    }
 }
 
 impl Default for Pacer {
@@ -38,6 +56,7 @@ impl Default for Pacer {
             spent_until: Mutex::new(None),
             read: AtomicU64::new(0),
             parts: AtomicU64::new(0),
+            tables: Mutex::default(),
             held: Mutex::new(RATE_FIRST),
         }
     }
@@ -69,6 +88,11 @@ impl Pacer {
         *self.pace.borrow() != Pace::Free
     }
 
+    /// Whether nothing is read.
+    pub(crate) fn is_paused(&self) -> bool {
+        *self.pace.borrow() == Pace::Paused
+    }
+
     /// How many bytes of rows a server is to be asked for at once.
     pub(crate) fn sip(&self) -> u64 {
         match *self.pace.borrow() {
@@ -86,6 +110,21 @@ impl Pacer {
     /// Bytes read so far, by all readers.
     pub(crate) fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a part of a table is going to be read.
+    pub(crate) fn reads(&self, table: Heap) {
+        let mut tables = self.tables();
+        tables.retain(|other| other.id != table.id);
+        tables.push_back(table);
+        while tables.len() > TABLES_KEPT {
+            tables.pop_front();
+        }
+    }
+
+    /// The tables of which parts were read last.
+    pub(crate) fn last_tables(&self) -> Vec<Heap> {
+        self.tables().iter().cloned().collect()
     }
 
     /// Notes that a part was read, in a transaction of its own.
@@ -150,6 +189,10 @@ impl Pacer {
         until.saturating_duration_since(now)
     }
 
+    fn tables(&self) -> std::sync::MutexGuard<'_, VecDeque<Heap>> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn held(&self) -> std::sync::MutexGuard<'_, f64> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -170,6 +213,8 @@ const GULP_BYTES: u64 = 4 << 20;
 const BURST: Duration = Duration::from_millis(10);
 /// A value of hundreds of megabytes is not paid for for longer, once it is read.
 const OWED_S_MAX: f64 = 60.0;
+/// As many as are read at once, and some before.
+const TABLES_KEPT: usize = 20;
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
 #[cfg(test)]

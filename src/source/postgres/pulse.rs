@@ -1,25 +1,17 @@
-//! Feels the database's pulse while a snapshot is read: how long a small commit takes, how many transactions
-//! others end, and whether somebody waits for a table that is being read. Steers the snapshot by it.
-//!
-//! A small commit is a logical message without content: some hundred bytes of log, written and fsynced as
-//! anybody's commit is. A role that may not write one asks for nothing instead, which feels less.
+//! Feels the database's pulse while a snapshot is read, and steers the snapshot by it.
 
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::sleep;
 
 use super::{
     connect::{Backoff, Target},
     error::SourceError,
+    felt::{Felt, STUCK, Sense},
+    finger::Finger,
     governor::{Governor, Pace, RATE_MIN, Seen},
     login::Purpose,
-    message::unknown,
     session::Shared,
-    wire::Wire,
 };
 use crate::config::SnapshotPace;
 
@@ -58,55 +50,92 @@ async fn feel(
     loop {
         steer(shared, if gentle { stretch.pace } else { Pace::Free });
         let (start, read, parts) = (shared.clock.now(), shared.pacer.read(), shared.pacer.parts());
-        let others = finger.transactions().await?;
-        let mut commits = vec![];
+        let tables = shared.pacer.last_tables();
+        let before = finger.count(&tables).await?;
+        let mut felt = Felt::default();
         if stretch.pace == Pace::Paused {
             // What was under way comes to rest.
             sleep(REST).await;
         }
         while shared.clock.now().saturating_duration_since(start) < stretch.length {
-            if gentle && stretch.pace != Pace::Free {
-                commits.push(commit(shared, &mut finger).await?);
+            let waited = finger.look_for_waiters(shared.clock.now()).await?;
+            // Where nobody seems to be it is felt once a second.
+            let due = stretch.pace != Pace::Free || waited.is_some() && governor.heeds();
+            if let Some(waited) = waited {
+                shared.pacer.want(waited);
             }
-            finger.look_for_waiters(shared).await?;
+            if gentle && due {
+                touch(shared, &mut finger, &mut felt).await?;
+            }
             sleep(if stretch.pace == Pace::Paused { PAUSED_EVERY } else { PULSE_EVERY }).await;
         }
         if !gentle {
             continue;
         }
         let parts = shared.pacer.parts().saturating_sub(parts);
-        let own = u64::try_from(commits.len()).unwrap_or(u64::MAX).saturating_add(parts);
-        let others = finger.transactions().await?.saturating_sub(others);
+        let commits = u64::try_from(felt.of(Sense::Commit).len()).unwrap_or(u64::MAX);
+        let ended = finger.count(&tables).await?.since(before);
+        let others = ended.transactions.saturating_sub(commits.saturating_add(parts));
         let seen = Seen {
-            commits,
+            felt,
             bytes: shared.pacer.read().saturating_sub(read),
             took: shared.clock.now().saturating_duration_since(start),
-            others: others.saturating_sub(own),
+            others,
+            missed: ended.missed,
         };
         stretch = governor.next(seen);
         shared.pacer.hold(governor.rate());
-        let (slower, pace) = (governor.slower(), stretch.pace);
-        tracing::debug!(slower, ?pace, "the snapshot's pace");
+        let ((felt, slower), pace) = (governor.slower(), stretch.pace);
+        tracing::debug!(?felt, slower, others, ?pace, "the snapshot's pace");
         backoff.reset();
     }
 }
 
-/// How long a small commit takes. If that is long, reading is slowed down before it is through.
-async fn commit(shared: &Shared, finger: &mut Finger) -> Result<Duration, SourceError> {
+/// Feels once by each sense, in one transaction.
+async fn touch(shared: &Shared, finger: &mut Finger, felt: &mut Felt) -> Result<(), SourceError> {
+    let tables = shared.pacer.last_tables();
+    if let Some(heap) = tables.iter().rev().find(|heap| heap.blocks >= BLOCKS_MIN)
+        && let (took, true) = time(shared, finger.page(heap)).await?
+    {
+        felt.add(Sense::Page, took);
+    }
+    for (sense, behind) in finger.standbys(shared.clock.now()).await? {
+        if sense == Sense::Waited && behind > STUCK {
+            slow_down(shared);
+        }
+        felt.add(sense, behind);
+    }
+    let (took, ()) = time(shared, finger.commit(shared.clock.now())).await?;
+    felt.add(Sense::Commit, took);
+    Ok(())
+}
+
+/// How long something takes. If that is long, reading is slowed down before it is through.
+async fn time<T>(
+    shared: &Shared,
+    what: impl Future<Output = Result<T, SourceError>>,
+) -> Result<(Duration, T), SourceError> {
     let start = shared.clock.now();
-    let mut commit = Box::pin(finger.commit());
+    let mut what = std::pin::pin!(what);
     let done = tokio::select! {
-        done = &mut commit => Some(done),
+        done = &mut what => Some(done),
         () = sleep(STUCK) => None,
     };
-    match done {
+    let done = match done {
         Some(done) => done?,
         None => {
-            steer(shared, Pace::Rate(RATE_MIN));
-            commit.await?;
+            slow_down(shared);
+            what.await?
         }
+    };
+    Ok((shared.clock.now().saturating_duration_since(start), done))
+}
+
+/// Reads no faster than it has to, until the governor says how it goes on.
+fn slow_down(shared: &Shared) {
+    if !shared.pacer.is_paused() {
+        steer(shared, Pace::Rate(RATE_MIN));
     }
-    Ok(shared.clock.now().saturating_duration_since(start))
 }
 
 /// Sets the pace, and shows it.
@@ -122,73 +151,9 @@ fn steer(shared: &Shared, pace: Pace) {
     shared.board.write(|status| status.snapshot_rate_bytes_per_s = rate);
 }
 
-/// The connection that feels.
-struct Finger {
-    wire: Wire,
-    commits: &'static str,
-    /// When it was looked last who waits.
-    looked: Option<Instant>,
-    /// Tables that somebody was seen waiting for.
-    waited_for: BTreeSet<u32>,
-}
-
-impl Finger {
-    async fn new(mut wire: Wire) -> Result<Self, SourceError> {
-        // A standby that is waited for is not what reading is felt by, and may be away.
-        wire.query("set up the session", LOCALLY).await?;
-        let commits = match wire.query("feel the pulse", COMMIT).await {
-            Ok(_) => COMMIT,
-            Err(SourceError::Server { .. }) => NOTHING,
-            Err(error) => return Err(error),
-        };
-        Ok(Self { wire, commits, looked: None, waited_for: BTreeSet::new() })
-    }
-
-    async fn commit(&mut self) -> Result<(), SourceError> {
-        self.wire.query("feel the pulse", self.commits).await.map(drop)
-    }
-
-    /// Transactions that ended in the cluster so far, as its statistics have it.
-    async fn transactions(&mut self) -> Result<u64, SourceError> {
-        let rows = self.wire.query("count transactions", TRANSACTIONS).await?;
-        rows.first().ok_or_else(|| unknown("transactions", "no row"))?.parse_as(0)
-    }
-
-    /// Looks every second whether somebody waits for a table that we have locked, and tells who reads it of
-    /// those who waited at the last look, too.
-    async fn look_for_waiters(&mut self, shared: &Shared) -> Result<(), SourceError> {
-        let now = shared.clock.now();
-        if self.looked.is_some_and(|at| now.saturating_duration_since(at) < LOOK_EVERY) {
-            return Ok(());
-        }
-        self.looked = Some(now);
-        let rows = self.wire.query("look who waits", WAITERS).await?;
-        let tables: Result<BTreeSet<u32>, _> = rows.iter().map(|row| row.parse_as(0)).collect();
-        let tables = tables?;
-        shared.pacer.want(tables.intersection(&self.waited_for).copied().collect());
-        self.waited_for = tables;
-        Ok(())
-    }
-}
-
-const LOCALLY: &str = "SELECT set_config('synchronous_commit', 'local', false) \
-     WHERE current_setting('synchronous_commit') <> 'off'";
-const COMMIT: &str = "SELECT pg_logical_emit_message(true, 'lakehead', '')";
-const NOTHING: &str = "SELECT 1";
-const TRANSACTIONS: &str =
-    "SELECT coalesce(sum(xact_commit + xact_rollback), 0)::bigint FROM pg_stat_database";
-/// Who blocks whom is asked only where somebody waits for a table of this database.
-const WAITERS: &str = "SELECT DISTINCT relation FROM pg_locks WHERE CASE \
-     WHEN NOT granted AND locktype = 'relation' \
-         AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-     THEN pg_blocking_pids(pid) && \
-         ARRAY(SELECT pid FROM pg_stat_activity WHERE usename = current_user \
-             AND application_name = current_setting('application_name')) \
-     ELSE false END";
 const PULSE_EVERY: Duration = Duration::from_millis(45);
 /// Pauses are short, and are all that reading is compared with.
 const PAUSED_EVERY: Duration = Duration::from_millis(15);
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A smaller table is in memory as a whole, and says nothing of reading.
+const BLOCKS_MIN: u32 = 1024;
 const REST: Duration = Duration::from_millis(100);
-/// A commit that takes longer slows reading down at once.
-const STUCK: Duration = Duration::from_secs(1);

@@ -27,6 +27,7 @@ use super::{
     exported::{begin, lock_unchanged},
     gulp::Rows,
     login::Purpose,
+    pace::Heap,
     pulse, reach, reread, rewritten,
     session::{Fresh, Shared},
     size::size,
@@ -61,6 +62,8 @@ struct Job {
     filenode: u32,
     number: u32,
     chunks: u32,
+    /// Pages of the table's file, 0 if they do not matter.
+    blocks: u32,
     /// What is read from: the table and which rows of it, or rows of keys that are gone.
     from: String,
     /// Where they stand, if not where the snapshot does.
@@ -220,7 +223,8 @@ async fn plan(
         let parts = plan.missing(&done).filter_map(|number| {
             let (described, chunks) = (Arc::clone(&described), plan.count());
             let (from, reading) = (from(&described, &plan.condition(number)?), reading.clone());
-            Some(Job { described, filenode, number, chunks, from, position: None, reading })
+            let blocks = size.extent.blocks;
+            Some(Job { described, filenode, number, chunks, blocks, from, position: None, reading })
         });
         jobs.extend(parts);
     }
@@ -243,7 +247,7 @@ fn key_jobs(
             None => (number, None, from(described, &chunk.from), Reading::Keys(chunk.notes)),
         };
         let described = Arc::clone(described);
-        Job { described, filenode, number, chunks: count, from, position, reading }
+        Job { described, filenode, number, chunks: count, blocks: 0, from, position, reading }
     })
 }
 
@@ -340,6 +344,7 @@ async fn read(
     let (table, pacer) = (&job.described.table, &work.shared.pacer);
     begin(wire, &work.snapshot).await?;
     lock_unchanged(wire, table, job.filenode).await?;
+    pacer.reads(Heap::new(table.id, quoted(&table.schema, &table.name), job.blocks));
     let (tell, rows) = mpsc::channel(BATCHES);
     let chunk = SnapshotChunk {
         table: Arc::new(table.clone()),
