@@ -84,8 +84,10 @@ async fn who_waits_for_pages_that_are_read_holds_a_snapshot_back() {
     world.configure("snapshot_workers = 1");
     // Some 4 MB a second.
     set(&disk, Duration::from_millis(2));
-    let (shop, stop, took) = (world.admin().await, CancellationToken::new(), Mutex::default());
-    let reads = work(&shop, "SELECT a FROM work WHERE id = $1", &stop, &took);
+    let (stop, took) = (CancellationToken::new(), Mutex::default());
+    let shops = [world.admin().await, world.admin().await, world.admin().await];
+    let reads = shops.each_ref().map(|shop| work(shop, READS, &stop, &took));
+    let reads = futures_util::future::join_all(reads);
     let copying = async {
         tokio::time::sleep(Duration::from_secs(2)).await;
         let alone = p95(&took);
@@ -160,5 +162,6 @@ async fn ends_well(mut world: World) {
     world.end().await;
 }
 
+const READS: &str = "SELECT a FROM work WHERE id = $1";
 const PAGES: u32 = 25_000;
 const WORK: i32 = 40_000;

@@ -155,3 +155,26 @@ async fn a_snapshot_gives_way_to_those_who_work_and_takes_all_when_nobody_does()
     world.assert_restored_equal().await;
     world.end().await;
 }
+
+/// What one connection gives is what holds it up here, as a server's process or a distant network does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_workers_read_nearly_twice_as_fast_as_one() {
+    let mut took = vec![];
+    for workers in [1, 2] {
+        let setup = Setup { proxied: true, ..Setup::default() };
+        let mut world = World::new(&format!("workers-{workers}"), setup).await;
+        world.configure(&format!("snapshot_workers = {workers}\nsnapshot_pace = \"full\""));
+        for table in ["one", "two", "three", "four"] {
+            fill(&world, table, 40_000).await;
+        }
+        world.lanes.as_ref().unwrap().source.set(Way::Slow(1_500_000));
+        world.start();
+        world.until("it reads", |status| status.snapshot.values().any(|part| part.rows > 0)).await;
+        let start = SystemClock.now();
+        world.whole(4).await;
+        took.push(elapsed(start).as_secs_f64());
+        world.assert_proven().await;
+        world.end().await;
+    }
+    assert!(took[0] / took[1] >= 1.6, "{took:?} s");
+}

@@ -9,7 +9,8 @@
 //! | fact | what |
 //! |---|---|
 //! | `source/started` | when the server that was believed was started, as it prints it |
-//! | `source/last` | the last transaction before a mark, as [`Last`]; where none is held yet, a place before the slot |
+//! | `source/last` | the last transaction before a mark, as [`Last`] |
+//! | `source/first` | where the chain begins, of a box that began it: before that nothing is held |
 //!
 //! **Invariants:** a start is remembered only once the server is believed, before the first run that it sends; until
 //! then nothing is confirmed that was not: a slot confirmed up to what is held sends nothing of it again.
@@ -51,8 +52,9 @@ pub(crate) fn judge(
     confirmed: Position,
     started: String,
 ) -> Result<Belief, FactDamaged> {
+    let remembered: Option<Last> = facts::read(facts, LAST_FACT)?;
     let last = match durable.is_mark() {
-        true => facts::read(facts, LAST_FACT)?.filter(|last: &Last| last.begins <= durable.begins),
+        true => remembered.filter(|last| last.begins <= durable.begins),
         false => {
             let at = Some(durable.at).filter(|at| *at != Timestamp(0));
             Some(Last { begins: durable.begins, at })
@@ -65,17 +67,25 @@ pub(crate) fn judge(
     let doubted = known.is_some() && confirmed < durable.point.position;
     // A point to which the journal went back has no time: it looks like a mark, and others may lie before it.
     let marked = durable.is_mark() && durable.at != Timestamp(0);
-    let proof = last.filter(|_| doubted).and_then(|last| match last.begins < confirmed {
-        true => (marked || !durable.is_mark()).then_some(Proof::Nothing),
-        false if marked => Some(Proof::LastBeforeMark(last)),
-        false => Some(Proof::Last(last)),
-    });
+    let first: Option<Position> = facts::read(facts, FIRST_FACT)?;
+    let proof = match last.filter(|_| doubted) {
+        Some(last) if last.begins < confirmed => {
+            (marked || !durable.is_mark()).then_some(Proof::Nothing)
+        }
+        Some(last) if marked => Some(Proof::LastBeforeMark(last)),
+        Some(last) => Some(Proof::Last(last)),
+        // Marks alone are held, from the beginning on.
+        None => {
+            let alone = doubted && marked && remembered.is_none();
+            first.filter(|first| alone && *first <= confirmed).map(|_| Proof::Nothing)
+        }
+    };
     Ok(Belief { proof, news: Some(started), last })
 }
 
-/// The chain begins at `position`: nothing that lies before is held, and marks that follow do not say that something is.
+/// The chain begins at `position`: of what lies before nothing is held.
 pub(crate) fn begin(position: Position, batch: &mut FactBatch) {
-    batch.put(LAST_FACT, &Last { begins: Position(position.0.saturating_sub(1)), at: None });
+    batch.put(FIRST_FACT, &position);
 }
 
 /// Remembers the start of a server that is believed.
@@ -98,6 +108,7 @@ pub(crate) async fn remember_last(shared: &Shared, last: Option<Last>) -> Result
 
 const STARTED_FACT: &str = "source/started";
 const LAST_FACT: &str = "source/last";
+const FIRST_FACT: &str = "source/first";
 
 #[cfg(test)]
 mod tests {
@@ -164,11 +175,15 @@ mod tests {
         // The journal went back to before it: which one is the last then is not known.
         let earlier = judge(&known, durable(79, 80), Position(50), "8".into()).unwrap();
         assert_eq!((earlier.proof, earlier.last), (None, None));
-        // Marks alone are held: whatever comes before the last of them is of another log.
+        // Marks alone are held: whatever comes before the last of them is of another log. But what the slot sends of
+        // before the beginning was never held.
+        let known = facts(&[(STARTED_FACT, "\"7\"")]).await;
         let mut batch = FactBatch::default();
         begin(Position(50), &mut batch);
         known.record(batch).await.unwrap();
-        let judged = judge(&known, mark, Position(50), "8".into()).unwrap();
-        assert_eq!(judged.proof, Some(Proof::Nothing));
+        let proof = |confirmed| judge(&known, mark, Position(confirmed), "8".into()).unwrap().proof;
+        assert_eq!([50, 49].map(proof), [Some(Proof::Nothing), None]);
+        let held = judge(&known, durable(90, 100), Position(50), "8".into()).unwrap();
+        assert_eq!(held.proof, Some(Proof::Last(last(90))));
     }
 }

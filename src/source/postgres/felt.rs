@@ -19,7 +19,9 @@ pub(crate) enum Sense {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Felt {
     commits: Vec<Duration>,
+    /// Pages of `heap`.
     pages: Vec<Duration>,
+    heap: u32,
     waited: Vec<Duration>,
     followers: Vec<Duration>,
 }
@@ -42,6 +44,14 @@ impl Sense {
 }
 
 impl Felt {
+    /// A page of a table. Of several tables the last one's are kept: one is in memory, the other is not.
+    pub(crate) fn add_page(&mut self, heap: u32, took: Duration) {
+        if std::mem::replace(&mut self.heap, heap) != heap {
+            self.pages.clear();
+        }
+        self.pages.push(took);
+    }
+
     pub(crate) fn add(&mut self, sense: Sense, took: Duration) {
         match sense {
             Sense::Commit => &mut self.commits,
@@ -75,8 +85,9 @@ impl Felt {
         pauses: &VecDeque<Self>,
         (length, pause_length): (Duration, Duration),
     ) -> Option<f64> {
-        let calm = pauses.iter().flat_map(|pause| pause.of(sense));
-        let (calm, busy) = (sorted(calm), sorted(self.of(sense)));
+        let pauses = pauses.iter().filter(|pause| sense != Sense::Page || pause.heap == self.heap);
+        let pauses: Vec<&[Duration]> = pauses.map(|pause| pause.of(sense)).collect();
+        let (calm, busy) = (sorted(pauses.iter().copied().flatten()), sorted(self.of(sense)));
         let most = most(&calm, sense.unfelt())?;
         let (calm, busy) = (slow(&calm, most)?, slow(&busy, most)?);
         let level = (busy + sense.unfelt()) / (calm + sense.unfelt());
@@ -85,9 +96,9 @@ impl Felt {
         }
         // What was lost while it was read is not made up for within a pause: both see it. But in the one it grows, or
         // stays, and in the other it shrinks.
-        let reading = grown(self.of(sense), length);
-        let paused = mean(pauses.iter().map(|pause| grown(pause.of(sense), pause_length)))?;
-        Some(level.max(1.0 + reading - paused))
+        let mut paused: Vec<f64> = pauses.iter().map(|pause| grown(pause, pause_length)).collect();
+        paused.sort_by(f64::total_cmp);
+        Some(level.max(1.0 + grown(self.of(sense), length) - paused.get(paused.len() / 2)?))
     }
 }
 
@@ -102,13 +113,15 @@ fn most(calm: &[f64], unfelt: f64) -> Option<f64> {
     Some(calm.get(calm.len() * 9 / 10)?.max(unfelt) * MOST)
 }
 
-/// By how many seconds a distance grew in a second of a stretch.
+/// By how many seconds a distance grew in a second of a stretch; one that jumps says little.
 fn grown(samples: &[Duration], length: Duration) -> f64 {
     let quarter = samples.len() / 4;
     let behind = |part: &[Duration]| mean(part.iter().map(Duration::as_secs_f64));
     match (behind(&samples[..quarter]), behind(&samples[samples.len() - quarter..])) {
         // From the middle of one quarter to the middle of the other.
-        (Some(first), Some(last)) => (last - first) / (length.as_secs_f64() * 0.75),
+        (Some(first), Some(last)) => {
+            ((last - first) / (length.as_secs_f64() * 0.75)).clamp(-1.0, 1.0)
+        }
         _ => 0.0,
     }
 }
@@ -120,7 +133,7 @@ fn sorted<'a>(samples: impl IntoIterator<Item = &'a Duration>) -> Vec<f64> {
     seconds
 }
 
-fn mean(values: impl ExactSizeIterator<Item = f64>) -> Option<f64> {
+pub(super) fn mean(values: impl ExactSizeIterator<Item = f64>) -> Option<f64> {
     let count = u32::try_from(values.len()).ok().filter(|count| *count > 0)?;
     Some(values.sum::<f64>() / f64::from(count))
 }
@@ -155,6 +168,24 @@ mod tests {
         assert!(slower(felt_by_some).unwrap() > 1.15);
         assert!(slower(vec![]).is_none());
         assert!(felt(Sense::Commit, [2]).slower(Sense::Page, &calm, LENGTHS).is_none());
+    }
+
+    #[test]
+    fn a_table_in_memory_is_not_what_one_on_the_disk_is_compared_with() {
+        let pages = |heap, ms: [u64; 20]| {
+            let mut felt = Felt::default();
+            ms.into_iter().for_each(|ms| felt.add_page(heap, Duration::from_millis(ms)));
+            felt
+        };
+        let calm = VecDeque::from([pages(1, [1; 20]), pages(2, [9; 20])]);
+        let slower = |felt: &Felt| felt.slower(Sense::Page, &calm, LENGTHS);
+        assert!((slower(&pages(2, [9; 20])).unwrap() - 1.0).abs() < 1e-9);
+        assert!(slower(&pages(1, [9; 20])).unwrap() > 1.5);
+        assert!(slower(&pages(3, [9; 20])).is_none());
+        // The last one's count.
+        let mut both = pages(1, [1; 20]);
+        both.add_page(2, Duration::from_millis(9));
+        assert_eq!(both.of(Sense::Page), [Duration::from_millis(9)]);
     }
 
     #[test]

@@ -17,10 +17,12 @@ use crate::units::Position;
 pub(super) struct Finger {
     wire: Wire,
     commits: &'static str,
+    /// Whether the server tells of its standbys.
+    sees_standbys: bool,
     /// Whether a transaction was begun.
     begun: bool,
-    /// Whether standbys were seen when it was looked last.
-    standbys: bool,
+    /// Transactions that this connection ended.
+    ended: u64,
     /// What was committed that some standby may lack: up to where, and when.
     sent: VecDeque<(Position, Instant)>,
     /// When it was looked last who waits.
@@ -29,12 +31,12 @@ pub(super) struct Finger {
     waited_for: BTreeSet<u32>,
 }
 
-/// What the server's statistics have counted so far.
+/// What the server's statistics have counted so far in the cluster, but for this connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Count {
-    /// Transactions that ended in the cluster.
+    /// Transactions that ended.
     pub(super) transactions: u64,
-    /// Pages that had to be read, but for those of the tables that we read.
+    /// Pages that had to be read; this connection's are among them.
     pub(super) missed: u64,
 }
 
@@ -51,42 +53,35 @@ impl Finger {
     pub(super) async fn new(mut wire: Wire) -> Result<Self, SourceError> {
         // A standby that is waited for is felt by itself, and may be away.
         wire.query("set up the session", LOCALLY).await?;
-        wire.query("set up the session", BRIEFLY).await?;
-        let commits = match wire.query("feel the pulse", COMMIT).await {
-            Ok(_) => COMMIT,
-            Err(SourceError::Server { .. }) => NOTHING,
-            Err(error) => return Err(error),
+        let commits = match allowed(&mut wire, COMMIT).await? {
+            true => COMMIT,
+            false => NOTHING,
         };
-        let waited_for = BTreeSet::new();
-        let (begun, standbys, sent) = (false, false, VecDeque::new());
-        Ok(Self { wire, commits, begun, standbys, sent, looked: None, waited_for })
+        let sees_standbys = allowed(&mut wire, STANDBYS).await?;
+        let (begun, ended) = (false, 0);
+        let (sent, looked, waited_for) = (VecDeque::new(), None, BTreeSet::new());
+        Ok(Self { wire, commits, sees_standbys, begun, ended, sent, looked, waited_for })
     }
 
-    /// Reads some page of a table, in a transaction that [`Finger::commit`] ends; `false`, without one, if the server
-    /// refused, as it does where somebody waits to lock the table.
+    /// Begins a transaction, and reads some page of a table in it; `false` if the server refused, as it does where
+    /// somebody waits to lock the table.
     pub(super) async fn page(&mut self, heap: &Heap) -> Result<bool, SourceError> {
         let (name, block) = (&heap.name, fastrand::u32(..heap.blocks.max(1)));
-        let sql = format!("BEGIN; SELECT 1 FROM ONLY {name} WHERE ctid = '({block},1)'");
-        match self.wire.query("read a page", &sql).await {
-            Ok(_) => self.begun = true,
-            Err(SourceError::Server { .. }) => {
-                self.wire.query("read no page", "ROLLBACK").await?;
-            }
-            Err(error) => return Err(error),
-        }
-        Ok(self.begun)
+        let sql = PAGE.replace("{name}", name).replace("{block}", &block.to_string());
+        let read = allowed(&mut self.wire, &sql).await?;
+        self.begun = true;
+        // The table is locked no longer, and what was refused is forgotten.
+        self.wire.query("leave the page", "ROLLBACK TO page").await?;
+        Ok(read)
     }
 
-    /// Commits something small.
+    /// Commits something small. What is felt at once is one transaction: others are counted by what is left.
     pub(super) async fn commit(&mut self, now: Instant) -> Result<(), SourceError> {
-        let commits = self.commits;
-        // What is felt at once is one transaction: others are counted by what is left.
-        let rows = match std::mem::take(&mut self.begun) {
-            true => self.wire.query("feel the pulse", &format!("{commits}; COMMIT")).await?,
-            false => self.wire.query("feel the pulse", commits).await?,
-        };
-        if self.standbys
-            && self.commits == COMMIT
+        let begin = if std::mem::take(&mut self.begun) { "" } else { "BEGIN; " };
+        let sql = format!("{begin}{}; COMMIT", self.commits);
+        let rows = self.wire.query("feel the pulse", &sql).await?;
+        self.ended += 1;
+        if self.commits == COMMIT
             && let Some(row) = rows.first()
         {
             self.sent.push_back((row.parse_as(0)?, now));
@@ -94,16 +89,18 @@ impl Finger {
         Ok(())
     }
 
-    /// How far the farthest standby is behind, of those that commits wait for and of the others.
+    /// How far the farthest standby is behind, of those that commits wait for and of the others; in the transaction that
+    /// was begun.
     pub(super) async fn standbys(
         &mut self,
         now: Instant,
     ) -> Result<Vec<(Sense, Duration)>, SourceError> {
-        if !self.standbys {
-            self.sent.clear();
+        if !self.sees_standbys {
             return Ok(vec![]);
         }
-        let rows = self.wire.query("look at the standbys", STANDBYS).await?;
+        let begin = if self.begun { "" } else { "BEGIN; " };
+        let rows = self.wire.query("look at the standbys", &format!("{begin}{STANDBYS}")).await?;
+        self.begun = true;
         let (mut behind, mut all) = (vec![], Position(u64::MAX));
         for row in &rows {
             let sense = if row.flag(0) { Sense::Waited } else { Sense::Follower };
@@ -120,15 +117,18 @@ impl Finger {
         Ok(behind)
     }
 
-    /// What the statistics have counted; pages of `tables` are ours.
-    pub(super) async fn count(&mut self, tables: &[Heap]) -> Result<Count, SourceError> {
-        let ids: Vec<String> = tables.iter().map(|heap| heap.id.to_string()).collect();
-        let sql = COUNTS.replace("{ids}", &ids.join(","));
-        let rows = self.wire.query("count transactions", &sql).await?;
+    /// What the statistics have counted. What this connection did is in them from here on.
+    pub(super) async fn count(&mut self) -> Result<Count, SourceError> {
+        if self.wire.version() >= 150_000 {
+            self.wire.query("have it counted", FLUSH).await?;
+            self.ended += 1;
+        }
+        let rows = self.wire.query("count transactions", COUNTS).await?;
         let row = rows.first().ok_or_else(|| unknown("transactions", "no row"))?;
-        self.standbys = row.optional(2) == Some("t");
-        let missed: i64 = row.parse_as(1)?;
-        Ok(Count { transactions: row.parse_as(0)?, missed: u64::try_from(missed).unwrap_or(0) })
+        let (transactions, missed): (u64, u64) = (row.parse_as(0)?, row.parse_as(1)?);
+        let count = Count { transactions: transactions.saturating_sub(self.ended), missed };
+        self.ended += 1;
+        Ok(count)
     }
 
     /// Looks every second whether somebody waits for a table that we have locked, and says who reads it of
@@ -142,6 +142,7 @@ impl Finger {
         }
         self.looked = Some(now);
         let rows = self.wire.query("look who waits", WAITERS).await?;
+        self.ended += 1;
         let tables: Result<BTreeSet<u32>, _> = rows.iter().map(|row| row.parse_as(0)).collect();
         let tables = tables?;
         let still = tables.intersection(&self.waited_for).copied().collect();
@@ -150,25 +151,44 @@ impl Finger {
     }
 }
 
+/// Whether the server does it.
+async fn allowed(wire: &mut Wire, sql: &str) -> Result<bool, SourceError> {
+    match wire.query("feel the pulse", sql).await {
+        Ok(_) => Ok(true),
+        Err(SourceError::Server { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 const LOCALLY: &str = "SELECT set_config('synchronous_commit', 'local', false) \
      WHERE current_setting('synchronous_commit') <> 'off'";
-/// Who waits to lock a table is not to wait for a page of it, nor we for him.
-const BRIEFLY: &str = "SET lock_timeout = '50ms'";
 const COMMIT: &str = "SELECT pg_logical_emit_message(true, 'lakehead', '')";
 const NOTHING: &str = "SELECT 1";
-/// 0 transactions, 1 pages, 2 whether there are standbys that can be seen. What a session did is counted when its
-/// transaction ends, in its database and its tables at once.
-const COUNTS: &str = "SELECT coalesce(sum(xact_commit + xact_rollback), 0)::int8,
-    coalesce(sum(blks_read), 0)::int8 - (SELECT coalesce(sum(pg_stat_get_blocks_fetched(heap) - pg_stat_get_blocks_hit(heap)), 0)::int8
-        FROM (SELECT unnest(ARRAY[oid, reltoastrelid]) AS heap FROM pg_class WHERE oid = ANY ('{{ids}}'::oid[])) AS ours),
-    EXISTS (SELECT FROM pg_stat_replication WHERE flush_lsn IS NOT NULL)
-    FROM pg_stat_database";
+/// Who waits to lock a table is not to wait for a page of it, nor we for him: neither for longer than it takes, nor until
+/// the commit.
+const PAGE: &str = "BEGIN; SAVEPOINT page; SET LOCAL lock_timeout = '50ms'; \
+     SELECT 1 FROM ONLY {name} WHERE ctid = '({block},1)'";
+/// A session's own are counted when it pleases, unless it says so; since version 15.
+const FLUSH: &str = "SELECT pg_stat_force_next_flush()";
+/// 0 transactions, 1 pages.
+const COUNTS: &str = "SELECT coalesce(sum(xact_commit + xact_rollback), 0)::int8, \
+     coalesce(sum(blks_read), 0)::int8 FROM pg_stat_database";
 /// Of those that commits wait for, and of the others: 0 whether it is the former, 1 what each has, 2 how many microseconds
-/// it took with what they had last. Who reads changes is no standby.
-const STANDBYS: &str = "SELECT waited, min(flush_lsn), (coalesce(extract(epoch FROM max(flush_lag)), 0) * 1000000)::int8 FROM (
-        SELECT r.flush_lsn, greatest(r.flush_lag, '0') AS flush_lag, r.sync_state IN ('sync', 'quorum') AS waited
-        FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
-        WHERE r.flush_lsn IS NOT NULL AND s.slot_type IS DISTINCT FROM 'logical') AS standbys GROUP BY waited";
+/// it took with what they had last. Of a quorum commits wait for the k fastest; where none that is named keeps up, for
+/// whichever does first. Who reads changes, or only keeps the log, is no standby.
+const STANDBYS: &str = "WITH senders AS (
+        SELECT r.flush_lsn, greatest(r.flush_lag, '0') AS flush_lag, r.sync_state, r.sync_priority, r.replay_lsn
+        FROM pg_stat_get_wal_senders() r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
+        WHERE r.flush_lsn IS NOT NULL AND s.slot_type IS DISTINCT FROM 'logical'),
+    quorum AS (SELECT coalesce(substring(current_setting('synchronous_standby_names') from '(?i)^\\s*any\\s+(\\d+)'), '1')::int AS k),
+    ranked AS (
+        SELECT *, row_number() OVER (PARTITION BY sync_state ORDER BY flush_lsn DESC) AS rank,
+            coalesce(bool_or(sync_state IN ('sync', 'quorum')) OVER (), false) AS kept_up FROM senders),
+    judged AS (
+        SELECT flush_lsn, flush_lag, replay_lsn, CASE sync_state WHEN 'sync' THEN true WHEN 'quorum' THEN rank <= k
+            ELSE sync_priority > 0 AND NOT kept_up END AS waited FROM ranked, quorum)
+    SELECT waited, min(flush_lsn), (extract(epoch FROM max(flush_lag)) * 1000000)::int8
+    FROM judged WHERE waited OR replay_lsn IS NOT NULL GROUP BY waited";
 /// Who blocks whom is asked only where somebody waits for a table of this database.
 const WAITERS: &str = "SELECT DISTINCT relation FROM pg_locks WHERE CASE \
      WHEN NOT granted AND locktype = 'relation' \

@@ -8,7 +8,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use super::felt::{Felt, Sense};
+use super::felt::{Felt, Sense, mean};
 
 /// Decides the rate.
 #[derive(Debug)]
@@ -17,11 +17,11 @@ pub(crate) struct Governor {
     rate: f64,
     /// What was felt in the last pauses.
     calm: VecDeque<Felt>,
-    /// Pages a second that others had to have read, in the last stretches of reading.
+    /// Pages a second that others had to have read, in the last pauses.
     missed: VecDeque<f64>,
     stretch: Stretch,
-    /// Whether it reads slowly to see whether somebody is there.
-    doubts: bool,
+    /// For how many stretches it has read slowly to see whether somebody is there.
+    doubts: u32,
     /// For so many stretches it is known that nobody is.
     deaf: u32,
     /// What was slower most in the last stretch of reading, and how much; 1 for not at all.
@@ -71,7 +71,7 @@ impl Governor {
     pub(crate) fn new(rate: f64) -> Self {
         let stretch = Stretch { pace: Pace::Rate(rate), length: FIRST };
         let (calm, missed) = (VecDeque::new(), VecDeque::new());
-        Self { rate, calm, missed, stretch, doubts: false, deaf: 0, slower: UNHARMED }
+        Self { rate, calm, missed, stretch, doubts: 0, deaf: 0, slower: UNHARMED }
     }
 
     /// The rate that reading is held to while somebody is there, in bytes per second.
@@ -94,26 +94,26 @@ impl Governor {
         let seconds = seen.took.as_secs_f64().max(0.001);
         let crowd = to_f64(seen.others) / seconds;
         let read = to_f64(seen.bytes) / seconds;
-        if self.stretch.pace != Pace::Paused {
-            keep(&mut self.missed, to_f64(seen.missed) / seconds, MISSED_KEPT);
-        }
+        let few = crowd < CROWD_MIN;
         // Who waits for seconds ends few transactions: that there are few says nothing then.
-        let stuck = seen.felt.is_stuck() && self.heeds() && self.rate_now() > RATE_MIN;
+        let stuck = few && seen.felt.is_stuck() && self.heeds() && self.doubts < DOUBTS_MAX;
         self.deaf = self.deaf.saturating_sub(1);
         self.stretch = match self.stretch.pace {
             Pace::Paused => {
-                keep(&mut self.calm, seen.felt, PAUSES_KEPT);
+                keep(&mut self.missed, to_f64(seen.missed) / seconds);
+                keep(&mut self.calm, seen.felt);
                 self.reading()
             }
             Pace::Free | Pace::Rate(_) if stuck => {
                 self.rate = RATE_MIN;
-                self.doubts = true;
+                self.doubts += 1;
                 PAUSE
             }
-            Pace::Free | Pace::Rate(_) if crowd < CROWD_MIN => {
+            Pace::Free | Pace::Rate(_) if few => {
                 self.calm.clear();
+                self.missed.clear();
                 self.slower = UNHARMED;
-                if std::mem::take(&mut self.doubts) {
+                if std::mem::take(&mut self.doubts) > 0 {
                     // It was nobody's harm.
                     self.deaf = DEAF;
                 }
@@ -125,7 +125,7 @@ impl Governor {
                 PAUSE
             }
             Pace::Rate(_) => {
-                self.doubts = false;
+                self.doubts = 0;
                 self.judge(&seen.felt, read);
                 PAUSE
             }
@@ -133,27 +133,21 @@ impl Governor {
         self.stretch
     }
 
-    /// Whether what takes very long while nobody seems to be there is somebody's harm.
+    /// Whether what takes seconds may be our harm: it does not take as long in most pauses, too, and is not known to be
+    /// nobody's.
     pub(crate) fn heeds(&self) -> bool {
-        self.deaf == 0
-    }
-
-    fn rate_now(&self) -> f64 {
-        match self.stretch.pace {
-            Pace::Free => RATE_MAX,
-            Pace::Rate(rate) => rate,
-            Pace::Paused => 0.0,
-        }
+        let as_long = self.calm.iter().filter(|pause| pause.is_stuck()).count();
+        self.deaf == 0 && (self.calm.len() < PAUSES_KEPT / 2 || as_long * 2 < self.calm.len())
     }
 
     fn reading(&self) -> Stretch {
         Stretch { pace: Pace::Rate(self.rate), length: READING }
     }
 
-    /// Whether others wait for pages to be read. What was read for us is told in heaps, and may not be ours by the
-    /// server's count: of several stretches the least counts.
+    /// Whether others wait for pages to be read. In a pause nothing is read for us; what sessions had read they tell
+    /// once a second, so that single pauses say little.
     fn pages_are_missed(&self) -> bool {
-        !self.missed.is_empty() && self.missed.iter().all(|rate| *rate >= MISSED_MIN)
+        mean(self.missed.iter().copied()).is_some_and(|rate| rate >= MISSED_MIN)
     }
 
     /// Sets the rate by what was felt while `read` bytes a second were read.
@@ -171,10 +165,10 @@ impl Governor {
     }
 }
 
-/// Adds the newest of at most so many.
-fn keep<T>(kept: &mut VecDeque<T>, newest: T, most: usize) {
+/// Adds what the newest pause has shown.
+fn keep<T>(kept: &mut VecDeque<T>, newest: T) {
     kept.push_back(newest);
-    while kept.len() > most {
+    while kept.len() > PAUSES_KEPT {
         kept.pop_front();
     }
 }
@@ -201,8 +195,9 @@ const CROWD_MIN: f64 = 5.0;
 /// Stretches of reading, a minute.
 const DEAF: u32 = 15;
 /// With fewer pages a second of others that have to be read nobody feels how long that takes.
-const MISSED_MIN: f64 = 10.0;
-const MISSED_KEPT: usize = 4;
+const MISSED_MIN: f64 = 20.0;
+/// A backlog that is ours is gone by then: stretches of reading, half a minute.
+const DOUBTS_MAX: u32 = 7;
 /// Until it is known whether somebody is there.
 const FIRST: Duration = Duration::from_secs(2);
 const READING: Duration = Duration::from_secs(4);
@@ -362,14 +357,21 @@ mod tests {
             // Somebody was there.
             governor.next(seen(sense, quick, 4000));
             assert!(matches!(governor.next(seen(sense, quick, 0)).pace, Pace::Rate(_)));
-            // Nobody was: that is known for a while.
+            // Nobody was, it takes as long in pauses: that is known for a while.
             let mut governor = Governor::default();
-            governor.next(seen(sense, stuck, 4));
-            governor.next(seen(sense, stuck, 0));
-            for _ in 0..=DEAF {
+            let slowly =
+                (0..20).take_while(|_| governor.next(seen(sense, stuck, 4)).pace != Pace::Free);
+            assert!((6..14).contains(&slowly.count()), "{sense:?}");
+            for _ in 0..DEAF {
                 assert_eq!(governor.next(seen(sense, stuck, 4)).pace, Pace::Free);
             }
             assert_eq!(governor.next(seen(sense, stuck, 4)), PAUSE);
+            // Others wait as long whether we read or not, and do what they do.
+            let mut governor = Governor::default();
+            for _ in 0..50 {
+                governor.next(seen(sense, stuck, 4000));
+            }
+            assert!(governor.rate() >= RATE_FIRST, "{sense:?}");
         }
         let mut governor = Governor::default();
         assert_eq!(governor.next(seen(Sense::Follower, stuck, 4)).pace, Pace::Free);

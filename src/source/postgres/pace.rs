@@ -2,7 +2,7 @@
 //! and which tables somebody else is waiting for.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::BTreeSet,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -26,7 +26,7 @@ pub(crate) struct Pacer {
     /// Transactions in which parts were read.
     parts: AtomicU64,
     /// Tables of which parts were read last, the last one at the end.
-    tables: Mutex<VecDeque<Heap>>,
+    tables: Mutex<Vec<Heap>>,
     /// What the governor held it to last, in bytes per second: the next snapshot begins with it.
     held: Mutex<f64>,
 }
@@ -81,6 +81,7 @@ impl Pacer {
     pub(crate) fn let_go(&self) {
         self.set(Pace::Free);
         self.want(BTreeSet::new());
+        *self.tables() = vec![];
     }
 
     /// Whether there is somebody who is not to feel it.
@@ -116,15 +117,19 @@ impl Pacer {
     pub(crate) fn reads(&self, table: Heap) {
         let mut tables = self.tables();
         tables.retain(|other| other.id != table.id);
-        tables.push_back(table);
-        while tables.len() > TABLES_KEPT {
-            tables.pop_front();
-        }
+        tables.push(table);
+        let over = tables.len().saturating_sub(TABLES_KEPT);
+        tables.drain(..over);
     }
 
-    /// The tables of which parts were read last.
-    pub(crate) fn last_tables(&self) -> Vec<Heap> {
-        self.tables().iter().cloned().collect()
+    /// Of the tables of which parts were read last, the last one of so many pages.
+    pub(crate) fn large_table(&self, blocks: u32) -> Option<Heap> {
+        self.tables().iter().rev().find(|table| table.blocks >= blocks).cloned()
+    }
+
+    /// Notes that a table cannot be looked at now. It is known again with its next part.
+    pub(crate) fn leave(&self, table: u32) {
+        self.tables().retain(|other| other.id != table);
     }
 
     /// Notes that a part was read, in a transaction of its own.
@@ -189,7 +194,7 @@ impl Pacer {
         until.saturating_duration_since(now)
     }
 
-    fn tables(&self) -> std::sync::MutexGuard<'_, VecDeque<Heap>> {
+    fn tables(&self) -> std::sync::MutexGuard<'_, Vec<Heap>> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -50,13 +50,12 @@ async fn feel(
     loop {
         steer(shared, if gentle { stretch.pace } else { Pace::Free });
         let (start, read, parts) = (shared.clock.now(), shared.pacer.read(), shared.pacer.parts());
-        let tables = shared.pacer.last_tables();
-        let before = finger.count(&tables).await?;
         let mut felt = Felt::default();
         if stretch.pace == Pace::Paused {
             // What was under way comes to rest.
             sleep(REST).await;
         }
+        let before = finger.count().await?;
         while shared.clock.now().saturating_duration_since(start) < stretch.length {
             let waited = finger.look_for_waiters(shared.clock.now()).await?;
             // Where nobody seems to be it is felt once a second.
@@ -65,7 +64,7 @@ async fn feel(
                 shared.pacer.want(waited);
             }
             if gentle && due {
-                touch(shared, &mut finger, &mut felt).await?;
+                touch(shared, &mut finger, &mut felt, governor.heeds()).await?;
             }
             sleep(if stretch.pace == Pace::Paused { PAUSED_EVERY } else { PULSE_EVERY }).await;
         }
@@ -73,15 +72,15 @@ async fn feel(
             continue;
         }
         let parts = shared.pacer.parts().saturating_sub(parts);
-        let commits = u64::try_from(felt.of(Sense::Commit).len()).unwrap_or(u64::MAX);
-        let ended = finger.count(&tables).await?.since(before);
-        let others = ended.transactions.saturating_sub(commits.saturating_add(parts));
+        let ended = finger.count().await?.since(before);
+        let others = ended.transactions.saturating_sub(parts);
+        let pages = u64::try_from(felt.of(Sense::Page).len()).unwrap_or(u64::MAX);
         let seen = Seen {
             felt,
             bytes: shared.pacer.read().saturating_sub(read),
             took: shared.clock.now().saturating_duration_since(start),
             others,
-            missed: ended.missed,
+            missed: ended.missed.saturating_sub(pages),
         };
         stretch = governor.next(seen);
         shared.pacer.hold(governor.rate());
@@ -91,16 +90,22 @@ async fn feel(
     }
 }
 
-/// Feels once by each sense, in one transaction.
-async fn touch(shared: &Shared, finger: &mut Finger, felt: &mut Felt) -> Result<(), SourceError> {
-    let tables = shared.pacer.last_tables();
-    if let Some(heap) = tables.iter().rev().find(|heap| heap.blocks >= BLOCKS_MIN)
-        && let (took, true) = time(shared, finger.page(heap)).await?
-    {
-        felt.add(Sense::Page, took);
+/// Feels once by each sense, in one transaction. What has commits wait for seconds is heeded at once, if it is to be.
+async fn touch(
+    shared: &Shared,
+    finger: &mut Finger,
+    felt: &mut Felt,
+    heeds: bool,
+) -> Result<(), SourceError> {
+    if let Some(heap) = shared.pacer.large_table(BLOCKS_MIN) {
+        let (took, read) = time(shared, finger.page(&heap)).await?;
+        match read {
+            true => felt.add_page(heap.id, took),
+            false => shared.pacer.leave(heap.id),
+        }
     }
     for (sense, behind) in finger.standbys(shared.clock.now()).await? {
-        if sense == Sense::Waited && behind > STUCK {
+        if sense == Sense::Waited && behind > STUCK && heeds {
             slow_down(shared);
         }
         felt.add(sense, behind);
