@@ -88,14 +88,7 @@ async fn who_waits_for_pages_that_are_read_holds_a_snapshot_back() {
     let shops = [world.admin().await, world.admin().await, world.admin().await];
     let reads = shops.each_ref().map(|shop| work(shop, READS, &stop, &took));
     let reads = futures_util::future::join_all(reads);
-    let copying = async {
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        let alone = p95(&took);
-        world.start();
-        held_back(&mut world, 3_500_000, alone, &took).await;
-        stop.cancel();
-    };
-    tokio::join!(reads, copying);
+    tokio::join!(reads, held_back(&mut world, 3_500_000, &took, &stop));
     set(&disk, Duration::ZERO);
     ends_well(world).await;
 }
@@ -123,22 +116,24 @@ async fn who_waits_for_a_standby_that_shares_the_servers_network_holds_a_snapsho
     }
     let (shop, stop, took) = (world.admin().await, CancellationToken::new(), Mutex::default());
     let changes = work(&shop, "UPDATE work SET n = n + 1 WHERE id = $1", &stop, &took);
-    let copying = async {
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        let alone = p95(&took);
-        world.start();
-        held_back(&mut world, 12_000_000, alone, &took).await;
-        stop.cancel();
-    };
-    tokio::join!(changes, copying);
+    tokio::join!(changes, held_back(&mut world, 12_000_000, &took, &stop));
     world.lanes.as_ref().unwrap().source.set(Way::Open);
     beside.set(Way::Open);
     ends_well(world).await;
     standby.remove().unwrap();
 }
 
-/// Waits until no more than this many bytes a second are read, and the table is not at its end by then.
-async fn held_back(world: &mut World, rate: u64, alone: Duration, took: &Mutex<Vec<Duration>>) {
+/// Has the box read beside those who work, until it reads no more than this many bytes a second; the table is not at
+/// its end by then. Then they stop.
+async fn held_back(
+    world: &mut World,
+    rate: u64,
+    took: &Mutex<Vec<Duration>>,
+    stop: &CancellationToken,
+) {
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let alone = p95(took);
+    world.start();
     let held = world
         .until("it is held back", |status| {
             let of_big = status.snapshot.get("public.big");
@@ -153,6 +148,7 @@ async fn held_back(world: &mut World, rate: u64, alone: Duration, took: &Mutex<V
     tokio::time::sleep(Duration::from_secs(4)).await;
     let rows = held.snapshot["public.big"].rows;
     eprintln!("95th percentile {alone:?} alone, {:?} beside it, after {rows} rows", p95(took));
+    stop.cancel();
 }
 
 async fn ends_well(mut world: World) {

@@ -19,6 +19,8 @@ pub(super) struct Finger {
     commits: &'static str,
     /// Whether the server tells of its standbys.
     sees_standbys: bool,
+    /// Whether its own are counted when it says so.
+    flushes: bool,
     /// Whether a transaction was begun.
     begun: bool,
     /// Transactions that this connection ended.
@@ -58,16 +60,17 @@ impl Finger {
             false => NOTHING,
         };
         let sees_standbys = allowed(&mut wire, STANDBYS).await?;
+        let flushes = wire.version() >= FLUSH_SINCE && allowed(&mut wire, FLUSH).await?;
         let (begun, ended) = (false, 0);
         let (sent, looked, waited_for) = (VecDeque::new(), None, BTreeSet::new());
-        Ok(Self { wire, commits, sees_standbys, begun, ended, sent, looked, waited_for })
+        Ok(Self { wire, commits, sees_standbys, flushes, begun, ended, sent, looked, waited_for })
     }
 
     /// Begins a transaction, and reads some page of a table in it; `false` if the server refused, as it does where
     /// somebody waits to lock the table.
     pub(super) async fn page(&mut self, heap: &Heap) -> Result<bool, SourceError> {
         let (name, block) = (&heap.name, fastrand::u32(..heap.blocks.max(1)));
-        let sql = PAGE.replace("{name}", name).replace("{block}", &block.to_string());
+        let sql = format!("{PAGE} {name} WHERE ctid = '({block},1)'");
         let read = allowed(&mut self.wire, &sql).await?;
         self.begun = true;
         // The table is locked no longer, and what was refused is forgotten.
@@ -81,7 +84,8 @@ impl Finger {
         let sql = format!("{begin}{}; COMMIT", self.commits);
         let rows = self.wire.query("feel the pulse", &sql).await?;
         self.ended += 1;
-        if self.commits == COMMIT
+        if self.sees_standbys
+            && self.commits == COMMIT
             && let Some(row) = rows.first()
         {
             self.sent.push_back((row.parse_as(0)?, now));
@@ -119,7 +123,7 @@ impl Finger {
 
     /// What the statistics have counted. What this connection did is in them from here on.
     pub(super) async fn count(&mut self) -> Result<Count, SourceError> {
-        if self.wire.version() >= 150_000 {
+        if self.flushes {
             self.wire.query("have it counted", FLUSH).await?;
             self.ended += 1;
         }
@@ -167,8 +171,9 @@ const NOTHING: &str = "SELECT 1";
 /// Who waits to lock a table is not to wait for a page of it, nor we for him: neither for longer than it takes, nor until
 /// the commit.
 const PAGE: &str = "BEGIN; SAVEPOINT page; SET LOCAL lock_timeout = '50ms'; \
-     SELECT 1 FROM ONLY {name} WHERE ctid = '({block},1)'";
-/// A session's own are counted when it pleases, unless it says so; since version 15.
+     SELECT 1 FROM ONLY";
+/// A session's own are counted when it pleases, unless it says so.
+const FLUSH_SINCE: u32 = 150_000;
 const FLUSH: &str = "SELECT pg_stat_force_next_flush()";
 /// 0 transactions, 1 pages.
 const COUNTS: &str = "SELECT coalesce(sum(xact_commit + xact_rollback), 0)::int8, \
