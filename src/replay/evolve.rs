@@ -1,11 +1,13 @@
 //! From one version of a table to the next: the statements between two definitions. Pure.
 //!
-//! The stream does not say ALTER TABLE: only the columns before and after are known. A column that
+//! The stream does not say ALTER TABLE: only the columns before and after are known. What has the same number is the
+//! same column, whatever it is called. Where numbers are not known, as of what the stream alone told, a column that
 //! is gone where another of its type stands now, followed by the same columns as before, was renamed:
 //! new columns come last in PostgreSQL. Of the last columns it is taken for renamed too if nothing
-//! but the name differs. Where columns have numbers, one of the same name and another number was dropped and made
-//! again. An added column has in the rows that are there what the source's catalog says; where it says nothing, its
+//! but the name differs. An added column has in the rows that are there what the source's catalog says; where it says nothing, its
 //! plain default, which is what they got unless it was changed since.
+
+use std::sync::Arc;
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
@@ -52,31 +54,23 @@ pub fn alter(from: &Table, to: &Table) -> Vec<Alteration> {
         steps.push(format!("ALTER TABLE {} RENAME TO {name}", qualified(&moved)).into());
     }
     let table = qualified(to);
-    let replaced =
-        |name: &String| to.columns.iter().any(|new| new.name == *name && is_another(from, new));
-    let rekey = !same_names(&from.key, &to.key) || to.key.iter().any(replaced);
+    let kept = kept(from, to);
+    let now = |name: &String| kept.iter().find(|(old, _)| old.name == *name);
+    let key: Option<Vec<String>> =
+        from.key.iter().map(|name| Some(now(name)?.1.name.clone())).collect();
+    let rekey = key.is_none_or(|key| !same_names(&key, &to.key));
     if rekey && !from.key.is_empty() {
         steps.push(drop_primary_key(to).into());
     }
-    let renamed = renames(from, to);
-    for old in &from.columns {
-        let (before, after) = (escape_identifier(&old.name), escape_identifier(now(&renamed, old)));
-        let stays = |new: &Column| new.name == old.name && !is_another(from, new);
-        if before != after {
-            steps.push(format!("ALTER TABLE {table} RENAME COLUMN {before} TO {after}").into());
-        } else if !to.columns.iter().any(stays) {
-            steps.push(format!("ALTER TABLE {table} DROP COLUMN {before} CASCADE").into());
-        }
+    for old in from.columns.iter().filter(|old| now(&old.name).is_none()) {
+        let name = escape_identifier(&old.name);
+        steps.push(format!("ALTER TABLE {table} DROP COLUMN {name} CASCADE").into());
     }
+    steps.extend(renames(&table, &kept).into_iter().map(Into::into));
     for new in &to.columns {
-        let was = |old: &&Column| {
-            now(&renamed, old) == new.name && (old.name != new.name || !is_another(from, new))
-        };
-        match from.columns.iter().find(was) {
-            Some(old) => steps.extend(alter_column(from, to, old, new)),
-            None => {
-                steps.push(added(&table, new));
-            }
+        match kept.iter().find(|(_, after)| after.name == new.name) {
+            Some((old, _)) => steps.extend(alter_column(from, to, old, new)),
+            None => steps.push(added(&table, new)),
         }
     }
     if rekey && !to.key.is_empty() {
@@ -101,17 +95,55 @@ fn added(table: &str, new: &Column) -> Alteration {
     Alteration { sql: add(new), otherwise }
 }
 
-/// Whether a column is another one than that of its name before: it was dropped, and made again.
-fn is_another(from: &Table, new: &Column) -> bool {
-    let old = from.columns.iter().find(|old| old.name == new.name);
-    let numbers = old.and_then(|old| Some((old.number?, new.number?)));
-    numbers.is_some_and(|(old, new)| old != new)
+/// The columns that stay: each before and after.
+fn kept<'a>(from: &'a Table, to: &'a Table) -> Vec<(&'a Column, &'a Column)> {
+    let has_number = |table: &Table, number| table.columns.iter().any(|own| own.number == number);
+    let guessed = guessed(from, to);
+    let now = |old: &Column| match old.number.filter(|_| to.is_numbered()) {
+        Some(number) => to.columns.iter().find(|new| new.number == Some(number)),
+        None => {
+            let after = guessed.iter().find(|(before, _)| *before == old.name);
+            let name = after.map_or(old.name.as_str(), |(_, after)| after);
+            let new = to.columns.iter().find(|new| new.name == name);
+            new.filter(|new| new.number.is_none() || !has_number(from, new.number))
+        }
+    };
+    from.columns.iter().filter_map(|old| Some((old, now(old)?))).collect()
 }
 
-/// What a column of the old version is called in the new one.
-fn now<'a>(renamed: &[(&str, &'a str)], old: &'a Column) -> &'a str {
-    let new = renamed.iter().find(|(before, _)| *before == old.name);
-    new.map_or(old.name.as_str(), |(_, after)| after)
+/// A version with the numbers that its columns had before, where it has none: for what comes after it.
+pub fn numbered(from: &Table, to: &Arc<Table>) -> Arc<Table> {
+    if to.is_numbered() {
+        return Arc::clone(to);
+    }
+    let kept = kept(from, to);
+    let mut numbered = (**to).clone();
+    for (column, new) in numbered.columns.iter_mut().zip(&to.columns) {
+        let old = kept.iter().find(|(_, after)| after.name == new.name);
+        column.number = new.number.or(old.and_then(|(old, _)| old.number));
+    }
+    Arc::new(numbered)
+}
+
+/// The statements by which columns that stay get other names. One whose name another still has waits aside for it.
+fn renames(table: &str, kept: &[(&Column, &Column)]) -> Vec<String> {
+    let renamed = kept.iter().filter(|(old, new)| old.name != new.name);
+    let is_taken = |name: &String| kept.iter().any(|(old, _)| old.name == *name);
+    let (mut aside, mut plain, mut back) = (vec![], vec![], vec![]);
+    for (at, (old, new)) in renamed.enumerate() {
+        let [before, after] = [&old.name, &new.name].map(|name| escape_identifier(name));
+        let rename =
+            |before, after| format!("ALTER TABLE {table} RENAME COLUMN {before} TO {after}");
+        match is_taken(&new.name) {
+            true => {
+                let between = escape_identifier(&format!("lakehead renamed {at}"));
+                aside.push(rename(&before, &between));
+                back.push(rename(&between, &after));
+            }
+            false => plain.push(rename(&before, &after)),
+        }
+    }
+    [aside, plain, back].concat()
 }
 
 /// The statements for a column that stays.
@@ -210,25 +242,26 @@ fn keeps_place(from: &Table, to: &Table, name: &str) -> bool {
 
 /// Defaults that differ, or went with a type, as statements that may fail.
 pub fn defaults(from: &Table, to: &Table) -> Vec<String> {
+    let kept = kept(from, to);
     let changed = to.columns.iter().filter(|new| {
-        let old = from.columns.iter().find(|old| old.name == new.name);
-        is_another(from, new)
-            || old
-                .is_none_or(|old| old.default != new.default || old.source_type != new.source_type)
+        let old = kept.iter().find(|(_, after)| after.name == new.name);
+        old.is_none_or(|(old, _)| old.default != new.default || old.source_type != new.source_type)
     });
     let set = changed.filter_map(|column| set_default(to, column));
-    set.chain(dropped_defaults(from, to)).collect()
+    set.chain(dropped_defaults(&kept, to)).collect()
 }
 
 /// Defaults that are no more. A version known from the stream alone says of none.
-fn dropped_defaults(from: &Table, to: &Table) -> Vec<String> {
+fn dropped_defaults(kept: &[(&Column, &Column)], to: &Table) -> Vec<String> {
     let says = |column: &Column| column.not_null || column.default.is_some();
     let gone = to.columns.iter().filter(|new| {
-        let old = from.columns.iter().find(|old| old.name == new.name);
+        let old = kept.iter().find(|(_, after)| after.name == new.name);
         new.default.is_none()
             && new.generated.is_none()
-            && match old.filter(|_| !is_another(from, new)) {
-                Some(old) => old.source_type == new.source_type && plain_default(old).is_some(),
+            && match old {
+                Some((old, _)) => {
+                    old.source_type == new.source_type && plain_default(old).is_some()
+                }
                 None => new.before.is_some(),
             }
     });
@@ -239,8 +272,8 @@ fn dropped_defaults(from: &Table, to: &Table) -> Vec<String> {
     if to.is_numbered() || to.columns.iter().any(says) { gone.map(drop).collect() } else { vec![] }
 }
 
-/// Columns that were renamed: before and after.
-fn renames<'a>(from: &'a Table, to: &'a Table) -> Vec<(&'a str, &'a str)> {
+/// Columns that were renamed, as far as can be told without numbers: before and after.
+fn guessed<'a>(from: &'a Table, to: &'a Table) -> Vec<(&'a str, &'a str)> {
     let stays = |name: &str, table: &Table| table.columns.iter().any(|column| column.name == name);
     let gone = from.columns.iter().enumerate().filter(|(_, old)| !stays(&old.name, to));
     let pairs = gone.filter_map(|(at, old)| {
@@ -254,6 +287,7 @@ fn renames<'a>(from: &'a Table, to: &'a Table) -> Vec<(&'a str, &'a str)> {
         let plain = |column: &Column| Column {
             name: String::new(),
             identity: false,
+            number: None,
             before: None,
             ..column.clone()
         };
@@ -439,14 +473,51 @@ mod tests {
         let mut to = from.clone();
         to.columns.remove(0);
         to.columns[0].name = "x".into();
-        assert_eq!(renames(&from, &to), [("b", "x")]);
+        assert_eq!(guessed(&from, &to), [("b", "x")]);
         let mut to = from.clone();
         to.columns.remove(1);
         to.columns.push(column("x", "text", 25, -1));
-        assert!(renames(&from, &to).is_empty());
+        assert!(guessed(&from, &to).is_empty());
         let mut to = from.clone();
         to.columns[2] = column("x", "text", 25, -1);
-        assert!(renames(&from, &to).is_empty());
+        assert!(guessed(&from, &to).is_empty());
+    }
+
+    #[test]
+    fn columns_that_have_numbers_are_the_same_whatever_they_are_called() {
+        let mut from = abc();
+        (1..).zip(&mut from.columns).for_each(|(n, column)| column.number = Some(n));
+        // RENAME a TO aa; ADD a.
+        let mut to = from.clone();
+        to.columns[0].name = "aa".into();
+        to.key = vec!["aa".into()];
+        to.columns.push(Column { number: Some(4), ..column("a", "text", 25, -1) });
+        let table = "ALTER TABLE \"public\".\"t\"";
+        let rename = format!("{table} RENAME COLUMN \"a\" TO \"aa\"");
+        assert_eq!(sqls(&from, &to), [rename, format!("{table} ADD COLUMN \"a\" text")]);
+        // b and c change their names; another type in the same step.
+        let mut to = from.clone();
+        to.columns[1].name = "c".into();
+        to.columns[2].name = "b".into();
+        to.columns[2].source_type = "text".into();
+        let rename = |before: &str, after: &str| {
+            format!("{table} RENAME COLUMN \"{before}\" TO \"{after}\"")
+        };
+        let between = ["lakehead renamed 0", "lakehead renamed 1"];
+        let [one, two] = between;
+        let wanted = [rename("b", one), rename("c", two), rename(one, "c"), rename(two, "b")];
+        let found = sqls(&from, &to);
+        assert_eq!(found[..4], wanted);
+        assert_eq!(
+            found[4],
+            format!("{table} ALTER COLUMN \"b\" TYPE text USING \"b\"::text::text")
+        );
+        // DROP b; RENAME c TO b.
+        let mut to = from.clone();
+        to.columns.remove(1);
+        to.columns[1].name = "b".into();
+        let drop = format!("{table} DROP COLUMN \"b\" CASCADE");
+        assert_eq!(sqls(&from, &to), [drop, rename("c", "b")]);
     }
 
     #[test]

@@ -109,7 +109,9 @@ impl Layout {
 pub(super) fn is_unsure(version: &Table, source: &Table, name: &str) -> bool {
     let of = |table: &Table| table.columns.iter().find(|column| column.name == name).cloned();
     let (Some(then), Some(now)) = (of(version), of(source)) else { return true };
-    NAMES_OF_OBJECTS.contains(&now.type_id)
+    let is_another = then.number.zip(now.number).is_some_and(|(then, now)| then != now);
+    is_another
+        || NAMES_OF_OBJECTS.contains(&now.type_id)
         || !prints_alike(&then, &now)
         || (is_own_type(&now) && types_changed(&version.types, &source.types))
 }
@@ -227,6 +229,15 @@ mod tests {
         assert!(!unsure(&|then| then.columns[2] = numeric(6, 2), "cost"));
         assert!(unsure(&|then| then.columns[2] = numeric(8, 3), "cost"));
         assert!(unsure(&|then| then.columns[2] = column("cost", "integer", 23, -1), "cost"));
+        // Made again under its name, and not.
+        let mut numbered = sample();
+        numbered.columns[1].number = Some(4);
+        let unsure = |number| {
+            let mut then = sample();
+            then.columns[1].number = number;
+            is_unsure(&then, &numbered, "note")
+        };
+        assert_eq!([Some(2), Some(4), None].map(unsure), [true, false, false]);
         let mut of = sample();
         of.columns[1] = column("note", "regclass", 2205, -1);
         assert!(is_unsure(&of, &of, "note"));

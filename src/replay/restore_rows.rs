@@ -8,6 +8,7 @@ use std::{
 use super::{
     Progress, ReplayError, RestoreReport,
     apply::{Change, Pending, RowKey, Shape, Step, alone},
+    evolve::numbered,
     fetch::Fetcher,
     merge::{Here, Merge},
     plan::{Epoch, Plan, RowsObject, TablePlan},
@@ -326,6 +327,7 @@ impl<'a> Restore<'a> {
     async fn become_version(&mut self, id: u32, version: Arc<Table>) -> Result<(), ReplayError> {
         self.write_out(id).await?;
         let live = self.live.get_mut(&id).expect("only tables that are there get a version");
+        let version = numbered(&live.table, &version);
         self.target.alter(&live.table, &version).await?;
         live.become_version(version);
         Ok(())
