@@ -260,7 +260,11 @@ impl<'a> Changes<'a> {
                 let position = transaction.map_or(Position(0), |open| open.position);
                 self.expect("position of a commit", position.0, commit.position.0)?;
                 self.to.position = commit.position;
-                self.epoch.commit(commit.at);
+                match transaction {
+                    // None of the server's.
+                    Some(Transaction { xid: 0, .. }) => self.epoch.reach(commit.at),
+                    _ => self.epoch.commit(commit.at),
+                }
             }
             Event::Table(table) => drop(self.tables.insert(table.id, (table, None))),
             Event::Defined(table) => self.define(&table)?,
@@ -457,6 +461,28 @@ mod tests {
         // Rows are read, and sealed, by what the stream says of the table.
         assert_eq!((epoch.objects.len(), epoch.objects[0].version), (1, 1));
         assert_eq!(sequences(&bench, &groups), [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn what_stands_at_a_mark_is_no_transaction() {
+        let bench = Bench::new();
+        let mut log = Log::default();
+        let mut after = table(1, "a");
+        after.columns[1].not_null = true;
+        log.whole(NOON, &[&[relation(&table(1, "a")), insert(1, 7)]]);
+        log.at_rest(NOON + 1, 19, &[after.clone(), table(2, "b")]);
+        log.whole(NOON + 2, &[&[insert(1, 8)]]).mark(NOON + 3, 29);
+        let groups = bench.run(log.batches).unwrap();
+        let epoch = epochs(&groups)[0];
+        let (position, sequence) = (Position(19), Sequence(1));
+        let defined = |table: &str, version| {
+            let table = table.into();
+            Defined { table, version, position, sequence }
+        };
+        assert_eq!(epoch.fates.defined, [defined("public.a", 2), defined("public.b", 1)]);
+        let GroupKind::Changes { transactions, to, .. } = epoch.kind else { panic!("{epoch:?}") };
+        assert_eq!((transactions, to.position), (2, Position(29)));
+        assert_eq!(sequences(&bench, &groups), [1, 2]);
     }
 
     #[test]

@@ -20,7 +20,10 @@ use super::{
     SealError, Table,
     object::{Draft, Maker},
 };
-use crate::facts::{self, FactBatch, Facts};
+use crate::{
+    facts::{self, FactBatch, Facts},
+    journal::fate::{VERSION_FACTS, version_facts},
+};
 
 /// All versions that were ever given.
 #[derive(Debug, Default)]
@@ -34,7 +37,7 @@ impl Versions {
     /// Reads the facts.
     pub(super) fn load(facts: &dyn Facts) -> Result<Self, SealError> {
         let mut versions = Self::default();
-        for (_, table) in facts::read_all::<Table>(facts, TABLE_FACTS)? {
+        for (_, table) in facts::read_all::<Table>(facts, VERSION_FACTS)? {
             versions.learn(Arc::new(table));
         }
         for (key, version) in facts::read_all::<u32>(facts, TAKEN_FACTS)? {
@@ -75,7 +78,7 @@ impl Versions {
 
 /// Adds the fact of a version.
 pub fn put_version(batch: &mut FactBatch, table: &Table) {
-    batch.put(format!("{TABLE_FACTS}{:010}/{:010}", table.id, table.version), table);
+    batch.put(format!("{}{:010}", version_facts(table.id), table.version), table);
 }
 
 /// Adds the fact that the numbers of `qualified` up to `version` are taken.
@@ -92,7 +95,6 @@ pub(super) fn draft(maker: &Maker, table: &Table) -> Result<Draft, SealError> {
     sink.finish(table, BTreeMap::new(), |_| maker.keys.schema(&maker.source, table))
 }
 
-const TABLE_FACTS: &str = "seal/table/";
 const TAKEN_FACTS: &str = "seal/taken/";
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ use crate::{
     journal::{Durable, Keep, ORIGIN_FACT, Origin},
     source::postgres::{
         aside::Aside,
+        at_rest::AtRest,
         belief, bridge,
         connect::Backoff,
         error::SourceError,
@@ -87,6 +88,7 @@ impl<'a> Follower<'a> {
             sizes: site.setup.sizes,
             pacer: Pacer::default(),
             judging: tokio::sync::Mutex::default(),
+            at_rest: AtRest::default(),
         };
         let (shared, waits) = (Arc::new(shared), AtomicBool::new(false));
         Ok(Self { site, fuse, shared, released, handed, waits })

@@ -7,6 +7,7 @@
 //! | `seal/anew/<table id>` | true: the next part of its snapshot is the first of a reading anew |
 //! | `seal/rewritten/<table id>` | the position behind which a statement changed values of it: with the above |
 //! | `seal/first/<table id>` | qualified name of a table that the lake has from now on. Goes once the source knows it, or that it is gone |
+//! | `seal/table/<table id>/<version>` | a definition that seal has given a number: for the source to know what the lake was told |
 //!
 //! A box that takes a chain over knows of a table only what the chain says.
 
@@ -26,6 +27,14 @@ pub enum Fate {
     /// Rows of it that differed from the database behind a gap were read by their keys, or are gone: with what was
     /// copied before the gap it is as the database has it, from this position on.
     Repaired(Position),
+}
+
+/// Prefix of all [`version_facts`].
+pub const VERSION_FACTS: &str = "seal/table/";
+
+/// Prefix of the keys of a table's definitions that the lake has, or gets, in the order in which they came.
+pub fn version_facts(table_id: u32) -> String {
+    format!("{VERSION_FACTS}{table_id:010}/")
 }
 
 /// Prefix of all [`fate_fact`]s.
@@ -87,5 +96,6 @@ mod tests {
         assert_eq!(anew_fact(7), "seal/anew/0000000007");
         assert_eq!(rewritten_fact(7), "seal/rewritten/0000000007");
         assert_eq!(first_fact(7), "seal/first/0000000007");
+        assert_eq!(version_facts(7), "seal/table/0000000007/");
     }
 }

@@ -15,6 +15,7 @@ mod harness;
 mod simulation;
 mod small_disk;
 mod story_adopt;
+mod story_at_rest;
 mod story_away;
 mod story_badinput;
 mod story_compare;

@@ -114,7 +114,7 @@ const DEFINITIONS: &str = "SELECT format('%I.%I %s %I %s %s default %s key %s', 
     LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary
     WHERE c.relkind = 'r' AND n.nspname !~ '^pg_|information_schema|lakehead' AND c.relname NOT IN ('mark', 'dropped') ORDER BY n.nspname, c.relname, a.attnum";
 
-async fn definitions(client: &Client) -> Vec<String> {
+pub(crate) async fn definitions(client: &Client) -> Vec<String> {
     client.query(DEFINITIONS, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
 }
 

@@ -227,6 +227,27 @@ impl Log {
         self.push(Run { commit, ..Run::new(Piece::Whole) }, None)
     }
 
+    /// A mark at which tables stand that were altered at rest.
+    pub(in crate::seal) fn at_rest(
+        &mut self,
+        at: i64,
+        position: u64,
+        tables: &[Table],
+    ) -> &mut Self {
+        let begins = (position - 1).to_be_bytes();
+        let (moment, none) = (at.to_be_bytes(), 0u32.to_be_bytes());
+        let begin = [&b"B"[..], &begins, &moment, &none].concat();
+        let commit = [&b"C"[..], &position.to_be_bytes(), &begins, &moment].concat();
+        let tables =
+            tables.iter().map(|table| [&b"d"[..], &serde_json::to_vec(table).unwrap()].concat());
+        let records: Vec<_> = [begin].into_iter().chain(tables).chain([commit]).collect();
+        self.mark(at, position);
+        let mut run = Run::new(Piece::Whole);
+        records.iter().for_each(|record| run.push(RecordKind::Message, record));
+        self.batches.last_mut().unwrap().bytes = run.bytes;
+        self
+    }
+
     /// As the log of a box that goes on behind `changes` and `commits` of another.
     pub(in crate::seal) fn behind(changes: u64, commits: u64) -> Self {
         Self { batches: vec![], changes, commits }
@@ -262,7 +283,7 @@ impl Log {
 
     fn begin(&self, run: &mut Run, at: i64) {
         let begins = (self.commits + 1) * 10;
-        let xid = u32::try_from(self.commits).unwrap();
+        let xid = u32::try_from(self.commits + 1).unwrap();
         let (at, xid) = (at.to_be_bytes(), xid.to_be_bytes());
         run.push(RecordKind::Message, &[b"B", &begins.to_be_bytes()[..], &at, &xid].concat());
     }

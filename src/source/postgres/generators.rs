@@ -24,6 +24,7 @@ use super::{
     error::SourceError,
     message::TextRow,
     session::Shared,
+    slot,
     wire::Wire,
 };
 use crate::{
@@ -122,7 +123,7 @@ impl Generators {
     ) -> Result<(), SourceError> {
         let facts = &*shared.facts;
         let last: Option<Look> = facts::read(facts, LOOK_FACT)?;
-        let position = log_end(wire).await?;
+        let position = slot::log_end(wire).await?;
         if self.seen == Some(position) || last.is_some_and(|last| position <= last.position) {
             return Ok(());
         }
@@ -214,12 +215,6 @@ impl Generators {
         }
         self.told = what;
     }
-}
-
-/// Where the server's log ends.
-async fn log_end(wire: &mut Wire) -> Result<Position, SourceError> {
-    let rows = wire.query(LOOKING, "SELECT pg_current_wal_insert_lsn()").await?;
-    rows.first().map_or_else(|| Ok(Position(0)), |row| row.parse_as(0))
 }
 
 /// Reads which there are, and where they stand.

@@ -21,7 +21,7 @@ use std::{
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::{
-    catalog::identifier, error::SourceError, large_object_parts, session::Shared, wire::Wire,
+    catalog::identifier, error::SourceError, large_object_parts, session::Shared, slot, wire::Wire,
 };
 use crate::{
     config,
@@ -123,7 +123,7 @@ impl LargeObjects {
         is_reading: bool,
     ) -> Result<Option<Position>, SourceError> {
         let last: Option<Look> = facts::read(&*shared.facts, LOOK_FACT)?;
-        let end = log_end(wire).await?;
+        let end = slot::log_end(wire).await?;
         if self.seen == Some(end) {
             return Ok(None);
         }
@@ -299,12 +299,6 @@ pub(super) fn readable(version: u32) -> &'static str {
              WHERE a.privilege_type = 'SELECT' AND CASE a.grantee WHEN 0 THEN true ELSE pg_has_role(a.grantee, 'USAGE') END))"
         }
     }
-}
-
-/// Where the server's log ends.
-async fn log_end(wire: &mut Wire) -> Result<Position, SourceError> {
-    let rows = wire.query(LOOKING, "SELECT pg_current_wal_insert_lsn()").await?;
-    rows.first().map_or_else(|| Ok(Position(0)), |row| row.parse_as(0))
 }
 
 /// The oldest transaction that is open, and the next one.

@@ -157,11 +157,12 @@ impl Line {
         }
     }
 
-    /// The mark that is due, and when the server was there.
-    pub(super) fn mark(&mut self) -> Option<(Position, Timestamp)> {
+    /// The mark that is due, and when the server was there. `waits`: where one is wanted without delay.
+    pub(super) fn mark(&mut self, waits: Option<Position>) -> Option<(Position, Timestamp)> {
         let now = self.shared.clock.now();
         let rested = |last: Instant| now.saturating_duration_since(last) >= MARK_EVERY;
-        if !self.marked_at.is_none_or(rested) {
+        let is_wanted = waits.is_some_and(|position| position <= self.now.quiet);
+        if !is_wanted && !self.marked_at.is_none_or(rested) {
             return None;
         }
         let position = self.confirm.mark(&self.now)?;

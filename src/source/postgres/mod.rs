@@ -11,7 +11,7 @@
 //! | `governor`, `pace`, `pulse` | how fast they are read, so that nobody feels it |
 //! | `adopt` | the slot of a lost box, taken over |
 //! | `reread`, `ranges` | rows to be read again |
-//! | `statements` | statements of DDL, where the database tells of them |
+//! | `statements`, `at_rest`, `stream/resting` | statements of DDL, where the database tells of them; definitions that changed without a word |
 //! | `generators`, `large_objects`, `large_object_parts` | the sequences and large objects of the database, which no stream has |
 //! | `bridge`, `repair` | how to go on behind a gap |
 //! | `witness`, `digest` | what the database holds at one position, for the proof of the lake's content |
@@ -36,6 +36,7 @@ use tokio::{
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod adopt;
+pub(crate) mod at_rest;
 pub(crate) mod aside;
 pub(crate) mod batch;
 pub(crate) mod belief;
@@ -113,6 +114,7 @@ pub use witness::{Calling, Unread, Witness};
 
 use self::{
     aside::Aside,
+    at_rest::AtRest,
     batch::Sizes,
     connect::Backoff,
     name::Names,
@@ -179,6 +181,7 @@ impl Postgres {
             sizes: Sizes::default(),
             pacer: Pacer::default(),
             judging: Mutex::default(),
+            at_rest: AtRest::default(),
         };
         Ok(Self { shared: Arc::new(shared), shown: Shown::default() })
     }

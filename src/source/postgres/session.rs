@@ -17,6 +17,7 @@ use tokio::sync::Mutex;
 
 use super::{
     aside::Aside,
+    at_rest::AtRest,
     batch::Sizes,
     belief::{self, Belief},
     bridge,
@@ -71,6 +72,7 @@ pub(crate) struct Shared {
     pub(crate) pacer: Pacer,
     /// Held while the server is judged, and while it is noted what is read of it.
     pub(crate) judging: Mutex<()>,
+    pub(crate) at_rest: AtRest,
 }
 
 impl Shared {

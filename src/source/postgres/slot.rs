@@ -119,6 +119,13 @@ pub(crate) async fn ready_for_failover(
     Ok(())
 }
 
+/// Where the server's log ends: behind whatever was seen to be committed.
+pub(crate) async fn log_end(wire: &mut Wire) -> Result<Position, SourceError> {
+    let asking = "ask for the log's end";
+    let rows = wire.query(asking, "SELECT pg_current_wal_insert_lsn()").await?;
+    rows.first().ok_or_else(|| unknown("no log's end", "no row"))?.parse_as(0)
+}
+
 /// Drops a slot.
 pub(crate) async fn drop_slot(wire: &mut Wire, name: &str) -> Result<(), SourceError> {
     let sql = format!("SELECT pg_drop_replication_slot({})", literal(name));

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::{
+    at_rest,
     batch::{Batcher, Last, POSTGRES_EPOCH_US, Then},
     belief, bridge, catalog,
     confirm::Confirm,
@@ -40,6 +41,7 @@ use crate::{
 };
 
 mod pending;
+mod resting;
 
 /// A session under way.
 pub(crate) struct Stream {
@@ -54,6 +56,8 @@ pub(crate) struct Stream {
     at_commit_since: Option<Instant>,
     /// What was recorded of each table in this session.
     described: BTreeMap<u32, Table>,
+    /// Tables that the stream described since without a definition.
+    undefined: BTreeSet<u32>,
     /// What was recorded of each table behind its last statement in this session.
     defined: BTreeMap<u32, Table>,
     /// The number of the last transaction that began.
@@ -112,6 +116,7 @@ impl Stream {
         let sql_start = start_statement(&shared, wire.version(), from, binary, in_progress_asked);
         pending::forget(&shared).await;
         shared.server_leaves.store(false, Ordering::Relaxed);
+        shared.at_rest.begin();
         wire.copy_both("start replication", &sql_start).await?;
         tracing::info!(from = %durable.point.position.max(confirmed), binary, host = wire.host(), "streaming");
         let config = &shared.config;
@@ -129,6 +134,7 @@ impl Stream {
             in_progress_asked,
             at_commit_since: shown.at_commit_since,
             described: BTreeMap::new(),
+            undefined: BTreeSet::new(),
             defined: BTreeMap::new(),
             xid: 0,
             told: BTreeSet::new(),
@@ -157,13 +163,16 @@ impl Stream {
             if !self.batcher.is_open() && self.at_commit_since.is_some_and(over) {
                 return Ok(End::Again);
             }
-            if let Some((position, at)) = self.line.mark() {
+            let due = self.line.shared.at_rest.due();
+            if let Some((position, at)) = self.line.mark(due) {
                 if !self.batcher.believe() {
                     return Err(bridge::went_back(&self.line.shared).await);
                 }
                 let shared = Arc::clone(&self.line.shared);
                 self.line.meanwhile(belief::remember_last(&shared, self.last)).await??;
-                let run = self.batcher.mark(position, at);
+                let definitions = self.at_rest(position).await?;
+                let mut run = self.batcher.mark(position, at);
+                at_rest::record(&mut run, &definitions);
                 self.append(run).await?;
             }
             let read = tokio::select! {
@@ -399,12 +408,20 @@ impl Stream {
         let labelled = |name| described.as_ref().is_some_and(|known| known.is_labelled(name));
         let labelled = relation.columns.iter().map(|column| labelled(&column.name));
         self.vocabulary.describe(relation.id, labelled);
-        let table = described.map(|known| known.table);
+        let told = self.told_before(relation)?;
+        let table = described.map(|known| known.table).or(told);
         let news = table.as_ref().filter(|table| self.described.get(&relation.id) != Some(table));
         self.batcher.relation(message, relation.id, news);
         self.defined.remove(&relation.id);
-        if let Some(table) = table {
-            self.described.insert(relation.id, table);
+        match table {
+            Some(table) => {
+                self.undefined.remove(&relation.id);
+                self.described.insert(relation.id, table);
+            }
+            None => {
+                self.undefined.insert(relation.id);
+                self.described.remove(&relation.id);
+            }
         }
         Ok(None)
     }

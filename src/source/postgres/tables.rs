@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    bridge,
+    at_rest, bridge,
     catalog::Listed,
     chunks::Plan,
     connect::{Backoff, Target},
@@ -167,11 +167,12 @@ impl Tables {
             let anew = self.rewritten.look(&self.shared, wire, &listing, position).await?;
             self.whole.retain(|id| !anew.contains(id));
         }
+        at_rest::look(&self.shared, wire, &listing).await?;
         self.generators.look(&self.shared, wire, &listing, &self.chunks).await?;
         let objects = &mut self.large_objects;
         self.wanted = objects.look(&self.shared, wire, &self.chunks, running).await?;
         let missing = self.settle(listing, &noted, running).await?;
-        if !running {
+        if !running && self.shared.at_rest.due().is_none() {
             self.shared.board.write(|status| status.catalog = position);
         }
         Ok(missing)

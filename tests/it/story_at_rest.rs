@@ -1,0 +1,121 @@
+//! Tables that are altered while nothing of theirs changes, and no event trigger tells of it: restored as they are.
+
+use std::time::Duration;
+
+use lakehead::{demo::compare::compare, units::Position};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    harness::{Setup, World, assert_all_equal, copied},
+    story_ddl::definitions,
+};
+
+const TABLES: &str = "CREATE TABLE rest (id integer PRIMARY KEY, a text DEFAULT 'old', b integer NOT NULL, gone text DEFAULT 'x');
+CREATE TABLE parent (id integer PRIMARY KEY, a integer);
+CREATE TABLE child (PRIMARY KEY (id), c text) INHERITS (parent);
+CREATE TABLE keyless (id integer NOT NULL, a text);
+CREATE TABLE moved (id integer PRIMARY KEY, a text);
+CREATE TABLE typed (id integer PRIMARY KEY, n varchar(20), d date DEFAULT '2026-01-01');
+CREATE TYPE mood AS ENUM ('sad');
+CREATE TABLE felt (id integer PRIMARY KEY, m mood);
+CREATE TABLE turned (id integer PRIMARY KEY, a text);
+CREATE TABLE busy (id integer PRIMARY KEY, a text);
+INSERT INTO rest SELECT n, n, n FROM generate_series(1, 50) AS n;
+INSERT INTO parent SELECT n, n FROM generate_series(1, 5) AS n;
+INSERT INTO child SELECT n, n FROM generate_series(6, 9) AS n;
+INSERT INTO keyless SELECT n, n FROM generate_series(1, 5) AS n;
+INSERT INTO moved SELECT n, n FROM generate_series(1, 5) AS n;
+INSERT INTO typed SELECT n, n FROM generate_series(1, 5) AS n;
+INSERT INTO felt SELECT n, 'sad' FROM generate_series(1, 5) AS n;
+INSERT INTO turned SELECT n, n FROM generate_series(1, 5) AS n";
+
+const FIRST: &str = "ALTER TABLE rest ALTER a SET DEFAULT 'new', ALTER b DROP NOT NULL;
+ALTER TABLE rest ADD COLUMN c integer NOT NULL DEFAULT 7;
+ALTER TABLE rest DROP COLUMN gone;
+ALTER TABLE rest ADD COLUMN gone integer;
+ALTER TABLE parent RENAME COLUMN a TO aa;
+ALTER TABLE parent ADD COLUMN a text;
+ALTER TABLE typed ALTER n TYPE text, ALTER d DROP DEFAULT, ALTER n SET NOT NULL;
+ALTER TABLE moved RENAME COLUMN a TO \"A b\";
+ALTER TABLE moved RENAME TO went;
+ALTER TABLE keyless ADD PRIMARY KEY (id);
+ALTER TYPE mood ADD VALUE 'glad';
+ALTER TABLE turned ADD COLUMN b integer DEFAULT 3";
+
+/// Rows before and behind; back to what was before; once more.
+const SECOND: &str = "INSERT INTO rest (id, a) VALUES (100, 'behind');
+ALTER TABLE rest RENAME COLUMN c TO cc;
+INSERT INTO child (id, aa, a) VALUES (100, 1, 'behind');
+ALTER TABLE child RENAME COLUMN c TO cc;
+ALTER TABLE turned DROP COLUMN b;
+ALTER TABLE went RENAME TO moved;
+ALTER TABLE keyless DROP CONSTRAINT keyless_pkey, ADD COLUMN k integer DEFAULT 1;
+ALTER TABLE typed ALTER n DROP NOT NULL";
+
+const WHILE_DOWN: &str = "ALTER TABLE rest DROP COLUMN cc;
+INSERT INTO felt VALUES (100, 'glad');
+ALTER TABLE felt RENAME COLUMN m TO mm;
+ALTER TABLE turned ADD COLUMN e mood DEFAULT 'glad';
+ALTER TABLE moved ADD COLUMN z text DEFAULT 'z'";
+
+/// The database as it is, restored from what the lake has by now.
+async fn assert_restored(world: &mut World, database: &str) -> Position {
+    let at = world.settled().await;
+    let admin = world.admin().await;
+    let restored = world.restored(database, &[]).await;
+    assert_eq!(definitions(&restored).await, definitions(&admin).await, "{database}");
+    assert_all_equal(&compare(&admin, &restored, copied).await.unwrap());
+    at
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_that_are_altered_at_rest_are_restored_as_they_are() {
+    let setup = Setup { encryption: "mode = \"none\"".into(), ..Setup::default() };
+    let mut world = World::new("at-rest", setup).await;
+    world.execute_each(TABLES).await;
+    world.start();
+    world.whole(9).await;
+    let admin = world.admin().await;
+    let before = definitions(&admin).await;
+    let first = world.settled().await;
+    // Others' transactions go on all the while.
+    let (shop, stop) = (world.shop().await, CancellationToken::new());
+    let busy = async {
+        for id in 0.. {
+            if stop.is_cancelled() {
+                return;
+            }
+            shop.batch_execute(&format!("INSERT INTO busy VALUES ({id}, 'x')")).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let altering = async {
+        world.execute_each(FIRST).await;
+        let (then, at) = (definitions(&admin).await, world.settled().await);
+        stop.cancel();
+        (then, at)
+    };
+    let ((), (then, second)) = tokio::join!(busy, altering);
+    assert_restored(&mut world, "altered").await;
+    world.execute_each(SECOND).await;
+    let third = assert_restored(&mut world, "again").await;
+    let later = definitions(&admin).await;
+    world.gateway.kill();
+    world.execute_each(WHILE_DOWN).await;
+    world.start();
+    assert_restored(&mut world, "down").await;
+    for (database, until, definitions_then) in
+        [("one", first, before), ("two", second, then), ("three", third, later)]
+    {
+        let earlier = world.restored(database, &["--until", &until.to_string()]).await;
+        assert_eq!(definitions(&earlier).await, definitions_then, "{database}");
+        // Step by step it is the same.
+        assert_eq!(world.restore(database, &[]).await.code, 0);
+        assert_eq!(definitions(&earlier).await, definitions(&admin).await, "{database}");
+        assert_all_equal(&compare(&admin, &earlier, copied).await.unwrap());
+    }
+    world.assert_proven().await;
+    world.assert_proven_independently(&[]).await;
+    world.assert_readable().await;
+    world.end().await;
+}
