@@ -11,11 +11,10 @@ use std::sync::Arc;
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
-use super::schema::{self, column, computed, plain_default, qualified, same_names, set_default};
-use crate::{
-    journal::{Before, Column},
-    seal::Table,
+use super::schema::{
+    self, before, column, computed, plain_default, qualified, same_names, set_default,
 };
+use crate::{journal::Column, seal::Table};
 
 /// One statement of those that make a table into another.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -95,19 +94,21 @@ fn added(table: &str, new: &Column) -> Alteration {
     Alteration { sql: add(new), otherwise }
 }
 
-/// The columns that stay: each before and after.
+/// The columns that stay: each before and after. What has a number is the one that has it; the others go by their names.
 fn kept<'a>(from: &'a Table, to: &'a Table) -> Vec<(&'a Column, &'a Column)> {
-    let has_number = |table: &Table, number| table.columns.iter().any(|own| own.number == number);
-    let guessed = guessed(from, to);
-    let now = |old: &Column| match old.number.filter(|_| to.is_numbered()) {
-        Some(number) => to.columns.iter().find(|new| new.number == Some(number)),
-        None => {
-            let after = guessed.iter().find(|(before, _)| *before == old.name);
-            let name = after.map_or(old.name.as_str(), |(_, after)| after);
-            let new = to.columns.iter().find(|new| new.name == name);
-            new.filter(|new| new.number.is_none() || !has_number(from, new.number))
-        }
+    let of_number = |table: &'a Table, number: Option<u16>| {
+        number.and_then(|_| table.columns.iter().find(|own| own.number == number))
     };
+    let guessed = guessed(from, to);
+    let by_name = |old: &Column| {
+        let after = guessed.iter().find(|(before, _)| *before == old.name);
+        let name = after.map_or(old.name.as_str(), |(_, after)| after);
+        let new = to.columns.iter().find(|new| new.name == name)?;
+        let is_another =
+            new.number.is_some() && (old.number.is_some() || of_number(from, new.number).is_some());
+        (!is_another).then_some(new)
+    };
+    let now = |old: &Column| of_number(to, old.number).or_else(|| by_name(old));
     from.columns.iter().filter_map(|old| Some((old, now(old)?))).collect()
 }
 
@@ -168,6 +169,8 @@ fn alter_column(from: &Table, to: &Table, old: &Column, new: &Column) -> Vec<Alt
         (Some(_), None) => steps.push(format!("{alter} DROP EXPRESSION").into()),
         (None, Some(_)) => return anew(),
         (Some(before), Some(after)) => {
+            // Where a column that it names has another name, the target's server has seen to that.
+            let before = &*renamed(before, &kept(from, to));
             let changed = retyped || before != after;
             if changed && !keeps_place(from, to, &new.name) {
                 // It was dropped and made anew, or may have been; any server can do that.
@@ -212,15 +215,51 @@ fn alter_column(from: &Table, to: &Table, old: &Column, new: &Column) -> Vec<Alt
     steps
 }
 
+/// An expression in which columns have the names that they have now.
+fn renamed(expression: &str, kept: &[(&Column, &Column)]) -> String {
+    let after = |name: &str| {
+        let column = kept.iter().find(|(old, _)| old.name == name);
+        column.filter(|(old, new)| old.name != new.name).map(|(_, new)| new.name.as_str())
+    };
+    let (mut rest, mut said) = (expression, String::new());
+    while let Some(first) = rest.chars().next() {
+        let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+        let end = match first {
+            // A doubled quote ends one piece and begins the next.
+            '"' | '\'' => rest[1..].find(first).map_or(rest.len(), |at| at + 2),
+            _ if is_word(first) => rest.find(|c| !is_word(c)).unwrap_or(rest.len()),
+            _ => first.len_utf8(),
+        };
+        let (piece, behind) = rest.split_at(end);
+        let new = match first {
+            '\'' => None,
+            '"' => piece.get(1..end - 1).and_then(after),
+            _ => after(piece),
+        };
+        said.push_str(&new.map_or_else(|| piece.to_owned(), plainly));
+        rest = behind;
+    }
+    said
+}
+
+/// A name as the server prints it: quoted only where it has to be, as far as that can be told without its keywords.
+fn plainly(name: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    match name.chars().all(is_plain) && !name.starts_with(|c: char| c.is_ascii_digit()) {
+        true => name.to_owned(),
+        false => escape_identifier(name),
+    }
+}
+
 /// What the rows that are there have in a column that is added.
 fn filled(new: &Column) -> Option<String> {
-    match &new.before {
-        Some(Before::Value(value)) => {
-            Some(format!("{}::{}", escape_literal(value).trim_start(), new.source_type))
+    match before(new) {
+        Some(value) => {
+            let cast =
+                |value| format!("{}::{}", escape_literal(value).trim_start(), new.source_type);
+            value.map(cast)
         }
-        // Of one that is NOT NULL there were no rows before.
-        Some(Before::Null) if !new.not_null => None,
-        Some(Before::Null) | None => plain_default(new).map(Into::into),
+        None => plain_default(new).map(Into::into),
     }
 }
 
@@ -312,7 +351,10 @@ fn drop_primary_key(table: &Table) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::replay::sample::{column, table};
+    use crate::{
+        journal::Before,
+        replay::sample::{column, table},
+    };
 
     fn sqls(from: &Table, to: &Table) -> Vec<String> {
         alter(from, to).into_iter().map(|step| step.sql).collect()
@@ -481,6 +523,135 @@ mod tests {
         let mut to = from.clone();
         to.columns[2] = column("x", "text", 25, -1);
         assert!(guessed(&from, &to).is_empty());
+    }
+
+    /// A column of the target, and of which of the source's it has the values.
+    type Held = (String, u16);
+
+    /// What the statements make of the target's columns.
+    fn run(target: &mut Vec<Held>, steps: &[String], to: &Table) {
+        let name = |quoted: &str| quoted.trim_matches('"').to_owned();
+        for step in steps {
+            let words: Vec<&str> = step.split(['"']).collect();
+            let at = |wanted: &str| target.iter().position(|(own, _)| own == wanted);
+            if step.contains(" RENAME COLUMN ") {
+                let at = at(words[5]).unwrap_or_else(|| panic!("{step}: {target:?}"));
+                target[at].0 = name(words[7]);
+            } else if step.contains(" DROP COLUMN ") {
+                let at = at(words[5]).unwrap_or_else(|| panic!("{step}: {target:?}"));
+                target.remove(at);
+            } else if step.contains(" ADD COLUMN ") {
+                assert!(at(words[5]).is_none(), "{step}: {target:?}");
+                // Its values are those of the source's column, if rows have some already.
+                target.push((name(words[5]), 0));
+            } else {
+                assert!(step.starts_with("DO $$") || step.contains("PRIMARY KEY"), "{step}");
+            }
+        }
+        assert_eq!(target.len(), to.columns.len(), "{steps:?}: {target:?}");
+    }
+
+    #[test]
+    fn whatever_is_known_of_versions_a_column_that_stays_keeps_its_values() {
+        for seed in 0..2000 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut source: Vec<Held> = (1..=3).map(|n| (format!("c{n}"), n)).collect();
+            let of = |source: &[Held]| {
+                let columns = source.iter().map(|(name, number)| Column {
+                    number: Some(*number),
+                    ..column(name, "bigint", 20, -1)
+                });
+                table("t", columns.collect(), &[])
+            };
+            let (mut live, mut target) = (Arc::new(of(&source)), source.clone());
+            let mut last = 3;
+            for _ in 0..6 {
+                // What the stream alone tells has no numbers: names must do, where nothing comes for what goes.
+                let (plain, drops) = (rng.bool(), rng.bool());
+                for _ in 0..rng.u32(1..4) {
+                    let at = rng.usize(0..=source.len());
+                    // What the stream alone told of stays until its number is known.
+                    let is_known = |at: usize| {
+                        let own = |column: &&Column| column.name == source[at].0;
+                        live.columns.iter().find(own).is_none_or(|own| own.number.is_some())
+                    };
+                    if !plain && (0..source.len()).any(|at| !is_known(at)) {
+                        continue;
+                    }
+                    let what = if plain { 2 * u32::from(!drops) } else { rng.u32(0..3) };
+                    match what {
+                        0 if at < source.len() && source.len() > 1 => drop(source.remove(at)),
+                        1 if at < source.len() && !plain => {
+                            let other = rng.usize(0..source.len());
+                            let name = source[other].0.clone();
+                            source[other].0 = std::mem::replace(&mut source[at].0, name);
+                        }
+                        _ if plain && drops => {}
+                        _ => {
+                            last += 1;
+                            let names = [format!("c{last}"), "c1".into()];
+                            let free = |name: &&String| source.iter().all(|(own, _)| own != *name);
+                            let reused = names[1..].iter().find(|name| !plain && free(name));
+                            source.push((reused.unwrap_or(&names[0]).clone(), last));
+                        }
+                    }
+                }
+                let mut to = of(&source);
+                if plain {
+                    to.columns.iter_mut().for_each(|column| column.number = None);
+                }
+                let to = numbered(&live, &Arc::new(to));
+                run(&mut target, &sqls(&live, &to), &to);
+                // Rows of the source have values in new columns from now on: those of the lake.
+                for (name, held) in &mut target {
+                    let (_, number) = source.iter().find(|(own, _)| own == name).unwrap();
+                    assert!(*held == 0 || held == number, "{seed}: {name} {source:?}");
+                    *held = *number;
+                }
+                live = to;
+            }
+        }
+    }
+
+    #[test]
+    fn an_expression_whose_columns_have_other_names_is_the_same() {
+        let columns = |names: [&str; 3]| names.map(|name| column(name, "text", 25, -1));
+        let (old, new) = (columns(["a", "B c", "it"]), columns(["aa", "bc", "It's"]));
+        let kept: Vec<_> = old.iter().zip(&new).collect();
+        for (before, after) in [
+            ("(a || 'a'::text)", "(aa || 'a'::text)"),
+            ("(a1 + \"B c\")", "(a1 + bc)"),
+            ("lower(it) || 'it''s'", "lower(\"It's\") || 'it''s'"),
+            ("'open", "'open"),
+        ] {
+            assert_eq!(renamed(before, &kept), after);
+        }
+        // It keeps its place, and no server is asked for another expression.
+        let mut from = abc();
+        from.columns[1].generated = Some("stored".into());
+        from.columns[1].default = Some("(a * 2)".into());
+        (1..).zip(&mut from.columns).for_each(|(n, column)| column.number = Some(n));
+        let mut to = from.clone();
+        to.columns[0].name = "aa".into();
+        to.key = vec!["aa".into()];
+        to.columns[1].default = Some("(aa * 2)".into());
+        let [rename] = sqls(&from, &to).try_into().unwrap();
+        assert!(rename.ends_with("RENAME COLUMN \"a\" TO \"aa\""), "{rename}");
+    }
+
+    #[test]
+    fn a_column_that_the_stream_alone_told_of_takes_nothing_from_the_others() {
+        let mut from = abc();
+        (1..).zip(&mut from.columns).for_each(|(n, column)| column.number = Some(n));
+        let mut to = abc();
+        to.columns.push(column("d", "text", 25, -1));
+        let [add] = sqls(&from, &to).try_into().unwrap();
+        let to = numbered(&from, &Arc::new(to));
+        assert_eq!(sqls(&from, &to), [add]);
+        let numbers: Vec<_> = to.columns.iter().map(|column| column.number).collect();
+        assert_eq!(numbers, [Some(1), Some(2), Some(3), None]);
+        let [drop] = sqls(&to, &from).try_into().unwrap();
+        assert!(drop.contains("DROP COLUMN \"d\""), "{drop}");
     }
 
     #[test]

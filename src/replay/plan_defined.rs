@@ -2,7 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{ReplayError, key::Name, plan::Definitions, plan_names::Seen};
+use super::{
+    ReplayError,
+    key::{Content, Name, parse},
+    merge::Track,
+    plan::{Definitions, Epoch},
+    plan_names::Seen,
+};
 use crate::{
     ledger::{Defined, Entry, EntryObject},
     seal::Table,
@@ -20,6 +26,29 @@ pub struct Definition {
     pub position: Position,
     /// Behind this change.
     pub sequence: Sequence,
+}
+
+impl Epoch {
+    /// The version that a table has at the epoch's end, whose snapshot stands at `snapshot`: that of its last rows,
+    /// or that of a definition behind them. `None`: neither is in the epoch.
+    pub(super) fn version_at_end(&self, table: u32, snapshot: Position) -> Option<u32> {
+        let track = self.tracks.iter().find(|track| track.table == table);
+        let begins = |track: &Track| match parse(&track.objects.last()?.key)? {
+            (_, Content::Changes { from, .. }) => Some(from),
+            _ => None,
+        };
+        let defined = self.defined.iter().rfind(|of| of.table == table && of.position > snapshot);
+        match (track, defined) {
+            // Rows of another version begin another object.
+            (Some(track), Some(defined))
+                if begins(track).is_some_and(|from| from > defined.sequence.0) =>
+            {
+                Some(track.version)
+            }
+            (_, Some(defined)) => Some(defined.version),
+            (track, None) => track.map(|track| track.version),
+        }
+    }
 }
 
 /// The name that a table has from there on, and its version.

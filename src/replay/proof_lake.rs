@@ -135,10 +135,10 @@ impl<'a> Lakeside<'a> {
         Ok(())
     }
 
-    /// The definition in force at the plan's end, as far as rows tell.
+    /// The definition in force at the plan's end.
     fn last(&self, id: u32, table: &TablePlan, plan: &Plan) -> Option<Arc<Table>> {
-        let tracks = plan.epochs.iter().rev().flat_map(|epoch| &epoch.tracks);
-        let version = tracks.filter(|track| track.table == id).map(|track| track.version).next();
+        let version =
+            plan.epochs.iter().rev().find_map(|epoch| epoch.version_at_end(id, table.last));
         let named = version.and_then(|version| self.versions.get(&(id, version)).cloned());
         named.or_else(|| table.definition.clone())
     }
@@ -154,11 +154,11 @@ impl<'a> Lakeside<'a> {
         let version = file.version().unwrap_or(held.last.version);
         // A table of the same name, made before or after this one in the same epoch, has other versions.
         let Some(version) = self.versions.get(&(id, version)) else { return Ok(()) };
-        if let Err(why) = held.layout.names_rows_of(version) {
+        if let Err(why) = held.layout.names_rows_of(version, &held.last) {
             held.problem.get_or_insert(why);
             return Ok(());
         }
-        let mut taking = Taking::new(&held.layout, version);
+        let mut taking = Taking::new(&held.layout, &held.last, version);
         let mut places = None;
         let (spill, leaves) = (&mut self.spill, &mut held.leaves);
         while let Some(rows) = file.next_rows()? {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     apply::{Matching, Shape},
-    schema::computed,
+    schema::{computed, same_column},
 };
 use crate::{
     journal::{Column, TypeDefinition},
@@ -20,6 +20,8 @@ use crate::{
 pub(super) struct Layout {
     /// Names, in the order of the lake's last definition; without those that the database computes.
     pub(super) columns: Vec<String>,
+    /// Their numbers: one of the same name may be another.
+    numbers: Vec<Option<u16>>,
     /// What names a row; empty: all its columns together.
     pub(super) key: Vec<String>,
 }
@@ -40,13 +42,17 @@ impl Layout {
     pub(super) fn new(last: &Table) -> Self {
         let own = last.columns.iter().filter(|column| computed(column).is_none());
         let own = own.filter(|column| !is_computed(column));
-        Self { columns: own.map(|column| column.name.clone()).collect(), key: key(last) }
+        let (columns, numbers) = own.map(|column| (column.name.clone(), column.number)).unzip();
+        Self { columns, numbers, key: key(last) }
     }
 
-    /// `Err`: rows that were written under `version` are named otherwise, and how.
-    pub(super) fn names_rows_of(&self, version: &Table) -> Result<(), String> {
+    /// `Err`: rows that were written under `version` are named otherwise than by `last`, and how.
+    pub(super) fn names_rows_of(&self, version: &Table, last: &Table) -> Result<(), String> {
         let before = key(version);
-        let same: BTreeSet<&String> = before.iter().collect();
+        let named = version.columns.iter().filter(|column| before.contains(&column.name));
+        let same: BTreeSet<&String> = named
+            .map(|column| same_column(last, column).map_or(&column.name, |own| &own.name))
+            .collect();
         match same == self.key.iter().collect() {
             true => Ok(()),
             false => Err(format!(
@@ -66,7 +72,7 @@ impl Layout {
     ) -> Result<Scope, String> {
         let mut scope = Scope { appends: !identified, ..Scope::default() };
         for column in &last.columns {
-            let there = source.columns.iter().find(|own| own.name == column.name);
+            let there = same_column(source, column).filter(|own| own.name == column.name);
             let why = match there {
                 None => "the database has it no more; no change since",
                 Some(there) if is_computed(column) || is_computed(there) => {
@@ -107,13 +113,12 @@ impl Layout {
 /// Whether a row that was written under `version` may have another value in this column of `source` although
 /// nothing is wrong.
 pub(super) fn is_unsure(version: &Table, source: &Table, name: &str) -> bool {
-    let of = |table: &Table| table.columns.iter().find(|column| column.name == name).cloned();
-    let (Some(then), Some(now)) = (of(version), of(source)) else { return true };
-    let is_another = then.number.zip(now.number).is_some_and(|(then, now)| then != now);
-    is_another
-        || NAMES_OF_OBJECTS.contains(&now.type_id)
-        || !prints_alike(&then, &now)
-        || (is_own_type(&now) && types_changed(&version.types, &source.types))
+    let now = source.columns.iter().find(|column| column.name == name);
+    let then = now.and_then(|now| Some((same_column(version, now)?, now)));
+    let Some((then, now)) = then else { return true };
+    NAMES_OF_OBJECTS.contains(&now.type_id)
+        || !prints_alike(then, now)
+        || (is_own_type(now) && types_changed(&version.types, &source.types))
 }
 
 fn key(table: &Table) -> Vec<String> {
@@ -182,6 +187,26 @@ mod tests {
     }
 
     #[test]
+    fn a_column_is_known_by_its_number() {
+        let numbered = |names: [(&str, u16); 3]| {
+            let mut table = sample();
+            for (column, (name, number)) in table.columns.iter_mut().zip(names) {
+                (column.name, column.number) = (name.into(), Some(number));
+            }
+            table.key = vec![names[0].0.into()];
+            table
+        };
+        let then = numbered([("id", 1), ("note", 2), ("cost", 3)]);
+        let last = numbered([("key", 1), ("text", 2), ("cost", 4)]);
+        let layout = Layout::new(&last);
+        assert_eq!(layout.names_rows_of(&then, &last), Ok(()));
+        assert!(!is_unsure(&then, &last, "text") && is_unsure(&then, &last, "cost"));
+        let now = numbered([("key", 1), ("cost", 2), ("text", 5)]);
+        let scope = layout.scope(&last, &now, true).unwrap();
+        assert_eq!((scope.columns, scope.left_out.len()), (vec!["key".to_owned()], 2));
+    }
+
+    #[test]
     fn what_only_one_side_has_is_left_out_and_said() {
         let (lake, mut source) = (sample(), sample());
         source.columns[2].name = "price".into();
@@ -205,7 +230,7 @@ mod tests {
         other.columns[0].identity = false;
         other.columns[1].identity = true;
         let layout = Layout::new(&lake);
-        let said = layout.names_rows_of(&other).unwrap_err();
+        let said = layout.names_rows_of(&other, &lake).unwrap_err();
         assert!(said.contains("(note) before, and are by (id) now"), "{said}");
         assert!(layout.scope(&lake, &other, true).is_err());
     }

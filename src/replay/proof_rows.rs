@@ -13,9 +13,10 @@
 use super::{
     proof_layout::Layout,
     read::{Field, Rows},
+    schema::{before, same_column},
 };
 use crate::{
-    journal::{LakeType, Op, Value},
+    journal::{Column, LakeType, Op, Value},
     seal::{Table, columns::file_name},
     source::digest::{Hash, Stamp, hash_of},
     units::Position,
@@ -60,6 +61,8 @@ pub(super) struct Taking {
     lakes: Vec<Option<LakeType>>,
     /// As the files spell them.
     names: Vec<String>,
+    /// What the rows have in one that came after them.
+    befores: Vec<Stamp>,
     /// The key's columns, as columns of the layout.
     key: Vec<usize>,
     scratch: String,
@@ -70,16 +73,25 @@ pub(super) struct Taking {
 type Old<'a> = Vec<(&'a str, Option<&'a str>)>;
 
 impl Taking {
-    pub(super) fn new(layout: &Layout, version: &Table) -> Self {
-        let lake = |name: &String| {
-            version.columns.iter().find(|own| own.name == *name).map(|own| own.lake)
-        };
+    /// For a layout of the definition `last`.
+    pub(super) fn new(layout: &Layout, last: &Table, version: &Table) -> Self {
         let place = |name: &String| layout.columns.iter().position(|own| own == name);
+        let key: Vec<usize> = layout.key.iter().filter_map(place).collect();
+        let named = |name: &String| last.columns.iter().find(|own| own.name == *name);
+        let columns: Vec<_> = layout.columns.iter().map(named).collect();
+        let same = |column: &Option<&Column>| column.and_then(|own| same_column(version, own));
+        let name = |column| same(column).map_or_else(String::new, |own| file_name(&own.name));
+        let before = |(at, column): (usize, &Option<&Column>)| {
+            let column = (*column)?;
+            printed(before(column)??, column.lake, key.contains(&at))
+        };
+        let befores = columns.iter().enumerate().map(|of| before(of).unwrap_or(Stamp::Null));
         Self {
             version: version.version,
-            lakes: layout.columns.iter().map(lake).collect(),
-            names: layout.columns.iter().map(|name| file_name(name)).collect(),
-            key: layout.key.iter().filter_map(place).collect(),
+            lakes: columns.iter().map(|column| same(column).map(|own| own.lake)).collect(),
+            names: columns.iter().map(name).collect(),
+            befores: befores.collect(),
+            key,
             scratch: String::new(),
             bytes: vec![],
         }
@@ -173,7 +185,7 @@ impl Taking {
         let mut stamps = Vec::with_capacity(places.len());
         for (at, place) in places.iter().enumerate() {
             let Some(place) = *place else {
-                stamps.push(Stamp::Null);
+                stamps.push(self.before(at));
                 continue;
             };
             let stamp = match rows.field(row, place) {
@@ -202,17 +214,14 @@ impl Taking {
 
     /// A value of the old row, if it says it.
     fn old_stamp(&self, old: &Old<'_>, at: usize) -> Option<Stamp> {
-        let Some(lake) = self.lakes.get(at)? else { return Some(Stamp::Null) };
+        let Some(lake) = *self.lakes.get(at)? else { return Some(self.before(at)) };
         let (_, text) = old.iter().find(|(name, _)| *name == self.names[at])?;
         let Some(text) = text else { return Some(Stamp::Null) };
-        Some(match (lake, text.strip_prefix("\\x")) {
-            _ if self.key.contains(&at) => Stamp::Short((*text).into()),
-            (LakeType::Binary, Some(digits)) => {
-                let bytes = hex::decode(digits).ok()?;
-                Stamp::of_value(&Value::Bytes(bytes.into()), *lake, &mut String::new())
-            }
-            _ => Stamp::of_text(text),
-        })
+        printed(text, lake, self.key.contains(&at))
+    }
+
+    fn before(&self, at: usize) -> Stamp {
+        self.befores.get(at).cloned().unwrap_or(Stamp::Null)
     }
 
     /// The hash of the key's values, if all are known.
@@ -230,6 +239,18 @@ impl Taking {
     fn hash(&mut self, stamps: &[Stamp]) -> Hash {
         hash_of(stamps, &mut self.bytes)
     }
+}
+
+/// What stands for a value that was printed. `None`: it is none of its type.
+fn printed(text: &str, lake: LakeType, in_key: bool) -> Option<Stamp> {
+    Some(match (lake, text.strip_prefix("\\x")) {
+        _ if in_key => Stamp::Short(text.into()),
+        (LakeType::Binary, Some(digits)) => {
+            let bytes = hex::decode(digits).ok()?;
+            Stamp::of_value(&Value::Bytes(bytes.into()), lake, &mut String::new())
+        }
+        _ => Stamp::of_text(text),
+    })
 }
 
 /// Writes a record.

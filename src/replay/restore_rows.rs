@@ -16,7 +16,7 @@ use super::{
     read::BATCH_BYTES,
     restore_repairs::Repairs,
     restore_target::{Lacking, Loading, Target},
-    restore_values::{change, is_named_by, places, print},
+    restore_values::{Place, change, is_named_by, places, print},
 };
 use crate::{
     journal::Op,
@@ -71,8 +71,8 @@ pub(super) struct Live {
     doubtful: Vec<(Position, Position)>,
     /// Whether changes wait that its rows may be ahead of: of those some find no row.
     unsettled: bool,
-    /// Of the file whose rows come: the shape's columns as columns of the file.
-    places: HashMap<u32, Vec<Option<usize>>>,
+    /// By the version of the file whose rows come: the shape's columns as columns of the file.
+    places: HashMap<u32, Vec<Place>>,
 }
 
 impl Live {
@@ -194,14 +194,16 @@ impl<'a> Restore<'a> {
         let live = &self.live[&id];
         let table = live.table.qualified();
         self.target.begin().await?;
-        let mut loading: Option<(Loading, Vec<usize>, Vec<usize>)> = None;
+        let version = file.version().and_then(|version| self.versions.get(&(id, version)));
+        let version = version.unwrap_or(&live.table);
+        let mut loading: Option<(Loading, Vec<usize>, Vec<Place>)> = None;
         while let Some(batch) = file.next_rows()? {
             let (loading, columns, from) = match &mut loading {
                 Some(begun) => begun,
                 none => {
-                    let places = places(&live.shape, &batch);
+                    let places = places(&live.table, version, &batch).into_iter().enumerate();
                     let told =
-                        places.iter().enumerate().filter_map(|(at, from)| Some((at, (*from)?)));
+                        places.filter(|(_, from)| from.at.is_some() || from.before.is_some());
                     let (columns, from): (Vec<_>, Vec<_>) = told.unzip();
                     let begun = self.target.copy_in(&live.shape, &columns, beside).await?;
                     none.insert((begun, columns, from))
@@ -209,11 +211,15 @@ impl<'a> Restore<'a> {
             };
             let mut text = String::new();
             for row in 0..batch.len() {
-                for (at, column) in from.iter().enumerate() {
+                for (at, from) in from.iter().enumerate() {
+                    let Some(column) = from.at else {
+                        loading.value(at == 0, from.before.as_ref().and_then(Option::as_deref));
+                        continue;
+                    };
                     text.clear();
                     let named = is_named_by(&live.shape, columns[at]);
                     let repaired = &mut self.report.repaired_values;
-                    let null = !print((&batch, row, *column), named, &mut text, repaired);
+                    let null = !print((&batch, row, column), named, &mut text, repaired);
                     loading.value(at == 0, (!null).then_some(text.as_str()));
                 }
                 loading.end_row().await?;
@@ -358,7 +364,7 @@ impl<'a> Restore<'a> {
     /// Takes one change over.
     async fn take(&mut self, here: Here<'_>) -> Result<(), ReplayError> {
         let meta = here.rows.meta(here.row);
-        let Some(version) = self.versions.get(&(here.table, here.version)) else {
+        let Some(version) = self.versions.get(&(here.table, here.version)).cloned() else {
             // A table of the same name, made before or after this one in the same epoch.
             return Ok(());
         };
@@ -375,7 +381,7 @@ impl<'a> Restore<'a> {
         let live = self.live.get_mut(&here.table).expect("it was there above");
         live.unsettled |= live.may_differ(meta.position);
         let known = live.places.entry(here.version);
-        let known = known.or_insert_with(|| places(&live.shape, here.rows));
+        let known = known.or_insert_with(|| places(&live.table, &version, here.rows));
         let repaired = &mut self.report.repaired_values;
         let change = change((here.rows, here.row), meta.op, &live.shape, known, repaired);
         self.pending_bytes += change.bytes();

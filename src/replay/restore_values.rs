@@ -5,25 +5,40 @@ use std::collections::HashMap;
 use super::{
     apply::{Change, Matching, Shape, Slot},
     read::{Field, Rows},
+    schema::{before, computed, same_column},
 };
 use crate::{
     journal::{LakeType, Op, Value},
-    seal::columns::file_name,
+    seal::{Table, columns::file_name},
 };
+
+/// Where a column of the target's table stands in a file, whose rows may be of another version.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Place {
+    /// Among the file's columns.
+    pub(super) at: Option<usize>,
+    /// What the file calls it.
+    name: Option<String>,
+    /// What the file's rows have in it if it came after them and that is known.
+    pub(super) before: Slot,
+}
 
 /// A row of the file as a change of the target's table. Counts what is `repaired` of it.
 pub(super) fn change(
     (rows, row): (&Rows, usize),
     op: Op,
     shape: &Shape,
-    places: &[Option<usize>],
+    places: &[Place],
     repaired: &mut u64,
 ) -> Change {
     if op == Op::Truncate {
         return Change { op, values: vec![], old: vec![] };
     }
-    let mut slot = |(column, place): (usize, &Option<usize>)| -> Slot {
-        let (place, mut text) = ((*place)?, String::new());
+    // What is not said of a row that stays stays, too.
+    let is_whole = matches!(op, Op::Insert | Op::Repair | Op::Snapshot);
+    let mut slot = |(column, place): (usize, &Place)| -> Slot {
+        let Some(at) = place.at else { return place.before.clone().filter(|_| is_whole) };
+        let (place, mut text) = (at, String::new());
         match rows.field(row, place) {
             Field::Unchanged => None,
             Field::Value(_) => {
@@ -34,10 +49,10 @@ pub(super) fn change(
     };
     let values = places.iter().enumerate().map(&mut slot).collect();
     let Some(old_key) = rows.old_key(row) else { return Change { op, values, old: vec![] } };
-    let old = shape.columns.iter().enumerate().map(|(at, column)| {
-        let name = file_name(&column.name);
-        let found = old_key.iter().find(|(old, _)| *old == name);
-        let is_text = places[at].is_some_and(|place| rows.lake(place) == LakeType::Text);
+    let old = places.iter().enumerate().map(|(at, place)| {
+        let name = place.name.as_ref()?;
+        let found = old_key.iter().find(|(old, _)| old == name);
+        let is_text = place.at.is_some_and(|place| rows.lake(place) == LakeType::Text);
         let alike = is_text && !is_named_by(shape, at);
         let as_stored = |text: &str| match alike {
             true => Value::repaired(text),
@@ -81,9 +96,16 @@ pub(super) fn is_named_by(shape: &Shape, column: usize) -> bool {
     }
 }
 
-/// Where each column of the shape stands in the file, if it does.
-pub(super) fn places(shape: &Shape, rows: &Rows) -> Vec<Option<usize>> {
+/// Where each column of the shape of `table` stands in a file whose rows are of this version of it.
+pub(super) fn places(table: &Table, version: &Table, rows: &Rows) -> Vec<Place> {
     let names: HashMap<&str, usize> = rows.names().zip(0..).collect();
-    let place = |name: &str| names.get(file_name(name).as_str()).copied();
-    shape.columns.iter().map(|column| place(&column.name)).collect()
+    let given = table.columns.iter().filter(|column| computed(column).is_none());
+    let place = given.map(|column| {
+        let same = same_column(version, column);
+        let name = same.map(|same| file_name(&same.name));
+        let at = name.as_ref().and_then(|name| names.get(name.as_str()).copied());
+        let before = before(column).filter(|_| same.is_none());
+        Place { at, name, before: before.map(|value| value.map(Into::into)) }
+    });
+    place.collect()
 }

@@ -8,7 +8,7 @@
 use postgres_protocol::escape::escape_identifier;
 
 use crate::{
-    journal::{Column, Identity},
+    journal::{Before, Column, Identity},
     seal::Table,
 };
 
@@ -138,6 +138,26 @@ pub fn left_out(table: &Table) -> Vec<String> {
 pub fn identity_columns(table: &Table) -> Vec<String> {
     let named = table.columns.iter().filter(|column| column.identity);
     named.map(|column| column.name.clone()).collect()
+}
+
+/// The column of `table` that is this column of another version of it: by its number, where both have one.
+pub fn same_column<'a>(table: &'a Table, column: &Column) -> Option<&'a Column> {
+    let is_same = |own: &&Column| match own.number.zip(column.number) {
+        Some((own, other)) => own == other,
+        None => own.name == column.name,
+    };
+    table.columns.iter().find(is_same)
+}
+
+/// What rows have in a column that were there before it came, if that is known: a text as the server prints it, or
+/// NULL.
+pub fn before(column: &Column) -> Option<Option<&str>> {
+    match &column.before {
+        Some(Before::Value(value)) => Some(Some(value)),
+        // Of one that is NOT NULL there were no rows before.
+        Some(Before::Null) if !column.not_null => Some(None),
+        Some(Before::Null) | None => None,
+    }
 }
 
 /// Whether two lists hold the same names, in any order.
