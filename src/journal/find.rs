@@ -1,10 +1,14 @@
 //! Finds the segments of a folder, and the salts that open them.
 //!
 //! A segment is what its header says, whatever its name. Where the header does not read, or opens no
-//! frame, the salt is looked for as it stands in the file and in the index: the first whole frame
-//! proves it, since nothing else opens it.
+//! frame, the salt is looked for as it stands in the file and in the index: a whole frame proves it,
+//! since nothing else opens it. Where the first whole one does not stand where a segment begins, it
+//! may be a stray of another segment, and those behind it are asked, too.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{
     Batches, JournalError,
@@ -39,9 +43,10 @@ pub(crate) struct Place {
     pub(crate) rescued: bool,
 }
 
-/// What the first whole frame says of a header.
+/// What the frames say of a header.
 enum Proof {
-    Opens,
+    /// It opens one: of the batch with this number, or before it.
+    Opens(u64),
     Refuses,
     /// There is no whole frame.
     Silent,
@@ -70,11 +75,11 @@ pub(crate) fn find(
             Place { number, path, bytes, header, rescued }
         };
         let proof = match &read {
-            Ok(header) => proof(device, &path, key, header)?,
+            Ok(header) => proof(device, &path, key, (header.number, &header.salt))?,
             Err(_) => Proof::Silent,
         };
         let good = match (&read, proof) {
-            (Ok(header), Proof::Opens) => Ok(*header),
+            (Ok(header), Proof::Opens(_)) => Ok(*header),
             (Ok(header), Proof::Silent) if header.number == named => Ok(*header),
             (Ok(_), Proof::Silent) => Err("its header has another number than its name"),
             (Ok(_), Proof::Refuses) => Err("its header opens none of its frames"),
@@ -91,11 +96,14 @@ pub(crate) fn find(
                 place(header.number, Some(header), false)
             }
             Err(what) => {
-                let rescued = rescue(device, &mut window, key, named, image)?;
+                // A header that reads stands, though its frames may be those of another segment.
+                let own = read.ok().filter(|own| own.number == named);
+                let fits = |segment| own.is_none_or(|own| own.number == segment);
+                let index = image.filter(|image| fits(image.checkpoint.segment));
+                let rescued = rescue(device, &mut window, key, named, index)?;
                 let batches = if rescued.is_some() { Batches::None } else { Batches::Segment };
                 found.damage.push(header_damage(&path, what, batches));
-                // A header that reads stands, though its frames may be those of another segment.
-                let own = read.ok().filter(|own| own.number == named && rescued.is_none());
+                let own = own.filter(|_| rescued.is_none());
                 if own.is_some() {
                     refused.get_or_insert_with(|| path.display().to_string());
                     refusals += 1;
@@ -161,11 +169,8 @@ fn rescue(
     let named = stands.map(|(_, salt)| (number, salt));
     let index = image.map(|image| (image.checkpoint.segment, image.checkpoint.salt));
     for (number, salt) in [named, stands, index].into_iter().flatten() {
-        let mut scan = Scan::new(Window::probe(device, path)?, None)?;
-        let Some((first, _)) = scan.first_frame()? else { return Ok(None) };
-        let header = SegmentHeader { number, first_batch: first.batch, previous_bytes: 0, salt };
-        if matches!(proof(device, path, key, &header)?, Proof::Opens) {
-            return Ok(Some(header));
+        if let Proof::Opens(first_batch) = proof(device, path, key, (number, &salt))? {
+            return Ok(Some(SegmentHeader { number, first_batch, previous_bytes: 0, salt }));
         }
     }
     Ok(None)
@@ -175,13 +180,26 @@ fn proof(
     device: &dyn Device,
     path: &Path,
     key: &[u8],
-    header: &SegmentHeader,
+    (number, salt): (u64, &[u8; 32]),
 ) -> Result<Proof, JournalError> {
+    let key = SegmentKey::derive(key, salt, number);
     let mut scan = Scan::new(Window::probe(device, path)?, None)?;
-    let Some((frame, offset)) = scan.first_frame()? else { return Ok(Proof::Silent) };
-    let key = SegmentKey::derive(key, &header.salt, header.number);
-    let payload = scan.held(&frame, offset)?;
-    Ok(if key.open(&frame, payload).is_some() { Proof::Opens } else { Proof::Refuses })
+    let first = scan.first_frame()?;
+    if let Some((frame, offset)) = first {
+        if key.open(&frame, scan.held(&frame, offset)?).is_some() {
+            return Ok(Proof::Opens(frame.batch));
+        }
+        if offset == SEGMENT_HEADER_BYTES as u64 {
+            // With another key all segments are like this: they are not read through.
+            return Ok(Proof::Refuses);
+        }
+    }
+    let mut scan = Scan::new(Window::probe(device, path)?, Some(Arc::new(key)))?;
+    Ok(match (scan.first_frame()?, first) {
+        (Some((frame, _)), _) => Proof::Opens(frame.batch),
+        (None, Some(_)) => Proof::Refuses,
+        (None, None) => Proof::Silent,
+    })
 }
 
 /// A segment whose header does not read.

@@ -302,6 +302,30 @@ async fn closed_segments(site: &Site) -> Arc<Journal> {
     journal
 }
 
+#[tokio::test]
+async fn a_segment_with_a_stray_frame_of_the_last_one_is_not_taken_for_it() {
+    let site = Site::with(1 << 30, 5000);
+    closed_segments(&site).await.stop().await;
+    let segments = site.segments();
+    let (hurt, last) = (&segments[1], segments.last().unwrap());
+    let whole_file = fs::read(hurt).unwrap();
+    let head = record::SEGMENT_HEADER_BYTES..usize::try_from(frames_of(hurt)[2].0).unwrap();
+    let stray = fs::read(last).unwrap()[head.clone()].to_vec();
+    // The head of the last one in its place, or only the end of it, with or without the header.
+    for (lost, flipped) in [(0, false), (100, false), (100, true)] {
+        let mut bytes = whole_file.clone();
+        bytes[head.clone()].copy_from_slice(&stray);
+        bytes[head.start..head.start + lost].fill(0);
+        bytes[20] ^= u8::from(flipped);
+        fs::write(hurt, &bytes).unwrap();
+        let journal = site.open();
+        assert_eq!(reader_numbers(&journal, 0), (1..=30).collect::<Vec<_>>(), "{lost} {flipped}");
+        journal.stop().await;
+        let copied = |said: &String| said.contains("copy of another segment");
+        assert!(!site.board.read().journal_damage.iter().any(copied));
+    }
+}
+
 async fn until(site: &Site, met: impl Fn(&SourceStatus) -> bool) -> SourceStatus {
     for _ in 0..2000 {
         let status = site.board.read();
