@@ -183,7 +183,8 @@ impl ReadBatches for Reader {
 }
 
 impl Place {
-    /// Goes to the next frame of rows of batch `next` or a later one. `None`: the segment ends here.
+    /// Goes to the next frame of rows of batch `next` or a later one. `None`: the segment ends here,
+    /// or `next` is one that a later segment can hold. If this one has it, too, its tail was to be cut.
     fn find(
         &mut self,
         shared: &Shared,
@@ -194,6 +195,10 @@ impl Place {
             None => self.scan.window.file_bytes()?,
         };
         self.scan.read_until(limit);
+        let later = lock(&shared.catalogue).first_after(self.number);
+        if later.is_some_and(|first| first <= next) {
+            return Ok(None);
+        }
         loop {
             match self.scan.skim()? {
                 Some(Item::Frame(header, offset)) => {
@@ -208,13 +213,10 @@ impl Place {
                 None => break,
             }
         }
-        let later = lock(&shared.catalogue).first_after(self.number);
         match &self.bad {
             // What is looked for may have stood in it.
-            Some(bad) if later.is_none_or(|first| first > next) => {
-                Err(self.name(bad, next, next + 1)?)
-            }
-            _ => Ok(None),
+            Some(bad) => Err(self.name(bad, next, next + 1)?),
+            None => Ok(None),
         }
     }
 

@@ -210,9 +210,8 @@ async fn a_damaged_fact_stops_the_start_unless_the_index_has_it() {
     journal.stop().await;
 }
 
-#[tokio::test]
-async fn a_bad_frame_before_good_ones_of_its_own_group_is_a_torn_tail() {
-    let site = Site::new();
+/// Four batches, the last three in one group; killed. The frames of that.
+async fn a_group_of_three(site: &Site) -> (PathBuf, Vec<(u64, record::FrameHeader)>) {
     let journal = site.open();
     site.device.plan().hold_syncs = true;
     // The first goes into a group of its own; the others wait for its sync and share the next.
@@ -229,12 +228,37 @@ async fn a_bad_frame_before_good_ones_of_its_own_group_is_a_torn_tail() {
     let frames = frames_of(&path);
     let group = &frames[frames.len() - 3..];
     assert!(group.iter().all(|(_, header)| header.group == group[0].1.frame), "{group:?}");
+    (path, group.to_vec())
+}
+
+#[tokio::test]
+async fn a_bad_frame_before_good_ones_of_its_own_group_is_a_torn_tail() {
+    let site = Site::new();
+    let (path, group) = a_group_of_three(&site).await;
     flip(&path, group[1].0 + 80);
     let found = survey(&FileSystem, &site.path(), &KEY, None).unwrap();
     assert!(found.damage.is_empty());
     assert_eq!((found.progress.durable.batch, found.last.unwrap().end), (2, group[1].0));
     assert_eq!(site.check().damage, [""; 0]);
     assert!(site.check().torn_bytes > 0);
+}
+
+#[tokio::test]
+async fn what_was_cut_off_is_not_read_from_a_copy_that_still_has_it() {
+    let site = Site::new();
+    let (path, group) = a_group_of_three(&site).await;
+    flip(&path, group[1].0 + 80);
+    fs::copy(&path, site.path().join(segment::file_name(7))).unwrap();
+    let journal = site.open();
+    journal.append(whole(30, 2)).await.unwrap();
+    journal.append(whole(40, 2)).await.unwrap();
+    durable_at(&*journal, 4).await;
+    kill(journal).await;
+    // The copy is the longer one now.
+    let journal = site.open();
+    let changes: Vec<_> = read_all(journal.reader(0)).iter().map(|read| read.changes).collect();
+    assert_eq!(changes, [1, 1, 2, 2]);
+    journal.stop().await;
 }
 
 #[tokio::test]
