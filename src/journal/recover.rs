@@ -115,7 +115,8 @@ fn end_of_log(
     segments: &[Place],
 ) -> Result<Option<(Tail, bool)>, JournalError> {
     let Some((last, earlier)) = segments.split_last() else { return Ok(None) };
-    let read = |beside| read_tail(Window::open(device, &last.path)?, opener(key, last), beside);
+    let read =
+        |beside| read_tail(Window::open(device, &last.path)?, opener(key, last, image), beside);
     let index = image.and_then(|image| index_of(image, last));
     let first_batch = last.header.map_or(0, |header| header.first_batch);
     let beside = Beside { index, first_batch, ..Beside::default() };
@@ -148,7 +149,7 @@ fn before(
     })?;
     let index = image.and_then(|image| index_of(image, before));
     let beside = Beside { index, closed: true, ..Beside::default() };
-    read_tail(Window::open(device, &before.path).ok()?, opener(key, before), beside).ok()
+    read_tail(Window::open(device, &before.path).ok()?, opener(key, before, image), beside).ok()
 }
 
 /// The index covers a segment that is gone: its word counts, if it is of this log.
@@ -203,9 +204,13 @@ fn index_of<'a>(image: &'a Image, place: &Place) -> Option<Known<'a>> {
     (*segment == place.number && same).then_some(known)
 }
 
-fn opener(key: &[u8], place: &Place) -> Option<Arc<SegmentKey>> {
-    let header = place.header.as_ref()?;
-    Some(Arc::new(SegmentKey::derive(key, &header.salt, header.number)))
+/// What opens a segment. Where its own header does not say, the index does: what that does not open is
+/// none of its frames.
+fn opener(key: &[u8], place: &Place, image: Option<&Image>) -> Option<Arc<SegmentKey>> {
+    let index = image.map(|Image { checkpoint, .. }| (checkpoint.segment, checkpoint.salt));
+    let index = index.filter(|(segment, _)| *segment == place.number);
+    let (number, salt) = place.header.map(|header| (header.number, header.salt)).or(index)?;
+    Some(Arc::new(SegmentKey::derive(key, &salt, number)))
 }
 
 fn entry(place: &Place) -> Entry {

@@ -261,6 +261,27 @@ async fn what_was_cut_off_is_not_read_from_a_copy_that_still_has_it() {
     journal.stop().await;
 }
 
+/// The index covers the last segment, and opens none of what stands there.
+#[tokio::test]
+async fn facts_of_another_segment_in_place_of_the_last_one_are_not_taken_for_lost_ones() {
+    let site = Site::with(1 << 30, 5000);
+    let journal = site.open();
+    for number in 1..=20 {
+        journal.record(fact("a", number)).await.unwrap();
+    }
+    journal.stop().await;
+    drop(journal);
+    let mut bytes = fs::read(&site.segments()[0]).unwrap();
+    bytes[..record::SEGMENT_HEADER_BYTES].fill(0);
+    closed_segments(&site).await.stop().await;
+    fs::write(site.segments().last().unwrap(), &bytes).unwrap();
+    let journal = site.open();
+    assert_eq!(journal.get("a"), Some(b"20".to_vec()));
+    assert_eq!(journal.session().await.unwrap().batch, 30);
+    assert!(!site.board.read().journal_damage.is_empty());
+    journal.stop().await;
+}
+
 #[tokio::test]
 async fn damage_to_a_closed_segment_is_named_and_the_rest_is_read() {
     let site = Site::with(1 << 30, 5000);
