@@ -24,7 +24,11 @@ const ROUNDS_OF_ONE: u64 = 25;
 /// Seeds and rounds that failed once. 2, 1477: in the last segment only frames of another one were
 /// whole. 1, 7495: a segment that had lost its first sector hid a copy that had not.
 /// 1, 9718: a closed segment was taken for the last one, for a frame of it that had strayed there.
-const FOUND: [(u64, u64); 3] = [(2, 1477), (1, 7495), (1, 9718)];
+/// 2, 1816 and 2, 1840: under the name of the last one only frames of others were whole, and no header.
+/// 4, 3895: a copy had a tail that had been cut off. 3, 620 and 4, 823: so little was left of a copy that
+/// it could have been a later one, and the start is refused.
+const FOUND: [(u64, u64); 8] =
+    [(2, 1477), (1, 7495), (1, 9718), (2, 1816), (2, 1840), (4, 3895), (3, 620), (4, 823)];
 const START_MAX: Duration = Duration::from_secs(5);
 /// Rounds between two words about how far it is.
 const TELL_EVERY: u64 = 250;

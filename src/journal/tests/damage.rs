@@ -283,6 +283,22 @@ async fn facts_of_another_segment_in_place_of_the_last_one_are_not_taken_for_los
 }
 
 #[tokio::test]
+async fn what_could_be_a_later_segment_and_opens_nothing_stops_the_start() {
+    let site = Site::new();
+    let (path, _) = three_groups(&site).await;
+    let copy = site.path().join(segment::file_name(7));
+    fs::write(&copy, &fs::read(&path).unwrap()[..200]).unwrap();
+    for _ in 0..2 {
+        let error = site.try_open().map(drop).unwrap_err();
+        assert!(matches!(error, JournalError::Damaged { .. }), "{error}");
+    }
+    fs::remove_file(&copy).unwrap();
+    let journal = site.open();
+    assert_eq!(reader_numbers(&journal, 0), [1, 2]);
+    journal.stop().await;
+}
+
+#[tokio::test]
 async fn damage_to_a_closed_segment_is_named_and_the_rest_is_read() {
     let site = Site::with(1 << 30, 5000);
     let journal = site.open();

@@ -10,6 +10,10 @@ pub(super) type Contents = BTreeMap<PathBuf, Vec<u8>>;
 
 /// A byte that is not what was there.
 const CHANGED: u64 = u64::MAX;
+/// Where a segment's header has its number.
+const NUMBER: Range<u64> = 16..24;
+/// Where it has its salt.
+const SALT: Range<u64> = 40..72;
 
 /// All files, and where each byte of them comes from.
 pub(super) struct Files {
@@ -45,8 +49,8 @@ impl Files {
         this.paths.clone_from(&paths);
         for (number, path) in paths.iter().enumerate() {
             let file = this.files.get_mut(path).unwrap();
-            let segment = (number as u64 + 1) << 32;
-            file.origin = (0..file.bytes.len() as u64).map(|offset| segment | offset).collect();
+            let offsets = 0..file.bytes.len() as u64;
+            file.origin = offsets.map(|offset| origin_of(number, offset)).collect();
             this.segments.push(damage::frames_of(&dir.join(path)));
         }
         this
@@ -86,20 +90,13 @@ impl Files {
 
     /// Whether segment `segment` (from 0) still has bytes `from..to`, in every file that has its salt.
     fn holds(&self, segment: usize, from: u64, to: u64) -> bool {
-        let place = |offset: u64| (segment as u64 + 1) << 32 | offset;
-        let salt: Vec<u64> = (40..72).map(place).collect();
-        let wanted: Vec<u64> = (from..to).map(place).collect();
         let mut files = self
             .segment_paths()
             .into_iter()
             .map(|path| &self.files[&path])
-            .filter(|file| file.origin.get(40..72) == Some(&salt[..]))
+            .filter(|file| file.has_in_place(segment, SALT))
             .peekable();
-        files.peek().is_some()
-            && files.all(|file| {
-                let begin = file.origin.iter().position(|origin| *origin == wanted[0]);
-                begin.is_some_and(|begin| file.origin[begin..].starts_with(&wanted))
-            })
+        files.peek().is_some() && files.all(|file| file.has(segment, from..to))
     }
 
     fn holds_frame(&self, segment: usize, (offset, header): &(u64, FrameHeader)) -> bool {
@@ -133,17 +130,25 @@ impl Files {
     /// Whether there is a copy of a segment that nothing opens, and nothing tells from a lost one.
     pub(super) fn has_stranger(&self) -> bool {
         let known = |path: &PathBuf| self.paths.contains(path);
-        let opens = |path: &PathBuf| {
-            let salt = self.files[path].origin.get(40..72);
-            salt.is_some_and(|salt| salt.windows(2).all(|pair| pair[0].wrapping_add(1) == pair[1]))
-        };
-        self.segment_paths().iter().any(|path| !known(path) && !opens(path))
+        self.segment_paths().iter().any(|path| !known(path) && !self.opens(path))
+    }
+
+    /// Whether a file still says which segment it is, and has a frame that proves it.
+    fn opens(&self, path: &Path) -> bool {
+        let file = &self.files[path];
+        self.segments.iter().enumerate().any(|(segment, frames)| {
+            let holds = |(offset, header): &(u64, FrameHeader)| {
+                file.has(segment, *offset..*offset + header.frame_bytes())
+            };
+            let says = |field| file.has_in_place(segment, field);
+            says(NUMBER) && says(SALT) && frames.iter().any(holds)
+        })
     }
 
     /// Whether frames that hold facts are gone from the last segment, or what opens it.
     pub(super) fn facts_are_hurt(&self) -> bool {
         let last = self.segments.len() - 1;
-        !self.holds(last, 40, 72)
+        !self.holds(last, SALT.start, SALT.end)
             || self
                 .last_frames()
                 .iter()
@@ -154,11 +159,27 @@ impl Files {
     pub(super) fn last_group_is_hurt(&self) -> bool {
         let last = self.segments.len() - 1;
         let Some((_, end)) = self.last_frames().last() else { return true };
-        !self.holds(last, 40, 72)
+        !self.holds(last, SALT.start, SALT.end)
             || self
                 .last_frames()
                 .iter()
                 .any(|frame| frame.1.frame >= end.group && !self.holds_frame(last, frame))
+    }
+}
+
+impl File {
+    /// Whether it has bytes `range` of a segment, wherever.
+    fn has(&self, segment: usize, range: Range<u64>) -> bool {
+        let wanted: Vec<u64> = range.map(|offset| origin_of(segment, offset)).collect();
+        let begin = self.origin.iter().position(|origin| *origin == wanted[0]);
+        begin.is_some_and(|begin| self.origin[begin..].starts_with(&wanted))
+    }
+
+    /// Whether it has them where they were.
+    fn has_in_place(&self, segment: usize, range: Range<u64>) -> bool {
+        let place = usize::try_from(range.start).unwrap();
+        self.has(segment, range.clone())
+            && self.origin.get(place) == Some(&origin_of(segment, range.start))
     }
 }
 
@@ -170,6 +191,11 @@ impl Harm {
             .map(|_| if rng.u32(0..5) == 0 { index(files, old, rng) } else { segment(files, rng) })
             .collect()
     }
+}
+
+/// Where byte `offset` of segment `segment` (from 0) comes from.
+fn origin_of(segment: usize, offset: u64) -> u64 {
+    (segment as u64 + 1) << 32 | offset
 }
 
 /// The index of a journal, as it is now.
