@@ -4,7 +4,8 @@
 //! its transaction's commit record, found by looking ahead) and its commit time. At a cut all open objects
 //! are ended, and one batch of facts makes the group, the place to resume and the decoder's tables durable.
 //!
-//! A batch without records is a mark: the epoch reaches its position, and holds nothing of it. Where the
+//! A batch without a transaction of the server's is a mark: the epoch reaches its position, and holds nothing of it but
+//! definitions of tables that were altered at rest. Where the
 //! source noted a gap the epoch ends, and a group of its own says what is lost.
 //!
 //! **Invariants:** after a restart exactly the batches after the last recorded epoch are sealed (I11);
@@ -25,6 +26,7 @@ use super::{
     encode::{LARGE_ROW_BYTES, RowIn},
     epoch::{Epoch, OPEN_MAX},
     sealer::{Desk, Outlet, PAUSE, RELATION_FACTS, REST},
+    told::Told,
     unchanged::Notes,
 };
 use crate::{
@@ -56,8 +58,9 @@ pub(super) struct Changes<'a> {
     epoch: Epoch,
     /// Of the open epoch: rows that may have to be read again.
     notes: Notes,
-    /// Of the open epoch: statements that changed tables.
+    /// Of the open epoch: definitions that no row brought.
     defined: Vec<Defined>,
+    told: Told,
 }
 
 /// The transaction whose records are being read.
@@ -96,6 +99,7 @@ impl<'a> Changes<'a> {
             epoch: Epoch::new(OPEN_MAX, desk.cut.bytes),
             notes: Notes::default(),
             defined: vec![],
+            told: Told::load(&*desk.facts)?,
         })
     }
 
@@ -286,7 +290,14 @@ impl<'a> Changes<'a> {
     fn define(&mut self, table: &Table) -> Result<(), SealError> {
         self.expect("open transactions at a definition", 1, self.transaction.is_some().into())?;
         let Some(Transaction { position, .. }) = self.transaction else { return Ok(()) };
-        let version = self.desk.versioned(&self.outlet, table)?.version;
+        let (id, version) = (table.id, self.desk.versioned(&self.outlet, table)?.version);
+        if !self.told.tell_alone(&*self.desk.facts, (id, version))? {
+            return Ok(());
+        }
+        if let Some((_, versioned)) = self.tables.get_mut(&id) {
+            // The next row is of the version that the stream has, and tells of it.
+            *versioned = None;
+        }
         let (table, sequence) = (table.qualified(), self.to.sequence);
         self.defined.push(Defined { table, version, position, sequence });
         Ok(())
@@ -328,6 +339,7 @@ impl<'a> Changes<'a> {
         }
         let numbered = self.desk.versioned(&self.outlet, table)?;
         *versioned = Some(Arc::clone(&numbered));
+        self.told.tell(id, numbered.version);
         Ok(numbered)
     }
 
@@ -339,13 +351,14 @@ impl<'a> Changes<'a> {
         let (from, to, batch) = (self.from.unwrap_or(self.to), self.to, self.batch);
         let objects = drafts.len();
         let notes = mem::take(&mut self.notes).settle(&*self.desk.facts)?;
-        let (remembered, decode) = (&mut self.remembered, &*self.decode);
+        let (remembered, decode, told) = (&mut self.remembered, &*self.decode, &self.told);
         let (mut fates, said) = self.desk.fates()?;
         fates.defined = mem::take(&mut self.defined);
         let kind = |id, facts: &mut FactBatch| {
             notes.record(id, facts);
             facts.changes.extend(said.changes);
             facts.put(EPOCH_FACT, &EpochEnd { end: to, batch });
+            told.record(facts);
             for table in decode.tables() {
                 if remembered.get(&table.id) != Some(&table) {
                     facts.put(format!("{RELATION_FACTS}{:010}", table.id), &*table);
@@ -358,6 +371,7 @@ impl<'a> Changes<'a> {
         let recorded = self.desk.record(&self.outlet, drafts, kind)?;
         if recorded {
             self.from = Some(to);
+            self.told.recorded();
             tracing::debug!(to = to.sequence.0, position = %to.position, objects, "epoch sealed");
         }
         Ok(recorded)

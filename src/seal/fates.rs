@@ -41,7 +41,7 @@ pub struct Fates {
     /// Looks at the sequence generators: with this group the lake has them as they were there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sequences: Vec<Looked>,
-    /// Statements that changed tables, in order.
+    /// Definitions that no row brought: what statements left, and what was found to be altered, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub defined: Vec<Defined>,
     /// Looks at the large objects: with this group the lake has all that were committed up to there and could be read.
@@ -56,7 +56,7 @@ pub struct Defined {
     pub table: String,
     /// The version of its schema.
     pub version: u32,
-    /// The position of the transaction of the statement.
+    /// The position of the transaction of the statement, or behind which it was found.
     pub position: Position,
     /// Behind this change.
     pub sequence: Sequence,

@@ -34,6 +34,7 @@ mod sealer;
 mod series;
 mod snapshot;
 mod spool;
+mod told;
 mod sums;
 mod unchanged;
 mod writer;

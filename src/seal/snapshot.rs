@@ -22,7 +22,7 @@ use crate::{
     journal::{
         Cell, ChunkDone, Decode, DecodeError, LakeType, Reading, Row, RowBatch, SnapshotChunk,
         chunk_fact, chunk_facts,
-        fate::Fate,
+        fate::{By, Fate, told_fact},
         reread::{Reread, Span, reread_fact, span_fact},
     },
     units::Sequence,
@@ -120,6 +120,9 @@ fn note(
     facts: &mut FactBatch,
 ) -> Result<(GroupKind, Fates), SealError> {
     let (name, table_id) = (table.qualified(), chunk.table.id);
+    if !matches!(chunk.reading, Reading::Look { .. }) {
+        facts.put(told_fact(table_id, By::Parts), &table.version);
+    }
     let (position, number) = (chunk.position, chunk.number);
     let repair = GroupKind::Repair { table: name.clone(), table_id, chunk: number, position };
     let by_key = match &chunk.reading {

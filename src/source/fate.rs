@@ -7,7 +7,8 @@
 //! | `seal/anew/<table id>` | true: the next part of its snapshot is the first of a reading anew |
 //! | `seal/rewritten/<table id>` | the position behind which a statement changed values of it: with the above |
 //! | `seal/first/<table id>` | qualified name of a table that the lake has from now on. Goes once the source knows it, or that it is gone |
-//! | `seal/table/<table id>/<version>` | a definition that seal has given a number: for the source to know what the lake was told |
+//! | `seal/table/<table id>/<version>` | a definition that seal has given a number |
+//! | `seal/told/<table id>/<by>` | the version that the lake was told last [`By`] changes, or by parts of a snapshot |
 //!
 //! A box that takes a chain over knows of a table only what the chain says.
 
@@ -35,6 +36,33 @@ pub const VERSION_FACTS: &str = "seal/table/";
 /// Prefix of the keys of a table's definitions that the lake has, or gets, in the order in which they came.
 pub fn version_facts(table_id: u32) -> String {
     format!("{VERSION_FACTS}{table_id:010}/")
+}
+
+/// By what the lake was told of a table's definition.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum By {
+    /// Rows of changes, or a definition behind them, as of the last epoch.
+    Changes,
+    /// Rows of a snapshot, or such as were read again.
+    Parts,
+}
+
+/// Prefix of all [`told_fact`]s.
+pub const TOLD_FACTS: &str = "seal/told/";
+
+/// Key of the version that the lake was told last.
+pub fn told_fact(table_id: u32, by: By) -> String {
+    let by = match by {
+        By::Changes => "changes",
+        By::Parts => "parts",
+    };
+    format!("{TOLD_FACTS}{table_id:010}/{by}")
+}
+
+/// The table of a [`told_fact`] of this kind.
+pub fn told_by(key: &str, by: By) -> Option<u32> {
+    let table_id = key.strip_prefix(TOLD_FACTS)?.split('/').next()?.parse().ok()?;
+    (told_fact(table_id, by) == key).then_some(table_id)
 }
 
 /// Prefix of all [`fate_fact`]s.
@@ -97,5 +125,9 @@ mod tests {
         assert_eq!(rewritten_fact(7), "seal/rewritten/0000000007");
         assert_eq!(first_fact(7), "seal/first/0000000007");
         assert_eq!(version_facts(7), "seal/table/0000000007/");
+        let told = told_fact(7, By::Changes);
+        assert_eq!(told, "seal/told/0000000007/changes");
+        assert_eq!((told_by(&told, By::Changes), told_by(&told, By::Parts)), (Some(7), None));
+        assert_eq!(told_fact(7, By::Parts), "seal/told/0000000007/parts");
     }
 }

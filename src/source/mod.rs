@@ -52,8 +52,8 @@ pub struct Run {
     pub bytes: Vec<u8>,
     /// Changes in it: rows inserted, updated, deleted, and one for each table of a TRUNCATE.
     pub changes: u64,
-    /// The last commit in it. Present in `Whole` and `Last`. In a run without records it is a mark: no
-    /// transaction of ours ends after the ones before it and up to there.
+    /// The last commit in it. Present in `Whole` and `Last`. In a run without a transaction of the server's it is a
+    /// mark: none of ours ends after the ones before it and up to there.
     pub commit: Option<Commit>,
 }
 
@@ -455,14 +455,18 @@ impl Table {
     pub fn same_shape(&self, other: &Self) -> bool {
         let numbered = self.is_numbered();
         let plain = |table: &Self| {
-            let mut plain = Self { version: 0, ..table.clone() };
-            for column in &mut plain.columns {
-                column.before = None;
-                column.number = column.number.filter(|_| numbered);
-            }
-            plain
+            let mut shape = table.shape();
+            shape.columns.iter_mut().for_each(|own| own.number = own.number.filter(|_| numbered));
+            shape
         };
         plain(self) == plain(other)
+    }
+
+    /// What it describes, without what is of a version.
+    pub fn shape(&self) -> Self {
+        let mut shape = Self { version: 0, ..self.clone() };
+        shape.columns.iter_mut().for_each(|column| column.before = None);
+        shape
     }
 
     /// Whether each column's number is known.

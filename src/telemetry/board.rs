@@ -24,7 +24,8 @@ pub struct SourceStatus {
     pub server_version: String,
     /// End of the server's log, as last heard.
     pub server: Position,
-    /// Where the server's log ended, or later, when its catalog was looked at last while nothing was read of tables.
+    /// Where the server's log ended, or later, when its catalog was looked at last while nothing was read of tables, and
+    /// the journal had all that was found.
     #[serde(default)]
     pub catalog: Position,
     /// Received from the server.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lakehead::{demo::compare::compare, telemetry::board::SourceStatus, units::Position};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -127,7 +127,11 @@ async fn assert_equals_source(world: &World) {
     let ended = world.audit(&["verify", "--against-source", "--json", "--source", SOURCE]).await;
     let said: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|_| panic!("{ended:?}"));
     let tables = said["against_source"][0]["tables"].as_array().unwrap().iter();
-    let rest = tables.filter(|table| table["verdict"] != "equal" || table["left_out"] != json!({}));
+    let is_left_out = |table: &Value| {
+        let mut why = table["left_out"].as_object().into_iter().flatten();
+        why.any(|(_, why)| !why.as_str().unwrap().starts_with("computed"))
+    };
+    let rest = tables.filter(|table| table["verdict"] != "equal" || is_left_out(table));
     let rest: Vec<_> = rest.filter(|table| table["table"] != "public.keyless").collect();
     assert!(rest.is_empty(), "{rest:#?}");
 }
@@ -178,4 +182,72 @@ async fn a_table_that_is_altered_between_two_parts_of_its_snapshot_keeps_its_val
 /// Parts that are read, and all.
 fn part(status: &SourceStatus) -> (u32, u32) {
     status.snapshot.get("public.large").map_or((0, 0), |table| (table.chunks_done, table.chunks))
+}
+
+const SAID: &str = "CREATE TABLE toggled (id integer PRIMARY KEY, a text NOT NULL);
+CREATE TABLE named (id integer PRIMARY KEY, a text NOT NULL DEFAULT 'd');
+CREATE TABLE computed (id integer PRIMARY KEY, a integer, g integer GENERATED ALWAYS AS (a * 2) STORED, z integer);
+CREATE TABLE lagging (id integer PRIMARY KEY, a text NOT NULL);
+CREATE TABLE locked (id integer PRIMARY KEY, a text DEFAULT 'd');
+CREATE TABLE busy (id bigserial PRIMARY KEY, a text);
+INSERT INTO toggled SELECT n, n FROM generate_series(1, 5) AS n;
+INSERT INTO named SELECT n, n FROM generate_series(1, 5) AS n;
+INSERT INTO computed SELECT n, n FROM generate_series(1, 5) AS n;
+INSERT INTO lagging SELECT n, n FROM generate_series(1, 5) AS n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_stream_tells_of_a_table_is_not_the_last_word_if_the_catalog_has_another() {
+    let setup = Setup { encryption: "mode = \"none\"".into(), ..Setup::default() };
+    let mut world = World::new("last-word", setup).await;
+    world.execute_each(SAID).await;
+    world.start();
+    world.whole(6).await;
+    world.settled().await;
+    let admin = world.admin().await;
+    // Rows that the stream describes otherwise than the catalog did before and does since.
+    admin
+        .batch_execute(
+            "BEGIN; ALTER TABLE named REPLICA IDENTITY FULL; UPDATE named SET a = 'x' WHERE id = 1; \
+             ALTER TABLE named REPLICA IDENTITY DEFAULT; COMMIT",
+        )
+        .await
+        .unwrap();
+    world
+        .execute_each(
+            "ALTER TABLE toggled ALTER a DROP NOT NULL;\nALTER TABLE computed RENAME a TO aa",
+        )
+        .await;
+    assert_restored(&mut world, "one").await;
+    world.execute_each("ALTER TABLE toggled ALTER a SET NOT NULL").await;
+    assert_restored(&mut world, "two").await;
+    // As before that, while nobody was there; and a stream that comes to an older definition behind the first look.
+    world.gateway.kill();
+    for _ in 0..60 {
+        world
+            .execute("INSERT INTO busy (a) SELECT repeat('x', 300) FROM generate_series(1, 5000)")
+            .await;
+    }
+    world
+        .execute_each(
+            "ALTER TABLE toggled ALTER a DROP NOT NULL;
+ALTER TABLE lagging ADD COLUMN c integer;
+INSERT INTO lagging VALUES (100, 'x', 1);
+ALTER TABLE lagging DROP COLUMN c",
+        )
+        .await;
+    world.start();
+    assert_restored(&mut world, "three").await;
+    // A table that somebody has for himself keeps nothing from being found.
+    let holder = world.admin().await;
+    holder.batch_execute("BEGIN; LOCK TABLE locked IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    world.execute_each("ALTER TABLE toggled ALTER a SET DEFAULT 'found';\nCREATE TABLE fresh (id integer PRIMARY KEY)").await;
+    world
+        .until("the new table is read", |status| status.snapshot.contains_key("public.fresh"))
+        .await;
+    assert!(world.status().await.alarms.is_empty(), "{:?}", world.status().await.alarms);
+    holder.batch_execute("ALTER TABLE locked ALTER a DROP DEFAULT; COMMIT").await.unwrap();
+    assert_restored(&mut world, "four").await;
+    world.assert_proven().await;
+    world.assert_proven_independently(&[]).await;
+    world.end().await;
 }

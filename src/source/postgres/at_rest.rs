@@ -1,15 +1,16 @@
 //! Notices tables that were altered while nothing of theirs changes: of them the stream says nothing.
 //!
 //! Each look at the catalog finds whose definition may be another than before, and where the server's log ends then.
-//! Once the stream has come that far, and no transaction is open, the definition stands there (`stream/resting`), unless
-//! the stream has told of it itself by then.
+//! Once the stream has come that far, and no transaction is open, the definition stands there (`stream/resting`), if
+//! the catalog still has it and it was not told of last.
 //!
 //! **Invariant:** a definition stands behind all rows that were written before it: whatever the look saw had been
-//! committed where the log ended behind it.
+//! committed where the log ended behind it. What the stream tells of a table is news of it: it is looked at again.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Mutex, PoisonError},
+    collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hasher as _},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use super::{
@@ -24,7 +25,10 @@ use super::{
 };
 use crate::{
     facts::{self, FactDamaged, Facts},
-    source::{RecordKind, Run, Table, fate::version_facts},
+    source::{
+        RecordKind, Run, Table,
+        fate::{By, told_fact, version_facts},
+    },
     units::Position,
 };
 
@@ -34,16 +38,41 @@ pub(crate) struct AtRest(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// What a table's definition was seen to be made of.
-    seen: BTreeMap<u32, String>,
+    /// Counts sessions.
+    session: u64,
+    /// What the journal held when the session began.
+    begun: Position,
+    /// Where the log ended at the last look.
+    looked: Option<Position>,
+    seen: BTreeMap<u32, Seen>,
+    /// What the stream told of tables last: a definition, or none.
+    told: BTreeMap<u32, Told>,
     /// Definitions that are to stand behind a position.
     waiting: BTreeMap<u32, (Table, Position)>,
 }
 
+/// A definition as it was looked at.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Seen {
+    /// What it is made of.
+    parts: String,
+    shape: u64,
+}
+
+/// What the stream told of a table last.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Told {
+    /// The definition's shape, if there was one.
+    shape: Option<u64>,
+    /// In this transaction.
+    xid: u32,
+}
+
 impl AtRest {
-    /// A session begins: what an earlier one recorded may be lost with damage.
-    pub(crate) fn begin(&self) {
-        *self.state() = State::default();
+    /// A session begins where the journal holds changes up to there.
+    pub(crate) fn begin(&self, begun: Position) {
+        let mut state = self.state();
+        *state = State { session: state.session + 1, begun, ..State::default() };
     }
 
     /// From where on something is to be recorded.
@@ -51,10 +80,44 @@ impl AtRest {
         self.state().waiting.values().map(|(_, behind)| *behind).min()
     }
 
-    /// The definitions that may stand at `position`.
-    pub(crate) fn take(&self, position: Position) -> Vec<Table> {
-        let due = |_: &u32, (_, behind): &mut (Table, Position)| *behind <= position;
-        self.state().waiting.extract_if(.., due).map(|(_, (table, _))| table).collect()
+    /// The stream tells of a table, in this transaction.
+    pub(crate) fn heard(&self, table_id: u32, definition: Option<&Table>, xid: u32) {
+        let (mut state, shape) = (self.state(), definition.map(shape));
+        state.told.insert(table_id, Told { shape, xid });
+        state.waiting.remove(&table_id);
+        if state.seen.get(&table_id).is_some_and(|seen| Some(seen.shape) != shape) {
+            state.forget(table_id);
+        }
+    }
+
+    /// Some of the tables whose definitions may stand at `position`.
+    pub(crate) fn due_at(&self, position: Position) -> Vec<u32> {
+        let state = self.state();
+        let due = state.waiting.iter().filter(|(_, (_, behind))| *behind <= position);
+        due.map(|(id, _)| *id).take(TABLES_AT_ONCE).collect()
+    }
+
+    /// The transactions in which the stream told of tables.
+    pub(crate) fn told_in(&self, tables: &[u32]) -> BTreeSet<u32> {
+        let state = self.state();
+        tables.iter().filter_map(|id| state.told.get(id)).map(|told| told.xid).collect()
+    }
+
+    /// The definitions of tables that still are made of the same `parts`, to be recorded now. Others are looked at again.
+    pub(crate) fn take(&self, tables: &[u32], parts: &BTreeMap<u32, String>) -> Vec<Table> {
+        let (mut state, mut taken) = (self.state(), vec![]);
+        for id in tables {
+            let Some((table, _)) = state.waiting.remove(id) else { continue };
+            let seen = state.seen.get(id).map(|seen| &seen.parts);
+            match seen.is_some() && seen == parts.get(id) {
+                true => {
+                    state.told.insert(*id, Told { shape: Some(shape(&table)), xid: 0 });
+                    taken.push(table);
+                }
+                false => state.forget(*id),
+            }
+        }
+        taken
     }
 
     /// Forgets tables that are not there any more.
@@ -64,23 +127,62 @@ impl AtRest {
         state.waiting.retain(|id, _| is_listed(id));
     }
 
-    fn is_seen(&self, id: u32, parts: &str) -> bool {
-        self.state().seen.get(&id).is_some_and(|seen| seen == parts)
+    /// Whether the log has not gone on since the last look.
+    fn is_still(&self, end: Position) -> bool {
+        self.state().looked.replace(end) == Some(end)
     }
 
-    /// A table has been looked at. `known`: as the lake has it, if it was not looked at before in this session.
-    fn look(&self, parts: &str, (table, behind): (Table, Position), known: &Table) {
-        let mut state = self.state();
-        let first = state.seen.insert(table.id, parts.to_owned()).is_none();
-        if !first || !table.same_shape(known) {
-            state.waiting.insert(table.id, (table, behind));
+    fn is_seen(&self, id: u32, parts: &str) -> bool {
+        self.state().seen.get(&id).is_some_and(|seen| seen.parts == parts)
+    }
+
+    /// A table has been looked at in a `session`. `is_known`: the lake is known to have it so, but for what the stream
+    /// told since.
+    fn look(
+        &self,
+        (session, parts): (u64, String),
+        (table, behind): (Table, Position),
+        is_known: bool,
+    ) {
+        let (mut state, shape, id) = (self.state(), shape(&table), table.id);
+        if state.session != session {
+            return;
+        }
+        let before = state.seen.insert(id, Seen { parts, shape });
+        if before.is_some_and(|seen| seen.shape == shape) {
+            return;
+        }
+        let is_told = match state.told.get(&id) {
+            Some(told) => told.shape == Some(shape),
+            None => is_known,
+        };
+        match is_told {
+            true => drop(state.waiting.remove(&id)),
+            false => drop(state.waiting.insert(id, (table, behind))),
         }
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State> {
         // What a panicked task left is whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl State {
+    /// A table is to be looked at again.
+    fn forget(&mut self, table_id: u32) {
+        self.seen.remove(&table_id);
+        self.waiting.remove(&table_id);
+        self.looked = None;
+    }
+}
+
+/// What tells a definition from another one.
+fn shape(table: &Table) -> u64 {
+    let json = serde_json::to_vec(&table.shape()).expect("a table is plain data");
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&json);
+    hasher.finish()
 }
 
 /// Looks at the definitions of the tables of a `listing`.
@@ -90,36 +192,94 @@ pub(crate) async fn look(
     listing: &BTreeMap<u32, Listed>,
 ) -> Result<(), SourceError> {
     let (facts, at_rest) = (&*shared.facts, &shared.at_rest);
+    let session = at_rest.state().session;
     at_rest.keep(|id| listing.contains_key(id));
-    let mut news = BTreeMap::new();
-    for row in wire.query("look at definitions", PARTS).await? {
-        let (id, parts) = (row.parse_as(0)?, row.text(1)?);
-        // Of what is not in the lake yet, its first rows will tell.
-        if listing.contains_key(&id)
-            && !at_rest.is_seen(id, parts)
-            && facts.get(&plan_fact(id)).is_some()
-            && let Some(known) = recorded(facts, id)?
-        {
-            news.insert(id, (parts.to_owned(), known));
-        }
+    if at_rest.is_still(slot::log_end(wire).await?) {
+        return Ok(());
     }
-    let ids: Vec<u32> = news.keys().copied().collect();
+    let mut parts = parts(wire, "t.oid >= 16384").await?;
+    // Of what is not in the lake yet, its first rows will tell.
+    let is_copied =
+        |id: u32| facts.get(&plan_fact(id)).is_some() && !facts.scan(&version_facts(id)).is_empty();
+    parts.retain(|id, parts| {
+        listing.contains_key(id) && !at_rest.is_seen(*id, parts) && is_copied(*id)
+    });
+    for locked in locked(wire).await? {
+        // They are looked at once nobody would have to be waited for.
+        parts.remove(&locked);
+    }
+    let ids: Vec<u32> = parts.keys().copied().collect();
     for ids in ids.chunks(TABLES_AT_ONCE) {
-        let described = catalog::describe(wire, ids.iter().copied()).await?;
+        let described = match describe(wire, ids).await {
+            Err(error) if error.is_of_a_moving_catalog() || error.is_of_a_lock() => continue,
+            described => described?,
+        };
         let behind = slot::log_end(wire).await?;
         for (id, described) in described {
-            if let Some((parts, known)) = news.get(&id) {
-                at_rest.look(parts, (described.table, behind), known);
-            }
+            let Some(parts) = parts.remove(&id) else { continue };
+            let is_known = is_known(shared, &described.table)?;
+            at_rest.look((session, parts), (described.table, behind), is_known);
         }
     }
     Ok(())
 }
 
-/// The definition of a table that was recorded last.
-pub(crate) fn recorded(facts: &dyn Facts, id: u32) -> Result<Option<Table>, FactDamaged> {
-    let versions = facts::read_all::<Table>(facts, &version_facts(id))?;
-    Ok(versions.into_iter().next_back().map(|(_, table)| table))
+/// Describes tables without waiting for anybody: what defaults are printed by locks their tables.
+async fn describe(
+    wire: &mut Wire,
+    ids: &[u32],
+) -> Result<BTreeMap<u32, catalog::Described>, SourceError> {
+    wire.query("look at definitions", "SET lock_timeout = '50ms'").await?;
+    let described = catalog::describe(wire, ids.iter().copied()).await;
+    wire.query("look at definitions", "RESET lock_timeout").await?;
+    described
+}
+
+/// Tables that somebody has, or waits to have, for himself.
+async fn locked(wire: &mut Wire) -> Result<Vec<u32>, SourceError> {
+    let rows = wire.query("look at definitions", LOCKED).await?;
+    rows.iter().map(|row| row.parse_as(0)).collect()
+}
+
+/// What the definitions of tables are made of, by table.
+pub(crate) async fn parts(
+    wire: &mut Wire,
+    which: &str,
+) -> Result<BTreeMap<u32, String>, SourceError> {
+    let rows = wire.query("look at definitions", &PARTS.replace("{which}", which)).await?;
+    rows.iter().map(|row| Ok((row.parse_as(0)?, row.text(1)?.to_owned()))).collect()
+}
+
+/// Whether the lake was told last that a table is like this. It is not known before all that the journal held when the
+/// session began is sealed.
+fn is_known(shared: &Shared, table: &Table) -> Result<bool, FactDamaged> {
+    let sealed = shared.board.read().sealed.position;
+    Ok(sealed >= shared.at_rest.state().begun && is_recorded(&*shared.facts, table)?)
+}
+
+/// Whether all that was recorded of it last says that a table is like this.
+fn is_recorded(facts: &dyn Facts, table: &Table) -> Result<bool, FactDamaged> {
+    let recorded = recorded(facts, table.id)?;
+    let is_same = |known: &Option<Table>| {
+        known.as_ref().is_some_and(|known| known.is_numbered() && known.same_shape(table))
+    };
+    Ok(!recorded.is_empty() && recorded.iter().all(is_same))
+}
+
+/// What was recorded last of a table, by changes and by parts of a snapshot, where there are such.
+pub(crate) fn recorded(
+    facts: &dyn Facts,
+    table_id: u32,
+) -> Result<Vec<Option<Table>>, FactDamaged> {
+    let mut recorded = vec![];
+    for by in [By::Changes, By::Parts] {
+        let version: Option<u32> = facts::read(facts, &told_fact(table_id, by))?;
+        if let Some(version) = version {
+            recorded
+                .push(facts::read(facts, &format!("{}{version:010}", version_facts(table_id)))?);
+        }
+    }
+    Ok(recorded)
 }
 
 /// Has definitions stand at a mark: in a transaction that no server sends, as its number is none.
@@ -136,24 +296,31 @@ pub(crate) fn record(mark: &mut Run, definitions: &[Table]) {
 
 /// Bounds the answer.
 const TABLES_AT_ONCE: usize = 200;
-/// 0 table, 1 what its definition is made of: who wrote each of its parts in the catalog last. The same for all are the
-/// types that people made.
-const PARTS: &str = "WITH
-    columns AS (SELECT attrelid AS id, count(*) AS number, sum(xmin::text::int8 * attnum) AS by
-        FROM pg_attribute WHERE attrelid >= 16384 AND attnum > 0 GROUP BY 1),
-    defaults AS (SELECT adrelid AS id, count(*) AS number, sum(xmin::text::int8 * adnum) AS by FROM pg_attrdef GROUP BY 1),
-    keys AS (SELECT indrelid AS id, count(*) AS number, sum(xmin::text::int8) AS by
-        FROM pg_index WHERE indrelid >= 16384 AND (indisprimary OR indisreplident) GROUP BY 1),
-    filled AS (SELECT conrelid AS id, count(*) AS number, sum(xmin::text::int8) AS by
-        FROM pg_constraint WHERE contype = 'n' AND conrelid <> 0 GROUP BY 1),
-    types AS (SELECT concat_ws(',', (SELECT count(*) || ':' || sum(xmin::text::int8) FROM pg_type WHERE oid >= 16384 AND typtype IN ('d', 'e', 'r')),
-        (SELECT count(*) || ':' || sum(xmin::text::int8) FROM pg_enum),
-        (SELECT count(*) || ':' || sum(xmin::text::int8) FROM pg_constraint WHERE contypid <> 0),
-        (SELECT sum(c.number) || ':' || sum(c.by) FROM columns c JOIN pg_class r ON r.oid = c.id WHERE r.relkind = 'c')) AS parts)
-    SELECT t.oid, concat_ws(' ', t.xmin, n.xmin, c.number, c.by, d.number, d.by, k.number, k.by, f.number, f.by, types.parts)
-    FROM types, pg_class t JOIN pg_namespace n ON n.oid = t.relnamespace LEFT JOIN columns c ON c.id = t.oid
-    LEFT JOIN defaults d ON d.id = t.oid LEFT JOIN keys k ON k.id = t.oid LEFT JOIN filled f ON f.id = t.oid
-    WHERE t.relkind = 'r' AND t.oid >= 16384";
+/// 0 table, 1 what its definition is made of: who wrote each of its parts in the catalog last. Where it has types or
+/// defaults that people made, all types, or all that defaults can name, are among its parts. `{which}`: tables `t`.
+const PARTS: &str = "WITH types AS (SELECT concat_ws(',',
+        (SELECT concat(count(*), ':', sum(y.xmin::text::int8), ':', sum(n.xmin::text::int8))
+            FROM pg_type y JOIN pg_namespace n ON n.oid = y.typnamespace LEFT JOIN pg_class r ON r.oid = y.typrelid
+            WHERE y.oid >= 16384 AND coalesce(r.relkind, 'c') = 'c'
+            AND NOT EXISTS (SELECT FROM pg_type e JOIN pg_class o ON o.oid = e.typrelid WHERE e.oid = y.typelem AND o.relkind <> 'c')),
+        (SELECT concat(count(*), ':', sum(xmin::text::int8)) FROM pg_enum),
+        (SELECT concat(count(*), ':', sum(xmin::text::int8)) FROM pg_constraint WHERE contypid <> 0),
+        (SELECT concat(count(*), ':', sum(a.xmin::text::int8)) FROM pg_class r JOIN pg_attribute a ON a.attrelid = r.oid
+            WHERE r.relkind = 'c')) AS parts),
+    named AS (SELECT concat_ws(',',
+        (SELECT concat(count(*), ':', sum(r.xmin::text::int8), ':', sum(n.xmin::text::int8))
+            FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace WHERE r.relkind = 'S' AND r.relpersistence <> 't'),
+        (SELECT concat(count(*), ':', sum(p.xmin::text::int8), ':', sum(n.xmin::text::int8))
+            FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid >= 16384)) AS parts)
+    SELECT t.oid, concat_ws(' ', t.xmin, n.xmin,
+        (SELECT concat(count(*), ':', sum(a.xmin::text::int8 * a.attnum), CASE WHEN max(a.atttypid::int8) >= 16384 THEN (SELECT parts FROM types) END)
+            FROM pg_attribute a WHERE a.attrelid = t.oid AND a.attnum > 0),
+        (SELECT concat(sum(d.xmin::text::int8 * d.adnum), (SELECT parts FROM named)) FROM pg_attrdef d WHERE d.adrelid = t.oid HAVING count(*) > 0),
+        (SELECT concat(count(*), ':', sum(i.xmin::text::int8)) FROM pg_index i WHERE i.indrelid = t.oid AND (i.indisprimary OR i.indisreplident)),
+        (SELECT concat(count(*), ':', sum(k.xmin::text::int8)) FROM pg_constraint k WHERE k.conrelid = t.oid AND k.contype = 'n'))
+    FROM pg_class t JOIN pg_namespace n ON n.oid = t.relnamespace WHERE t.relkind = 'r' AND {which}";
+const LOCKED: &str = "SELECT DISTINCT relation FROM pg_locks WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock'
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
 #[cfg(test)]
 mod tests {
@@ -172,29 +339,81 @@ mod tests {
         table
     }
 
+    /// A look at a table that is made of these parts, when the log ended there.
+    fn look(at_rest: &AtRest, parts: &str, table: &Table, behind: u64, is_known: bool) {
+        let session = at_rest.state().session;
+        at_rest.look((session, parts.into()), (table.clone(), Position(behind)), is_known);
+    }
+
+    /// What is recorded at a position where the catalog has the table made of these parts.
+    fn taken(at_rest: &AtRest, position: u64, parts: &str) -> Vec<String> {
+        let due = at_rest.due_at(Position(position));
+        let taken = at_rest.take(&due, &BTreeMap::from([(7, parts.to_owned())]));
+        taken.into_iter().map(|table| table.name).collect()
+    }
+
     #[test]
     fn a_definition_waits_until_the_stream_has_come_to_where_it_was_seen() {
-        let (at_rest, known) = (AtRest::default(), named("t", false));
-        at_rest.look("1", (known.clone(), Position(10)), &known);
+        let at_rest = AtRest::default();
+        look(&at_rest, "1", &named("t", false), 10, true);
         assert_eq!(at_rest.due(), None, "the lake has it so");
         assert!(at_rest.is_seen(7, "1") && !at_rest.is_seen(7, "2"));
-        at_rest.look("2", (named("t", true), Position(20)), &known);
-        assert_eq!((at_rest.due(), at_rest.take(Position(19))), (Some(Position(20)), vec![]));
-        // Seen again before that: the last one counts.
-        at_rest.look("3", (named("u", true), Position(30)), &known);
-        assert_eq!(at_rest.take(Position(29)), []);
-        assert_eq!(at_rest.take(Position(30)), [named("u", true)]);
-        assert_eq!((at_rest.due(), at_rest.take(Position(40))), (None, vec![]));
-        // Back to what the lake was told first: whether that was the last, the stream knows.
-        at_rest.look("4", (known.clone(), Position(50)), &known);
-        assert_eq!(at_rest.take(Position(50)), [known]);
+        look(&at_rest, "2", &named("u", true), 20, false);
+        assert_eq!((at_rest.due(), at_rest.due_at(Position(19))), (Some(Position(20)), vec![]));
+        // Seen again before that, the same made of other parts, then another.
+        look(&at_rest, "3", &named("u", true), 25, false);
+        assert_eq!(at_rest.due(), Some(Position(20)));
+        look(&at_rest, "4", &named("v", true), 30, false);
+        assert!(at_rest.due_at(Position(29)).is_empty());
+        assert_eq!(taken(&at_rest, 30, "4"), ["v"]);
+        assert_eq!((at_rest.due(), taken(&at_rest, 40, "4")), (None, vec![]));
+        // Back to what the lake has, as far as its facts say.
+        look(&at_rest, "5", &named("t", false), 50, true);
+        assert_eq!(taken(&at_rest, 50, "5"), ["t"]);
+        // As it was told.
+        look(&at_rest, "6", &named("t", false), 60, false);
+        assert_eq!(at_rest.due(), None);
+    }
+
+    #[test]
+    fn what_has_changed_again_is_looked_at_again() {
+        let at_rest = AtRest::default();
+        look(&at_rest, "1", &named("t", true), 10, false);
+        assert_eq!(taken(&at_rest, 10, "2"), Vec::<String>::new());
+        assert!(!at_rest.is_seen(7, "1") && at_rest.due().is_none());
+        look(&at_rest, "2", &named("u", true), 20, false);
+        assert_eq!(taken(&at_rest, 20, "2"), ["u"]);
+        // It is gone.
+        look(&at_rest, "3", &named("v", true), 30, false);
+        let due = at_rest.due_at(Position(30));
+        assert_eq!(at_rest.take(&due, &BTreeMap::new()), []);
+    }
+
+    #[test]
+    fn what_the_stream_tells_counts_and_has_a_table_looked_at_again_if_it_is_another() {
+        let (at_rest, now) = (AtRest::default(), named("t", true));
+        look(&at_rest, "1", &now, 10, true);
+        // An older one, without a definition, of a stream that lags.
+        at_rest.heard(7, None, 700);
+        assert!(!at_rest.is_seen(7, "1"));
+        look(&at_rest, "1", &now, 20, true);
+        assert_eq!(at_rest.told_in(&[7, 8]), BTreeSet::from([700]));
+        // It tells of just that, and another one waits no more.
+        at_rest.heard(7, Some(&now), 701);
+        assert_eq!((at_rest.due(), at_rest.is_seen(7, "1")), (None, true));
+        look(&at_rest, "2", &named("u", true), 30, false);
+        at_rest.heard(7, Some(&now), 702);
+        assert_eq!((at_rest.due(), at_rest.is_seen(7, "2")), (None, false));
+        look(&at_rest, "2", &named("u", true), 40, true);
+        assert_eq!(taken(&at_rest, 40, "2"), ["u"]);
     }
 
     #[test]
     fn of_a_table_that_is_gone_and_of_an_earlier_session_nothing_waits() {
-        let (at_rest, known) = (AtRest::default(), named("t", false));
-        let altered = || at_rest.look("1", (named("t", true), Position(10)), &known);
-        for forget in [AtRest::begin as fn(&AtRest), |at_rest: &AtRest| at_rest.keep(|_| false)] {
+        let at_rest = AtRest::default();
+        let altered = || look(&at_rest, "1", &named("t", true), 10, false);
+        let begin: fn(&AtRest) = |at_rest| at_rest.begin(Position(5));
+        for forget in [begin, |at_rest: &AtRest| at_rest.keep(|_| false)] {
             altered();
             assert!(at_rest.due().is_some() && at_rest.is_seen(7, "1"));
             forget(&at_rest);
@@ -202,21 +421,49 @@ mod tests {
         }
         altered();
         at_rest.keep(|id| *id == 7);
-        assert_eq!(at_rest.take(Position(10)).len(), 1);
+        assert_eq!(taken(&at_rest, 10, "1"), ["t"]);
+        // A look that the session's end overtook.
+        at_rest.look((0, "1".into()), (named("t", true), Position(10)), true);
+        assert!(at_rest.due().is_none());
     }
 
     #[test]
-    fn the_definition_that_was_recorded_last_is_the_one_of_the_greatest_number() {
+    fn nobody_looks_while_the_log_stands() {
+        let at_rest = AtRest::default();
+        assert!(!at_rest.is_still(Position(1)) && at_rest.is_still(Position(1)));
+        look(&at_rest, "1", &named("t", true), 1, true);
+        at_rest.heard(7, None, 700);
+        assert!(!at_rest.is_still(Position(1)), "it is to be looked at again");
+    }
+
+    #[test]
+    fn it_is_recorded_only_if_all_that_was_told_last_says_so() {
         let facts = MemoryFacts::default();
-        assert_eq!(recorded(&facts, 7).unwrap(), None);
-        let mut batch = facts::FactBatch::default();
-        for version in [1, 2, 10] {
-            let table = Table { version, ..named(&format!("t{version}"), false) };
-            batch.put(format!("{}{version:010}", version_facts(7)), &table);
+        let put = |key: String, value: serde_json::Value| {
+            let mut batch = facts::FactBatch::default();
+            batch.put(key, &value);
+            facts.record_blocking(batch).unwrap();
+        };
+        let mut table = named("t", true);
+        (1..).zip(&mut table.columns).for_each(|(n, column)| column.number = Some(n));
+        let other = Table { name: "u".into(), ..table.clone() };
+        let plain = Table { columns: named("t", true).columns, ..table.clone() };
+        for (version, of) in [(1, &table), (2, &other), (3, &plain)] {
+            let key = format!("{}{version:010}", version_facts(7));
+            put(key, serde_json::to_value(Table { version, ..of.clone() }).unwrap());
         }
-        facts.record_blocking(batch).unwrap();
-        assert_eq!(recorded(&facts, 7).unwrap().unwrap().name, "t10");
-        assert_eq!(recorded(&facts, 8).unwrap(), None);
+        assert!(!is_recorded(&facts, &table).unwrap());
+        for (by, version, expected) in [
+            (By::Parts, 1, true),
+            (By::Changes, 2, false),
+            // What the stream alone told has no numbers: it is no definition of the catalog.
+            (By::Changes, 3, false),
+            (By::Changes, 1, true),
+            (By::Parts, 2, false),
+        ] {
+            put(told_fact(7, by), version.into());
+            assert_eq!(is_recorded(&facts, &table).unwrap(), expected, "{by:?} {version}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! - **I3** never back;
 //! - **I4** only at the end of a transaction with which all before it are durable, or
 //! - **I5** at a position that the server named while no transaction was open. Such a position is
-//!   given to the journal as a *mark*, a run without records, behind all that came before it: so it is
+//!   given to the journal as a *mark*, a run without a transaction of the server's, behind all that came before it: so it is
 //!   durable, and then in the ledger, as the end of a transaction is. What is confirmed is always what
 //!   the journal, or the lake, can show: also a box that continues another's chain finds the slot of one
 //!   that had nothing to do for a week where the chain ends.

@@ -172,6 +172,11 @@ impl SourceError {
         matches!(self, Self::Server { error, .. } if MOVED.contains(&error.code.as_str()))
     }
 
+    /// Whether a lock was not to be had in time.
+    pub(crate) fn is_of_a_lock(&self) -> bool {
+        matches!(self, Self::Server { error, .. } if error.code == LOCK_NOT_AVAILABLE)
+    }
+
     /// Without the server's words, where they may quote a value.
     pub(crate) fn discreet(self) -> Self {
         let of_values = self.is_of_values();
@@ -251,6 +256,8 @@ impl ServerError {
 /// `undefined_table`, `invalid_schema_name`.
 const GONE: [&str; 2] = ["42P01", "3F000"];
 
+/// SQLSTATE of a lock that was waited for too long.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// `undefined_table`, `invalid_schema_name`, `undefined_object`, `duplicate_object`.
 const MOVED: [&str; 4] = ["42P01", "3F000", "42704", "42710"];
 
@@ -289,9 +296,11 @@ mod tests {
     #[test]
     fn a_table_that_went_is_told_from_one_that_cannot_be_read() {
         let said = |code: &str| {
+            let code_of_a_lock = code == "55P03";
             let (code, message, detail) = (code.into(), String::new(), String::new());
             let error = ServerError { code, message, detail };
             let error = SourceError::Server { doing: "test", error };
+            assert_eq!(error.is_of_a_lock(), code_of_a_lock);
             (error.is_of_a_gone_table(), error.is_of_a_moving_catalog())
         };
         // An exported snapshot that is lost is an undefined object to newer servers.

@@ -338,6 +338,14 @@ enum Domains {
     OverAny,
 }
 
+/// Whether a Relation message is that of this definition: what is recorded behind it counts only then.
+pub(super) fn is_that_of(message: &[u8], table: &Table) -> bool {
+    match PgDecoder::default().decode(RecordKind::Message, message) {
+        Ok(Event::Table(sent)) => agree(table, &sent, Domains::OverAny),
+        _ => false,
+    }
+}
+
 /// Whether `rich` describes the table of a Relation message: the same names, types, modifiers and key
 /// flags in the same order, generated columns aside that are not sent.
 fn agree(rich: &Table, sent: &Table, domains: Domains) -> bool {

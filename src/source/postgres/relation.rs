@@ -5,7 +5,6 @@
 //! (<https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>).
 
 use super::{catalog::FIRST_USER_ID, error::SourceError, message::unknown, types::renders_binary};
-use crate::source::Table;
 
 /// A table as the stream describes it before its rows.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -48,15 +47,6 @@ impl Relation {
             .ok_or_else(|| unknown("a Relation message", "cut short or too long"))
     }
 
-    /// Whether it describes a table as it is defined there, domains aside: of them it has another number.
-    pub(crate) fn is_that_of(&self, table: &Table) -> bool {
-        let sent = table.columns.iter().filter(|column| !column.is_computed());
-        let sent = sent.map(|column| (column.name.as_str(), column.type_id));
-        let named = self.columns.iter().map(|named| (named.name.as_str(), named.type_id));
-        (self.schema.as_str(), self.name.as_str()) == (table.schema.as_str(), table.name.as_str())
-            && sent.eq(named)
-    }
-
     /// Whether all columns, as far as their own numbers tell, are read in binary form. A type that a
     /// user made may be a domain over one that is: only the catalog knows.
     pub(crate) fn renders_binary(&self) -> bool {
@@ -94,32 +84,6 @@ mod tests {
         assert_eq!((relation.id, relation.name.as_str()), (16385, "t"));
         assert_eq!(relation.columns[1], Named { name: "m".into(), type_id: 16386 });
         assert!(!relation.renders_binary());
-    }
-
-    #[test]
-    fn a_relation_is_that_of_a_table_with_its_names_and_types() {
-        let mut relation = Relation::parse(MESSAGE).unwrap();
-        let mut table = crate::source::generator::table();
-        (table.schema, table.name) = ("public".into(), "t".into());
-        table.columns.truncate(2);
-        for (column, (name, type_id)) in table.columns.iter_mut().zip([("id", 23), ("m", 16386)]) {
-            (column.name, column.type_id) = (name.into(), type_id);
-        }
-        assert!(relation.is_that_of(&table));
-        for wrong in [
-            |table: &mut Table| table.name = "u".into(),
-            |table: &mut Table| table.columns.swap(0, 1),
-            |table: &mut Table| table.columns[1].type_id = 25,
-            |table: &mut Table| table.columns.truncate(1),
-        ] {
-            let mut other = table.clone();
-            wrong(&mut other);
-            assert!(!relation.is_that_of(&other), "{other:?}");
-        }
-        // What the database computes is not sent.
-        table.columns[1].generated = Some("stored".into());
-        relation.columns.truncate(1);
-        assert!(relation.is_that_of(&table));
     }
 
     #[test]

@@ -26,6 +26,7 @@ use super::{
     labels,
     line::Line,
     message::unknown,
+    pgoutput::is_that_of,
     relation::Relation,
     session::{Session, Shared},
     snapshot::plan_fact,
@@ -56,8 +57,6 @@ pub(crate) struct Stream {
     at_commit_since: Option<Instant>,
     /// What was recorded of each table in this session.
     described: BTreeMap<u32, Table>,
-    /// Tables that the stream described since without a definition.
-    undefined: BTreeSet<u32>,
     /// What was recorded of each table behind its last statement in this session.
     defined: BTreeMap<u32, Table>,
     /// The number of the last transaction that began.
@@ -116,7 +115,7 @@ impl Stream {
         let sql_start = start_statement(&shared, wire.version(), from, binary, in_progress_asked);
         pending::forget(&shared).await;
         shared.server_leaves.store(false, Ordering::Relaxed);
-        shared.at_rest.begin();
+        shared.at_rest.begin(durable.point.position);
         wire.copy_both("start replication", &sql_start).await?;
         tracing::info!(from = %durable.point.position.max(confirmed), binary, host = wire.host(), "streaming");
         let config = &shared.config;
@@ -134,7 +133,6 @@ impl Stream {
             in_progress_asked,
             at_commit_since: shown.at_commit_since,
             described: BTreeMap::new(),
-            undefined: BTreeSet::new(),
             defined: BTreeMap::new(),
             xid: 0,
             told: BTreeSet::new(),
@@ -307,7 +305,7 @@ impl Stream {
         if let Some(commit) = run.commit {
             self.given = (commit.position, self.line.shared.clock.now());
         }
-        // A mark has no records, and is to have none.
+        // A mark that has no records is to have none.
         if !run.bytes.is_empty() {
             self.prove(&mut run).await?;
         }
@@ -363,6 +361,7 @@ impl Stream {
             let table = described.remove(&id).filter(|known| shape.is_that_of(known));
             let Some(table) = table.map(|known| known.table) else { continue };
             if self.defined.get(&id) != Some(&table) {
+                shared.at_rest.heard(id, Some(&table), xid);
                 self.defined.insert(id, table.clone());
                 definitions.push(table);
             }
@@ -408,20 +407,19 @@ impl Stream {
         let labelled = |name| described.as_ref().is_some_and(|known| known.is_labelled(name));
         let labelled = relation.columns.iter().map(|column| labelled(&column.name));
         self.vocabulary.describe(relation.id, labelled);
-        let told = self.told_before(relation)?;
-        let table = described.map(|known| known.table).or(told);
+        let described = described.map(|known| known.table);
+        let described = described.filter(|table| is_that_of(message, table));
+        let table = match described {
+            None => self.told_before(relation.id, message)?,
+            described => described,
+        };
         let news = table.as_ref().filter(|table| self.described.get(&relation.id) != Some(table));
         self.batcher.relation(message, relation.id, news);
         self.defined.remove(&relation.id);
+        self.line.shared.at_rest.heard(relation.id, table.as_ref(), self.xid);
         match table {
-            Some(table) => {
-                self.undefined.remove(&relation.id);
-                self.described.insert(relation.id, table);
-            }
-            None => {
-                self.undefined.insert(relation.id);
-                self.described.remove(&relation.id);
-            }
+            Some(table) => drop(self.described.insert(relation.id, table)),
+            None => drop(self.described.remove(&relation.id)),
         }
         Ok(None)
     }

@@ -172,7 +172,8 @@ impl Tables {
         let objects = &mut self.large_objects;
         self.wanted = objects.look(&self.shared, wire, &self.chunks, running).await?;
         let missing = self.settle(listing, &noted, running).await?;
-        if !running && self.shared.at_rest.due().is_none() {
+        let is_told = self.shared.at_rest.due().is_none();
+        if !running && is_told && self.shared.board.read().received >= position {
             self.shared.board.write(|status| status.catalog = position);
         }
         Ok(missing)

@@ -1,9 +1,9 @@
 //! Definitions of tables that were altered at rest, recorded where the stream has come to.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    super::{at_rest, catalog, error::SourceError, relation::Relation},
+    super::{at_rest, error::SourceError, pgoutput::is_that_of},
     Stream,
 };
 use crate::{source::Table, units::Position};
@@ -12,46 +12,54 @@ impl Stream {
     /// The definitions that are to stand at `position`, where no transaction is open. To be called when none is held.
     pub(super) async fn at_rest(&mut self, position: Position) -> Result<Vec<Table>, SourceError> {
         let shared = Arc::clone(&self.line.shared);
-        let mut news = shared.at_rest.take(position);
-        if news.is_empty() {
-            return Ok(news);
+        let tables = shared.at_rest.due_at(position);
+        if tables.is_empty() {
+            return Ok(vec![]);
         }
-        let described = catalog::describe(&mut self.sql, news.iter().map(|table| table.id));
-        let described = self.line.meanwhile(described).await??;
-        // One that was altered again may be altered behind this position: the next look at it tells.
-        let is_still = |table: &Table| {
-            described.get(&table.id).is_some_and(|known| known.table.same_shape(table))
-        };
-        news.retain(is_still);
-        let mut definitions = vec![];
-        for table in news {
-            if !self.is_told(&table)? {
-                tracing::info!(table = table.qualified(), "it was altered at rest");
-                self.defined.insert(table.id, table.clone());
-                definitions.push(table);
+        let xids = shared.at_rest.told_in(&tables);
+        let ids: Vec<String> = tables.iter().map(u32::to_string).collect();
+        let which = format!("t.oid IN ({})", ids.join(","));
+        let sql = &mut self.sql;
+        let asked = async {
+            // What the stream told of last may be a moment ahead of what others see, or long, with a slow standby.
+            match is_under_way(sql, &xids).await? {
+                true => Ok(None),
+                false => at_rest::parts(sql, &which).await.map(Some),
             }
+        };
+        let Some(parts) = self.line.meanwhile(asked).await?? else { return Ok(vec![]) };
+        let definitions = shared.at_rest.take(&tables, &parts);
+        for table in &definitions {
+            tracing::info!(table = table.qualified(), "it was altered at rest");
+            self.defined.insert(table.id, table.clone());
         }
         Ok(definitions)
     }
 
-    /// The definition that was recorded last of a table, if the stream describes it just so: what the catalog has may
-    /// be that of a later statement.
-    pub(super) fn told_before(&self, relation: &Relation) -> Result<Option<Table>, SourceError> {
-        let told = self.told_last(relation.id)?;
-        Ok(told.filter(|table| relation.is_that_of(table)))
+    /// The definition that was told last, if this message describes its table just so: what the catalog has may be that
+    /// of a later statement. Without one the columns had no numbers.
+    pub(super) fn told_before(
+        &self,
+        table_id: u32,
+        message: &[u8],
+    ) -> Result<Option<Table>, SourceError> {
+        let told = self.defined.get(&table_id).or_else(|| self.described.get(&table_id));
+        let recorded = at_rest::recorded(&*self.line.shared.facts, table_id)?;
+        let mut known = told.cloned().into_iter().chain(recorded.into_iter().flatten());
+        Ok(known.find(|table| table.is_numbered() && is_that_of(message, table)))
     }
+}
 
-    /// Whether a table was recorded like that last.
-    fn is_told(&self, table: &Table) -> Result<bool, SourceError> {
-        let told = self.told_last(table.id)?;
-        Ok(told.is_some_and(|told| told.same_shape(table)))
+/// Whether others do not see yet that one of these transactions has ended.
+async fn is_under_way(sql: &mut super::Wire, xids: &BTreeSet<u32>) -> Result<bool, SourceError> {
+    let xids: Vec<String> = xids.iter().map(|xid| format!("'{xid}'")).collect();
+    if xids.is_empty() {
+        return Ok(false);
     }
-
-    fn told_last(&self, id: u32) -> Result<Option<Table>, SourceError> {
-        let told = self.defined.get(&id).or_else(|| self.described.get(&id));
-        if told.is_some() || self.undefined.contains(&id) {
-            return Ok(told.cloned());
-        }
-        Ok(at_rest::recorded(&*self.line.shared.facts, id)?)
-    }
+    let ask = format!(
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'transactionid' AND granted AND transactionid::text IN ({}))",
+        xids.join(",")
+    );
+    let rows = sql.query("look whether transactions have ended", &ask).await?;
+    Ok(rows.first().is_some_and(|row| row.flag(0)))
 }
