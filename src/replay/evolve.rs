@@ -61,7 +61,10 @@ pub fn alter(from: &Table, to: &Table) -> Vec<Alteration> {
     if rekey && !from.key.is_empty() {
         steps.push(drop_primary_key(to).into());
     }
-    for old in from.columns.iter().filter(|old| now(&old.name).is_none()) {
+    let gone = || from.columns.iter().filter(|old| now(&old.name).is_none());
+    // What is computed of another one would go with it.
+    let computed_first = gone().filter(|old| computed(old).is_some());
+    for old in computed_first.chain(gone().filter(|old| computed(old).is_none())) {
         let name = escape_identifier(&old.name);
         steps.push(format!("ALTER TABLE {table} DROP COLUMN {name} CASCADE").into());
     }
@@ -296,7 +299,7 @@ fn dropped_defaults(kept: &[(&Column, &Column)], to: &Table) -> Vec<String> {
     let gone = to.columns.iter().filter(|new| {
         let old = kept.iter().find(|(_, after)| after.name == new.name);
         new.default.is_none()
-            && new.generated.is_none()
+            && !new.is_computed()
             && match old {
                 Some((old, _)) => {
                     old.source_type == new.source_type && plain_default(old).is_some()

@@ -32,7 +32,8 @@ impl Epoch {
     /// The version that a table has at the epoch's end, whose snapshot stands at `snapshot`: that of its last rows,
     /// or that of a definition behind them. `None`: neither is in the epoch.
     pub(super) fn version_at_end(&self, table: u32, snapshot: Position) -> Option<u32> {
-        let track = self.tracks.iter().find(|track| track.table == table);
+        let is_behind = self.to.position > snapshot;
+        let track = self.tracks.iter().find(|track| is_behind && track.table == table);
         let begins = |track: &Track| match parse(&track.objects.last()?.key)? {
             (_, Content::Changes { from, .. }) => Some(from),
             _ => None,

@@ -305,7 +305,7 @@ impl<'a> Restore<'a> {
         Ok(epoch.to)
     }
 
-    /// Makes tables what statements made of them before this change.
+    /// Makes tables what statements made of them before this change, each behind what was read again before it.
     async fn define(
         &mut self,
         defined: &mut &[Definition],
@@ -318,9 +318,9 @@ impl<'a> Restore<'a> {
             if next.position <= self.applied.position || next.position > self.bound {
                 continue;
             }
-            let Some(version) = self.versions.get(&(next.table, next.version)).cloned() else {
-                continue;
-            };
+            let of = (next.table, next.version);
+            let Some(version) = self.versions.get(&of).cloned() else { continue };
+            self.repair(next.position).await?;
             let Some(live) = self.live.get(&next.table) else { continue };
             let known = live.skip_until.max(live.last_snapshot);
             if next.position > known && live.table.version != version.version {

@@ -290,13 +290,17 @@ impl<'a> Changes<'a> {
     fn define(&mut self, table: &Table) -> Result<(), SealError> {
         self.expect("open transactions at a definition", 1, self.transaction.is_some().into())?;
         let Some(Transaction { position, .. }) = self.transaction else { return Ok(()) };
-        let (id, version) = (table.id, self.desk.versioned(&self.outlet, table)?.version);
+        let numbered = self.desk.versioned(&self.outlet, table)?;
+        let (id, version) = (table.id, numbered.version);
+        if let Some(held) = self.tables.get_mut(&id) {
+            *held = match held.0.reads_like(table) {
+                true => (Arc::clone(&numbered), Some(numbered)),
+                // The next row is of the version that the stream has, and tells of it.
+                false => (Arc::clone(&held.0), None),
+            };
+        }
         if !self.told.tell_alone(&*self.desk.facts, (id, version))? {
             return Ok(());
-        }
-        if let Some((_, versioned)) = self.tables.get_mut(&id) {
-            // The next row is of the version that the stream has, and tells of it.
-            *versioned = None;
         }
         let (table, sequence) = (table.qualified(), self.to.sequence);
         self.defined.push(Defined { table, version, position, sequence });
@@ -472,8 +476,9 @@ mod tests {
         let epoch = epochs(&groups)[0];
         let (table, sequence) = ("public.a".to_owned(), Sequence(1));
         assert_eq!(epoch.fates.defined, [Defined { table, version: 2, position, sequence }]);
-        // Rows are read, and sealed, by what the stream says of the table.
-        assert_eq!((epoch.objects.len(), epoch.objects[0].version), (1, 1));
+        // Rows that are read as before are of it.
+        let versions: Vec<_> = epoch.objects.iter().map(|object| object.version).collect();
+        assert_eq!(versions, [1, 2]);
         assert_eq!(sequences(&bench, &groups), [1, 2, 3, 4, 5]);
     }
 

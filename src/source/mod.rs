@@ -462,6 +462,16 @@ impl Table {
         plain(self) == plain(other)
     }
 
+    /// Whether rows of the one are read as rows of the other: their columns are the same, whatever else has changed.
+    pub fn reads_like(&self, other: &Self) -> bool {
+        let of = |column: &Column| {
+            let Column { name, type_id, type_modifier, lake, identity, .. } = column;
+            (name.clone(), *type_id, *type_modifier, *lake, *identity, column.generated.clone())
+        };
+        (self.id, self.identity) == (other.id, other.identity)
+            && self.columns.iter().map(of).eq(other.columns.iter().map(of))
+    }
+
     /// What it describes, without what is of a version.
     pub fn shape(&self) -> Self {
         let mut shape = Self { version: 0, ..self.clone() };

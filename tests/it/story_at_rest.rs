@@ -189,8 +189,11 @@ fn part(status: &SourceStatus) -> (u32, u32) {
 
 const SAID: &str = "CREATE TABLE toggled (id integer PRIMARY KEY, a text NOT NULL);
 CREATE TABLE named (id integer PRIMARY KEY, a text NOT NULL DEFAULT 'd');
-CREATE TABLE computed (id integer PRIMARY KEY, a integer, g integer GENERATED ALWAYS AS (a * 2) STORED, z integer);
+CREATE TABLE computed (id integer PRIMARY KEY, a integer, g integer GENERATED ALWAYS AS (a * 2) STORED, z integer,
+    b integer, h integer GENERATED ALWAYS AS (b * 2) STORED);
 CREATE TABLE lagging (id integer PRIMARY KEY, a text NOT NULL);
+CREATE TYPE mood AS ENUM ('sad');
+CREATE TABLE moody (id integer PRIMARY KEY, m mood);
 CREATE TABLE locked (id integer PRIMARY KEY, a text DEFAULT 'd');
 CREATE TABLE busy (id bigserial PRIMARY KEY, a text);
 INSERT INTO toggled SELECT n, n FROM generate_series(1, 5) AS n;
@@ -204,7 +207,7 @@ async fn what_the_stream_tells_of_a_table_is_not_the_last_word_if_the_catalog_ha
     let mut world = World::new("last-word", setup).await;
     world.execute_each(SAID).await;
     world.start();
-    world.whole(6).await;
+    world.whole(7).await;
     world.settled().await;
     let admin = world.admin().await;
     // Rows that the stream describes otherwise than the catalog did before and does since.
@@ -217,12 +220,21 @@ async fn what_the_stream_tells_of_a_table_is_not_the_last_word_if_the_catalog_ha
         .unwrap();
     world
         .execute_each(
-            "ALTER TABLE toggled ALTER a DROP NOT NULL;\nALTER TABLE computed RENAME a TO aa",
+            "ALTER TABLE toggled ALTER a DROP NOT NULL;
+ALTER TABLE computed RENAME a TO aa;
+ALTER TABLE computed DROP b CASCADE",
         )
         .await;
     assert_restored(&mut world, "one").await;
     world.execute_each("ALTER TABLE toggled ALTER a SET NOT NULL").await;
     assert_restored(&mut world, "two").await;
+    // The server has described this one, and does not again for the name of a type.
+    world.execute("INSERT INTO moody VALUES (1, 'sad')").await;
+    world.caught_up().await;
+    world.execute("ALTER TYPE mood RENAME TO feeling").await;
+    world.settled().await;
+    world.execute("INSERT INTO moody VALUES (2, 'sad')").await;
+    assert_restored(&mut world, "renamed").await;
     // As before that, while nobody was there; and a stream that comes to an older definition behind the first look.
     world.gateway.kill();
     for _ in 0..60 {

@@ -25,7 +25,7 @@ pub(super) fn frames_in(bytes: &[u8]) -> Vec<(u64, record::FrameHeader)> {
 }
 
 /// Two batches and a fact between them, each in a group of its own; killed.
-async fn three_groups(site: &Site) -> (PathBuf, Vec<(u64, record::FrameHeader)>) {
+pub(super) async fn three_groups(site: &Site) -> (PathBuf, Vec<(u64, record::FrameHeader)>) {
     let journal = site.open();
     journal.append(whole(10, 2)).await.unwrap();
     durable_at(&*journal, 1).await;
@@ -92,7 +92,7 @@ async fn recovering_twice_finds_what_recovering_once_found() {
     assert_eq!(site.check().damage, [""; 0]);
 }
 
-fn flip(path: &Path, offset: u64) {
+pub(super) fn flip(path: &Path, offset: u64) {
     let file = fs::File::options().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, offset).unwrap();
@@ -174,7 +174,7 @@ async fn a_reader_within_a_transaction_before_which_the_log_goes_back_is_told_so
     journal.stop().await;
 }
 
-fn reader_numbers(journal: &Journal, after: u64) -> Vec<u64> {
+pub(super) fn reader_numbers(journal: &Journal, after: u64) -> Vec<u64> {
     read_all(journal.reader(after)).iter().map(|batch| batch.number).collect()
 }
 
@@ -211,7 +211,7 @@ async fn a_damaged_fact_stops_the_start_unless_the_index_has_it() {
 }
 
 /// Four batches, the last three in one group; killed. The frames of that.
-async fn a_group_of_three(site: &Site) -> (PathBuf, Vec<(u64, record::FrameHeader)>) {
+pub(super) async fn a_group_of_three(site: &Site) -> (PathBuf, Vec<(u64, record::FrameHeader)>) {
     let journal = site.open();
     site.device.plan().hold_syncs = true;
     // The first goes into a group of its own; the others wait for its sync and share the next.
@@ -241,61 +241,6 @@ async fn a_bad_frame_before_good_ones_of_its_own_group_is_a_torn_tail() {
     assert_eq!((found.progress.durable.batch, found.last.unwrap().end), (2, group[1].0));
     assert_eq!(site.check().damage, [""; 0]);
     assert!(site.check().torn_bytes > 0);
-}
-
-#[tokio::test]
-async fn what_was_cut_off_is_not_read_from_a_copy_that_still_has_it() {
-    let site = Site::new();
-    let (path, group) = a_group_of_three(&site).await;
-    flip(&path, group[1].0 + 80);
-    fs::copy(&path, site.path().join(segment::file_name(7))).unwrap();
-    let journal = site.open();
-    journal.append(whole(30, 2)).await.unwrap();
-    journal.append(whole(40, 2)).await.unwrap();
-    durable_at(&*journal, 4).await;
-    kill(journal).await;
-    // The copy is the longer one now.
-    let journal = site.open();
-    let changes: Vec<_> = read_all(journal.reader(0)).iter().map(|read| read.changes).collect();
-    assert_eq!(changes, [1, 1, 2, 2]);
-    journal.stop().await;
-}
-
-/// The index covers the last segment, and opens none of what stands there.
-#[tokio::test]
-async fn facts_of_another_segment_in_place_of_the_last_one_are_not_taken_for_lost_ones() {
-    let site = Site::with(1 << 30, 5000);
-    let journal = site.open();
-    for number in 1..=20 {
-        journal.record(fact("a", number)).await.unwrap();
-    }
-    journal.stop().await;
-    drop(journal);
-    let mut bytes = fs::read(&site.segments()[0]).unwrap();
-    bytes[..record::SEGMENT_HEADER_BYTES].fill(0);
-    closed_segments(&site).await.stop().await;
-    fs::write(site.segments().last().unwrap(), &bytes).unwrap();
-    let journal = site.open();
-    assert_eq!(journal.get("a"), Some(b"20".to_vec()));
-    assert_eq!(journal.session().await.unwrap().batch, 30);
-    assert!(!site.board.read().journal_damage.is_empty());
-    journal.stop().await;
-}
-
-#[tokio::test]
-async fn what_could_be_a_later_segment_and_opens_nothing_stops_the_start() {
-    let site = Site::new();
-    let (path, _) = three_groups(&site).await;
-    let copy = site.path().join(segment::file_name(7));
-    fs::write(&copy, &fs::read(&path).unwrap()[..200]).unwrap();
-    for _ in 0..2 {
-        let error = site.try_open().map(drop).unwrap_err();
-        assert!(matches!(error, JournalError::Damaged { .. }), "{error}");
-    }
-    fs::remove_file(&copy).unwrap();
-    let journal = site.open();
-    assert_eq!(reader_numbers(&journal, 0), [1, 2]);
-    journal.stop().await;
 }
 
 #[tokio::test]
@@ -353,7 +298,7 @@ async fn damage_to_a_closed_segment_is_named_and_the_rest_is_read() {
 }
 
 /// Closed segments of a few batches each; the journal is open.
-async fn closed_segments(site: &Site) -> Arc<Journal> {
+pub(super) async fn closed_segments(site: &Site) -> Arc<Journal> {
     let journal = site.open();
     for number in 1..=30 {
         let run = Run { bytes: noise(1000), ..whole(10 * number, 1) };
@@ -361,30 +306,6 @@ async fn closed_segments(site: &Site) -> Arc<Journal> {
         durable_at(&*journal, number).await;
     }
     journal
-}
-
-#[tokio::test]
-async fn a_segment_with_a_stray_frame_of_the_last_one_is_not_taken_for_it() {
-    let site = Site::with(1 << 30, 5000);
-    closed_segments(&site).await.stop().await;
-    let segments = site.segments();
-    let (hurt, last) = (&segments[1], segments.last().unwrap());
-    let whole_file = fs::read(hurt).unwrap();
-    let head = record::SEGMENT_HEADER_BYTES..usize::try_from(frames_of(hurt)[2].0).unwrap();
-    let stray = fs::read(last).unwrap()[head.clone()].to_vec();
-    // The head of the last one in its place, or only the end of it, with or without the header.
-    for (lost, flipped) in [(0, false), (100, false), (100, true)] {
-        let mut bytes = whole_file.clone();
-        bytes[head.clone()].copy_from_slice(&stray);
-        bytes[head.start..head.start + lost].fill(0);
-        bytes[20] ^= u8::from(flipped);
-        fs::write(hurt, &bytes).unwrap();
-        let journal = site.open();
-        assert_eq!(reader_numbers(&journal, 0), (1..=30).collect::<Vec<_>>(), "{lost} {flipped}");
-        journal.stop().await;
-        let copied = |said: &String| said.contains("copy of another segment");
-        assert!(!site.board.read().journal_damage.iter().any(copied));
-    }
 }
 
 async fn until(site: &Site, met: impl Fn(&SourceStatus) -> bool) -> SourceStatus {

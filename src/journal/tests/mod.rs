@@ -19,6 +19,7 @@ mod harm;
 mod large;
 mod model;
 mod story;
+mod strays;
 
 use super::{
     device::{

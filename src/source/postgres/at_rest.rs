@@ -8,9 +8,10 @@
 //! committed where the log ended behind it. What the stream tells of a table is news of it: it is looked at again.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     hash::{DefaultHasher, Hasher as _},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use super::{
@@ -42,8 +43,12 @@ struct State {
     session: u64,
     /// What the journal held when the session began.
     begun: Position,
-    /// Where the log ended at the last look.
+    /// Where the log ended at the last whole look.
     looked: Option<Position>,
+    /// Nobody looks before: of a large catalog it takes the server long.
+    rests_until: Option<Instant>,
+    /// Whether a table was forgotten since, to be looked at again.
+    is_news: bool,
     seen: BTreeMap<u32, Seen>,
     /// What the stream told of tables last: a definition, or none.
     told: BTreeMap<u32, Told>,
@@ -97,10 +102,16 @@ impl AtRest {
         due.map(|(id, _)| *id).take(TABLES_AT_ONCE).collect()
     }
 
-    /// The transactions in which the stream told of tables.
-    pub(crate) fn told_in(&self, tables: &[u32]) -> BTreeSet<u32> {
-        let state = self.state();
-        tables.iter().filter_map(|id| state.told.get(id)).map(|told| told.xid).collect()
+    /// The transactions in which the stream told of tables last: of each the table.
+    pub(crate) fn told_in(&self, tables: &[u32]) -> BTreeMap<u32, Vec<u32>> {
+        let (state, mut told_in) = (self.state(), BTreeMap::<u32, Vec<u32>>::new());
+        for id in tables {
+            // 0: what stood at a mark is in none.
+            if let Some(told) = state.told.get(id).filter(|told| told.xid > 0) {
+                told_in.entry(told.xid).or_default().push(*id);
+            }
+        }
+        told_in
     }
 
     /// The definitions of tables that still are made of the same `parts`, to be recorded now. Others are looked at again.
@@ -127,9 +138,25 @@ impl AtRest {
         state.waiting.retain(|id, _| is_listed(id));
     }
 
-    /// Whether the log has not gone on since the last look.
+    /// Begins a look where seal has come to this, and gives the session's number. What the lake was told last is not
+    /// known before all that the journal held when the session began is sealed.
+    fn begin_look(&self, sealed: Position) -> Option<u64> {
+        let state = self.state();
+        (sealed >= state.begun).then_some(state.session)
+    }
+
+    /// Whether the log has not gone on since the last whole look.
     fn is_still(&self, end: Position) -> bool {
-        self.state().looked.replace(end) == Some(end)
+        self.state().looked == Some(end)
+    }
+
+    /// All tables have been looked at when the log ended there.
+    fn end_look(&self, session: u64, end: Position) {
+        let mut state = self.state();
+        // What was heard meanwhile is looked at next time.
+        if state.session == session && !std::mem::take(&mut state.is_news) {
+            state.looked = Some(end);
+        }
     }
 
     fn is_seen(&self, id: u32, parts: &str) -> bool {
@@ -173,7 +200,7 @@ impl State {
     fn forget(&mut self, table_id: u32) {
         self.seen.remove(&table_id);
         self.waiting.remove(&table_id);
-        self.looked = None;
+        (self.looked, self.is_news) = (None, true);
     }
 }
 
@@ -185,43 +212,61 @@ fn shape(table: &Table) -> u64 {
     hasher.finish()
 }
 
-/// Looks at the definitions of the tables of a `listing`.
+/// Looks at the definitions of the tables of a `listing`. False: not at all of them.
 pub(crate) async fn look(
     shared: &Shared,
     wire: &mut Wire,
     listing: &BTreeMap<u32, Listed>,
-) -> Result<(), SourceError> {
+) -> Result<bool, SourceError> {
     let (facts, at_rest) = (&*shared.facts, &shared.at_rest);
-    let session = at_rest.state().session;
     at_rest.keep(|id| listing.contains_key(id));
-    if at_rest.is_still(slot::log_end(wire).await?) {
-        return Ok(());
+    let Some(session) = at_rest.begin_look(shared.board.read().sealed.position) else {
+        return Ok(false);
+    };
+    let end = slot::log_end(wire).await?;
+    if at_rest.is_still(end) {
+        return Ok(true);
+    }
+    let began = shared.clock.now();
+    if at_rest.state().rests_until.is_some_and(|until| began < until) {
+        return Ok(false);
     }
     let mut parts = parts(wire, "t.oid >= 16384").await?;
+    let ended = shared.clock.now();
+    let took = ended.saturating_duration_since(began);
+    at_rest.state().rests_until = Some(ended + took * SHARE);
     // Of what is not in the lake yet, its first rows will tell.
     let is_copied =
         |id: u32| facts.get(&plan_fact(id)).is_some() && !facts.scan(&version_facts(id)).is_empty();
     parts.retain(|id, parts| {
         listing.contains_key(id) && !at_rest.is_seen(*id, parts) && is_copied(*id)
     });
-    for locked in locked(wire).await? {
+    let mut is_whole = true;
+    let locked = if parts.is_empty() { vec![] } else { locked(wire).await? };
+    for locked in locked {
         // They are looked at once nobody would have to be waited for.
-        parts.remove(&locked);
+        is_whole &= parts.remove(&locked).is_none();
     }
     let ids: Vec<u32> = parts.keys().copied().collect();
     for ids in ids.chunks(TABLES_AT_ONCE) {
         let described = match describe(wire, ids).await {
-            Err(error) if error.is_of_a_moving_catalog() || error.is_of_a_lock() => continue,
+            Err(error) if error.is_of_a_moving_catalog() || error.is_of_a_lock() => {
+                is_whole = false;
+                continue;
+            }
             described => described?,
         };
         let behind = slot::log_end(wire).await?;
         for (id, described) in described {
             let Some(parts) = parts.remove(&id) else { continue };
-            let is_known = is_known(shared, &described.table)?;
+            let is_known = is_recorded(facts, &described.table)?;
             at_rest.look((session, parts), (described.table, behind), is_known);
         }
     }
-    Ok(())
+    if is_whole {
+        at_rest.end_look(session, end);
+    }
+    Ok(is_whole)
 }
 
 /// Describes tables without waiting for anybody: what defaults are printed by locks their tables.
@@ -248,13 +293,6 @@ pub(crate) async fn parts(
 ) -> Result<BTreeMap<u32, String>, SourceError> {
     let rows = wire.query("look at definitions", &PARTS.replace("{which}", which)).await?;
     rows.iter().map(|row| Ok((row.parse_as(0)?, row.text(1)?.to_owned()))).collect()
-}
-
-/// Whether the lake was told last that a table is like this. It is not known before all that the journal held when the
-/// session began is sealed.
-fn is_known(shared: &Shared, table: &Table) -> Result<bool, FactDamaged> {
-    let sealed = shared.board.read().sealed.position;
-    Ok(sealed >= shared.at_rest.state().begun && is_recorded(&*shared.facts, table)?)
 }
 
 /// Whether all that was recorded of it last says that a table is like this.
@@ -294,10 +332,12 @@ pub(crate) fn record(mark: &mut Run, definitions: &[Table]) {
     messages.for_each(|message| mark.push(RecordKind::Message, &message));
 }
 
+/// Of the server's time looks take so much: one part in this many.
+const SHARE: u32 = 100;
 /// Bounds the answer.
 const TABLES_AT_ONCE: usize = 200;
-/// 0 table, 1 what its definition is made of: who wrote each of its parts in the catalog last. Where it has types or
-/// defaults that people made, all types, or all that defaults can name, are among its parts. `{which}`: tables `t`.
+/// 0 table, 1 what its definition is made of: who wrote each of its parts in the catalog last, and what its defaults
+/// name. Where it has types that people made all such types are among them. `{which}`: tables `t`.
 const PARTS: &str = "WITH types AS (SELECT concat_ws(',',
         (SELECT concat(count(*), ':', sum(y.xmin::text::int8), ':', sum(n.xmin::text::int8))
             FROM pg_type y JOIN pg_namespace n ON n.oid = y.typnamespace LEFT JOIN pg_class r ON r.oid = y.typrelid
@@ -306,16 +346,16 @@ const PARTS: &str = "WITH types AS (SELECT concat_ws(',',
         (SELECT concat(count(*), ':', sum(xmin::text::int8)) FROM pg_enum),
         (SELECT concat(count(*), ':', sum(xmin::text::int8)) FROM pg_constraint WHERE contypid <> 0),
         (SELECT concat(count(*), ':', sum(a.xmin::text::int8)) FROM pg_class r JOIN pg_attribute a ON a.attrelid = r.oid
-            WHERE r.relkind = 'c')) AS parts),
-    named AS (SELECT concat_ws(',',
-        (SELECT concat(count(*), ':', sum(r.xmin::text::int8), ':', sum(n.xmin::text::int8))
-            FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace WHERE r.relkind = 'S' AND r.relpersistence <> 't'),
-        (SELECT concat(count(*), ':', sum(p.xmin::text::int8), ':', sum(n.xmin::text::int8))
-            FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid >= 16384)) AS parts)
+            WHERE r.relkind = 'c')) AS parts)
     SELECT t.oid, concat_ws(' ', t.xmin, n.xmin,
         (SELECT concat(count(*), ':', sum(a.xmin::text::int8 * a.attnum), CASE WHEN max(a.atttypid::int8) >= 16384 THEN (SELECT parts FROM types) END)
             FROM pg_attribute a WHERE a.attrelid = t.oid AND a.attnum > 0),
-        (SELECT concat(sum(d.xmin::text::int8 * d.adnum), (SELECT parts FROM named)) FROM pg_attrdef d WHERE d.adrelid = t.oid HAVING count(*) > 0),
+        (SELECT concat(count(*), ':', sum(d.xmin::text::int8 * d.adnum), ':', sum(coalesce(r.xmin, f.xmin)::text::int8), ':', sum(m.xmin::text::int8),
+                CASE WHEN bool_or(p.refclassid = 'pg_catalog.pg_type'::regclass) THEN (SELECT parts FROM types) END)
+            FROM pg_attrdef d LEFT JOIN pg_depend p ON p.classid = 'pg_catalog.pg_attrdef'::regclass AND p.objid = d.oid
+            LEFT JOIN pg_class r ON p.refclassid = 'pg_catalog.pg_class'::regclass AND r.oid = p.refobjid AND r.relkind = 'S'
+            LEFT JOIN pg_proc f ON p.refclassid = 'pg_catalog.pg_proc'::regclass AND f.oid = p.refobjid
+            LEFT JOIN pg_namespace m ON m.oid = coalesce(r.relnamespace, f.pronamespace) WHERE d.adrelid = t.oid HAVING count(*) > 0),
         (SELECT concat(count(*), ':', sum(i.xmin::text::int8)) FROM pg_index i WHERE i.indrelid = t.oid AND (i.indisprimary OR i.indisreplident)),
         (SELECT concat(count(*), ':', sum(k.xmin::text::int8)) FROM pg_constraint k WHERE k.conrelid = t.oid AND k.contype = 'n'))
     FROM pg_class t JOIN pg_namespace n ON n.oid = t.relnamespace WHERE t.relkind = 'r' AND {which}";
@@ -397,7 +437,7 @@ mod tests {
         at_rest.heard(7, None, 700);
         assert!(!at_rest.is_seen(7, "1"));
         look(&at_rest, "1", &now, 20, true);
-        assert_eq!(at_rest.told_in(&[7, 8]), BTreeSet::from([700]));
+        assert_eq!(at_rest.told_in(&[7, 8]), BTreeMap::from([(700, vec![7])]));
         // It tells of just that, and another one waits no more.
         at_rest.heard(7, Some(&now), 701);
         assert_eq!((at_rest.due(), at_rest.is_seen(7, "1")), (None, true));
@@ -430,10 +470,24 @@ mod tests {
     #[test]
     fn nobody_looks_while_the_log_stands() {
         let at_rest = AtRest::default();
-        assert!(!at_rest.is_still(Position(1)) && at_rest.is_still(Position(1)));
+        let session = at_rest.begin_look(Position(0)).unwrap();
+        assert!(!at_rest.is_still(Position(1)));
         look(&at_rest, "1", &named("t", true), 1, true);
+        at_rest.end_look(session, Position(1));
+        assert!(at_rest.is_still(Position(1)) && !at_rest.is_still(Position(2)));
         at_rest.heard(7, None, 700);
         assert!(!at_rest.is_still(Position(1)), "it is to be looked at again");
+        // Heard in the midst of a look.
+        at_rest.end_look(session, Position(1));
+        assert!(!at_rest.is_still(Position(1)));
+        at_rest.end_look(session, Position(1));
+        assert!(at_rest.is_still(Position(1)));
+        // Nothing is known before what a session began with is sealed.
+        at_rest.begin(Position(9));
+        assert_eq!(at_rest.begin_look(Position(8)), None);
+        let next = at_rest.begin_look(Position(9)).unwrap();
+        at_rest.end_look(session, Position(9));
+        assert!(next > session && !at_rest.is_still(Position(9)));
     }
 
     #[test]

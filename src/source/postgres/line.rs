@@ -160,9 +160,10 @@ impl Line {
     /// The mark that is due, and when the server was there. `waits`: where one is wanted without delay.
     pub(super) fn mark(&mut self, waits: Option<Position>) -> Option<(Position, Timestamp)> {
         let now = self.shared.clock.now();
-        let rested = |last: Instant| now.saturating_duration_since(last) >= MARK_EVERY;
         let is_wanted = waits.is_some_and(|position| position <= self.now.quiet);
-        if !is_wanted && !self.marked_at.is_none_or(rested) {
+        let every = if is_wanted { WANTED_EVERY } else { MARK_EVERY };
+        let rested = |last: Instant| now.saturating_duration_since(last) >= every;
+        if !self.marked_at.is_none_or(rested) {
             return None;
         }
         let position = self.confirm.mark(&self.now)?;
@@ -262,6 +263,7 @@ const STATUS_EVERY: Duration = Duration::from_secs(4);
 const ANSWER_EVERY: Duration = Duration::from_millis(50);
 /// Marks are given to the journal, an fsync each, at most this often.
 const MARK_EVERY: Duration = Duration::from_secs(10);
+const WANTED_EVERY: Duration = Duration::from_millis(200);
 /// A silent server is asked to answer.
 const ASK_AFTER: Duration = Duration::from_secs(30);
 /// Then it is given up.

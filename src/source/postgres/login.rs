@@ -193,6 +193,8 @@ const PINNED: &[(&str, &str)] = &[
     // Any value above 0 prints the shortest exact form.
     ("extra_float_digits", "3"),
     ("idle_in_transaction_session_timeout", "0"),
+    // A look at the catalog of a thousand tables would be compiled each time, for a second.
+    ("jit", "off"),
     ("lc_monetary", "C"),
     ("quote_all_identifiers", "off"),
     ("row_security", "off"),

@@ -81,7 +81,7 @@ impl PgDecoder {
                 let content = reader.take(length, "a Message")?;
                 reader.end(WHAT)?;
                 return Ok(if prefix == DEFINITION {
-                    defined(&payload[content])
+                    self.defined(&payload[content])
                 } else {
                     Event::Nothing
                 });
@@ -90,6 +90,17 @@ impl PgDecoder {
         };
         reader.end(WHAT)?;
         Ok(event)
+    }
+
+    /// A definition that goes with no row: only this box writes it, and it changes nothing that rows are read by. Where
+    /// they are read as before it is in force for them: the server describes a table again only if it has to.
+    fn defined(&mut self, json: &[u8]) -> Event {
+        let Ok(table) = serde_json::from_slice::<Table>(json) else { return Event::Nothing };
+        let table = Arc::new(Table { version: 0, ..table });
+        if let Some(held) = self.tables.get_mut(&table.id).filter(|held| held.reads_like(&table)) {
+            *held = Arc::clone(&table);
+        }
+        Event::Defined(table)
     }
 
     fn insert(&self, reader: &mut Reader<'_>) -> Result<Event, DecodeError> {
@@ -268,14 +279,6 @@ pub fn read_run(bytes: &[u8]) -> Result<u64, DecodeError> {
         }
     }
     Ok(rows)
-}
-
-/// A definition that goes with no row: only this box writes it, and it changes nothing that rows are read by.
-fn defined(json: &[u8]) -> Event {
-    match serde_json::from_slice::<Table>(json) {
-        Ok(table) => Event::Defined(Arc::new(Table { version: 0, ..table })),
-        Err(_) => Event::Nothing,
-    }
 }
 
 fn begin(reader: &mut Reader<'_>) -> Result<Event, DecodeError> {

@@ -167,12 +167,12 @@ impl Tables {
             let anew = self.rewritten.look(&self.shared, wire, &listing, position).await?;
             self.whole.retain(|id| !anew.contains(id));
         }
-        at_rest::look(&self.shared, wire, &listing).await?;
+        let is_looked_at = at_rest::look(&self.shared, wire, &listing).await?;
         self.generators.look(&self.shared, wire, &listing, &self.chunks).await?;
         let objects = &mut self.large_objects;
         self.wanted = objects.look(&self.shared, wire, &self.chunks, running).await?;
         let missing = self.settle(listing, &noted, running).await?;
-        let is_told = self.shared.at_rest.due().is_none();
+        let is_told = is_looked_at && self.shared.at_rest.due().is_none();
         if !running && is_told && self.shared.board.read().received >= position {
             self.shared.board.write(|status| status.catalog = position);
         }

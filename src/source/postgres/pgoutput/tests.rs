@@ -335,3 +335,21 @@ fn a_definition_that_goes_with_no_row_changes_nothing_that_rows_are_read_by() {
     let forged = b"M\x01\0\0\0\0\0\0\0\0lakehead.definition\0\0\0\0\x02{}";
     assert_eq!(decoder.decode(RecordKind::Message, forged), Ok(Event::Nothing));
 }
+
+#[test]
+fn a_definition_that_goes_with_no_row_is_in_force_where_rows_are_read_as_before() {
+    let mut decoder = PgDecoder::default();
+    decode_all(&mut decoder);
+    let held = decoder.tables()[0].clone();
+    let mut altered = Table { version: 9, name: "moved".into(), ..(*held).clone() };
+    altered.columns[0].default = Some("7".into());
+    let mut wider = altered.clone();
+    wider.columns.push(Column { name: "more".into(), ..altered.columns[0].clone() });
+    for (table, in_force) in [(&altered, true), (&wider, false)] {
+        let table = Table { version: 0, ..table.clone() };
+        let message = super::super::statements::definition(&table);
+        let event = decoder.decode(RecordKind::Message, &message).unwrap();
+        assert_eq!(event, Event::Defined(Arc::new(table.clone())));
+        assert_eq!(decoder.tables().contains(&Arc::new(table)), in_force);
+    }
+}

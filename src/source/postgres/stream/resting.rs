@@ -1,9 +1,12 @@
 //! Definitions of tables that were altered at rest, recorded where the stream has come to.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::{
-    super::{at_rest, error::SourceError, pgoutput::is_that_of},
+    super::{at_rest, error::SourceError, pgoutput::is_that_of, wire::Wire},
     Stream,
 };
 use crate::{source::Table, units::Position};
@@ -16,18 +19,22 @@ impl Stream {
         if tables.is_empty() {
             return Ok(vec![]);
         }
-        let xids = shared.at_rest.told_in(&tables);
-        let ids: Vec<String> = tables.iter().map(u32::to_string).collect();
-        let which = format!("t.oid IN ({})", ids.join(","));
+        let told_in = shared.at_rest.told_in(&tables);
         let sql = &mut self.sql;
         let asked = async {
             // What the stream told of last may be a moment ahead of what others see, or long, with a slow standby.
-            match is_under_way(sql, &xids).await? {
-                true => Ok(None),
-                false => at_rest::parts(sql, &which).await.map(Some),
+            let under_way = under_way(sql, told_in.keys()).await?;
+            let early: BTreeSet<u32> =
+                under_way.iter().filter_map(|xid| told_in.get(xid)).flatten().copied().collect();
+            let tables: Vec<u32> = tables.into_iter().filter(|id| !early.contains(id)).collect();
+            if tables.is_empty() {
+                return Ok((tables, BTreeMap::new()));
             }
+            let ids: Vec<String> = tables.iter().map(u32::to_string).collect();
+            let parts = at_rest::parts(sql, &format!("t.oid IN ({})", ids.join(","))).await?;
+            Ok::<_, SourceError>((tables, parts))
         };
-        let Some(parts) = self.line.meanwhile(asked).await?? else { return Ok(vec![]) };
+        let (tables, parts) = self.line.meanwhile(asked).await??;
         let definitions = shared.at_rest.take(&tables, &parts);
         for table in &definitions {
             tracing::info!(table = table.qualified(), "it was altered at rest");
@@ -50,16 +57,19 @@ impl Stream {
     }
 }
 
-/// Whether others do not see yet that one of these transactions has ended.
-async fn is_under_way(sql: &mut super::Wire, xids: &BTreeSet<u32>) -> Result<bool, SourceError> {
-    let xids: Vec<String> = xids.iter().map(|xid| format!("'{xid}'")).collect();
+/// Those of these transactions of which others do not see yet that they have ended.
+async fn under_way(
+    sql: &mut Wire,
+    xids: impl Iterator<Item = &u32>,
+) -> Result<Vec<u32>, SourceError> {
+    let xids: Vec<String> = xids.map(|xid| format!("'{xid}'")).collect();
     if xids.is_empty() {
-        return Ok(false);
+        return Ok(vec![]);
     }
     let ask = format!(
-        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'transactionid' AND granted AND transactionid::text IN ({}))",
+        "SELECT DISTINCT transactionid FROM pg_locks WHERE locktype = 'transactionid' AND granted AND transactionid::text IN ({})",
         xids.join(",")
     );
     let rows = sql.query("look whether transactions have ended", &ask).await?;
-    Ok(rows.first().is_some_and(|row| row.flag(0)))
+    rows.iter().map(|row| row.parse_as(0)).collect()
 }
