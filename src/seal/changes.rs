@@ -394,10 +394,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::seal::{
-        Group,
-        key::{Keys, Stem},
-        memory::{Bench, Hand, Log, NOON, change, epochs, forget, relation, table, truncate},
+    use crate::{
+        journal::fate::{By, told_fact},
+        seal::{
+            Group,
+            key::{Keys, Stem},
+            memory::{Bench, Hand, Log, NOON, change, epochs, forget, relation, table, truncate},
+        },
     };
 
     const DAY: i64 = 86_400_000_000;
@@ -502,6 +505,17 @@ mod tests {
         let GroupKind::Changes { transactions, to, .. } = epoch.kind else { panic!("{epoch:?}") };
         assert_eq!((transactions, to.position), (2, Position(29)));
         assert_eq!(sequences(&bench, &groups), [1, 2]);
+        // The source can know, and after a restart it is not told twice.
+        let told = |id| facts::read::<u32>(&*bench.facts, &told_fact(id, By::Changes)).unwrap();
+        assert_eq!([1, 2].map(told), [Some(2), Some(1)]);
+        let mut again = Log::behind(2, 2);
+        again.at_rest(NOON + 4, 39, &[after, table(2, "b")]);
+        again.mark(NOON + 5, 40).mark(NOON + 6, 41).mark(NOON + 7, 42);
+        again.batches.iter_mut().for_each(|batch| batch.number += 4);
+        let groups = bench.run(again.batches).unwrap();
+        let defined: Vec<_> =
+            epochs(&groups).iter().map(|epoch| epoch.fates.defined.len()).collect();
+        assert_eq!(defined, [0]);
     }
 
     #[test]

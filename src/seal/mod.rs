@@ -34,8 +34,8 @@ mod sealer;
 mod series;
 mod snapshot;
 mod spool;
-mod told;
 mod sums;
+mod told;
 mod unchanged;
 mod writer;
 

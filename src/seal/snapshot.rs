@@ -377,6 +377,8 @@ mod tests {
         let whole = BTreeMap::from([("public.t".to_owned(), 1)]);
         let fates = [Fates::default(), Fates::default(), Fates { whole, ..Fates::default() }];
         assert!(groups.iter().map(|group| &group.fates).eq(&fates), "{groups:?}");
+        let told = told_fact(chunk(0, 2, vec![]).table.id, By::Parts);
+        assert_eq!(facts::read::<u32>(&*bench.facts, &told).unwrap(), Some(1));
         let object = &groups[1].objects[0];
         assert!(
             object

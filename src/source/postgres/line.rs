@@ -263,6 +263,7 @@ const STATUS_EVERY: Duration = Duration::from_secs(4);
 const ANSWER_EVERY: Duration = Duration::from_millis(50);
 /// Marks are given to the journal, an fsync each, at most this often.
 const MARK_EVERY: Duration = Duration::from_secs(10);
+/// Where definitions wait for one, at most this often.
 const WANTED_EVERY: Duration = Duration::from_millis(200);
 /// A silent server is asked to answer.
 const ASK_AFTER: Duration = Duration::from_secs(30);
