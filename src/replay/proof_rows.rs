@@ -13,7 +13,7 @@
 use super::{
     proof_layout::Layout,
     read::{Field, Rows},
-    schema::{before, same_column},
+    schema::{before, plain_default, same_column},
 };
 use crate::{
     journal::{Column, LakeType, Op, Value},
@@ -81,9 +81,11 @@ impl Taking {
         let columns: Vec<_> = layout.columns.iter().map(named).collect();
         let same = |column: &Option<&Column>| column.and_then(|own| same_column(version, own));
         let name = |column| same(column).map_or_else(String::new, |own| file_name(&own.name));
-        let before = |(at, column): (usize, &Option<&Column>)| {
-            let column = (*column)?;
-            printed(before(column)??, column.lake, key.contains(&at))
+        let before = |(at, column): (usize, &Option<&Column>)| match (before((*column)?), *column) {
+            (Some(value), Some(column)) => printed(value?, column.lake, key.contains(&at)),
+            // All rows were written anew since it came, and with what nobody knows.
+            (None, Some(column)) => plain_default(column).map(|_| Stamp::Open),
+            (_, None) => None,
         };
         let befores = columns.iter().enumerate().map(|of| before(of).unwrap_or(Stamp::Null));
         Self {

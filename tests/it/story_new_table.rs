@@ -69,12 +69,26 @@ async fn rows_before_a_column_have_in_it_what_they_have_in_the_source() {
     let mut world = World::new("columns-before", Setup::default()).await;
     let tables = "CREATE TABLE t (id integer PRIMARY KEY, a text);
         CREATE TABLE anew (id integer PRIMARY KEY, a text);
-        INSERT INTO t SELECT n, n FROM generate_series(1, 1000) AS n; INSERT INTO anew SELECT * FROM t";
+        CREATE TABLE moved (id integer PRIMARY KEY, a text);
+        CREATE TABLE moving (id integer PRIMARY KEY, a text);
+        CREATE TABLE resting (id integer PRIMARY KEY, a text);
+        INSERT INTO t SELECT n, n FROM generate_series(1, 1000) AS n; INSERT INTO anew SELECT * FROM t;
+        INSERT INTO moved SELECT * FROM t; INSERT INTO moving SELECT * FROM t; INSERT INTO resting SELECT * FROM t";
     world.execute(tables).await;
+    world.admin().await.batch_execute("VACUUM FULL moved").await.unwrap();
+    world.admin().await.batch_execute("CLUSTER resting USING resting_pkey").await.unwrap();
     world.start();
     world.until("it streams", |status| status.state == SourceState::Streaming).await;
-    world.whole(2).await;
+    world.whole(5).await;
+    world.admin().await.batch_execute("VACUUM FULL moving").await.unwrap();
+    world.settled().await;
     for sql in [
+        // In another file than the one that the table was made with.
+        "ALTER TABLE moved ADD b integer; ALTER TABLE moved ALTER b SET DEFAULT 7",
+        "ALTER TABLE moved ADD c integer DEFAULT 3; ALTER TABLE moved ALTER c SET DEFAULT 5",
+        "INSERT INTO moved (id) VALUES (2000)",
+        "ALTER TABLE moving ADD b integer; ALTER TABLE moving ALTER b SET DEFAULT 7; INSERT INTO moving (id) VALUES (2000)",
+        "ALTER TABLE resting ADD b integer; ALTER TABLE resting ALTER b SET DEFAULT 7",
         "ALTER TABLE t ADD b integer DEFAULT 3; ALTER TABLE t ALTER b SET DEFAULT 5",
         "ALTER TABLE t ADD c integer; ALTER TABLE t ALTER c SET DEFAULT 7",
         "ALTER TABLE t ADD d timestamptz DEFAULT now()",
@@ -89,7 +103,7 @@ async fn rows_before_a_column_have_in_it_what_they_have_in_the_source() {
     ] {
         world.execute(sql).await;
     }
-    world.caught_up().await;
+    world.settled().await;
     world.assert_proven().await;
     world.assert_restored_equal().await;
     world.assert_readable().await;

@@ -18,6 +18,7 @@ use super::{
     batch::POSTGRES_EPOCH_US,
     catalog::{self, Listed},
     error::SourceError,
+    rewritten,
     session::Shared,
     slot,
     snapshot::plan_fact,
@@ -257,8 +258,9 @@ pub(crate) async fn look(
             described => described?,
         };
         let behind = slot::log_end(wire).await?;
-        for (id, described) in described {
+        for (id, mut described) in described {
             let Some(parts) = parts.remove(&id) else { continue };
+            rewritten::settle(facts, id, &mut described)?;
             let is_known = is_recorded(facts, &described.table)?;
             at_rest.look((session, parts), (described.table, behind), is_known);
         }

@@ -75,6 +75,8 @@ pub(crate) enum Computed {
 pub(crate) struct Described {
     pub(crate) table: Table,
     printed: Vec<Printed>,
+    /// Its file, of the same moment.
+    file: u32,
 }
 
 /// What the stream and COPY need to know of a column beside its definition.
@@ -88,6 +90,9 @@ struct Printed {
     output: Option<String>,
     /// Whether its values are made of an enum's labels.
     labelled: bool,
+    /// Whether it has a default and the catalog has no value for rows before it: it came without one, or all rows were
+    /// written anew since.
+    is_given_none: bool,
 }
 
 impl Printed {
@@ -187,6 +192,24 @@ impl Described {
             Identity::Index => "i",
             Identity::Full => "f",
             Identity::Nothing => "n",
+        }
+    }
+
+    /// Whether more can be said of rows before its columns by [`Described::settle`].
+    pub(crate) fn is_unsettled(&self) -> bool {
+        let mut own = self.table.columns.iter().zip(&self.printed);
+        own.any(|(column, printed)| printed.is_given_none && column.before.is_none())
+    }
+
+    /// Says what rows have in columns that came to a `file` when it had `columns` already, dropped ones counted: with
+    /// the same file nothing was written anew, so that it is NULL where the catalog has no value.
+    pub(crate) fn settle(&mut self, file: u32, columns: u16) {
+        let own = self.table.columns.iter_mut().zip(&self.printed);
+        let given_none = own.filter(|(_, printed)| printed.is_given_none && file == self.file);
+        for (column, _) in given_none {
+            if column.number.is_some_and(|number| number > columns) {
+                column.before.get_or_insert(Before::Null);
+            }
         }
     }
 
@@ -303,7 +326,8 @@ impl Draft {
             identity: identity(row.text(3)?),
             types: vec![],
         };
-        Ok(Self { described: Described { table, printed: vec![] }, key: vec![], used: vec![] })
+        let described = Described { table, printed: vec![], file: row.parse_as(17)? };
+        Ok(Self { described, key: vec![], used: vec![] })
     }
 
     fn add(&mut self, row: &TextRow, types: &Types) -> Result<(), SourceError> {
@@ -317,7 +341,9 @@ impl Draft {
         }
         self.used.push(declared);
         let (output, labelled) = (types.output(declared), types.has_labels(declared));
-        self.described.printed.push(Printed { declared, modifier, output, labelled });
+        let is_given_none = row.flag(16);
+        let printed = Printed { declared, modifier, output, labelled, is_given_none };
+        self.described.printed.push(printed);
         let table = &mut self.described.table;
         table.columns.push(Column {
             name,
@@ -341,10 +367,7 @@ impl Draft {
                 _ => None,
             },
             number: row.optional(14).and_then(|number| number.parse().ok()),
-            before: match row.optional(15) {
-                Some(value) => Some(Before::Value(value.into())),
-                None => row.flag(16).then_some(Before::Null),
-            },
+            before: row.optional(15).map(|value| Before::Value(value.into())),
         });
         Ok(())
     }
@@ -353,6 +376,8 @@ impl Draft {
         self.key.sort();
         self.described.table.key = self.key.into_iter().map(|(_, name)| name).collect();
         self.described.table.types = types.definitions(&self.used);
+        // The file that it was made with has its number: nothing was ever written anew.
+        self.described.settle(self.described.table.id, 0);
         self.described
     }
 }
@@ -405,7 +430,7 @@ const COMPUTED: &str = "(SELECT max(a.attgenerated::text) FROM pg_attribute a
 /// 0 table, 1 schema, 2 name, 3 identity, 4 column, 5 type, 6 modifier, 7 type as printed, 8 not null in
 /// all rows (since PostgreSQL 18 older ones may be excepted), 9 default, 10 place in the primary key, 11 in
 /// the identity index, 12 how generated, 13 whether the primary key can name old rows, 14 the column's number, 15 what
-/// rows before it have in it, 16 whether it is NULL: with the file that the table was made with nothing was written anew.
+/// rows before it have in it, 16 whether it has a default and not that, 17 file. The file is that of the catalog's row, as the columns are.
 const COLUMNS: &str = "SELECT c.oid, n.nspname, c.relname, c.relreplident, a.attname, coalesce(a.atttypid, 25),
     a.atttypmod, format_type(a.atttypid, a.atttypmod),
     a.attnotnull AND NOT EXISTS (SELECT FROM pg_constraint n WHERE n.conrelid = c.oid AND n.contype = 'n' AND NOT n.convalidated AND n.conkey[1] = a.attnum),
@@ -413,7 +438,7 @@ const COLUMNS: &str = "SELECT c.oid, n.nspname, c.relname, c.relreplident, a.att
     CASE WHEN array_position(p.indkey::int2[], a.attnum) < p.indnkeyatts THEN array_position(p.indkey::int2[], a.attnum) END,
     a.attnum = ANY ((r.indkey::int2[])[0:r.indnkeyatts - 1]), coalesce(nullif(a.attidentity, ''), a.attgenerated), p.indimmediate, a.attnum,
     CASE WHEN a.atthasmissing THEN array_to_string(a.attmissingval, '') END,
-    a.atthasdef AND NOT a.atthasmissing AND pg_relation_filenode(c.oid) = c.oid
+    a.atthasdef AND NOT a.atthasmissing AND a.attgenerated = '', c.relfilenode
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
@@ -456,14 +481,42 @@ mod tests {
         let printed = [(23, "int4out"), (100_000, "public.odd_out")];
         let printed = printed.map(|(declared, output)| {
             let output = Some(output.into());
-            Printed { declared, modifier: -1, output, labelled: false }
+            Printed { declared, modifier: -1, output, labelled: false, is_given_none: false }
         });
         let printed = printed.into();
-        let described = Described { table, printed };
+        let described = Described { table, printed, file: 1 };
         assert!(!described.renders_binary());
         assert_eq!(
             described.select_list(),
             r#""id", pg_catalog.textin(public.odd_out("odd ""name"""))"#
         );
+    }
+
+    #[test]
+    fn rows_before_a_column_have_null_in_it_if_it_came_to_the_file_that_is_there() {
+        let before = |file: u32, columns: u16| {
+            let mut columns_of_it = vec![column("id", 23), column("a", 23), column("b", 23)];
+            (1..).zip(&mut columns_of_it).for_each(|(number, column)| column.number = Some(number));
+            columns_of_it[1].before = Some(Before::Value("7".into()));
+            let printed = [false, true, true].map(|is_given_none| Printed {
+                declared: 23,
+                modifier: -1,
+                output: None,
+                labelled: false,
+                is_given_none,
+            });
+            let table = Table { columns: columns_of_it, ..crate::source::generator::table() };
+            let mut described = Described { table, printed: printed.into(), file: 9 };
+            assert!(described.is_unsettled());
+            described.settle(file, columns);
+            let told: Vec<_> = described.table.columns.into_iter().map(|own| own.before).collect();
+            assert_eq!(told[..2], [None, Some(Before::Value("7".into()))]);
+            told[2].clone()
+        };
+        assert_eq!(before(9, 2), Some(Before::Null));
+        assert_eq!(before(9, 0), Some(Before::Null));
+        // It was there when the file was seen first, or that is another one.
+        assert_eq!(before(9, 3), None);
+        assert_eq!(before(8, 2), None);
     }
 }

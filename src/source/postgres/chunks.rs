@@ -43,6 +43,9 @@ pub(crate) struct Plan {
     /// Its columns with the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) layout: Option<Layout>,
+    /// How many columns there had ever been when the file was seen first, if not those of `layout`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) columns: Option<u16>,
 }
 
 /// A range of blocks.
@@ -88,7 +91,21 @@ impl Plan {
             gone: false,
             told: false,
             layout: None,
+            columns: None,
         }
+    }
+
+    /// It is seen with a file, and with these columns. Gives those that it had before.
+    pub(crate) fn see(&mut self, file: u32, layout: Layout) -> Option<Layout> {
+        self.columns = self.columns_of(file).filter(|first| *first != layout.attributes());
+        self.filenode = file;
+        self.layout.replace(layout)
+    }
+
+    /// How many columns there had ever been when this `file` was seen first; `None`: it was not yet.
+    pub(crate) fn columns_of(&self, file: u32) -> Option<u16> {
+        let as_read = || self.layout.as_ref().map(Layout::attributes);
+        self.columns.or_else(as_read).filter(|_| self.filenode == file)
     }
 
     /// What is left of it when the table is gone.

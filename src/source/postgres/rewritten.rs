@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    catalog::Listed,
+    catalog::{Described, Listed},
     chunks::Plan,
     error::SourceError,
     gone,
@@ -72,6 +72,11 @@ pub(crate) struct Rewritten {
 }
 
 impl Layout {
+    /// How many columns there ever were, dropped ones among them.
+    pub(crate) fn attributes(&self) -> u16 {
+        self.attributes
+    }
+
     /// Whether some column of it has, in rows that are there, values that a table of this layout had not, if all rows
     /// were written anew (`is_rewritten`) since, or if not.
     pub(crate) fn is_changed(&self, since: &Self, is_rewritten: bool) -> bool {
@@ -142,7 +147,8 @@ impl Rewritten {
                 // While parts are missing it is the plan's own, that they cover its file.
                 Judgment::Harmless if !plan.done => continue,
                 Judgment::Harmless => {
-                    let plan = Plan { filenode: *file, layout: Some(layout.clone()), ..plan };
+                    let mut plan = plan;
+                    plan.see(*file, layout.clone());
                     batch.put(plan_fact(id), &plan);
                 }
                 Judgment::Anew => {
@@ -159,6 +165,22 @@ impl Rewritten {
         self.looked = Some(position);
         Ok(anew)
     }
+}
+
+/// Says of a table what rows have in columns that came to its file since that was seen first.
+pub(crate) fn settle(
+    facts: &dyn Facts,
+    table_id: u32,
+    described: &mut Described,
+) -> Result<(), FactDamaged> {
+    if !described.is_unsettled() {
+        return Ok(());
+    }
+    let Some(plan) = facts::read::<Plan>(facts, &plan_fact(table_id))? else { return Ok(()) };
+    if let Some(columns) = plan.columns_of(plan.filenode) {
+        described.settle(plan.filenode, columns);
+    }
+    Ok(())
 }
 
 /// Has a table read anew whose values changed behind `since`. No part of it may be under way.
@@ -279,6 +301,21 @@ mod tests {
         let constant = third(|column| column.missing = true);
         assert_eq!(judged(&constant, other, &same_type), Judgment::Harmless);
         assert_eq!(judged(&constant, other, &narrower), Judgment::Anew);
+    }
+
+    #[test]
+    fn it_is_kept_how_many_columns_there_were_when_a_file_was_seen_first() {
+        let with = |columns| layout(columns, &[(1, 23)]);
+        let mut plan = Plan { filenode: 9, ..Plan::empty("public.t".into()) };
+        assert_eq!(plan.columns_of(9), None);
+        plan.see(9, with(3));
+        assert_eq!((plan.columns_of(9), plan.columns_of(8)), (Some(3), None));
+        plan.see(9, with(4));
+        plan.see(9, with(5));
+        assert_eq!(plan.columns_of(9), Some(3));
+        assert_eq!(plan.see(10, with(6)), Some(with(5)));
+        assert_eq!((plan.columns_of(10), plan.columns_of(9)), (Some(6), None));
+        assert_eq!(plan.anew().columns_of(10), None);
     }
 
     #[test]

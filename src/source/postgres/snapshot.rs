@@ -173,13 +173,12 @@ async fn plan(
     let visible = catalog::describe(&mut wire, tables.keys().copied()).await?;
     let layouts = rewritten::layouts(&mut wire, tables.keys()).await?;
     let (mut jobs, mut batch) = (VecDeque::new(), FactBatch::default());
-    for (id, described) in visible {
-        let Some(listed) = tables.get(&id) else {
-            continue;
-        };
+    for (id, mut described) in visible {
+        let Some(listed) = tables.get(&id) else { continue };
         let Some((filenode, size)) = size(&mut wire, id, listed).await? else {
             continue;
         };
+        rewritten::settle(&*shared.facts, id, &mut described)?;
         let described = Arc::new(described);
         if let Some(notes) = keys.get(&id) {
             match reread::chunks(shared, &described, notes)? {
@@ -196,9 +195,10 @@ async fn plan(
             Some(plan) if !to_be_made => plan,
             Some(_) | None => new(),
         };
+        let is_rewritten = plan.filenode != filenode;
         if let Some((_, layout)) = layouts.get(&id) {
-            let before = plan.layout.replace(layout.clone());
-            if before.is_some_and(|before| layout.is_changed(&before, plan.filenode != filenode)) {
+            let before = plan.see(filenode, layout.clone());
+            if before.is_some_and(|before| layout.is_changed(&before, is_rewritten)) {
                 // No look need see it: neither file nor number of columns may have changed.
                 rewritten::read_anew(&*shared.facts, (id, &plan), None, &mut batch)?;
                 continue;
@@ -211,7 +211,7 @@ async fn plan(
                 None => continue,
             }
         }
-        if plan.filenode != filenode {
+        if is_rewritten {
             plan.renew(&done, filenode, size.extent);
         }
         batch.put(plan_fact(id), &plan);

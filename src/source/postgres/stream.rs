@@ -28,6 +28,7 @@ use super::{
     message::unknown,
     pgoutput::is_that_of,
     relation::Relation,
+    rewritten,
     session::{Session, Shared},
     snapshot::plan_fact,
     standby::start_statement,
@@ -359,7 +360,9 @@ impl Stream {
         for (id, shape) in shapes {
             // The catalog is that of now, which may be that of a later statement: that one tells of it.
             let table = described.remove(&id).filter(|known| shape.is_that_of(known));
-            let Some(table) = table.map(|known| known.table) else { continue };
+            let Some(mut table) = table else { continue };
+            rewritten::settle(&*shared.facts, id, &mut table)?;
+            let table = table.table;
             if self.defined.get(&id) != Some(&table) {
                 shared.at_rest.heard(id, Some(&table), xid);
                 self.defined.insert(id, table.clone());
@@ -391,8 +394,11 @@ impl Stream {
         let described = catalog::describe(&mut self.sql, [relation.id]);
         let mut described = self.line.meanwhile(described).await??;
         // The catalog is that of now: only if its columns are those of then does it tell more.
-        let described =
+        let mut described =
             described.remove(&relation.id).filter(|known| known.has_columns(&relation.columns));
+        if let Some(known) = &mut described {
+            rewritten::settle(&*self.line.shared.facts, relation.id, known)?;
+        }
         let readable = match &described {
             Some(known) => known.renders_binary_as(&relation.columns),
             None => relation.renders_binary(),
