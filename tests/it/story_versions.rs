@@ -1,7 +1,7 @@
 //! What newer servers have of their own comes back equal, and harms nobody; with PostgreSQL 17 a standby has the slot
 //! without anybody's help. Older servers leave out what they lack, and say so.
 
-use std::{process::Command, time::Duration};
+use std::{collections::BTreeSet, process::Command, time::Duration};
 
 use lakehead::{
     demo::{
@@ -137,6 +137,55 @@ async fn old_rows_with_generated_columns_are_followed_or_said_and_refused_to_nob
     assert_all_equal(&compare(&admin, &restored, copied).await.unwrap());
     world.end().await;
 }
+
+/// Of a publication that an operator made what the server's own view says is copied, and the rest is named.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_an_operators_publication_what_the_server_publishes_is_copied() {
+    let mut world = World::new("versions-publication", Setup::default()).await;
+    let in_schemas = world.major() >= 15;
+    world.execute_each(PUBLISHED).await;
+    let schemas = if in_schemas { ", TABLES IN SCHEMA area" } else { "" };
+    let create = format!("CREATE PUBLICATION theirs FOR TABLE mark, whole, parts{schemas}");
+    let admin = world.admin().await;
+    admin.batch_execute(&create).await.unwrap();
+    world.configure("publication = \"theirs\"");
+    world.start();
+    let published = published(&world).await;
+    assert_eq!(published.len(), if in_schemas { 7 } else { 4 }, "{published:?}");
+    // The mark is always one more.
+    world.whole(published.len() - 1).await;
+    let status = world.status().await;
+    assert_eq!(status.snapshot.into_keys().collect::<BTreeSet<_>>(), published);
+    let refused = |what: &str| what.contains("public.outside: it is not in the publication");
+    assert!(status.alarms.values().any(|alarm| refused(&alarm.what)), "{:?}", status.alarms);
+    admin.batch_execute("ALTER PUBLICATION theirs ADD TABLE outside").await.unwrap();
+    world.execute("INSERT INTO outside VALUES (1); INSERT INTO parts VALUES (2), (150)").await;
+    world.whole(published.len()).await;
+    world.settled().await;
+    world.assert_proven().await;
+    world.end().await;
+}
+
+/// What the server says is in the publication, partitions of others among it.
+async fn published(world: &World) -> BTreeSet<String> {
+    let sql =
+        "SELECT schemaname || '.' || tablename FROM pg_publication_tables WHERE pubname = 'theirs'";
+    let rows = world.admin().await.query(sql, &[]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+const PUBLISHED: &str = "CREATE SCHEMA far; CREATE SCHEMA area;
+CREATE TABLE whole (id integer PRIMARY KEY);
+CREATE TABLE outside (id integer PRIMARY KEY);
+CREATE TABLE parts (id integer PRIMARY KEY) PARTITION BY RANGE (id);
+CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (100);
+CREATE TABLE far.parts_2 PARTITION OF parts FOR VALUES FROM (100) TO (200) PARTITION BY RANGE (id);
+CREATE TABLE far.parts_2_1 PARTITION OF far.parts_2 FOR VALUES FROM (100) TO (200);
+CREATE TABLE area.one (id integer PRIMARY KEY);
+CREATE TABLE area.two (id integer PRIMARY KEY);
+CREATE TABLE area.three (id integer PRIMARY KEY) PARTITION BY RANGE (id);
+CREATE TABLE area_leaf PARTITION OF area.three DEFAULT;
+CREATE UNLOGGED TABLE area.unlogged (id integer PRIMARY KEY)";
 
 /// A database of the builtin provider, whose order of text is its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
