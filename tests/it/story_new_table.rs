@@ -158,6 +158,46 @@ async fn values_that_a_statement_writes_into_rows_are_read_anew() {
     world.end().await;
 }
 
+/// What a change calls columns, and their order, does not always tell which they are: such a table is read anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn columns_that_take_names_of_others_while_the_box_is_away_are_not_mixed_up() {
+    let mut world = World::new("mixed-up", Setup::default()).await;
+    world.execute_each(MIXED_UP).await;
+    world.start();
+    world.whole(4).await;
+    world.settled().await;
+    world.gateway.kill();
+    for sql in [
+        "UPDATE swapped SET a = -1, b = -2 WHERE id % 3 = 0",
+        "UPDATE again SET a = -1 WHERE id % 3 = 0",
+        "UPDATE plain SET a = -1 WHERE id % 3 = 0",
+        "ALTER TABLE swapped RENAME a TO between; ALTER TABLE swapped RENAME b TO a; ALTER TABLE swapped RENAME between TO b",
+        "ALTER TABLE again DROP a; ALTER TABLE again ADD a integer DEFAULT 7",
+        "ALTER TABLE plain ADD c integer",
+        "ALTER TABLE resting DROP a; ALTER TABLE resting ADD a integer DEFAULT 7",
+        "UPDATE swapped SET a = -3 WHERE id % 3 = 1",
+        "INSERT INTO again VALUES (2000, 8), (2001, 9)",
+    ] {
+        world.execute(sql).await;
+    }
+    world.start();
+    world.settled().await;
+    assert_eq!(read_anew(&world), ["again"]);
+    world.assert_proven().await;
+    world.assert_restored_equal().await;
+    world.assert_readable().await;
+    world.end().await;
+}
+
+const MIXED_UP: &str = "CREATE TABLE swapped (id integer PRIMARY KEY, a integer, b integer);
+CREATE TABLE again (id integer PRIMARY KEY, a integer);
+CREATE TABLE plain (id integer PRIMARY KEY, a integer);
+CREATE TABLE resting (id integer PRIMARY KEY, a integer);
+INSERT INTO swapped SELECT n, n, n * 2 FROM generate_series(1, 1000) AS n;
+INSERT INTO again SELECT n, n FROM generate_series(1, 1000) AS n;
+INSERT INTO plain SELECT * FROM again;
+INSERT INTO resting SELECT * FROM again";
+
 /// A restore says what nobody can tell any more, and only there.
 async fn assert_doubts(world: &World, before: Position, after: Position) {
     let anew = |entry: &Entry| entry.fates.anew.get("public.typed").copied();

@@ -6,6 +6,9 @@
 //! tablespace), and when it is emptied: what it was, the columns tell. Where the file stays no value has changed; what
 //! rows have in a column that came is in the catalog then.
 //!
+//! So is one of whose rows it could not be told which columns they have: while the stream lagged behind, its last column was
+//! dropped, and made again with the same name and type.
+//!
 //! **Invariant:** a file is taken for known only together with the columns that were there by then.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,8 +26,9 @@ use super::{
     wire::Wire,
 };
 use crate::{
-    facts::{self, FactBatch, FactDamaged, Facts},
+    facts::{self, FactBatch, FactDamaged, Facts, FactsError},
     source::{
+        Table,
         fate::{Fate, fate_fact, rewritten_fact},
         reread::{Span, span_fact},
     },
@@ -119,30 +123,42 @@ impl Rewritten {
     ) -> Result<BTreeSet<u32>, SourceError> {
         let facts = &*shared.facts;
         self.known.retain(|id, _| listing.contains_key(id));
-        let mut plans = BTreeMap::new();
+        let (mut plans, doubted) = (BTreeMap::new(), doubted(facts));
+        let (mut anew, mut batch) = (BTreeSet::new(), FactBatch::default());
+        for id in doubted.iter().filter(|id| !listing.contains_key(id)) {
+            batch.delete(doubt_fact(*id));
+        }
         for (id, listed) in listing {
             let seen = (listed.filenode, listed.attributes);
-            let known = self.known.get(id);
-            if known == Some(&seen) {
+            let (known, is_doubted) = (self.known.get(id), doubted.contains(id));
+            if known == Some(&seen) && !is_doubted {
                 continue;
             }
-            let since = self.looked.filter(|_| known.is_some());
+            let since = self.looked.filter(|_| known.is_some() && !is_doubted);
             let Some(plan) = progress(shared, *id)? else { continue };
             // What waits to be compared with the database gets its values by that.
             let waits =
                 plan.gone || plan.is_to_be_made() || repair::stage(facts, *id) == Stage::Waiting;
             let as_read = plan.layout.as_ref().map(|layout| (plan.filenode, layout.attributes));
-            match as_read == Some(seen) {
-                _ if waits => drop(self.known.remove(id)),
+            match as_read == Some(seen) && !is_doubted {
+                _ if waits => {
+                    self.known.remove(id);
+                    if is_doubted {
+                        batch.delete(doubt_fact(*id));
+                    }
+                }
                 true => drop(self.known.insert(*id, seen)),
                 false => drop(plans.insert(*id, (plan, since))),
             }
         }
         let layouts = layouts(wire, plans.keys()).await?;
-        let (mut anew, mut batch) = (BTreeSet::new(), FactBatch::default());
         for (id, (plan, since)) in plans {
             let Some((file, layout)) = layouts.get(&id) else { continue };
-            match judge(&plan, *file, layout) {
+            let judged = match doubted.contains(&id) {
+                true => Judgment::Anew,
+                false => judge(&plan, *file, layout),
+            };
+            match judged {
                 Judgment::Known => {}
                 // While parts are missing it is the plan's own, that they cover its file.
                 Judgment::Harmless if !plan.done => continue,
@@ -153,6 +169,7 @@ impl Rewritten {
                 }
                 Judgment::Anew => {
                     read_anew(facts, (id, &plan), since, &mut batch)?;
+                    batch.delete(doubt_fact(id));
                     anew.insert(id);
                     continue;
                 }
@@ -166,6 +183,31 @@ impl Rewritten {
         Ok(anew)
     }
 }
+
+/// Has a table read anew of whose rows cannot be told which columns they have.
+pub(crate) async fn doubt(facts: &dyn Facts, table: &Table) -> Result<(), FactsError> {
+    let name = table.qualified();
+    tracing::warn!(
+        table = name,
+        "while the stream lagged behind a column was made again: which one a row has is not known"
+    );
+    let mut batch = FactBatch::default();
+    batch.put(doubt_fact(table.id), &true);
+    facts.record(batch).await
+}
+
+/// Tables of [`doubt`] that are still to be read anew.
+pub(crate) fn doubted(facts: &dyn Facts) -> BTreeSet<u32> {
+    let keys = facts.scan(DOUBT_FACTS);
+    let ids = keys.iter().map(|(key, _)| key.strip_prefix(DOUBT_FACTS)?.parse().ok());
+    ids.flatten().collect()
+}
+
+fn doubt_fact(table_id: u32) -> String {
+    format!("{DOUBT_FACTS}{table_id:010}")
+}
+
+const DOUBT_FACTS: &str = "source/doubt/";
 
 /// Says of a table what rows have in columns that came to its file since that was seen first.
 pub(crate) fn settle(

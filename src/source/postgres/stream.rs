@@ -417,7 +417,10 @@ impl Stream {
         let described = described.filter(|table| is_that_of(message, table));
         let table = match described {
             None => self.told_before(relation.id, message)?,
-            described => described,
+            Some(table) => {
+                self.doubt(&table, message).await?;
+                Some(table)
+            }
         };
         let news = table.as_ref().filter(|table| self.described.get(&relation.id) != Some(table));
         self.batcher.relation(message, relation.id, news);

@@ -28,7 +28,7 @@ use super::{
     login::Purpose,
     repair,
     reread::{self, Standing},
-    rewritten::Rewritten,
+    rewritten::{self, Rewritten},
     session::{self, Fresh, Shared},
     slot,
     snapshot::{Pass, plan_fact, progress},
@@ -172,7 +172,9 @@ impl Tables {
         let objects = &mut self.large_objects;
         self.wanted = objects.look(&self.shared, wire, &self.chunks, running).await?;
         let missing = self.settle(listing, &noted, running).await?;
-        let is_told = is_looked_at && self.shared.at_rest.due().is_none();
+        let is_told = is_looked_at
+            && self.shared.at_rest.due().is_none()
+            && rewritten::doubted(&*self.shared.facts).is_empty();
         if !running && is_told && self.shared.board.read().received >= position {
             self.shared.board.write(|status| status.catalog = position);
         }

@@ -6,10 +6,13 @@ use std::{
 };
 
 use super::{
-    super::{at_rest, error::SourceError, pgoutput::is_that_of, wire::Wire},
+    super::{at_rest, error::SourceError, pgoutput::is_that_of, rewritten, wire::Wire},
     Stream,
 };
-use crate::{source::Table, units::Position};
+use crate::{
+    source::{Column, Table},
+    units::Position,
+};
 
 impl Stream {
     /// The definitions that are to stand at `position`, where no transaction is open. To be called when none is held.
@@ -50,10 +53,33 @@ impl Stream {
         table_id: u32,
         message: &[u8],
     ) -> Result<Option<Table>, SourceError> {
+        let told = self.told(table_id)?;
+        Ok(told.into_iter().find(|table| is_that_of(message, table)))
+    }
+
+    /// Notes of a table, which this message describes as the catalog does `now`, whether it may mean other columns: those
+    /// of the definition that was told last are called so, too. One may have been dropped and made again since.
+    pub(super) async fn doubt(&self, now: &Table, message: &[u8]) -> Result<(), SourceError> {
+        let told = self.told(now.id)?.into_iter().next();
+        let is_other = |then: &Table| {
+            let other = |column: &Column| {
+                let mut before = then.columns.iter().filter(|before| before.name == column.name);
+                before.any(|before| before.number != column.number)
+            };
+            now.columns.iter().any(other)
+        };
+        if told.is_some_and(|then| is_other(&then) && is_that_of(message, &then)) {
+            rewritten::doubt(&*self.line.shared.facts, now).await?;
+        }
+        Ok(())
+    }
+
+    /// What was told of a table, the last first, as far as columns had numbers.
+    fn told(&self, table_id: u32) -> Result<Vec<Table>, SourceError> {
         let told = self.defined.get(&table_id).or_else(|| self.described.get(&table_id));
         let recorded = at_rest::recorded(&*self.line.shared.facts, table_id)?;
-        let mut known = told.cloned().into_iter().chain(recorded.into_iter().flatten());
-        Ok(known.find(|table| table.is_numbered() && is_that_of(message, table)))
+        let known = told.cloned().into_iter().chain(recorded.into_iter().flatten());
+        Ok(known.filter(Table::is_numbered).collect())
     }
 }
 
