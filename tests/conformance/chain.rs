@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use lakehead::{
-    clock::{Clock, SystemClock},
+    clock::SystemClock,
     facts::{FactBatch, Facts, MemoryFacts},
     ledger::{
         Audit, DamageKind, IdentityKey, Ledger, LedgerError, LedgerOptions, Proven, SourceIdentity,
@@ -97,16 +97,7 @@ async fn an_entry_that_another_box_wrote_is_not_ours(ground: &Ground) {
 }
 
 async fn uploads_of_entries_never_used_are_swept(ground: &Ground) {
-    struct Later;
-    impl Clock for Later {
-        fn now(&self) -> std::time::Instant {
-            SystemClock.now()
-        }
-        fn wall(&self) -> Timestamp {
-            Timestamp(SystemClock.wall().0 + 7_200_000_000)
-        }
-    }
-    let mut world = World::new(ground, "sweep", 1);
+    let world = World::new(ground, "sweep", 1);
     let writer = ground.s3(&ground.people.writer);
     let of_entry = entry::key(PREFIX, "sweep", 7);
     let metadata = std::collections::BTreeMap::new();
@@ -122,8 +113,9 @@ async fn uploads_of_entries_never_used_are_swept(ground: &Ground) {
     world.store_objects(&group).await;
     world.live(Arc::new(world.door(None)), &group).await.unwrap();
     assert_eq!(world.open().await, 2, "younger than an hour, they stay");
-    world.clock = Arc::new(Later);
-    world.live(Arc::new(world.door(None)), &group).await.unwrap();
+    let mut later = world.door(None);
+    later.older = Duration::from_secs(7200);
+    world.live(Arc::new(later), &group).await.unwrap();
     let left = writer.uploads(&of_entry).await.unwrap();
     assert!(left.len() == 1 && left[0].upload == used, "{left:?}");
     writer.abort(&of_entry, &used).await.unwrap();
@@ -166,14 +158,12 @@ struct World<'a> {
     source: String,
     key: IdentityKey,
     facts: Arc<MemoryFacts>,
-    clock: Arc<dyn Clock>,
 }
 
 impl<'a> World<'a> {
     fn new(ground: &'a Ground, source: &str, seed: u8) -> Self {
         let key = IdentityKey::from_seed(&[seed; 32]);
-        let (facts, clock) = (Arc::default(), Arc::new(SystemClock));
-        Self { ground, source: source.into(), key, facts, clock }
+        Self { ground, source: source.into(), key, facts: Arc::default() }
     }
 
     fn door(&self, next: Option<(Request, Loss)>) -> Losing {
@@ -249,7 +239,7 @@ impl<'a> World<'a> {
             identity: Arc::new(move || Some(identity(&source))),
             encryption: Encryption::None,
         };
-        let (facts, clock) = (self.facts.clone(), self.clock.clone());
+        let (facts, clock) = (self.facts.clone(), Arc::new(SystemClock));
         let release = Arc::new(|| "lake".to_owned());
         let board = SourceBoard::default();
         let ledger = Ledger::open(options, self.key.clone(), door, facts, board, clock, release)?;
