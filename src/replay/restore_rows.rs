@@ -1,4 +1,4 @@
-//! The work of a restore: tables, rows of snapshots, changes.
+//! The work of a restore: tables, and their changes.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -11,12 +11,12 @@ use super::{
     evolve::numbered,
     fetch::Fetcher,
     merge::{Here, Merge},
-    plan::{Epoch, Plan, RowsObject, TablePlan},
+    plan::{Epoch, Plan, TablePlan},
     plan_defined::Definition,
     read::BATCH_BYTES,
     restore_repairs::Repairs,
-    restore_target::{Lacking, Loading, Target},
-    restore_values::{Place, change, is_named_by, places, print},
+    restore_target::{Lacking, Target},
+    restore_values::{Place, change, places},
 };
 use crate::{
     journal::Op,
@@ -30,7 +30,7 @@ pub(super) struct Restore<'a> {
     pub(super) target: Target<'a>,
     pub(super) fetcher: &'a Fetcher,
     /// By table id and version.
-    versions: BTreeMap<(u32, u32), Arc<Table>>,
+    pub(super) versions: BTreeMap<(u32, u32), Arc<Table>>,
     pub(super) live: BTreeMap<u32, Live>,
     bound: Position,
     /// Committed in the target.
@@ -42,31 +42,31 @@ pub(super) struct Restore<'a> {
     /// Rows inserted without all their values.
     pub(super) lacking: Lacking,
     /// Rows that were read again.
-    repairs: Repairs,
+    pub(super) repairs: Repairs,
     pub(super) report: RestoreReport,
     /// What was passed so far, and what there is in all, for the progress.
-    done: Amounts,
-    all: Amounts,
-    progress: &'a mut (dyn FnMut(Progress) + Send),
+    pub(super) done: Amounts,
+    pub(super) all: Amounts,
+    pub(super) progress: &'a mut (dyn FnMut(Progress) + Send),
 }
 
 /// Rows of snapshots, and changes.
 #[derive(Clone, Copy, Debug, Default)]
-struct Amounts {
-    rows: u64,
-    changes: u64,
+pub(super) struct Amounts {
+    pub(super) rows: u64,
+    pub(super) changes: u64,
 }
 
 /// A table of the target.
 pub(super) struct Live {
     /// As it is now.
     pub(super) table: Arc<Table>,
-    shape: Shape,
+    pub(super) shape: Shape,
     pending: Pending,
     /// Changes up to here are in its rows already.
     skip_until: Position,
     /// Up to here its definition is ahead of the changes, and rows may be ahead of them.
-    last_snapshot: Position,
+    pub(super) last_snapshot: Position,
     /// Between these, too: behind a gap, until it was repaired.
     doubtful: Vec<(Position, Position)>,
     /// Whether changes wait that its rows may be ahead of: of those some find no row.
@@ -160,86 +160,6 @@ impl<'a> Restore<'a> {
         }
     }
 
-    /// Loads the objects of snapshots that are not in yet.
-    pub(super) async fn load_snapshots(&mut self, plan: &Plan) -> Result<(), ReplayError> {
-        let there = self.target.objects().await?;
-        let stood = self.applied.position;
-        let converges = |id| self.live.get(&id).is_some_and(|live| live.shape.converges());
-        self.repairs = Repairs::new(plan, &there, converges, stood);
-        for id in self.repairs.tables() {
-            if let Some(live) = self.live.get_mut(&id) {
-                live.last_snapshot = live.last_snapshot.max(stood);
-            }
-        }
-        let objects = plan.tables.values().flat_map(|table| &table.rows);
-        self.all = Amounts {
-            rows: objects.map(|rows| rows_of(&rows.object)).sum(),
-            changes: self.missing(plan).map(changes_of).sum(),
-        };
-        for (id, planned) in &plan.tables {
-            for rows in &planned.rows {
-                let beside = rows.position != planned.first || planned.first != planned.last;
-                if there.get(&rows.object.key) != Some(&rows.object.sha256) {
-                    self.load(*id, rows, beside).await?;
-                } else {
-                    self.done.rows += rows_of(&rows.object);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn load(&mut self, id: u32, rows: &RowsObject, beside: bool) -> Result<(), ReplayError> {
-        let mut file = self.fetcher.rows(&rows.object, BATCH_BYTES).await?;
-        let live = &self.live[&id];
-        let table = live.table.qualified();
-        self.target.begin().await?;
-        let version = file.version().and_then(|version| self.versions.get(&(id, version)));
-        let version = version.unwrap_or(&live.table);
-        let mut loading: Option<(Loading, Vec<usize>, Vec<Place>)> = None;
-        while let Some(batch) = file.next_rows()? {
-            let (loading, columns, from) = match &mut loading {
-                Some(begun) => begun,
-                none => {
-                    let places = places(&live.table, version, &batch).into_iter().enumerate();
-                    let told =
-                        places.filter(|(_, from)| from.at.is_some() || from.before.is_some());
-                    let (columns, from): (Vec<_>, Vec<_>) = told.unzip();
-                    let begun = self.target.copy_in(&live.shape, &columns, beside).await?;
-                    none.insert((begun, columns, from))
-                }
-            };
-            let mut text = String::new();
-            for row in 0..batch.len() {
-                for (at, from) in from.iter().enumerate() {
-                    let Some(column) = from.at else {
-                        loading.value(at == 0, from.before.as_ref().and_then(Option::as_deref));
-                        continue;
-                    };
-                    text.clear();
-                    let named = is_named_by(&live.shape, columns[at]);
-                    let repaired = &mut self.report.repaired_values;
-                    let null = !print((&batch, row, column), named, &mut text, repaired);
-                    loading.value(at == 0, (!null).then_some(text.as_str()));
-                }
-                loading.end_row().await?;
-            }
-            self.done.rows += batch.len() as u64;
-            let (done, all, changes) = (self.done.rows, self.all.rows, self.all.changes);
-            (self.progress)(Progress::Snapshot { table: table.clone(), done, all, changes });
-        }
-        match loading {
-            Some((loading, columns, _)) => {
-                let object = &rows.object;
-                let loaded = self.target.loaded(loading, &live.shape, &columns, beside, object);
-                self.report.snapshot_rows += loaded.await?;
-            }
-            // No rows: the snapshot of an empty table.
-            None => self.target.record_object(&rows.object, 0).await?,
-        }
-        self.target.commit().await
-    }
-
     /// Applies the changes that are not in yet, up to the plan's end.
     pub(super) async fn apply_changes(&mut self, plan: &Plan) -> Result<(), ReplayError> {
         let mut reached = self.applied;
@@ -260,7 +180,7 @@ impl<'a> Restore<'a> {
     }
 
     /// The epochs that are not in yet.
-    fn missing<'p>(&self, plan: &'p Plan) -> impl Iterator<Item = &'p Epoch> + use<'p> {
+    pub(super) fn missing<'p>(&self, plan: &'p Plan) -> impl Iterator<Item = &'p Epoch> + use<'p> {
         let Sequence(sequence) = self.applied.sequence;
         let position = self.repairs.begin(self.applied.position);
         plan.epochs
@@ -471,11 +391,11 @@ impl<'a> Restore<'a> {
     }
 }
 
-fn rows_of(object: &EntryObject) -> u64 {
+pub(super) fn rows_of(object: &EntryObject) -> u64 {
     object.rows.values().sum()
 }
 
-fn changes_of(epoch: &Epoch) -> u64 {
+pub(super) fn changes_of(epoch: &Epoch) -> u64 {
     epoch.tracks.iter().flat_map(|track| &track.objects).map(rows_of).sum()
 }
 
