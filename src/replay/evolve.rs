@@ -6,6 +6,9 @@
 //! new columns come last in PostgreSQL. Of the last columns it is taken for renamed too if nothing
 //! but the name differs. An added column has in the rows that are there what the source's catalog says; where it says nothing, its
 //! plain default, which is what they got unless it was changed since.
+//!
+//! A column that becomes NOT NULL may have no value yet in rows that are there: the definition can be ahead of the
+//! changes that give them one. So none of these statements says it of a column of which it was not said before.
 
 use std::sync::Arc;
 
@@ -25,13 +28,15 @@ pub struct Alteration {
     pub otherwise: Option<Otherwise>,
 }
 
-/// What is done where rows that are there refuse a statement: what the source made of them is in no stream.
+/// What is done where rows that are there refuse a statement: what the source made of them is in no stream, or comes later.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Otherwise {
     /// The statement; empty for none.
     pub sql: String,
-    /// What that makes of the table, for people.
-    pub note: String,
+    /// What that makes of the table, for people, unless it may be mended later.
+    pub note: Option<String>,
+    /// The column, which is not NOT NULL then.
+    pub nullable: String,
 }
 
 impl From<String> for Alteration {
@@ -40,7 +45,7 @@ impl From<String> for Alteration {
     }
 }
 
-/// The statements that make `from` into `to`, in order.
+/// The statements that make `from` into what [`eased`] says, in order.
 pub fn alter(from: &Table, to: &Table) -> Vec<Alteration> {
     let mut steps: Vec<Alteration> = vec![];
     if from.schema != to.schema {
@@ -55,9 +60,12 @@ pub fn alter(from: &Table, to: &Table) -> Vec<Alteration> {
     let table = qualified(to);
     let kept = kept(from, to);
     let now = |name: &String| kept.iter().find(|(old, _)| old.name == *name);
-    let key: Option<Vec<String>> =
-        from.key.iter().map(|name| Some(now(name)?.1.name.clone())).collect();
-    let rekey = key.is_none_or(|key| !same_names(&key, &to.key));
+    let differ = |before: &[String], after: &[String]| {
+        let before: Option<Vec<String>> =
+            before.iter().map(|name| Some(now(name)?.1.name.clone())).collect();
+        before.is_none_or(|before| !same_names(&before, after))
+    };
+    let rekey = differ(&from.key, &to.key);
     if rekey && !from.key.is_empty() {
         steps.push(drop_primary_key(to).into());
     }
@@ -76,10 +84,38 @@ pub fn alter(from: &Table, to: &Table) -> Vec<Alteration> {
         }
     }
     if rekey && !to.key.is_empty() {
-        let key: Vec<String> = to.key.iter().map(|name| escape_identifier(name)).collect();
-        steps.push(format!("ALTER TABLE {table} ADD PRIMARY KEY ({})", key.join(", ")).into());
+        steps.push(format!("ALTER TABLE {table} ADD PRIMARY KEY ({})", list(&to.key)).into());
     }
     steps
+}
+
+/// What [`alter`] makes of `from`, unless rows refuse more: NOT NULL is only what was that before, or comes with a value.
+pub fn eased(from: &Table, to: &Table) -> Table {
+    let kept = kept(from, to);
+    let holds = |new: &Column| match kept.iter().find(|(_, after)| after.name == new.name) {
+        Some((old, _)) => is_not_null(from, old) && !is_made_anew(from, to, old, new),
+        None => is_filled(new),
+    };
+    let ease = |column: &Column| {
+        let not_null = column.not_null && (to.key.contains(&column.name) || holds(column));
+        Column { not_null, ..column.clone() }
+    };
+    Table { columns: to.columns.iter().map(ease).collect(), ..to.clone() }
+}
+
+/// Says of columns whether they are NOT NULL.
+pub fn set_not_null(table: &mut Table, names: &[String], not_null: bool) {
+    let columns = table.columns.iter_mut().filter(|column| names.contains(&column.name));
+    columns.for_each(|column| column.not_null = not_null);
+}
+
+/// Whether the target has a column NOT NULL: a version known from the stream alone does not say so of a key's.
+fn is_not_null(table: &Table, column: &Column) -> bool {
+    column.not_null || table.key.contains(&column.name)
+}
+
+fn list(names: &[String]) -> String {
+    names.iter().map(|name| escape_identifier(name)).collect::<Vec<_>>().join(", ")
 }
 
 /// The statement for a column that comes.
@@ -90,11 +126,9 @@ fn added(table: &str, new: &Column) -> Alteration {
     let add = |column: &Column| {
         format!("ALTER TABLE {table} ADD COLUMN {}{default}", schema::column(column))
     };
-    let otherwise = new.not_null.then(|| Otherwise {
-        sql: add(&without),
-        note: format!("rows lack a value in the column {}, which is NOT NULL", new.name),
-    });
-    Alteration { sql: add(new), otherwise }
+    let (true, true) = (new.not_null, is_filled(new)) else { return add(&without).into() };
+    let otherwise = Otherwise { sql: add(&without), note: None, nullable: new.name.clone() };
+    Alteration { sql: add(new), otherwise: Some(otherwise) }
 }
 
 /// The columns that stay: each before and after. What has a number is the one that has it; the others go by their names.
@@ -156,33 +190,26 @@ fn alter_column(from: &Table, to: &Table, old: &Column, new: &Column) -> Vec<Alt
     let retyped = old.source_type != new.source_type;
     let alter = format!("ALTER TABLE {table} ALTER COLUMN {name}");
     let anew = || -> Vec<Alteration> {
-        let add = format!("ALTER TABLE {table} ADD COLUMN {}", column(new));
+        let nullable = Column { not_null: false, ..new.clone() };
+        let add = format!("ALTER TABLE {table} ADD COLUMN {}", column(&nullable));
         vec![format!("ALTER TABLE {table} DROP COLUMN {name} CASCADE").into(), add.into()]
     };
+    if is_made_anew(from, to, old, new) {
+        let mut steps = anew();
+        let default = filled(new).filter(|_| computed(new).is_none());
+        steps[1].sql.extend(default.map(|value| format!(" DEFAULT {value}")));
+        return steps;
+    }
     let mut steps: Vec<Alteration> = vec![];
     match (computed(old), computed(new)) {
-        (None, None) => {}
-        // Dropped and made anew, a column stands behind all that stay.
-        (Some(_), None) if is_anew(from, to, &new.name) => {
-            let default = filled(new).map(|value| format!(" DEFAULT {value}"));
-            let mut steps: Vec<Alteration> = anew();
-            steps[1].sql.push_str(&default.unwrap_or_default());
-            return steps;
-        }
+        (None, _) => {}
         (Some(_), None) => steps.push(format!("{alter} DROP EXPRESSION").into()),
-        (None, Some(_)) => return anew(),
         (Some(before), Some(after)) => {
-            // Where a column that it names has another name, the target's server has seen to that.
-            let before = &*renamed(before, &kept(from, to));
-            let changed = retyped || before != after;
-            if changed && !keeps_place(from, to, &new.name) {
-                // It was dropped and made anew, or may have been; any server can do that.
-                return anew();
-            }
             if retyped {
                 steps.push(format!("{alter} TYPE {}", new.source_type).into());
             }
-            if before != after {
+            // Where a column that it names has another name, the target's server has seen to that.
+            if renamed(before, &kept(from, to)) != after {
                 steps.push(format!("{alter} SET EXPRESSION AS ({after})").into());
             }
         }
@@ -200,22 +227,34 @@ fn alter_column(from: &Table, to: &Table, old: &Column, new: &Column) -> Vec<Alt
             sql: format!("{alter} TYPE {as_type} USING {name}::text::{as_type}"),
             otherwise: Some(Otherwise {
                 sql: given_up,
-                note: format!(
+                note: Some(format!(
                     "values of the column {} do not read as {as_type}, and are NULL up to the next change of their \
                      rows: a statement made others of them, which are in no stream",
                     new.name
-                ),
+                )),
+                nullable: new.name.clone(),
             }),
         });
     }
-    // A version known from the stream alone does not say NOT NULL: a key's columns have it anyway.
-    if old.not_null != new.not_null && !to.key.contains(&new.name) {
-        let what = if new.not_null { "SET" } else { "DROP" };
-        let note = format!("rows lack a value in the column {}, which is NOT NULL", new.name);
-        let otherwise = new.not_null.then(|| Otherwise { sql: String::new(), note });
-        steps.push(Alteration { sql: format!("{alter} {what} NOT NULL"), otherwise });
+    if is_not_null(from, old) && !is_not_null(to, new) {
+        steps.push(format!("{alter} DROP NOT NULL").into());
     }
     steps
+}
+
+/// Whether a column that stays is dropped and made anew: behind all others, as it may have been.
+fn is_made_anew(from: &Table, to: &Table, old: &Column, new: &Column) -> bool {
+    match (computed(old), computed(new)) {
+        (None, None) => false,
+        (Some(_), None) => is_anew(from, to, &new.name),
+        (None, Some(_)) => true,
+        // Any server can do that.
+        (Some(before), Some(after)) => {
+            let changed =
+                old.source_type != new.source_type || renamed(before, &kept(from, to)) != after;
+            changed && !keeps_place(from, to, &new.name)
+        }
+    }
 }
 
 /// An expression in which columns have the names that they have now.
@@ -264,6 +303,11 @@ fn filled(new: &Column) -> Option<String> {
         }
         None => plain_default(new).map(Into::into),
     }
+}
+
+/// Whether all rows that are there have a value in a column that is added.
+fn is_filled(new: &Column) -> bool {
+    computed(new).is_none() && filled(new).is_some()
 }
 
 /// Whether a column that had others behind it has none of them behind it any more.
@@ -353,6 +397,8 @@ fn drop_primary_key(table: &Table) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::{
         journal::Before,
@@ -394,10 +440,7 @@ mod tests {
         to.columns[1].not_null = true;
         assert_eq!(
             sqls(&from, &to),
-            [
-                "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b\" TYPE text USING \"b\"::text::text",
-                "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b\" SET NOT NULL",
-            ]
+            ["ALTER TABLE \"public\".\"t\" ALTER COLUMN \"b\" TYPE text USING \"b\"::text::text"]
         );
     }
 
@@ -422,8 +465,9 @@ mod tests {
         assert_eq!(added(Some("'5'"), value(), false), (" DEFAULT 'it''s'::text".into(), 1));
         assert_eq!(added(Some("'5'"), Some(Before::Null), false), (String::new(), 1));
         assert_eq!(added(Some("'5'"), None, false), (" DEFAULT '5'".into(), 1));
-        // Nothing is NULL where nothing may be.
-        let must = added(Some("'5'"), Some(Before::Null), true);
+        // Changes gave them values before it became NOT NULL.
+        assert_eq!(added(Some("'5'"), Some(Before::Null), true), (String::new(), 1));
+        let must = added(Some("'5'"), None, true);
         assert_eq!(must, (" NOT NULL DEFAULT '5'".into(), 1));
         // It was dropped since, and is dropped.
         assert_eq!(added(None, value(), false), (" DEFAULT 'it''s'::text".into(), 1));
@@ -613,6 +657,71 @@ mod tests {
                 }
                 live = to;
             }
+        }
+    }
+
+    #[test]
+    fn nothing_is_told_not_null_that_was_not() {
+        let from = abc();
+        let mut to = from.clone();
+        to.columns[1].not_null = true;
+        let lone = Column { not_null: true, ..column("d", "text", 25, -1) };
+        to.columns.push(lone.clone());
+        to.columns.push(Column { name: "e".into(), default: Some("5".into()), ..lone });
+        let [d, e] = alter(&from, &to).try_into().unwrap();
+        let table = "ALTER TABLE \"public\".\"t\"";
+        assert_eq!(d, format!("{table} ADD COLUMN \"d\" text").into());
+        assert_eq!(e.sql, format!("{table} ADD COLUMN \"e\" text NOT NULL DEFAULT 5"));
+        let otherwise = e.otherwise.unwrap();
+        assert_eq!(otherwise.sql, format!("{table} ADD COLUMN \"e\" text DEFAULT 5"));
+        let eased = eased(&from, &to);
+        let not_null: Vec<bool> = eased.columns.iter().map(|column| column.not_null).collect();
+        assert_eq!(not_null, [true, false, false, false, true]);
+    }
+
+    #[test]
+    fn a_table_is_eased_to_what_its_statements_make_of_it() {
+        for seed in 0..3000 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let some = |rng: &mut fastrand::Rng| {
+                let numbers: Vec<u16> = (1..=5).filter(|_| rng.u8(0..4) > 0).collect();
+                let columns = numbers.iter().map(|number| {
+                    let of = column(&format!("c{number}"), "bigint", 20, -1);
+                    let generated = (rng.u8(0..4) == 0).then(|| "stored".to_owned());
+                    let default = (generated.is_some() || rng.bool())
+                        .then(|| ["5", "6"][rng.usize(0..2)].to_owned());
+                    Column { number: Some(*number), not_null: rng.bool(), generated, default, ..of }
+                });
+                let mut made = Table { columns: columns.collect(), ..table("t", vec![], &[]) };
+                let mut named = made.columns.iter().filter(|own| own.generated.is_none());
+                made.key.extend(named.next().filter(|_| rng.bool()).map(|own| own.name.clone()));
+                // The stream alone does not say it of the key.
+                let is_told = rng.bool();
+                for own in made.columns.iter_mut().filter(|own| made.key.contains(&own.name)) {
+                    own.not_null = is_told;
+                }
+                made
+            };
+            let (from, to) = (some(&mut rng), some(&mut rng));
+            let of = |table: &Table| -> BTreeMap<String, bool> {
+                let columns = table.columns.iter();
+                columns.map(|own| (own.name.clone(), is_not_null(table, own))).collect()
+            };
+            let mut target = of(&from);
+            for step in sqls(&from, &to) {
+                assert!(!step.contains("SET NOT NULL"), "{seed}: {step}");
+                let name = step.split('"').nth(5).unwrap_or_default().to_owned();
+                if step.contains(" ADD COLUMN ") {
+                    target.insert(name, step.contains(" NOT NULL"));
+                } else if step.contains(" DROP COLUMN ") {
+                    target.remove(&name);
+                } else if step.contains(" DROP NOT NULL") {
+                    target.insert(name, false);
+                } else if step.contains(" ADD PRIMARY KEY ") {
+                    target.insert(name, true);
+                }
+            }
+            assert_eq!(target, of(&eased(&from, &to)), "{seed}: {:?}", sqls(&from, &to));
         }
     }
 

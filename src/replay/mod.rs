@@ -41,6 +41,7 @@ mod proof_state;
 pub mod read;
 pub mod restore;
 mod restore_large_objects;
+mod restore_not_null;
 mod restore_parts;
 mod restore_repairs;
 mod restore_rows;

@@ -4,7 +4,7 @@
 //! source, committed to the target at ends of the source's transactions only. A table with a key takes
 //! every change since its oldest chunk again: applied twice they converge. One without a key has one
 //! snapshot, and takes the changes behind it. Rows that were read again take their place among the
-//! changes, at their position. Large objects come behind them, and sequences last, with what takes from them. A restore that was cut goes on where it was; one that is
+//! changes, at their position. Columns in which rows lacked values are NOT NULL again behind them. Large objects come then, and sequences last, with what takes from them. A restore that was cut goes on where it was; one that is
 //! run again does nothing twice.
 
 use std::{path::PathBuf, sync::Arc};
@@ -132,6 +132,7 @@ pub async fn restore(
     restore.make_tables(&plan).await?;
     restore.load_snapshots(&plan).await?;
     restore.apply_changes(&plan).await?;
+    restore.tighten().await?;
     restore.make_large_objects(&plan).await?;
     restore.make_sequences(&plan).await?;
     Ok(restore.into_report(&plan))

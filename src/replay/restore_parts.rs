@@ -4,6 +4,7 @@ use super::{
     Progress, ReplayError,
     plan::{Plan, RowsObject},
     read::BATCH_BYTES,
+    restore_not_null::lacked,
     restore_repairs::Repairs,
     restore_rows::{Amounts, Restore, changes_of, rows_of},
     restore_target::Loading,
@@ -42,24 +43,27 @@ impl Restore<'_> {
 
     async fn load(&mut self, id: u32, rows: &RowsObject, beside: bool) -> Result<(), ReplayError> {
         let mut file = self.fetcher.rows(&rows.object, BATCH_BYTES).await?;
-        let live = &self.live[&id];
-        let table = live.table.qualified();
+        let table = self.live[&id].table.qualified();
         self.target.begin().await?;
         let version = file.version().and_then(|version| self.versions.get(&(id, version)));
-        let version = version.unwrap_or(&live.table);
+        let version = version.unwrap_or(&self.live[&id].table).clone();
         let mut loading: Option<(Loading, Vec<usize>, Vec<Place>)> = None;
         while let Some(batch) = file.next_rows()? {
             let (loading, columns, from) = match &mut loading {
                 Some(begun) => begun,
                 none => {
-                    let places = places(&live.table, version, &batch).into_iter().enumerate();
-                    let told =
-                        places.filter(|(_, from)| from.at.is_some() || from.before.is_some());
+                    let places = places(&self.live[&id].table, &version, &batch);
+                    let lacked = lacked(&self.live[&id].table, &version, &places);
+                    self.loosen(id, &lacked).await?;
+                    let told = places.into_iter().enumerate();
+                    let told = told.filter(|(_, from)| from.at.is_some() || from.before.is_some());
                     let (columns, from): (Vec<_>, Vec<_>) = told.unzip();
-                    let begun = self.target.copy_in(&live.shape, &columns, beside).await?;
+                    let shape = &self.live[&id].shape;
+                    let begun = self.target.copy_in(shape, &columns, beside).await?;
                     none.insert((begun, columns, from))
                 }
             };
+            let shape = &self.live[&id].shape;
             let mut text = String::new();
             for row in 0..batch.len() {
                 for (at, from) in from.iter().enumerate() {
@@ -68,7 +72,7 @@ impl Restore<'_> {
                         continue;
                     };
                     text.clear();
-                    let named = is_named_by(&live.shape, columns[at]);
+                    let named = is_named_by(shape, columns[at]);
                     let repaired = &mut self.report.repaired_values;
                     let null = !print((&batch, row, column), named, &mut text, repaired);
                     loading.value(at == 0, (!null).then_some(text.as_str()));
@@ -81,8 +85,8 @@ impl Restore<'_> {
         }
         match loading {
             Some((loading, columns, _)) => {
-                let object = &rows.object;
-                let loaded = self.target.loaded(loading, &live.shape, &columns, beside, object);
+                let (shape, object) = (&self.live[&id].shape, &rows.object);
+                let loaded = self.target.loaded(loading, shape, &columns, beside, object);
                 self.report.snapshot_rows += loaded.await?;
             }
             // No rows: the snapshot of an empty table.

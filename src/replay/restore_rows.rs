@@ -14,6 +14,7 @@ use super::{
     plan::{Epoch, Plan, TablePlan},
     plan_defined::Definition,
     read::BATCH_BYTES,
+    restore_not_null::lacks,
     restore_repairs::Repairs,
     restore_target::{Lacking, Target},
     restore_values::{Place, change, places},
@@ -254,8 +255,8 @@ impl<'a> Restore<'a> {
         self.write_out(id).await?;
         let live = self.live.get_mut(&id).expect("only tables that are there get a version");
         let version = numbered(&live.table, &version);
-        self.target.alter(&live.table, &version).await?;
-        live.become_version(version);
+        let made = self.target.alter(&live.table, &version).await?;
+        live.become_version(Arc::new(made));
         Ok(())
     }
 
@@ -304,6 +305,9 @@ impl<'a> Restore<'a> {
         let known = known.or_insert_with(|| places(&live.table, &version, here.rows));
         let repaired = &mut self.report.repaired_values;
         let change = change((here.rows, here.row), meta.op, &live.shape, known, repaired);
+        let lacks = lacks(&live.table, &live.shape, &change);
+        self.loosen(here.table, &lacks).await?;
+        let live = self.live.get_mut(&here.table).expect("it was there above");
         self.pending_bytes += change.bytes();
         if let Some(lacking) = self.lacking.get_mut(&here.table) {
             forget(lacking, &change, &live.shape);

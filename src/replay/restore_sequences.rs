@@ -10,6 +10,7 @@ use super::{
     ReplayError,
     plan::Plan,
     read::BATCH_BYTES,
+    restore_not_null::alter_each,
     restore_rows::Restore,
     restore_target::{Target, refused},
     schema,
@@ -47,7 +48,14 @@ impl Restore<'_> {
             let column = table.and_then(|(owner, table)| Some((table, column_of(table, owner)?)));
             let step = match column {
                 Some((table, column)) if is_generated(generator, column) => {
-                    drop_identity(table, column)
+                    // With identity it became NOT NULL, which its definition need not have said then.
+                    let own = [column.name.clone()];
+                    let is_told = column.not_null || table.key.contains(&column.name);
+                    let drop = drop_identity(table, column);
+                    match is_told {
+                        true => drop,
+                        false => format!("{drop}; {}", alter_each(table, &own, "DROP NOT NULL")),
+                    }
                 }
                 _ => own(generator, None),
             };

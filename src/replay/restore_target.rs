@@ -151,27 +151,30 @@ impl<'a> Target<'a> {
         Ok(())
     }
 
-    /// Turns a table into its next version, within the transaction.
-    pub(super) async fn alter(&mut self, from: &Table, to: &Table) -> Result<(), ReplayError> {
+    /// Turns a table into its next version, within the transaction, as far as its rows let it. Gives what it is then.
+    pub(super) async fn alter(&mut self, from: &Table, to: &Table) -> Result<Table, ReplayError> {
         self.types(to).await?;
         self.run("alter a table", &schema::create_schema(&to.schema)).await?;
         let doing = format!("alter table {}", to.qualified());
+        let mut made = evolve::eased(from, to);
         for Alteration { sql, otherwise } in evolve::alter(from, to) {
             match otherwise {
                 None => self.run(&doing, &sql).await?,
-                Some(otherwise) => self.run_or(&doing, (to, &sql), otherwise).await?,
+                Some(otherwise) => self.run_or(&doing, &sql, (&otherwise, &mut made)).await?,
             }
         }
         self.try_all(evolve::defaults(from, to)).await?;
-        self.remember(to).await
+        self.remember(&made).await?;
+        Ok(made)
     }
 
-    /// Runs a statement; where rows that are there refuse it, what is to be done then, and it is said.
+    /// Runs a statement; where rows that are there refuse it, what is to be done then, and what that makes of the
+    /// table is said.
     async fn run_or(
         &mut self,
         doing: &str,
-        (table, sql): (&Table, &str),
-        otherwise: Otherwise,
+        sql: &str,
+        (otherwise, table): (&Otherwise, &mut Table),
     ) -> Result<(), ReplayError> {
         self.run(doing, "SAVEPOINT lakehead_rows").await?;
         if let Err(why) = self.client.batch_execute(sql).await {
@@ -181,9 +184,10 @@ impl<'a> Target<'a> {
                 return Err(refused(doing, &why));
             }
             self.run(doing, "ROLLBACK TO SAVEPOINT lakehead_rows").await?;
-            let Otherwise { sql, note } = otherwise;
-            self.client.batch_execute(&sql).await.map_err(|_| refused(doing, &why))?;
-            self.notes.push(format!("{}: {note}", table.qualified()));
+            self.client.batch_execute(&otherwise.sql).await.map_err(|_| refused(doing, &why))?;
+            evolve::set_not_null(table, std::slice::from_ref(&otherwise.nullable), false);
+            let note = otherwise.note.as_ref();
+            self.notes.extend(note.map(|note| format!("{}: {note}", table.qualified())));
         }
         self.run(doing, "RELEASE SAVEPOINT lakehead_rows").await
     }
@@ -370,7 +374,8 @@ impl<'a> Target<'a> {
         Ok(())
     }
 
-    async fn remember(&self, table: &Table) -> Result<(), ReplayError> {
+    /// Records a table as it is now, within the transaction.
+    pub(super) async fn remember(&self, table: &Table) -> Result<(), ReplayError> {
         let sql = "INSERT INTO lakehead_restore.tables (source, id, definition) VALUES ($1, $2, $3) \
             ON CONFLICT (source, id) DO UPDATE SET definition = EXCLUDED.definition";
         let json = serde_json::to_string(table).expect("a table is plain data");

@@ -18,7 +18,7 @@ pub(super) struct Place {
     /// Among the file's columns.
     pub(super) at: Option<usize>,
     /// What the file calls it.
-    name: Option<String>,
+    pub(super) name: Option<String>,
     /// What the file's rows have in it if it came after them and that is known.
     pub(super) before: Slot,
 }

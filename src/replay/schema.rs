@@ -154,9 +154,8 @@ pub fn same_column<'a>(table: &'a Table, column: &Column) -> Option<&'a Column> 
 pub fn before(column: &Column) -> Option<Option<&str>> {
     match &column.before {
         Some(Before::Value(value)) => Some(Some(value)),
-        // Of one that is NOT NULL there were no rows before.
-        Some(Before::Null) if !column.not_null => Some(None),
-        Some(Before::Null) | None => None,
+        Some(Before::Null) => Some(None),
+        None => None,
     }
 }
 

@@ -35,6 +35,7 @@ mod story_large_objects;
 mod story_link;
 mod story_memory;
 mod story_new_table;
+mod story_not_null;
 mod story_outage;
 mod story_page;
 mod story_proof;
