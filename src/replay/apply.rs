@@ -1,10 +1,9 @@
 //! Changes as few statements of SQL. Pure.
 //!
-//! Between two commits the order across tables does not matter (the target has no foreign keys or
-//! triggers). Of a table with a key only the last state of each key counts: puts, patches (updates
-//! whose unchanged columns the server left out) and deletes, each as one statement over arrays of
-//! text. A table without a key, or whose old rows are named by other columns than its primary key,
-//! takes its changes one by one in order; there only inserts are grouped.
+//! Between two commits the order across tables does not matter (the target has no foreign keys or triggers). Of a table
+//! with a key only the last state of each key counts: puts, patches (updates whose unchanged columns the server left
+//! out) and deletes, each as one statement over arrays of text. A table without a key, or whose old rows are named by
+//! other columns than its primary key, takes its changes one by one in order; there only inserts are grouped.
 //!
 //! **Invariant:** after [`Pending::steps`] the table is as after its changes one by one.
 
@@ -55,6 +54,8 @@ pub struct ShapeColumn {
     pub type_name: String,
     /// NOT NULL.
     pub not_null: bool,
+    /// Whether a row cannot be there that does not say it.
+    pub needed: bool,
 }
 
 /// What names a row of the target.
@@ -81,8 +82,7 @@ pub struct Step {
     pub then: Option<String>,
     /// With the same parameters, if it touched none.
     pub instead: Option<String>,
-    /// With the same parameters, if it touched fewer, and nothing else did: inserts the rows that
-    /// were not there, and gives the key of each as an array of text.
+    /// The same, if it touched fewer, and nothing else did: inserts what was not there; gives keys as arrays of text.
     pub insert: Option<String>,
 }
 
@@ -113,6 +113,7 @@ impl Shape {
                 name: column.name.clone(),
                 type_name: column.source_type.clone(),
                 not_null: column.not_null,
+                needed: column.not_null && schema::plain_default(column).is_none(),
             })
             .collect();
         let places = |names: &[String]| {
@@ -131,8 +132,7 @@ impl Shape {
         Self { name: schema::qualified(table), columns, matching }
     }
 
-    /// Whether changes can be applied to rows that are ahead of them, and converge: if a row's name is
-    /// all that is unique about it.
+    /// Whether changes converge on rows that are ahead of them: if a row's name is all that is unique about it.
     pub fn converges(&self) -> bool {
         matches!(self.matching, Matching::Key(_))
     }
@@ -464,7 +464,7 @@ fn assignments(shape: &Shape, told: &[bool], but: &[usize]) -> String {
 
 /// Whether a row of only these columns can be inserted.
 fn can_insert(shape: &Shape, told: &[bool]) -> bool {
-    shape.columns.iter().zip(told).all(|(column, told)| *told || !column.not_null)
+    shape.columns.iter().zip(told).all(|(column, told)| *told || !column.needed)
 }
 
 /// Turns rows into columns, leaving out what none of them says.
@@ -712,14 +712,19 @@ mod tests {
 
     #[test]
     fn a_row_that_lacks_a_needed_value_is_not_inserted() {
-        let mut columns = vec![column("k", "text", 25, -1), column("a", "text", 25, -1)];
-        columns[1].not_null = true;
-        let mut shape = Shape::new(&table("t", columns, &["k"]));
-        shape.columns[1].not_null = true;
-        let mut pending = Pending::default();
-        pending
-            .take(&shape, Change { op: Op::Update, values: vec![text(1), None], old: vec![] })
-            .unwrap();
-        assert!(pending.steps(&shape)[0].insert.is_none());
+        let columns = ["k", "a", "b"].map(|name| column(name, "text", 25, -1));
+        let mut table = table("t", columns.into(), &["k"]);
+        let inserts = |table: &Table| {
+            let values = vec![text(1), None, text("b")];
+            let mut pending = Pending::default();
+            let change = Change { op: Op::Update, values, old: vec![] };
+            pending.take(&Shape::new(table), change).unwrap();
+            pending.steps(&Shape::new(table))[0].insert.is_some()
+        };
+        assert!(inserts(&table));
+        table.columns[1].not_null = true;
+        assert!(!inserts(&table));
+        table.columns[1].default = Some("''".into());
+        assert!(inserts(&table));
     }
 }
