@@ -15,7 +15,8 @@ use std::sync::Arc;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 use super::schema::{
-    self, before, column, computed, plain_default, qualified, same_names, set_default,
+    self, before, column, computed, is_of, plain_default, qualified, replica_identity, same_names,
+    set_default, unique_columns,
 };
 use crate::{journal::Column, seal::Table};
 
@@ -67,7 +68,18 @@ pub fn alter(from: &Table, to: &Table) -> Vec<Alteration> {
     };
     let rekey = differ(&from.key, &to.key);
     if rekey && !from.key.is_empty() {
-        steps.push(drop_primary_key(to).into());
+        steps.push(drop_constraint(to, "contype = 'p'").into());
+    }
+    let (unique_before, unique) = (unique_columns(from), unique_columns(to));
+    let reindex = differ(&unique_before, &unique);
+    if reindex && !unique_before.is_empty() {
+        steps.push(
+            drop_constraint(
+                to,
+                &format!("contype = 'u' AND {}", is_of("conrelid", "conkey", &unique_before)),
+            )
+            .into(),
+        );
     }
     let gone = || from.columns.iter().filter(|old| now(&old.name).is_none());
     // What is computed of another one would go with it.
@@ -85,6 +97,12 @@ pub fn alter(from: &Table, to: &Table) -> Vec<Alteration> {
     }
     if rekey && !to.key.is_empty() {
         steps.push(format!("ALTER TABLE {table} ADD PRIMARY KEY ({})", list(&to.key)).into());
+    }
+    if reindex && !unique.is_empty() {
+        steps.push(format!("ALTER TABLE {table} ADD UNIQUE ({})", list(&unique)).into());
+    }
+    if from.identity != to.identity {
+        steps.push(replica_identity(to).into());
     }
     steps
 }
@@ -383,12 +401,12 @@ fn guessed<'a>(from: &'a Table, to: &'a Table) -> Vec<(&'a str, &'a str)> {
 }
 
 /// The constraint's name is not known here: the catalog of the target is asked.
-fn drop_primary_key(table: &Table) -> String {
+fn drop_constraint(table: &Table, which: &str) -> String {
     let name = qualified(table).replace('\'', "''");
     format!(
         "DO $$ DECLARE found name; BEGIN \
          SELECT conname INTO found FROM pg_catalog.pg_constraint \
-         WHERE conrelid = '{name}'::regclass AND contype = 'p'; \
+         WHERE conrelid = '{name}'::regclass AND {which}; \
          IF found IS NOT NULL THEN EXECUTE pg_catalog.format('ALTER TABLE {} DROP CONSTRAINT %I', found); END IF; \
          END $$",
         name.replace('%', "%%")
@@ -401,7 +419,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        journal::Before,
+        journal::{Before, Identity},
         replay::sample::{column, table},
     };
 
@@ -723,6 +741,39 @@ mod tests {
             }
             assert_eq!(target, of(&eased(&from, &to)), "{seed}: {:?}", sqls(&from, &to));
         }
+    }
+
+    #[test]
+    fn what_names_old_rows_comes_and_goes_with_its_index() {
+        let named_by = |names: &[&str], identity| {
+            let mut table = abc();
+            table.identity = identity;
+            for column in &mut table.columns {
+                column.identity = names.contains(&column.name.as_str());
+            }
+            table
+        };
+        let table = "ALTER TABLE \"public\".\"t\"";
+        let plain = named_by(&["a"], Identity::Default);
+        let by_bc = named_by(&["b", "c"], Identity::Index);
+        let unique = format!("{table} ADD UNIQUE (\"b\", \"c\")");
+        let of_identity = |how: &str| format!("{table} REPLICA IDENTITY {how}");
+        assert_eq!(sqls(&plain, &by_bc), [unique, of_identity("DEFAULT")]);
+        // Its columns have other names, and that is all.
+        let mut renamed = by_bc.clone();
+        renamed.columns[1].name = "x".into();
+        assert_eq!(sqls(&by_bc, &renamed).len(), 1);
+        // The key's columns are unique anyway.
+        let by_a = named_by(&["a"], Identity::Index);
+        let [drop] = sqls(&by_bc, &by_a).try_into().unwrap();
+        assert!(drop.contains("contype = 'u'") && drop.contains("IN ('b', 'c')"), "{drop}");
+        let [drop, full] = sqls(&by_bc, &named_by(&[], Identity::Full)).try_into().unwrap();
+        assert!(drop.starts_with("DO $$"), "{drop}");
+        assert_eq!(full, of_identity("FULL"));
+        let keyless = Table { key: vec![], ..by_a.clone() };
+        let [drop, unique] = sqls(&by_a, &keyless).try_into().unwrap();
+        assert!(drop.contains("contype = 'p'"), "{drop}");
+        assert_eq!(unique, format!("{table} ADD UNIQUE (\"a\")"));
     }
 
     #[test]

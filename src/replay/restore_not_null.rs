@@ -15,10 +15,10 @@ use super::{
     restore_rows::Restore,
     restore_target::Target,
     restore_values::Place,
-    schema::{computed, qualified, same_column},
+    schema::{computed, identity_index, qualified, replica_identity, same_column},
 };
 use crate::{
-    journal::{Column, Op},
+    journal::{Column, Identity, Op},
     seal::Table,
 };
 
@@ -29,6 +29,10 @@ impl Restore<'_> {
             return Ok(());
         };
         let doing = format!("alter table {}", live.table.qualified());
+        if live.table.identity == Identity::Index {
+            // No column of an index that names old rows can be NULL.
+            self.target.run(&doing, &replica_identity(&live.table)).await?;
+        }
         self.target.run(&doing, &alter_each(&live.table, names, "DROP NOT NULL")).await?;
         let mut table = (*live.table).clone();
         set_not_null(&mut table, names, false);
@@ -43,11 +47,16 @@ impl Restore<'_> {
         for (id, live) in &mut self.live {
             let Some(wanted) = self.versions.get(&(*id, live.table.version)) else { continue };
             let (mut table, waits) = ((*live.table).clone(), waits(&live.table, wanted));
-            if waits.is_empty() {
+            let index = identity_index(&table);
+            if waits.is_empty() && index.is_none() {
                 continue;
             }
             self.target.begin().await?;
             self.target.set_not_null(&mut table, &waits).await?;
+            if let Some(why) = self.target.attempt(&index.unwrap_or_default()).await? {
+                let name = table.qualified();
+                self.target.notes.push(format!("{name}: no index names its old rows: {why}"));
+            }
             self.target.remember(&table).await?;
             self.target.commit().await?;
             live.shape = Shape::new(&table);

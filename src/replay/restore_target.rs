@@ -18,6 +18,7 @@ use super::{
     schema,
 };
 use crate::{
+    journal::Identity,
     ledger::EntryObject,
     seal::Table,
     units::{Point, Position, Sequence, UnitError},
@@ -142,8 +143,8 @@ impl<'a> Target<'a> {
     async fn make(&mut self, doing: &str, table: &Table) -> Result<(), ReplayError> {
         self.run(doing, &schema::create_schema(&table.schema)).await?;
         self.run(doing, &schema::create_table(table)).await?;
-        if let Some(identity) = schema::replica_identity(table) {
-            self.run(doing, &identity).await?;
+        if matches!(table.identity, Identity::Full | Identity::Nothing) {
+            self.run(doing, &schema::replica_identity(table)).await?;
         }
         let defaults = table.columns.iter().filter_map(|column| schema::set_default(table, column));
         self.try_all(defaults.collect()).await?;

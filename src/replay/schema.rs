@@ -5,7 +5,7 @@
 //! known. What is left out is said by [`left_out`]. Names are always quoted; types stand as the source
 //! printed them under an empty `search_path`.
 
-use postgres_protocol::escape::escape_identifier;
+use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 use crate::{
     journal::{Before, Column, Identity},
@@ -64,21 +64,51 @@ pub fn create_table(table: &Table) -> String {
     if !table.key.is_empty() {
         parts.push(format!("PRIMARY KEY ({})", list(&table.key)));
     }
-    let index = identity_columns(table);
-    if table.identity == Identity::Index && !index.is_empty() && !same_names(&index, &table.key) {
+    let index = unique_columns(table);
+    if !index.is_empty() {
         parts.push(format!("UNIQUE ({})", list(&index)));
     }
     format!("CREATE TABLE {} ({})", qualified(table), parts.join(", "))
 }
 
-/// Names the old row of a change as the source does, where that differs from the default.
-pub fn replica_identity(table: &Table) -> Option<String> {
+/// Names the old row of a change as the source does; where that is by an index, see [`identity_index`].
+pub fn replica_identity(table: &Table) -> String {
     let how = match table.identity {
         Identity::Full => "FULL",
         Identity::Nothing => "NOTHING",
-        Identity::Default | Identity::Index => return None,
+        Identity::Default | Identity::Index => "DEFAULT",
     };
-    Some(format!("ALTER TABLE {} REPLICA IDENTITY {how}", qualified(table)))
+    format!("ALTER TABLE {} REPLICA IDENTITY {how}", qualified(table))
+}
+
+/// Names the old row of a change by the index of the columns that name it, once they are NOT NULL. `None`: it is not
+/// named so.
+pub fn identity_index(table: &Table) -> Option<String> {
+    let columns = identity_columns(table);
+    let is_named = table.identity == Identity::Index && !columns.is_empty();
+    let name = qualified(table).replace('\'', "''");
+    is_named.then(|| {
+        format!(
+            "DO $$ DECLARE found name; BEGIN \
+             SELECT c.relname INTO STRICT found FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid \
+             WHERE i.indrelid = '{name}'::regclass AND i.indisunique AND i.indimmediate AND i.indpred IS NULL AND {} \
+             ORDER BY i.indisprimary, c.relname LIMIT 1; \
+             EXECUTE pg_catalog.format('ALTER TABLE {} REPLICA IDENTITY USING INDEX %I', found); \
+             END $$",
+            is_of("i.indrelid", "i.indkey", &columns),
+            name.replace('%', "%%")
+        )
+    })
+}
+
+/// Whether an array of column numbers is of these columns of a table.
+pub fn is_of(table: &str, numbers: &str, columns: &[String]) -> String {
+    let names = columns.iter().map(|name| escape_literal(name)).collect::<Vec<_>>().join(", ");
+    format!(
+        "pg_catalog.array_length({numbers}::int2[], 1) = {0} AND {0} = (SELECT pg_catalog.count(*) \
+         FROM pg_catalog.pg_attribute WHERE attrelid = {table} AND attnum = ANY ({numbers}) AND attname IN ({names}))",
+        columns.len()
+    )
 }
 
 /// A column as CREATE TABLE and ADD COLUMN spell it, without its default.
@@ -140,6 +170,15 @@ pub fn identity_columns(table: &Table) -> Vec<String> {
     named.map(|column| column.name.clone()).collect()
 }
 
+/// The columns of the index by which a table names the old row of a change, if that is not its key's; else none.
+pub fn unique_columns(table: &Table) -> Vec<String> {
+    let index = identity_columns(table);
+    match table.identity == Identity::Index && !same_names(&index, &table.key) {
+        true => index,
+        false => vec![],
+    }
+}
+
 /// The column of `table` that is this column of another version of it: by its number, where both have one.
 pub fn same_column<'a>(table: &'a Table, column: &Column) -> Option<&'a Column> {
     let is_same = |own: &&Column| match own.number.zip(column.number) {
@@ -199,7 +238,7 @@ mod tests {
         let mut table = sample::table("t", vec![twice], &[]);
         table.identity = Identity::Full;
         assert!(left_out(&table).is_empty());
-        assert!(replica_identity(&table).unwrap().ends_with("REPLICA IDENTITY FULL"));
+        assert!(replica_identity(&table).ends_with("REPLICA IDENTITY FULL"));
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod story_felt;
 mod story_full;
 mod story_gap;
 mod story_gentle;
+mod story_identity;
 mod story_in_progress;
 mod story_kill;
 mod story_large;

@@ -1,0 +1,131 @@
+//! What names the old rows of a table changes while it is copied: a unique index, all of the row, or nothing.
+
+use tokio_postgres::Client;
+
+use lakehead::demo::compare::compare;
+
+use crate::{
+    harness::{Setup, World, assert_all_equal, copied},
+    story_ddl::definitions,
+};
+
+const TABLES: &str = "CREATE TABLE bare (a integer NOT NULL, b integer NOT NULL, v text);
+ALTER TABLE bare REPLICA IDENTITY FULL;
+CREATE TABLE lone (a integer NOT NULL, v text);
+CREATE TABLE keyed (id integer PRIMARY KEY, a integer NOT NULL, v text);
+INSERT INTO bare SELECT n, -n, n FROM generate_series(1, 50) AS n;
+INSERT INTO lone SELECT n, n FROM generate_series(1, 50) AS n;
+INSERT INTO keyed SELECT n, -n, n FROM generate_series(1, 50) AS n";
+
+/// An index comes.
+const INDEXED: &str = "INSERT INTO bare VALUES (1, -1, 'twice');
+DELETE FROM bare WHERE v = 'twice';
+CREATE UNIQUE INDEX bare_a ON bare (a);
+ALTER TABLE bare REPLICA IDENTITY USING INDEX bare_a;
+UPDATE bare SET v = 'by a' WHERE a < 10;
+UPDATE bare SET a = a + 1000 WHERE a BETWEEN 5 AND 20;
+DELETE FROM bare WHERE a = 30;
+INSERT INTO bare VALUES (100, -100, 'new');
+CREATE UNIQUE INDEX lone_a ON lone (a);
+ALTER TABLE lone REPLICA IDENTITY USING INDEX lone_a;
+INSERT INTO lone VALUES (100, 'new');
+CREATE UNIQUE INDEX keyed_a ON keyed (a);
+ALTER TABLE keyed REPLICA IDENTITY USING INDEX keyed_a;
+UPDATE keyed SET a = a - 1000, v = 'by a' WHERE id < 10;
+DELETE FROM keyed WHERE id = 30";
+
+/// Another one, whose column is called otherwise then; one of two columns.
+const ANOTHER: &str = "UPDATE lone SET v = 'by a' WHERE a < 10;
+DELETE FROM lone WHERE a = 30;
+CREATE UNIQUE INDEX bare_b ON bare (b);
+ALTER TABLE bare REPLICA IDENTITY USING INDEX bare_b;
+DROP INDEX bare_a;
+INSERT INTO bare VALUES (100, -101, 'a twice');
+UPDATE bare SET v = 'by b', b = b - 1000 WHERE a = 100;
+ALTER TABLE bare RENAME b TO bb;
+UPDATE bare SET v = 'by bb' WHERE a = 2;
+ALTER TABLE lone ADD c integer NOT NULL DEFAULT 7;
+CREATE UNIQUE INDEX lone_ac ON lone (a, c);
+ALTER TABLE lone REPLICA IDENTITY USING INDEX lone_ac;
+DROP INDEX lone_a;
+INSERT INTO lone VALUES (1, 'a twice', 8);
+UPDATE lone SET v = 'by two', c = 9 WHERE a = 1 AND c = 8;
+ALTER TABLE keyed REPLICA IDENTITY DEFAULT;
+DROP INDEX keyed_a;
+UPDATE keyed SET a = 1, v = 'by id' WHERE id < 5";
+
+/// None, and rows that are the same in what it was of.
+const GONE: &str = "ALTER TABLE bare REPLICA IDENTITY FULL;
+DROP INDEX bare_b;
+INSERT INTO bare SELECT a, bb, 'bb twice' FROM bare WHERE a < 5;
+UPDATE bare SET v = 'whole' WHERE v = 'by bb';
+DELETE FROM bare WHERE v = 'by a';
+ALTER TABLE lone REPLICA IDENTITY NOTHING;
+DROP INDEX lone_ac;
+INSERT INTO lone SELECT * FROM lone WHERE a < 5;
+ALTER TABLE keyed REPLICA IDENTITY FULL;
+UPDATE keyed SET v = 'whole' WHERE id < 3";
+
+/// What names old rows, of each table.
+const IDENTITIES: &str = "SELECT format('%s %s %s', c.relname, c.relreplident, (SELECT array_agg(a.attname ORDER BY a.attname)
+    FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey) WHERE i.indrelid = c.oid AND i.indisreplident))
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND n.nspname = 'public' ORDER BY c.relname";
+
+async fn identities(client: &Client) -> Vec<String> {
+    client.query(IDENTITIES, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_unique_index_that_comes_to_name_rows_and_goes_is_restored_with_them() {
+    let mut world =
+        World::new("identity", Setup { encryption: "mode = \"none\"".into(), ..Setup::default() })
+            .await;
+    world.execute_each(TABLES).await;
+    world.start();
+    world.whole(3).await;
+    let admin = world.admin().await;
+    let mut stood = vec![];
+    for (name, statements) in
+        [("indexed", INDEXED), ("another", ANOTHER), ("gone", GONE), ("again", INDEXED_AGAIN)]
+    {
+        let before = (world.settled().await, definitions(&admin).await, identities(&admin).await);
+        if name == "another" {
+            // Nobody listens meanwhile.
+            world.gateway.kill();
+        }
+        world.execute_each(statements).await;
+        if name == "another" {
+            world.start();
+        }
+        world.settled().await;
+        let restored = world.restored(name, &[]).await;
+        assert_all_equal(&compare(&admin, &restored, copied).await.unwrap());
+        assert_eq!(definitions(&restored).await, definitions(&admin).await, "{name}");
+        assert_eq!(identities(&restored).await, identities(&admin).await, "{name}");
+        stood.push(before);
+    }
+    // One that goes on, step by step.
+    let restored = world.restored("steps", &["--until", &stood[0].0.to_string()]).await;
+    for (until, definitions_then, identities_then) in &stood {
+        let ended = world.restore("steps", &["--until", &until.to_string()]).await;
+        assert_eq!(ended.code, 0, "{ended:?}");
+        assert_eq!(&definitions(&restored).await, definitions_then);
+        assert_eq!(&identities(&restored).await, identities_then);
+    }
+    assert_eq!(world.restore("steps", &[]).await.code, 0);
+    assert_all_equal(&compare(&admin, &restored, copied).await.unwrap());
+    world.assert_proven().await;
+    world.assert_proven_independently(&[]).await;
+    world.end().await;
+}
+
+/// And once more; where a key has come, and the index is of its columns.
+const INDEXED_AGAIN: &str = "DELETE FROM bare WHERE v = 'bb twice';
+CREATE UNIQUE INDEX bare_bb ON bare (bb);
+ALTER TABLE bare REPLICA IDENTITY USING INDEX bare_bb;
+UPDATE bare SET bb = bb - 5000 WHERE a < 30;
+ALTER TABLE bare ADD PRIMARY KEY (bb);
+UPDATE bare SET v = 'by both' WHERE a < 3;
+CREATE UNIQUE INDEX keyed_a_id ON keyed (a, id);
+ALTER TABLE keyed REPLICA IDENTITY USING INDEX keyed_a_id;
+UPDATE keyed SET a = 17 WHERE id BETWEEN 10 AND 20";
