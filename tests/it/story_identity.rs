@@ -7,6 +7,7 @@ use lakehead::demo::compare::compare;
 use crate::{
     harness::{Setup, World, assert_all_equal, copied},
     story_ddl::definitions,
+    story_new_table::read_anew,
 };
 
 const TABLES: &str = "CREATE TABLE bare (a integer NOT NULL, b integer NOT NULL, v text);
@@ -29,6 +30,8 @@ INSERT INTO bare VALUES (100, -100, 'new');
 CREATE UNIQUE INDEX lone_a ON lone (a);
 ALTER TABLE lone REPLICA IDENTITY USING INDEX lone_a;
 INSERT INTO lone VALUES (100, 'new');
+UPDATE lone SET v = 'at once' WHERE a < 5;
+DELETE FROM lone WHERE a = 40;
 CREATE UNIQUE INDEX keyed_a ON keyed (a);
 ALTER TABLE keyed REPLICA IDENTITY USING INDEX keyed_a;
 UPDATE keyed SET a = a - 1000, v = 'by a' WHERE id < 10;
@@ -129,3 +132,44 @@ UPDATE bare SET v = 'by both' WHERE a < 3;
 CREATE UNIQUE INDEX keyed_a_id ON keyed (a, id);
 ALTER TABLE keyed REPLICA IDENTITY USING INDEX keyed_a_id;
 UPDATE keyed SET a = 17 WHERE id BETWEEN 10 AND 20";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_of_which_not_all_was_published_is_read_anew_once_it_is() {
+    let mut world = World::new("published-anew", Setup::default()).await;
+    world.execute_each(UNPUBLISHED).await;
+    world.start();
+    world.whole(4).await;
+    world.settled().await;
+    // Nothing names its old rows: the alarm says that these are not captured.
+    world.execute_each("UPDATE grown SET v = 'unseen' WHERE a < 10;\nDELETE FROM grown WHERE a = 20;\nINSERT INTO grown VALUES (100, 'seen')").await;
+    world.caught_up().await;
+    let admin = world.admin().await;
+    let publication = "ALTER PUBLICATION lakehead_demo_a_shop";
+    admin.batch_execute(&format!("{publication} DROP TABLE taken")).await.unwrap();
+    world.execute_each(MEANWHILE).await;
+    world.settled().await;
+    assert_eq!(read_anew(&world), ["grown", "taken"]);
+    world.assert_proven().await;
+    world.assert_restored_equal().await;
+    world.assert_readable().await;
+    world.end().await;
+}
+
+const UNPUBLISHED: &str = "CREATE TABLE grown (a integer NOT NULL, v text);
+CREATE TABLE taken (a integer PRIMARY KEY, v text);
+CREATE TABLE kept (a integer PRIMARY KEY, v text);
+CREATE TABLE lost (a integer PRIMARY KEY, v text);
+INSERT INTO grown SELECT n, n FROM generate_series(1, 50) AS n;
+INSERT INTO taken SELECT * FROM grown;
+INSERT INTO kept SELECT * FROM grown;
+INSERT INTO lost SELECT * FROM grown";
+
+/// `lost` loses what names its rows, of which nobody changes any.
+const MEANWHILE: &str = "ALTER TABLE grown ADD PRIMARY KEY (a);
+UPDATE grown SET v = 'at once' WHERE a = 30;
+DELETE FROM grown WHERE a = 31;
+UPDATE taken SET v = 'unpublished' WHERE a < 5;
+INSERT INTO taken VALUES (200, 'unpublished');
+ALTER TABLE lost REPLICA IDENTITY NOTHING;
+INSERT INTO lost VALUES (200, 'new');
+UPDATE kept SET v = 'kept' WHERE a < 5";

@@ -239,7 +239,7 @@ const REWRITTEN: &str = "CREATE TABLE numbered (id integer PRIMARY KEY, a text);
         INSERT INTO same SELECT * FROM numbered; INSERT INTO emptied SELECT * FROM numbered";
 
 /// Tables that the ledger says were read anew because of a statement.
-fn read_anew(world: &World) -> Vec<String> {
+pub(crate) fn read_anew(world: &World) -> Vec<String> {
     let entries = world.ledger();
     let names = entries.iter().flat_map(|entry| entry.fates.rewritten.keys());
     let mut names: Vec<_> = names.map(|name| name.replace("public.", "")).collect();

@@ -213,8 +213,8 @@ impl Check<'_> {
     ) -> Result<(), SourceError> {
         let name = self.names.publication.clone();
         if self.names.append.is_none() {
-            match publication::sync(wire, &self.names, listing).await {
-                Ok(()) => self.ok("publication", format!("`{name}`, an operator's")),
+            match publication::due(wire, &self.names, listing).await {
+                Ok(_) => self.ok("publication", format!("`{name}`, an operator's")),
                 Err(error) => self.error("publication", &error),
             }
             return Ok(());

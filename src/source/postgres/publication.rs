@@ -24,23 +24,34 @@ struct Members {
     computed: bool,
 }
 
-/// Brings the publications to the tables of `listing`. An operator's publication is only looked at:
+/// What it takes to bring the publications to the tables.
+#[derive(Debug, Default)]
+pub(crate) struct Due {
+    statements: Vec<String>,
+    /// Tables of which more is published from then on: of those that were copied before changes may be missing.
+    pub(crate) more: BTreeSet<u32>,
+}
+
+/// What brings the publications to the tables of `listing`. An operator's publication is only looked at:
 /// tables that it lacks are taken out of the listing and put among the refused.
-pub(crate) async fn sync(
+pub(crate) async fn due(
     wire: &mut Wire,
     names: &Names,
     listing: &mut Listing,
-) -> Result<(), SourceError> {
+) -> Result<Due, SourceError> {
     refuse_unreadable(wire, listing).await?;
     let members = members(wire, names).await?;
     let Some(append) = &names.append else {
-        return taken_over(wire, names, members.main, listing).await;
+        taken_over(wire, names, members.main, listing).await?;
+        return Ok(Due::default());
     };
     refuse_foreign(wire, &members, listing).await?;
     let (with, without): (BTreeMap<_, _>, BTreeMap<_, _>) =
         listing.tables.iter().partition(|(_, table)| table.identified);
     let ids = |tables: &BTreeMap<&u32, _>| tables.keys().map(|id| **id).collect::<BTreeSet<u32>>();
-    let (mut statements, main) = (vec![], &names.publication);
+    let (mut statements, mut more, main) = (vec![], BTreeSet::new(), &names.publication);
+    // Its inserts and truncates go on without a break.
+    let was_whole = members.main.clone().unwrap_or_default();
     let kinds = [
         (main, members.main, ids(&with), "insert, update, delete, truncate"),
         (append, members.append, ids(&without), "insert, truncate"),
@@ -64,6 +75,7 @@ pub(crate) async fn sync(
                     .push(format!("ALTER PUBLICATION {name} DROP TABLE {}", tables.join(", ")));
             }
         }
+        more.extend(wanted.difference(&present).filter(|id| !was_whole.contains(id)));
         let lacking = quoted(wanted.difference(&present).collect());
         if !lacking.is_empty() {
             adds.push(format!("ALTER PUBLICATION {name} ADD TABLE {}", lacking.join(", ")));
@@ -76,11 +88,16 @@ pub(crate) async fn sync(
             .push(format!("ALTER PUBLICATION {name} SET (publish_generated_columns = stored)"));
     }
     statements.extend(adds);
-    if statements.is_empty() {
+    Ok(Due { statements, more })
+}
+
+/// Brings the publications up to date.
+pub(crate) async fn bring(wire: &mut Wire, names: &Names, due: &Due) -> Result<(), SourceError> {
+    if due.statements.is_empty() {
         return Ok(());
     }
     // One query is one transaction.
-    wire.query("bring the publication up to date", &statements.join("; ")).await?;
+    wire.query("bring the publication up to date", &due.statements.join("; ")).await?;
     tracing::info!(publication = names.publication, "brought the publication up to date");
     Ok(())
 }

@@ -7,7 +7,7 @@
 //! rows have in a column that came is in the catalog then.
 //!
 //! So is one of whose rows it could not be told which columns they have: while the stream lagged behind, its last column was
-//! dropped, and made again with the same name and type.
+//! dropped, and made again with the same name and type. And one that was copied, and of which more is published now.
 //!
 //! **Invariant:** a file is taken for known only together with the columns that were there by then.
 
@@ -28,7 +28,6 @@ use super::{
 use crate::{
     facts::{self, FactBatch, FactDamaged, Facts, FactsError},
     source::{
-        Table,
         fate::{Fate, fate_fact, rewritten_fact},
         reread::{Span, span_fact},
     },
@@ -184,15 +183,15 @@ impl Rewritten {
     }
 }
 
-/// Has a table read anew of whose rows cannot be told which columns they have.
-pub(crate) async fn doubt(facts: &dyn Facts, table: &Table) -> Result<(), FactsError> {
-    let name = table.qualified();
-    tracing::warn!(
-        table = name,
-        "while the stream lagged behind a column was made again: which one a row has is not known"
-    );
+/// Has tables read anew of whose changes, or of what they say, not all is known.
+pub(crate) async fn doubt(facts: &dyn Facts, tables: &BTreeSet<u32>) -> Result<(), FactsError> {
+    if tables.is_empty() {
+        return Ok(());
+    }
     let mut batch = FactBatch::default();
-    batch.put(doubt_fact(table.id), &true);
+    for id in tables {
+        batch.put(doubt_fact(*id), &true);
+    }
     facts.record(batch).await
 }
 

@@ -29,7 +29,8 @@ use super::{
     origin::{self, Break, Continues},
     pace::Pacer,
     pattern::Patterns,
-    publication, reach, slot,
+    publication, reach, rewritten, slot,
+    snapshot::plan_fact,
     url::Url,
     waiting,
     wire::Wire,
@@ -172,10 +173,9 @@ pub(crate) async fn open(shared: &Shared) -> Result<Session, SourceError> {
 pub(crate) async fn tables(shared: &Shared, sql: &mut Wire) -> Result<Listing, SourceError> {
     let mut attempts = LIST_ATTEMPTS;
     let listing = loop {
-        let mut listing = catalog::list(sql, &shared.patterns).await?;
         attempts -= 1;
-        match publication::sync(sql, &shared.names, &mut listing).await {
-            Ok(()) => break listing,
+        match publish(shared, sql).await {
+            Ok(listing) => break listing,
             // A table was dropped between the two: look again.
             Err(error) if error.is_of_a_moving_catalog() && attempts > 0 => {}
             Err(error) => return Err(error),
@@ -199,6 +199,22 @@ pub(crate) async fn tables(shared: &Shared, sql: &mut Wire) -> Result<Listing, S
             shared.board.alarm(TABLES_ALARM, cause, &told.join("; "), shared.clock.wall());
         }
     }
+    Ok(listing)
+}
+
+/// Lists the tables and brings the publications to them. Those of which more is published from then on are read anew, if
+/// they were copied before: what was not published of them is not known.
+async fn publish(shared: &Shared, sql: &mut Wire) -> Result<Listing, SourceError> {
+    let mut listing = catalog::list(sql, &shared.patterns).await?;
+    let due = publication::due(sql, &shared.names, &mut listing).await?;
+    let is_copied = |id: &&u32| shared.facts.get(&plan_fact(**id)).is_some();
+    let more: BTreeSet<u32> = due.more.iter().filter(is_copied).copied().collect();
+    for table in more.iter().filter_map(|id| listing.tables.get(id)) {
+        let table = table.qualified();
+        tracing::warn!(table, "not all of its changes were published, from now on they are");
+    }
+    rewritten::doubt(&*shared.facts, &more).await?;
+    publication::bring(sql, &shared.names, &due).await?;
     Ok(listing)
 }
 

@@ -69,7 +69,12 @@ impl Stream {
             now.columns.iter().any(other)
         };
         if told.is_some_and(|then| is_other(&then) && is_that_of(message, &then)) {
-            rewritten::doubt(&*self.line.shared.facts, now).await?;
+            let table = now.qualified();
+            tracing::warn!(
+                table,
+                "while the stream lagged behind a column was made again: which one a row has is not known"
+            );
+            rewritten::doubt(&*self.line.shared.facts, &BTreeSet::from([now.id])).await?;
         }
         Ok(())
     }
