@@ -15,10 +15,13 @@ use std::sync::Arc;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 use super::schema::{
-    self, before, column, computed, is_of, plain_default, qualified, replica_identity, same_names,
-    set_default, unique_columns,
+    self, before, column, computed, is_of, list, plain_default, qualified, replica_identity,
+    same_names, set_default, unique_columns,
 };
-use crate::{journal::Column, seal::Table};
+use crate::{
+    journal::{Column, Identity},
+    seal::Table,
+};
 
 /// One statement of those that make a table into another.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -59,6 +62,10 @@ pub fn alter(from: &Table, to: &Table) -> Vec<Alteration> {
         steps.push(format!("ALTER TABLE {} RENAME TO {name}", qualified(&moved)).into());
     }
     let table = qualified(to);
+    if from.identity == Identity::Index {
+        // Behind all rows it is set again: until then its columns may be NULL.
+        steps.push(format!("ALTER TABLE {table} REPLICA IDENTITY DEFAULT").into());
+    }
     let kept = kept(from, to);
     let now = |name: &String| kept.iter().find(|(old, _)| old.name == *name);
     let differ = |before: &[String], after: &[String]| {
@@ -98,10 +105,13 @@ pub fn alter(from: &Table, to: &Table) -> Vec<Alteration> {
     if rekey && !to.key.is_empty() {
         steps.push(format!("ALTER TABLE {table} ADD PRIMARY KEY ({})", list(&to.key)).into());
     }
-    if reindex && !unique.is_empty() {
+    // Of a table with a key it is made behind all rows: those that are there may be in doubt.
+    if reindex && !unique.is_empty() && to.key.is_empty() {
         steps.push(format!("ALTER TABLE {table} ADD UNIQUE ({})", list(&unique)).into());
     }
-    if from.identity != to.identity {
+    if from.identity != to.identity
+        && (from.identity, to.identity) != (Identity::Index, Identity::Default)
+    {
         steps.push(replica_identity(to).into());
     }
     steps
@@ -130,10 +140,6 @@ pub fn set_not_null(table: &mut Table, names: &[String], not_null: bool) {
 /// Whether the target has a column NOT NULL: a version known from the stream alone does not say so of a key's.
 fn is_not_null(table: &Table, column: &Column) -> bool {
     column.not_null || table.key.contains(&column.name)
-}
-
-fn list(names: &[String]) -> String {
-    names.iter().map(|name| escape_identifier(name)).collect::<Vec<_>>().join(", ")
 }
 
 /// The statement for a column that comes.
@@ -419,7 +425,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        journal::{Before, Identity},
+        journal::Before,
         replay::sample::{column, table},
     };
 
@@ -758,20 +764,24 @@ mod tests {
         let by_bc = named_by(&["b", "c"], Identity::Index);
         let unique = format!("{table} ADD UNIQUE (\"b\", \"c\")");
         let of_identity = |how: &str| format!("{table} REPLICA IDENTITY {how}");
-        assert_eq!(sqls(&plain, &by_bc), [unique, of_identity("DEFAULT")]);
+        // Rows with a key may be in doubt yet.
+        assert_eq!(sqls(&plain, &by_bc), [of_identity("DEFAULT")]);
+        let keyless = |table: &Table| Table { key: vec![], ..table.clone() };
+        let made = [unique, of_identity("DEFAULT")];
+        assert_eq!(sqls(&keyless(&plain), &keyless(&by_bc)), made);
         // Its columns have other names, and that is all.
         let mut renamed = by_bc.clone();
         renamed.columns[1].name = "x".into();
-        assert_eq!(sqls(&by_bc, &renamed).len(), 1);
+        assert_eq!(sqls(&by_bc, &renamed).len(), 2);
         // The key's columns are unique anyway.
         let by_a = named_by(&["a"], Identity::Index);
-        let [drop] = sqls(&by_bc, &by_a).try_into().unwrap();
+        let [first, drop] = sqls(&by_bc, &by_a).try_into().unwrap();
+        assert_eq!(first, of_identity("DEFAULT"));
         assert!(drop.contains("contype = 'u'") && drop.contains("IN ('b', 'c')"), "{drop}");
-        let [drop, full] = sqls(&by_bc, &named_by(&[], Identity::Full)).try_into().unwrap();
+        let [_, drop, full] = sqls(&by_bc, &named_by(&[], Identity::Full)).try_into().unwrap();
         assert!(drop.starts_with("DO $$"), "{drop}");
         assert_eq!(full, of_identity("FULL"));
-        let keyless = Table { key: vec![], ..by_a.clone() };
-        let [drop, unique] = sqls(&by_a, &keyless).try_into().unwrap();
+        let [_, drop, unique] = sqls(&by_a, &keyless(&by_a)).try_into().unwrap();
         assert!(drop.contains("contype = 'p'"), "{drop}");
         assert_eq!(unique, format!("{table} ADD UNIQUE (\"a\")"));
     }

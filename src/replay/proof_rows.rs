@@ -84,8 +84,8 @@ impl Taking {
         let before = |(at, column): (usize, &Option<&Column>)| match (before((*column)?), *column) {
             (Some(value), Some(column)) => printed(value?, column.lake, key.contains(&at)),
             // All rows were written anew since it came, and with what nobody knows.
-            (None, Some(column)) => plain_default(column).map(|_| Stamp::Open),
-            (_, None) => None,
+            (None, Some(column)) if !key.is_empty() => plain_default(column).map(|_| Stamp::Open),
+            (None, Some(_)) | (_, None) => None,
         };
         let befores = columns.iter().enumerate().map(|of| before(of).unwrap_or(Stamp::Null));
         Self {

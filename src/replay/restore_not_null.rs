@@ -10,10 +10,10 @@ use postgres_protocol::escape::escape_identifier;
 
 use super::{
     ReplayError,
-    apply::{Change, Shape},
+    apply::{Change, RowKey, Shape},
     evolve::set_not_null,
     restore_rows::Restore,
-    restore_target::Target,
+    restore_target::{Target, applying, parameters, refused},
     restore_values::Place,
     schema::{computed, identity_index, qualified, replica_identity, same_column},
 };
@@ -67,6 +67,28 @@ impl Restore<'_> {
 }
 
 impl Target<'_> {
+    /// Inserts rows that were not there, whose columns that are not said get their defaults; where these do not do here,
+    /// none.
+    pub(super) async fn insert(
+        &mut self,
+        table: &str,
+        sql: &str,
+        values: &[Vec<Option<String>>],
+    ) -> Result<Vec<RowKey>, ReplayError> {
+        let (doing, statement) = (applying(table), self.prepared(table, sql).await?);
+        self.run(&doing, "SAVEPOINT lakehead_insert").await?;
+        let rows = self.client.query(&statement, &parameters(values)).await;
+        let rows = match rows {
+            Err(why) if why.as_db_error().is_some() => {
+                self.run(&doing, "ROLLBACK TO SAVEPOINT lakehead_insert").await?;
+                vec![]
+            }
+            rows => rows.map_err(|why| refused(&doing, &why))?,
+        };
+        self.run(&doing, "RELEASE SAVEPOINT lakehead_insert").await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
     /// All at once, which reads the table once; else each that can be.
     async fn set_not_null(
         &mut self,

@@ -284,10 +284,7 @@ impl<'a> Target<'a> {
         }
         if touched < wanted {
             if let Some(insert) = &step.insert {
-                let statement = self.prepared(table, insert).await?;
-                let rows = self.client.query(&statement, &parameters(&step.parameters)).await;
-                let rows = rows.map_err(|why| refused(&applying(table), &why))?;
-                missed.inserted = rows.iter().map(|row| row.get(0)).collect();
+                missed.inserted = self.insert(table, insert, &step.parameters).await?;
             }
             let inserted = u64::try_from(missed.inserted.len()).unwrap_or(u64::MAX);
             missed.unmatched = (wanted - touched).saturating_sub(inserted);
@@ -306,7 +303,11 @@ impl<'a> Target<'a> {
         done.map_err(|why| refused(&applying(table), &why))
     }
 
-    async fn prepared(&mut self, table: &str, sql: &str) -> Result<Statement, ReplayError> {
+    pub(super) async fn prepared(
+        &mut self,
+        table: &str,
+        sql: &str,
+    ) -> Result<Statement, ReplayError> {
         if let Some(known) = self.statements.get(sql) {
             return Ok(known.clone());
         }
@@ -440,11 +441,11 @@ impl Loading {
     }
 }
 
-fn parameters(values: &[Vec<Option<String>>]) -> Vec<&(dyn ToSql + Sync)> {
+pub(super) fn parameters(values: &[Vec<Option<String>>]) -> Vec<&(dyn ToSql + Sync)> {
     values.iter().map(|column| column as &(dyn ToSql + Sync)).collect()
 }
 
-fn applying(table: &str) -> String {
+pub(super) fn applying(table: &str) -> String {
     format!("apply changes of {table}")
 }
 

@@ -58,9 +58,6 @@ pub fn of_extension(table: &Table) -> bool {
 /// Makes the table.
 pub fn create_table(table: &Table) -> String {
     let mut parts: Vec<String> = table.columns.iter().map(column).collect();
-    let list = |names: &[String]| {
-        names.iter().map(|name| escape_identifier(name)).collect::<Vec<_>>().join(", ")
-    };
     if !table.key.is_empty() {
         parts.push(format!("PRIMARY KEY ({})", list(&table.key)));
     }
@@ -81,21 +78,24 @@ pub fn replica_identity(table: &Table) -> String {
     format!("ALTER TABLE {} REPLICA IDENTITY {how}", qualified(table))
 }
 
-/// Names the old row of a change by the index of the columns that name it, once they are NOT NULL. `None`: it is not
-/// named so.
+/// Names the old row of a change by the index of the columns that name it, once they are NOT NULL; makes it, if there is
+/// none. `None`: it is not named so.
 pub fn identity_index(table: &Table) -> Option<String> {
     let columns = identity_columns(table);
     let is_named = table.identity == Identity::Index && !columns.is_empty();
     let name = qualified(table).replace('\'', "''");
     is_named.then(|| {
         format!(
-            "DO $$ DECLARE found name; BEGIN \
-             SELECT c.relname INTO STRICT found FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid \
+            "DO $$ DECLARE found name; BEGIN LOOP \
+             SELECT c.relname INTO found FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid \
              WHERE i.indrelid = '{name}'::regclass AND i.indisunique AND i.indimmediate AND i.indpred IS NULL AND {} \
              ORDER BY i.indisprimary, c.relname LIMIT 1; \
+             EXIT WHEN found IS NOT NULL; ALTER TABLE {} ADD UNIQUE ({}); END LOOP; \
              EXECUTE pg_catalog.format('ALTER TABLE {} REPLICA IDENTITY USING INDEX %I', found); \
              END $$",
             is_of("i.indrelid", "i.indkey", &columns),
+            qualified(table),
+            list(&columns),
             name.replace('%', "%%")
         )
     })
@@ -196,6 +196,11 @@ pub fn before(column: &Column) -> Option<Option<&str>> {
         Some(Before::Null) => Some(None),
         None => None,
     }
+}
+
+/// Names as SQL lists them.
+pub fn list(names: &[String]) -> String {
+    names.iter().map(|name| escape_identifier(name)).collect::<Vec<_>>().join(", ")
 }
 
 /// Whether two lists hold the same names, in any order.

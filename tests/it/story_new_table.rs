@@ -164,7 +164,7 @@ async fn columns_that_take_names_of_others_while_the_box_is_away_are_not_mixed_u
     let mut world = World::new("mixed-up", Setup::default()).await;
     world.execute_each(MIXED_UP).await;
     world.start();
-    world.whole(4).await;
+    world.whole(5).await;
     world.settled().await;
     world.gateway.kill();
     for sql in [
@@ -177,12 +177,15 @@ async fn columns_that_take_names_of_others_while_the_box_is_away_are_not_mixed_u
         "ALTER TABLE resting DROP a; ALTER TABLE resting ADD a integer DEFAULT 7",
         "UPDATE swapped SET a = -3 WHERE id % 3 = 1",
         "INSERT INTO again VALUES (2000, 8), (2001, 9)",
+        // What the server says of the first of these rows, the catalog has no more.
+        "ALTER TABLE further DROP a; ALTER TABLE further ADD a integer DEFAULT 7; INSERT INTO further VALUES (2000, 8)",
+        "ALTER TABLE further ADD c integer; INSERT INTO further VALUES (2001, 9, 10)",
     ] {
         world.execute(sql).await;
     }
     world.start();
     world.settled().await;
-    assert_eq!(read_anew(&world), ["again"]);
+    assert_eq!(read_anew(&world), ["again", "further"]);
     world.assert_proven().await;
     world.assert_restored_equal().await;
     world.assert_readable().await;
@@ -195,7 +198,9 @@ CREATE TABLE plain (id integer PRIMARY KEY, a integer);
 CREATE TABLE resting (id integer PRIMARY KEY, a integer);
 INSERT INTO swapped SELECT n, n, n * 2 FROM generate_series(1, 1000) AS n;
 INSERT INTO again SELECT n, n FROM generate_series(1, 1000) AS n;
+CREATE TABLE further (id integer PRIMARY KEY, a integer);
 INSERT INTO plain SELECT * FROM again;
+INSERT INTO further SELECT * FROM again;
 INSERT INTO resting SELECT * FROM again";
 
 /// A restore says what nobody can tell any more, and only there.

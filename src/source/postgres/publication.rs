@@ -156,9 +156,10 @@ async fn members(wire: &mut Wire, names: &Names) -> Result<Members, SourceError>
     let append = names.append.as_deref().unwrap_or(&names.publication);
     let computed = if wire.version() >= COMPUTED_SINCE { "p.pubgencols = 's'" } else { "false" };
     let schemas = if wire.version() >= SCHEMAS_SINCE { SCHEMAS } else { "" };
-    let names_both = format!("{}, {}", literal(&names.publication), literal(append));
+    let pending = if wire.version() >= PENDING_SINCE { PENDING } else { "" };
+    let both = format!("{}, {}", literal(&names.publication), literal(append));
     let sql = MEMBERS.replace("{computed}", computed).replace("{schemas}", schemas);
-    let sql = sql.replace("{names}", &names_both);
+    let sql = sql.replace("{pending}", pending).replace("{names}", &both);
     let mut members = Members::default();
     for row in wire.query("read the publication", &sql).await? {
         let main = row.text(0)? == names.publication;
@@ -234,15 +235,21 @@ async fn qualified(wire: &mut Wire, ids: &[&u32]) -> Result<Vec<String>, SourceE
 
 /// The first version whose publications can name schemas.
 const SCHEMAS_SINCE: u32 = 150_000;
-const SCHEMAS: &str = "UNION SELECT s.pnpubid, c.oid FROM pg_publication_namespace s JOIN pg_class c ON c.relnamespace = s.pnnspid";
+const SCHEMAS: &str =
+    "UNION SELECT s.pnpubid, c.oid FROM mine p JOIN pg_publication_namespace s ON s.pnpubid = p.oid
+            JOIN pg_class c ON c.relnamespace = s.pnnspid WHERE c.relkind IN ('r', 'p')";
+/// The first version that detaches partitions without a lock: one that is half way is not published.
+const PENDING_SINCE: u32 = 140_000;
+const PENDING: &str = "AND NOT i.inhdetachpending";
 /// 0 publication, 1 a table in it, 2 whether it carries stored generated columns. A partitioned table stands for its
 /// leaves. The server's own view of this waits, from PostgreSQL 16 on, for whoever has one of the tables for himself.
-const MEMBERS: &str = "WITH RECURSIVE named (publication, id) AS (
-        SELECT r.prpubid, r.prrelid FROM pg_publication_rel r {schemas}
-        UNION SELECT p.oid, c.oid FROM pg_publication p JOIN pg_class c ON p.puballtables
+const MEMBERS: &str = "WITH RECURSIVE mine AS (SELECT * FROM pg_publication WHERE pubname IN ({names})),
+    named (publication, id) AS (
+        SELECT r.prpubid, r.prrelid FROM mine p JOIN pg_publication_rel r ON r.prpubid = p.oid
+        {schemas}
+        UNION SELECT p.oid, c.oid FROM mine p JOIN pg_class c ON p.puballtables AND c.relkind = 'r'
         UNION SELECT n.publication, i.inhrelid FROM named n
-            JOIN pg_class c ON c.oid = n.id AND c.relkind = 'p' JOIN pg_inherits i ON i.inhparent = c.oid)
-    SELECT p.pubname, t.oid, {computed} FROM pg_publication p
+            JOIN pg_class c ON c.oid = n.id AND c.relkind = 'p' JOIN pg_inherits i ON i.inhparent = c.oid {pending})
+    SELECT p.pubname, t.oid, {computed} FROM mine p
     LEFT JOIN (SELECT n.publication, c.oid FROM named n JOIN pg_class c ON c.oid = n.id
-        WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND c.oid >= 16384) t ON t.publication = p.oid
-    WHERE p.pubname IN ({names})";
+        WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND c.oid >= 16384) t ON t.publication = p.oid";

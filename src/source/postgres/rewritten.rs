@@ -195,6 +195,24 @@ pub(crate) async fn doubt(facts: &dyn Facts, tables: &BTreeSet<u32>) -> Result<(
     facts.record(batch).await
 }
 
+/// [`doubt`] of a table in which the column of this number was made again; once for each, as the stream may come there
+/// again and again before seal does. Whether it is the first time.
+pub(crate) async fn doubt_remade(
+    facts: &dyn Facts,
+    table_id: u32,
+    number: u16,
+) -> Result<bool, SourceError> {
+    let fact = format!("{REMADE_FACTS}{table_id:010}");
+    let known: Option<u16> = facts::read(facts, &fact)?;
+    if known.is_some_and(|known| known >= number) {
+        return Ok(false);
+    }
+    let mut batch = FactBatch::default();
+    batch.put(fact, &number).put(doubt_fact(table_id), &true);
+    facts.record(batch).await?;
+    Ok(true)
+}
+
 /// Tables of [`doubt`] that are still to be read anew.
 pub(crate) fn doubted(facts: &dyn Facts) -> BTreeSet<u32> {
     let keys = facts.scan(DOUBT_FACTS);
@@ -207,6 +225,7 @@ fn doubt_fact(table_id: u32) -> String {
 }
 
 const DOUBT_FACTS: &str = "source/doubt/";
+const REMADE_FACTS: &str = "source/remade/";
 
 /// Says of a table what rows have in columns that came to its file since that was seen first.
 pub(crate) fn settle(
@@ -357,6 +376,17 @@ mod tests {
         assert_eq!(plan.see(10, with(6)), Some(with(5)));
         assert_eq!((plan.columns_of(10), plan.columns_of(9)), (Some(6), None));
         assert_eq!(plan.anew().columns_of(10), None);
+    }
+
+    #[tokio::test]
+    async fn a_column_that_was_made_again_is_doubted_once() {
+        let facts = MemoryFacts::default();
+        assert!(doubt_remade(&facts, 7, 3).await.unwrap());
+        assert_eq!(doubted(&facts), [7].into());
+        facts.record_blocking(FactBatch { changes: [(doubt_fact(7), None)].into() }).unwrap();
+        assert!(!doubt_remade(&facts, 7, 3).await.unwrap());
+        assert!(doubted(&facts).is_empty());
+        assert!(doubt_remade(&facts, 7, 4).await.unwrap());
     }
 
     #[test]

@@ -26,7 +26,6 @@ use super::{
     labels,
     line::Line,
     message::unknown,
-    pgoutput::is_that_of,
     relation::Relation,
     rewritten,
     session::{Session, Shared},
@@ -393,12 +392,13 @@ impl Stream {
         self.line.watch(&self.batcher);
         let described = catalog::describe(&mut self.sql, [relation.id]);
         let mut described = self.line.meanwhile(described).await??;
-        // The catalog is that of now: only if its columns are those of then does it tell more.
-        let mut described =
-            described.remove(&relation.id).filter(|known| known.has_columns(&relation.columns));
+        let mut described = described.remove(&relation.id);
         if let Some(known) = &mut described {
             rewritten::settle(&*self.line.shared.facts, relation.id, known)?;
         }
+        let now = described.as_ref().map(|known| known.table.clone());
+        // The catalog is that of now: only if its columns are those of then does it tell more.
+        let described = described.filter(|known| known.has_columns(&relation.columns));
         let readable = match &described {
             Some(known) => known.renders_binary_as(&relation.columns),
             None => relation.renders_binary(),
@@ -413,15 +413,7 @@ impl Stream {
         let labelled = |name| described.as_ref().is_some_and(|known| known.is_labelled(name));
         let labelled = relation.columns.iter().map(|column| labelled(&column.name));
         self.vocabulary.describe(relation.id, labelled);
-        let described = described.map(|known| known.table);
-        let described = described.filter(|table| is_that_of(message, table));
-        let table = match described {
-            None => self.told_before(relation.id, message)?,
-            Some(table) => {
-                self.doubt(&table, message).await?;
-                Some(table)
-            }
-        };
+        let table = self.meant((relation.id, message), now, described.is_some()).await?;
         let news = table.as_ref().filter(|table| self.described.get(&relation.id) != Some(table));
         self.batcher.relation(message, relation.id, news);
         self.defined.remove(&relation.id);

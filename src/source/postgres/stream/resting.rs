@@ -46,35 +46,41 @@ impl Stream {
         Ok(definitions)
     }
 
-    /// The definition that was told last, if this message describes its table just so: what the catalog has may be that
-    /// of a later statement. Without one the columns had no numbers.
-    pub(super) fn told_before(
+    /// The table that a message describes: what the catalog says of it, if that is just so. Else the definition that was
+    /// told last, if it is so: what the catalog has `now` may be that of a later statement. Without one the columns had no
+    /// numbers.
+    pub(super) async fn meant(
         &self,
-        table_id: u32,
-        message: &[u8],
+        (table_id, message): (u32, &[u8]),
+        now: Option<Table>,
+        is_now: bool,
     ) -> Result<Option<Table>, SourceError> {
-        let told = self.told(table_id)?;
-        Ok(told.into_iter().find(|table| is_that_of(message, table)))
+        let mut told = self.told(table_id)?.into_iter();
+        let is_it = |table: &Table| is_that_of(message, table);
+        let is_now = is_now && now.as_ref().is_some_and(is_it);
+        let told = if is_now { told.next().filter(is_it) } else { told.find(is_it) };
+        if let (Some(now), Some(then)) = (&now, &told) {
+            self.doubt(now, then).await?;
+        }
+        Ok(if is_now { now } else { told })
     }
 
-    /// Notes of a table, which this message describes as the catalog does `now`, whether it may mean other columns: those
-    /// of the definition that was told last are called so, too. One may have been dropped and made again since.
-    pub(super) async fn doubt(&self, now: &Table, message: &[u8]) -> Result<(), SourceError> {
-        let told = self.told(now.id)?.into_iter().next();
-        let is_other = |then: &Table| {
-            let other = |column: &Column| {
-                let mut before = then.columns.iter().filter(|before| before.name == column.name);
-                before.any(|before| before.number != column.number)
-            };
-            now.columns.iter().any(other)
+    /// Notes of a table whether a message may mean other columns than those that had these names `then`: one of them was
+    /// dropped since, and made again, and nobody knows on which side of that the message stands.
+    async fn doubt(&self, now: &Table, then: &Table) -> Result<(), SourceError> {
+        let is_remade = |column: &&Column| {
+            let mut before = then.columns.iter();
+            before.any(|before| before.name == column.name)
+                && then.columns.iter().all(|before| before.number != column.number)
         };
-        if told.is_some_and(|then| is_other(&then) && is_that_of(message, &then)) {
+        let remade = now.columns.iter().filter(is_remade);
+        let Some(number) = remade.filter_map(|column| column.number).max() else { return Ok(()) };
+        if rewritten::doubt_remade(&*self.line.shared.facts, now.id, number).await? {
             let table = now.qualified();
             tracing::warn!(
                 table,
-                "while the stream lagged behind a column was made again: which one a row has is not known"
+                "a column was made again: which one changes before that mean is not known"
             );
-            rewritten::doubt(&*self.line.shared.facts, &BTreeSet::from([now.id])).await?;
         }
         Ok(())
     }
