@@ -68,7 +68,7 @@ impl Restore<'_> {
 
 impl Target<'_> {
     /// Inserts rows that were not there, whose columns that are not said get their defaults; where these do not do here,
-    /// none.
+    /// none, which is said.
     pub(super) async fn insert(
         &mut self,
         table: &str,
@@ -81,6 +81,11 @@ impl Target<'_> {
         let rows = match rows {
             Err(why) if why.as_db_error().is_some() => {
                 self.run(&doing, "ROLLBACK TO SAVEPOINT lakehead_insert").await?;
+                let why = refused(&doing, &why);
+                let note = format!("{table}: rows of which not all is known are left out: {why}");
+                if !self.notes.contains(&note) {
+                    self.notes.push(note);
+                }
                 vec![]
             }
             rows => rows.map_err(|why| refused(&doing, &why))?,

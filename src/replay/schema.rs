@@ -86,7 +86,7 @@ pub fn identity_index(table: &Table) -> Option<String> {
     let name = qualified(table).replace('\'', "''");
     is_named.then(|| {
         format!(
-            "DO $$ DECLARE found name; BEGIN LOOP \
+            "DO $$ DECLARE found name; BEGIN FOR tried IN 0..1 LOOP \
              SELECT c.relname INTO found FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid \
              WHERE i.indrelid = '{name}'::regclass AND i.indisunique AND i.indimmediate AND i.indpred IS NULL AND {} \
              ORDER BY i.indisprimary, c.relname LIMIT 1; \

@@ -165,19 +165,8 @@ INSERT INTO large VALUES (-1, 'b', 'a', 'w', 1, 'f', 2)";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_is_altered_between_two_parts_of_its_snapshot_keeps_its_values() {
-    let encryption = "mode = \"none\"".into();
-    let setup = Setup { encryption, proxied: true, ..Setup::default() };
-    // A table is read in parts from 14 on.
-    let Some(mut world) = World::since(14, "altered-parts", setup).await else { return };
-    world.configure("snapshot_workers = 1\nsnapshot_pace = \"full\"");
-    world.execute_each(LARGE).await;
-    world.lanes.as_ref().unwrap().source.set(Way::Slow(40_000_000));
-    world.start();
-    let begun = world.until("a part is read", |status| part(status).0 > 0).await;
-    world.gateway.kill();
-    world.lanes.as_ref().unwrap().source.set(Way::Open);
-    let (done, all) = part(&begun);
-    assert!(done < all, "all {all} parts are read");
+    let begun = between_two_parts("altered-parts", LARGE, 40_000_000).await;
+    let Some(mut world) = begun else { return };
     world.execute_each(MEANWHILE).await;
     world.start();
     world.whole(1).await;
@@ -191,9 +180,26 @@ async fn a_table_that_is_altered_between_two_parts_of_its_snapshot_keeps_its_val
     world.end().await;
 }
 
-/// Parts that are read, and all.
-fn part(status: &SourceStatus) -> (u32, u32) {
-    status.snapshot.get("public.large").map_or((0, 0), |table| (table.chunks_done, table.chunks))
+/// A world whose box was killed when of the one table that these statements make some parts were read, at so many bytes
+/// per second, and others not. `None`: the server is older than 14, where a table is read as one.
+pub(crate) async fn between_two_parts(story: &str, table: &str, rate: u64) -> Option<World> {
+    let encryption = "mode = \"none\"".into();
+    let setup = Setup { encryption, proxied: true, ..Setup::default() };
+    let mut world = World::since(14, story, setup).await?;
+    world.configure("snapshot_workers = 1\nsnapshot_pace = \"full\"");
+    world.execute_each(table).await;
+    world.lanes.as_ref().unwrap().source.set(Way::Slow(rate));
+    world.start();
+    let read = |status: &SourceStatus| {
+        let parted = status.snapshot.values().find(|table| table.chunks > 1);
+        parted.map_or((0, 0), |table| (table.chunks_done, table.chunks))
+    };
+    let begun = world.until("a part is read", |status| read(status).0 > 0).await;
+    world.gateway.kill();
+    world.lanes.as_ref().unwrap().source.set(Way::Open);
+    let (done, all) = read(&begun);
+    assert!(done < all, "all {all} parts are read");
+    Some(world)
 }
 
 const SAID: &str = "CREATE TABLE toggled (id integer PRIMARY KEY, a text NOT NULL);

@@ -1,13 +1,11 @@
 //! Columns that become NOT NULL once their rows have values: rows on their way into a restore may have none yet.
 
-use lakehead::{
-    demo::{compare::compare, proxy::Way},
-    telemetry::board::SourceStatus,
-};
+use lakehead::demo::compare::compare;
 use serde_json::Value;
 
 use crate::{
     harness::{Setup, World, assert_all_equal, copied},
+    story_at_rest::between_two_parts,
     story_ddl::definitions,
 };
 
@@ -32,18 +30,8 @@ INSERT INTO sparse VALUES (-4, 'a', 'w', 1)";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_column_that_becomes_not_null_between_two_parts_of_a_snapshot_is_restored() {
-    let setup = Setup { encryption: "mode = \"none\"".into(), proxied: true, ..Setup::default() };
-    // A table is read in parts from 14 on.
-    let Some(mut world) = World::since(14, "not-null-parts", setup).await else { return };
-    world.configure("snapshot_workers = 1\nsnapshot_pace = \"full\"");
-    world.execute_each(SPARSE).await;
-    world.lanes.as_ref().unwrap().source.set(Way::Slow(4_000_000));
-    world.start();
-    let begun = world.until("a part is read", |status| part(status).0 > 0).await;
-    world.gateway.kill();
-    world.lanes.as_ref().unwrap().source.set(Way::Open);
-    let (done, all) = part(&begun);
-    assert!(done < all, "all {all} parts are read");
+    let begun = between_two_parts("not-null-parts", SPARSE, 4_000_000).await;
+    let Some(mut world) = begun else { return };
     // A snapshot that is still held keeps the server from emptying blocks.
     let admin = world.admin().await;
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'lakehead'";
@@ -56,11 +44,6 @@ async fn a_column_that_becomes_not_null_between_two_parts_of_a_snapshot_is_resto
     assert_as_source(&world, "restored", false).await;
     world.assert_proven().await;
     world.end().await;
-}
-
-/// Parts that are read, and all.
-fn part(status: &SourceStatus) -> (u32, u32) {
-    status.snapshot.get("public.sparse").map_or((0, 0), |table| (table.chunks_done, table.chunks))
 }
 
 /// A restore, from where one `stands` already or not, is as the source.

@@ -6,8 +6,13 @@
 //! tablespace), and when it is emptied: what it was, the columns tell. Where the file stays no value has changed; what
 //! rows have in a column that came is in the catalog then.
 //!
-//! So is one of whose rows it could not be told which columns they have: while the stream lagged behind, its last column was
-//! dropped, and made again with the same name and type. And one that was copied, and of which more is published now.
+//! So is one of which it is not known what changes say, as a column was dropped and made again, or not whether all were
+//! sent, as more of it is published than before.
+//!
+//! | fact | what |
+//! |---|---|
+//! | `source/doubt/<table id>` | it is to be read anew for such a reason; goes with the plan of what was read before |
+//! | `source/remade/<table id>` | the number of the last column that was made again and for which it was |
 //!
 //! **Invariant:** a file is taken for known only together with the columns that were there by then.
 
