@@ -15,8 +15,8 @@ use std::sync::Arc;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 use super::schema::{
-    self, before, column, computed, is_of, list, plain_default, qualified, replica_identity,
-    same_names, set_default, unique_columns,
+    self, before, computed, is_of, list, plain_default, qualified, replica_identity, same_names,
+    set_default, unique_columns,
 };
 use crate::{
     journal::{Column, Identity},
@@ -88,20 +88,7 @@ pub fn alter(from: &Table, to: &Table) -> Vec<Alteration> {
             .into(),
         );
     }
-    let gone = || from.columns.iter().filter(|old| now(&old.name).is_none());
-    // What is computed of another one would go with it.
-    let computed_first = gone().filter(|old| computed(old).is_some());
-    for old in computed_first.chain(gone().filter(|old| computed(old).is_none())) {
-        let name = escape_identifier(&old.name);
-        steps.push(format!("ALTER TABLE {table} DROP COLUMN {name} CASCADE").into());
-    }
-    steps.extend(renames(&table, &kept).into_iter().map(Into::into));
-    for new in &to.columns {
-        match kept.iter().find(|(_, after)| after.name == new.name) {
-            Some((old, _)) => steps.extend(alter_column(from, to, old, new)),
-            None => steps.push(added(&table, new)),
-        }
-    }
+    steps.extend(alter_columns(from, to, &kept));
     if rekey && !to.key.is_empty() {
         steps.push(format!("ALTER TABLE {table} ADD PRIMARY KEY ({})", list(&to.key)).into());
     }
@@ -117,12 +104,48 @@ pub fn alter(from: &Table, to: &Table) -> Vec<Alteration> {
     steps
 }
 
+/// The statements for the columns: those that go, that stay, and that come.
+fn alter_columns(from: &Table, to: &Table, kept: &[(&Column, &Column)]) -> Vec<Alteration> {
+    let table = qualified(to);
+    let stay: Vec<_> =
+        kept.iter().filter(|(old, new)| !is_made_anew(from, to, old, new)).copied().collect();
+    let stays = |old: &Column| stay.iter().any(|(own, _)| own.name == old.name);
+    let gone = || from.columns.iter().filter(|old| !stays(old));
+    let mut steps: Vec<Alteration> =
+        freed(from, to, &stay, gone()).into_iter().map(Into::into).collect();
+    // What is computed of another one would go with it.
+    let computed_first = gone().filter(|old| computed(old).is_some());
+    for old in computed_first.chain(gone().filter(|old| computed(old).is_none())) {
+        let name = escape_identifier(&old.name);
+        steps.push(format!("ALTER TABLE {table} DROP COLUMN {name} CASCADE").into());
+    }
+    steps.extend(renames(&table, &stay).into_iter().map(Into::into));
+    let before =
+        |new: &Column| stay.iter().find(|(_, after)| after.name == new.name).map(|(old, _)| *old);
+    // Those that come keep their order. What another expression is computed of may be one of them.
+    let mut columns: Vec<_> = to.columns.iter().map(|new| (before(new), new)).collect();
+    columns.sort_by_key(|(old, new)| match old {
+        Some(_) if computed(new).is_none() => 0,
+        None => 1,
+        Some(_) => 2,
+    });
+    for (old, new) in columns {
+        match old {
+            Some(old) => steps.extend(alter_column(from, to, old, new)),
+            None => steps.push(added(&table, new)),
+        }
+    }
+    steps
+}
+
 /// What [`alter`] makes of `from`, unless rows refuse more: NOT NULL is only what was that before, or comes with a value.
 pub fn eased(from: &Table, to: &Table) -> Table {
     let kept = kept(from, to);
     let holds = |new: &Column| match kept.iter().find(|(_, after)| after.name == new.name) {
-        Some((old, _)) => is_not_null(from, old) && !is_made_anew(from, to, old, new),
-        None => is_filled(new),
+        Some((old, _)) if !is_made_anew(from, to, old, new) => {
+            is_not_null(from, old) && !is_recomputed(from, to, old, new)
+        }
+        _ => is_filled(new),
     };
     let ease = |column: &Column| {
         let not_null = column.not_null && (to.key.contains(&column.name) || holds(column));
@@ -213,17 +236,6 @@ fn alter_column(from: &Table, to: &Table, old: &Column, new: &Column) -> Vec<Alt
     let (table, name) = (qualified(to), escape_identifier(&new.name));
     let retyped = old.source_type != new.source_type;
     let alter = format!("ALTER TABLE {table} ALTER COLUMN {name}");
-    let anew = || -> Vec<Alteration> {
-        let nullable = Column { not_null: false, ..new.clone() };
-        let add = format!("ALTER TABLE {table} ADD COLUMN {}", column(&nullable));
-        vec![format!("ALTER TABLE {table} DROP COLUMN {name} CASCADE").into(), add.into()]
-    };
-    if is_made_anew(from, to, old, new) {
-        let mut steps = anew();
-        let default = filled(new).filter(|_| computed(new).is_none());
-        steps[1].sql.extend(default.map(|value| format!(" DEFAULT {value}")));
-        return steps;
-    }
     let mut steps: Vec<Alteration> = vec![];
     match (computed(old), computed(new)) {
         (None, _) => {}
@@ -232,8 +244,7 @@ fn alter_column(from: &Table, to: &Table, old: &Column, new: &Column) -> Vec<Alt
             if retyped {
                 steps.push(format!("{alter} TYPE {}", new.source_type).into());
             }
-            // Where a column that it names has another name, the target's server has seen to that.
-            if renamed(before, &kept(from, to)) != after {
+            if is_other(from, to, before, after) {
                 steps.push(format!("{alter} SET EXPRESSION AS ({after})").into());
             }
         }
@@ -272,22 +283,80 @@ fn is_made_anew(from: &Table, to: &Table, old: &Column, new: &Column) -> bool {
         (None, None) => false,
         (Some(_), None) => is_anew(from, to, &new.name),
         (None, Some(_)) => true,
-        // Any server can do that.
-        (Some(before), Some(after)) => {
-            let changed =
-                old.source_type != new.source_type || renamed(before, &kept(from, to)) != after;
-            changed && !keeps_place(from, to, &new.name)
+        // Any server can do that, if what it is computed of is there by then.
+        (Some(_), Some(after)) => {
+            let behind = to.columns.iter().skip_while(|own| own.name != new.name).skip(1);
+            is_recomputed(from, to, old, new)
+                && !keeps_place(from, to, &new.name)
+                && !names_any(after, &behind.map(|own| own.name.as_str()).collect::<Vec<_>>())
         }
     }
+}
+
+/// Whether a column that stays, and is computed, is so in another way, or as another type.
+pub fn is_recomputed(from: &Table, to: &Table, old: &Column, new: &Column) -> bool {
+    let (Some(before), Some(after)) = (computed(old), computed(new)) else { return false };
+    old.source_type != new.source_type || is_other(from, to, before, after)
+}
+
+/// Whether an expression is not what it was, or computed of another type. Where only a column that it names has another
+/// name, the target's server sees to that.
+fn is_other(from: &Table, to: &Table, before: &str, after: &str) -> bool {
+    let kept = kept(from, to);
+    renamed(before, &kept) != after || names_any(before, &retyped(&kept))
+}
+
+/// Columns that are not computed, and whose types change: their names before.
+fn retyped<'a>(kept: &[(&'a Column, &Column)]) -> Vec<&'a str> {
+    let other = kept.iter().filter(|(old, new)| {
+        old.source_type != new.source_type && computed(old).is_none() && computed(new).is_none()
+    });
+    other.map(|(old, _)| old.name.as_str()).collect()
+}
+
+/// The statements behind which columns that stay, and are computed in another way, hold nothing up: no row needs a value
+/// in them, and they are computed of no column that goes, or gets another type.
+fn freed<'a>(
+    from: &Table,
+    to: &Table,
+    stay: &[(&Column, &Column)],
+    gone: impl Iterator<Item = &'a Column>,
+) -> Vec<String> {
+    let mut bound = retyped(stay);
+    bound.extend(gone.map(|own| own.name.as_str()));
+    let free = |(old, new): &(&Column, &Column)| {
+        let alter =
+            format!("ALTER TABLE {} ALTER COLUMN {}", qualified(to), escape_identifier(&old.name));
+        let is_held = is_not_null(from, old) && !to.key.contains(&new.name);
+        let is_bound = computed(old).is_some_and(|before| names_any(before, &bound));
+        let nullable = is_held.then(|| format!("{alter} DROP NOT NULL"));
+        nullable.into_iter().chain(is_bound.then(|| format!("{alter} SET EXPRESSION AS (NULL)")))
+    };
+    stay.iter().filter(|(old, new)| is_recomputed(from, to, old, new)).flat_map(free).collect()
 }
 
 /// An expression in which columns have the names that they have now.
 fn renamed(expression: &str, kept: &[(&Column, &Column)]) -> String {
     let after = |name: &str| {
         let column = kept.iter().find(|(old, _)| old.name == name);
-        column.filter(|(old, new)| old.name != new.name).map(|(_, new)| new.name.as_str())
+        column.filter(|(old, new)| old.name != new.name).map(|(_, new)| plainly(&new.name))
     };
-    let (mut rest, mut said) = (expression, String::new());
+    let said = pieces(expression).into_iter();
+    said.map(|(piece, name)| name.and_then(after).unwrap_or_else(|| piece.to_owned())).collect()
+}
+
+/// Whether an expression, as the server prints it, names one of these columns. Of a name with a quote in it that is not
+/// told, and taken to be so.
+pub fn names_any(expression: &str, columns: &[&str]) -> bool {
+    let is_named =
+        |(_, name): (&str, Option<&str>)| name.is_some_and(|name| columns.contains(&name));
+    let in_doubt = expression.contains("\"\"") && !columns.is_empty();
+    in_doubt || pieces(expression).into_iter().any(is_named)
+}
+
+/// An expression piece by piece, with the name in each that is one, or may be.
+fn pieces(expression: &str) -> Vec<(&str, Option<&str>)> {
+    let (mut rest, mut pieces) = (expression, vec![]);
     while let Some(first) = rest.chars().next() {
         let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
         let end = match first {
@@ -297,15 +366,15 @@ fn renamed(expression: &str, kept: &[(&Column, &Column)]) -> String {
             _ => first.len_utf8(),
         };
         let (piece, behind) = rest.split_at(end);
-        let new = match first {
+        let name = match first {
             '\'' => None,
-            '"' => piece.get(1..end - 1).and_then(after),
-            _ => after(piece),
+            '"' => piece.get(1..end - 1),
+            _ => Some(piece),
         };
-        said.push_str(&new.map_or_else(|| piece.to_owned(), plainly));
+        pieces.push((piece, name));
         rest = behind;
     }
-    said
+    pieces
 }
 
 /// A name as the server prints it: quoted only where it has to be, as far as that can be told without its keywords.
@@ -578,6 +647,38 @@ mod tests {
             format!("{table} ADD COLUMN \"b\" bigint GENERATED ALWAYS AS (a * 3) STORED"),
         ];
         assert_eq!(sqls(&from, &to), anew);
+        // What it is computed of comes first, and whatever it is needs no value until all rows are there.
+        let mut to = from.clone();
+        to.columns.push(column("x", "bigint", 20, -1));
+        to.columns[2].default = Some("x * 3".into());
+        to.columns[2].not_null = true;
+        let mut held = from.clone();
+        held.columns[2].not_null = true;
+        let wanted = [
+            format!("{table} ALTER COLUMN \"c\" DROP NOT NULL"),
+            format!("{table} ADD COLUMN \"x\" bigint"),
+            format!("{table} ALTER COLUMN \"c\" SET EXPRESSION AS (x * 3)"),
+        ];
+        assert_eq!(sqls(&held, &to), wanted);
+        assert_eq!(sqls(&from, &to), wanted[1..]);
+        // It is computed of nothing while that gets another type.
+        let mut to = from.clone();
+        to.key.clear();
+        let mut from = to.clone();
+        from.columns.push(column("d", "text", 25, -1));
+        to.columns.push(column("d", "text", 25, -1));
+        to.columns[0].source_type = "numeric".into();
+        let of = |name: &str, how: &str| format!("{table} ALTER COLUMN \"{name}\" {how}");
+        assert_eq!(
+            sqls(&from, &to),
+            [
+                of("b", "SET EXPRESSION AS (NULL)"),
+                of("c", "SET EXPRESSION AS (NULL)"),
+                of("a", "TYPE numeric USING \"a\"::text::numeric"),
+                of("b", "SET EXPRESSION AS (a * 2)"),
+                of("c", "SET EXPRESSION AS (a * 2)"),
+            ]
+        );
     }
 
     #[test]

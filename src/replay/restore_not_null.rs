@@ -11,7 +11,7 @@ use postgres_protocol::escape::escape_identifier;
 use super::{
     ReplayError,
     apply::{Change, RowKey, Shape},
-    evolve::set_not_null,
+    evolve::{is_recomputed, names_any, set_not_null},
     restore_rows::Restore,
     restore_target::{Target, applying, parameters, refused},
     restore_values::Place,
@@ -129,17 +129,20 @@ pub(super) fn lacks(table: &Table, shape: &Shape, change: &Change) -> Vec<String
         return vec![];
     }
     let given = shape.columns.iter().zip(&change.values);
-    let mut lacking = given
+    let lacking: Vec<_> = given
         .filter(|(_, value)| value.as_ref().map_or(is_row, Option::is_none))
         .map(|(column, _)| column)
-        .peekable();
-    if lacking.peek().is_none() {
+        .collect();
+    if lacking.is_empty() {
         return vec![];
     }
-    let lacked = lacking.filter(|column| column.not_null).map(|column| &column.name);
     // What is computed of what is not there may not be there either.
-    let computed = table.columns.iter().filter(|own| own.not_null && computed(own).is_some());
-    let lacked = lacked.chain(computed.map(|own| &own.name));
+    let names: Vec<&str> = lacking.iter().map(|column| column.name.as_str()).collect();
+    let follows = |own: &&Column| {
+        own.not_null && computed(own).is_some_and(|expression| names_any(expression, &names))
+    };
+    let lacked = lacking.iter().filter(|column| column.not_null).map(|column| &column.name);
+    let lacked = lacked.chain(table.columns.iter().filter(follows).map(|own| &own.name));
     lacked.filter(|name| !table.key.contains(name)).cloned().collect()
 }
 
@@ -150,7 +153,8 @@ pub(super) fn lacked(table: &Table, version: &Table, places: &[Place]) -> Vec<St
     let lacked = table.columns.iter().filter(|own| {
         let place = if computed(own).is_none() { places.next() } else { None };
         let has = |same: &Column| same.not_null || version.key.contains(&same.name);
-        let is_there = same_column(version, own).is_some_and(has);
+        let is_there = same_column(version, own)
+            .is_some_and(|same| has(same) && !is_recomputed(version, table, same, own));
         let is_told = is_there && place.is_none_or(|place| place.at.is_some());
         let is_filled = place.is_some_and(|place| matches!(place.before, Some(Some(_))));
         own.not_null && !is_told && !is_filled && !table.key.contains(&own.name)

@@ -222,6 +222,7 @@ fn listed(table: usize) -> Listed {
         keyed: true,
         identified: true,
         computed: Computed::None,
+        computed_key: false,
         addressable: false,
         selectable: true,
         filenode: FILENODE,

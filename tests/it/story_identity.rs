@@ -173,3 +173,81 @@ INSERT INTO taken VALUES (200, 'unpublished');
 ALTER TABLE lost REPLICA IDENTITY NOTHING;
 INSERT INTO lost VALUES (200, 'new');
 UPDATE kept SET v = 'kept' WHERE a < 5";
+
+const REKEYED: &str = "CREATE TABLE whole (id integer PRIMARY KEY, a integer, v text);
+ALTER TABLE whole REPLICA IDENTITY FULL;
+CREATE TABLE wider (id integer PRIMARY KEY, v text);
+ALTER TABLE wider REPLICA IDENTITY FULL;
+CREATE TABLE by_index (id integer PRIMARY KEY, a integer NOT NULL, b integer, v text);
+CREATE UNIQUE INDEX by_index_a ON by_index (a);
+ALTER TABLE by_index REPLICA IDENTITY USING INDEX by_index_a;
+CREATE TABLE without (a integer, v text);
+ALTER TABLE without REPLICA IDENTITY FULL;
+INSERT INTO whole SELECT n, n, n FROM generate_series(1, 50) AS n;
+INSERT INTO wider SELECT n, n FROM generate_series(1, 50) AS n;
+INSERT INTO by_index SELECT n, n, n, n FROM generate_series(1, 50) AS n;
+INSERT INTO without SELECT n, n FROM generate_series(1, 50) AS n";
+
+/// Rows that lack what becomes their key, or have it twice; and such as have the former one twice.
+const ANOTHER_KEY: &str =
+    "INSERT INTO whole VALUES (100, 1, 'twice'), (101, NULL, 'none'), (102, 60, 'once');
+UPDATE whole SET a = 61 WHERE id = 101;
+DELETE FROM whole WHERE id = 100;
+ALTER TABLE whole DROP CONSTRAINT whole_pkey, ADD PRIMARY KEY (a);
+ALTER TABLE whole ALTER id DROP NOT NULL;
+INSERT INTO whole VALUES (1, 70, 'id twice'), (NULL, 71, 'no id');
+UPDATE whole SET v = 'by a', a = a + 1000 WHERE id = 1;
+DELETE FROM whole WHERE id BETWEEN 5 AND 9;
+INSERT INTO wider VALUES (100, 'before');
+ALTER TABLE wider ADD n bigint;
+INSERT INTO wider VALUES (101, 'n is not there');
+UPDATE wider SET n = id WHERE id > 0;
+ALTER TABLE wider DROP CONSTRAINT wider_pkey, ADD PRIMARY KEY (n);
+ALTER TABLE wider DROP id;
+INSERT INTO wider VALUES ('by n', 4000000000);
+UPDATE wider SET v = 'changed' WHERE n < 10;
+INSERT INTO by_index VALUES (100, 100, 1, 'b twice'), (101, 101, NULL, 'no b');
+UPDATE by_index SET b = id WHERE id > 50;
+ALTER TABLE by_index DROP CONSTRAINT by_index_pkey, ADD PRIMARY KEY (b);
+ALTER TABLE by_index ALTER id DROP NOT NULL;
+INSERT INTO by_index VALUES (1, 102, 102, 'id twice'), (NULL, 103, 103, 'no id');
+UPDATE by_index SET v = 'changed', b = b + 1000 WHERE a < 10;
+INSERT INTO without VALUES (1, 'twice'), (NULL, 'none'), (1, 'twice');
+DELETE FROM without WHERE v = 'twice';
+UPDATE without SET a = 100 WHERE a IS NULL;
+ALTER TABLE without ADD PRIMARY KEY (a);
+UPDATE without SET v = 'keyed' WHERE a < 5";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_from_before_a_table_got_its_key_are_not_taken_for_rows_of_that_key() {
+    let mut world =
+        World::new("rekeyed", Setup { encryption: "mode = \"none\"".into(), ..Setup::default() })
+            .await;
+    world.execute_each(REKEYED).await;
+    world.start();
+    world.whole(4).await;
+    let before = world.settled().await;
+    let admin = world.admin().await;
+    world.gateway.kill();
+    world.execute_each(ANOTHER_KEY).await;
+    world.start();
+    let between = world.settled().await;
+    world.restored("steps", &["--until", &before.to_string()]).await;
+    world.execute_each("UPDATE whole SET v = 'last' WHERE a < 20;\nDELETE FROM wider WHERE n = 20;\nUPDATE by_index SET b = -b WHERE a = 7;\nINSERT INTO without VALUES (-1, 'last')").await;
+    world.settled().await;
+    assert!(read_anew(&world).is_empty(), "{:?}", read_anew(&world));
+    let restored = world.restored("whole", &[]).await;
+    let ended = world.restore("steps", &["--until", &between.to_string()]).await;
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let ended = world.restore("steps", &[]).await;
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let steps = world.cluster.connect("steps", &world.tasks).await.unwrap();
+    for restored in [restored, steps] {
+        assert_all_equal(&compare(&admin, &restored, copied).await.unwrap());
+        assert_eq!(definitions(&restored).await, definitions(&admin).await);
+        assert_eq!(identities(&restored).await, identities(&admin).await);
+    }
+    world.assert_proven().await;
+    world.assert_proven_independently(&[]).await;
+    world.end().await;
+}

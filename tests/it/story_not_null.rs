@@ -4,7 +4,7 @@ use lakehead::demo::compare::compare;
 use serde_json::Value;
 
 use crate::{
-    harness::{Setup, World, assert_all_equal, copied},
+    harness::{Setup, World, assert_all_equal, copied, known_since},
     story_at_rest::between_two_parts,
     story_ddl::definitions,
 };
@@ -159,5 +159,73 @@ async fn a_column_that_gets_its_values_behind_its_definition_is_not_null_in_the_
     }
     world.assert_proven().await;
     world.assert_proven_independently(&[]).await;
+    world.end().await;
+}
+
+/// Columns that are computed, and those of which they will be.
+const COMPUTED: &str = "CREATE TABLE comes (id integer PRIMARY KEY, a integer, g integer GENERATED ALWAYS AS (a * 2) STORED NOT NULL, b text);
+CREATE TABLE comes_behind (id integer PRIMARY KEY, a integer, g integer GENERATED ALWAYS AS (a * 2) STORED NOT NULL);
+CREATE TABLE filled (id integer PRIMARY KEY, a integer, n integer, g integer GENERATED ALWAYS AS (a * 2) STORED NOT NULL, b text);
+CREATE TABLE retyped (id integer PRIMARY KEY, a integer, g integer GENERATED ALWAYS AS (a * 2) STORED NOT NULL, b text);
+CREATE TABLE retyped_last (id integer PRIMARY KEY, a integer, b text, g integer GENERATED ALWAYS AS (a * 2) STORED);
+CREATE TABLE goes (id integer PRIMARY KEY, a integer, n integer, g integer GENERATED ALWAYS AS (a * 2) STORED NOT NULL, b text);
+INSERT INTO comes SELECT n, n FROM generate_series(1, 50) AS n;
+INSERT INTO comes_behind SELECT n, n FROM generate_series(1, 50) AS n;
+INSERT INTO filled SELECT n, n FROM generate_series(1, 50) AS n;
+INSERT INTO retyped SELECT n, n FROM generate_series(1, 50) AS n;
+INSERT INTO retyped_last SELECT n, n FROM generate_series(1, 50) AS n;
+INSERT INTO goes SELECT n, n, n FROM generate_series(1, 50) AS n";
+
+/// While nobody looks: what they are computed of comes, gets its values, has another type.
+const OTHERWISE: &str = "UPDATE comes SET b = 'before' WHERE id < 10;
+ALTER TABLE comes ADD x integer, ADD y text;
+UPDATE comes SET x = id * 10 WHERE id > 0;
+ALTER TABLE comes ALTER g SET EXPRESSION AS (x + 1);
+INSERT INTO comes (id, x) VALUES (100, 7);
+UPDATE comes_behind SET a = 100 WHERE id < 10;
+ALTER TABLE comes_behind ADD x integer DEFAULT 5, ADD y text;
+ALTER TABLE comes_behind ALTER g SET EXPRESSION AS (x + a);
+INSERT INTO comes_behind (id, a, x) VALUES (100, 7, 8);
+INSERT INTO filled (id, a) VALUES (100, 1);
+UPDATE filled SET n = id WHERE id > 0;
+ALTER TABLE filled ALTER g SET EXPRESSION AS (n * 3);
+UPDATE filled SET a = NULL WHERE id > 20;
+INSERT INTO retyped (id, a) VALUES (100, 1);
+ALTER TABLE retyped ALTER g SET EXPRESSION AS (0);
+ALTER TABLE retyped ALTER a TYPE text;
+ALTER TABLE retyped ALTER g SET EXPRESSION AS (length(a));
+UPDATE retyped SET a = 'told' WHERE id < 10;
+INSERT INTO goes (id, a, n) VALUES (100, 1, 2);
+ALTER TABLE goes ALTER g SET EXPRESSION AS (n * 5);
+ALTER TABLE goes DROP a;
+INSERT INTO goes (id, n) VALUES (101, 1);
+INSERT INTO retyped_last (id, a) VALUES (100, 1);
+ALTER TABLE retyped_last ALTER g SET EXPRESSION AS (0);
+ALTER TABLE retyped_last ALTER a TYPE bigint;
+ALTER TABLE retyped_last ALTER g SET EXPRESSION AS (a * 2);
+UPDATE retyped_last SET a = -a WHERE id < 10";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_column_is_computed_in_another_way_of_what_comes_with_it() {
+    if !known_since(17, "SET EXPRESSION") {
+        return;
+    }
+    let mut world = World::new(
+        "not-null-computed",
+        Setup { encryption: "mode = \"none\"".into(), ..Setup::default() },
+    )
+    .await;
+    world.execute_each(COMPUTED).await;
+    world.start();
+    world.whole(6).await;
+    let before = world.settled().await;
+    world.gateway.kill();
+    world.execute_each(OTHERWISE).await;
+    world.start();
+    world.settled().await;
+    assert_as_source(&world, "restored", false).await;
+    world.restored("earlier", &["--until", &before.to_string()]).await;
+    assert_as_source(&world, "earlier", true).await;
+    world.assert_proven().await;
     world.end().await;
 }

@@ -17,6 +17,7 @@ use lakehead::{
 use crate::{
     dialect,
     harness::{SLOT, SOURCE, Setup, World, assert_all_equal, copied},
+    story_new_table::read_anew,
 };
 
 const TYPES: &str = include_str!("../fixtures/types.sql");
@@ -109,6 +110,10 @@ async fn old_rows_with_generated_columns_are_followed_or_said_and_refused_to_nob
     world.until("it streams", |status| status.state == SourceState::Streaming).await;
     world.caught_up().await;
     world.execute_each(OLD_ROWS_CHANGES).await;
+    let status = world.status().await;
+    let told = |what: &str| what.contains("key_computed") && what.contains("a generated column");
+    assert!(status.alarms.values().any(|alarm| told(&alarm.what)), "{status:#?}");
+    world.execute("ALTER TABLE key_computed REPLICA IDENTITY FULL").await;
     if major >= VIRTUAL_SINCE {
         world.execute_each(OLD_ROWS_VIRTUAL_CHANGES).await;
         let status = world.status().await;
@@ -128,12 +133,18 @@ async fn old_rows_with_generated_columns_are_followed_or_said_and_refused_to_nob
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
     assert!(changed, "statements on it are refused:\n{}", world.gateway.log_end());
+    world.settled().await;
+    world.execute("UPDATE key_computed SET a = 'by all of it' WHERE id > 40").await;
     world.caught_up().await;
+    // What changed while nothing named its rows was read anew.
+    assert_eq!(read_anew(&world), ["key_computed"]);
     world.assert_proven().await;
     world.assert_readable().await;
     let gone = ["--except", "public.virtual_full"];
     let gone = if major >= VIRTUAL_SINCE { &gone[..] } else { &[] };
     let restored = world.restored("restored", gone).await;
+    // A restore makes no key that has a generated column, and includes none in one.
+    world.execute_each(KEYS_AS_RESTORED).await;
     assert_all_equal(&compare(&admin, &restored, copied).await.unwrap());
     world.end().await;
 }
@@ -420,8 +431,18 @@ ALTER TABLE stored_index REPLICA IDENTITY USING INDEX stored_index_n_key;
 INSERT INTO stored_index (id, a, n) VALUES (1, 'one', 1), (2, 'two', 2);
 CREATE TABLE vectors (id integer PRIMARY KEY, a text, b tsvector GENERATED ALWAYS AS (to_tsvector('simple', a)) STORED);
 INSERT INTO vectors VALUES (1, 'one two'), (2, NULL);
+CREATE TABLE key_full (id integer, a text, b integer GENERATED ALWAYS AS (id * 2) STORED PRIMARY KEY);
+ALTER TABLE key_full REPLICA IDENTITY FULL;
+INSERT INTO key_full SELECT n, n FROM generate_series(1, 50) AS n;
+CREATE TABLE key_computed (id integer, a text, b integer GENERATED ALWAYS AS (id * 2) STORED, PRIMARY KEY (id, b));
+INSERT INTO key_computed SELECT n, n FROM generate_series(1, 50) AS n;
+CREATE TABLE key_included (id integer, a text, b integer GENERATED ALWAYS AS (id * 2) STORED, PRIMARY KEY (id) INCLUDE (b));
+INSERT INTO key_included SELECT n, n FROM generate_series(1, 50) AS n;
 CREATE TABLE plain (id integer PRIMARY KEY, a text);
 INSERT INTO plain VALUES (1, 'one'), (2, 'two')";
+const KEYS_AS_RESTORED: &str = "ALTER TABLE key_full DROP CONSTRAINT key_full_pkey;
+ALTER TABLE key_computed DROP CONSTRAINT key_computed_pkey;
+ALTER TABLE key_included DROP CONSTRAINT key_included_pkey, ADD PRIMARY KEY (id)";
 const OLD_ROWS_VIRTUAL: &str =
     "CREATE TABLE virtual_full (id integer PRIMARY KEY, a text, b text GENERATED ALWAYS AS (a || '?'));
 ALTER TABLE virtual_full REPLICA IDENTITY FULL;
@@ -433,7 +454,15 @@ DELETE FROM both_kinds WHERE id = 2;
 INSERT INTO both_kinds (id, a) VALUES (3, 'three');
 UPDATE virtual_full SET a = 'changed';
 DELETE FROM virtual_full WHERE id = 2";
-const OLD_ROWS_CHANGES: &str = "UPDATE stored_full SET a = 'changed' WHERE id = 1;
+const OLD_ROWS_CHANGES: &str = "UPDATE key_full SET a = 'changed', id = id + 100 WHERE id < 10;
+DELETE FROM key_full WHERE id = 20;
+INSERT INTO key_full VALUES (0, 'new');
+UPDATE key_computed SET a = 'changed', id = id + 100 WHERE id < 10;
+DELETE FROM key_computed WHERE id = 20;
+INSERT INTO key_computed VALUES (0, 'new');
+UPDATE key_included SET a = 'changed', id = id + 100 WHERE id < 10;
+DELETE FROM key_included WHERE id = 20;
+UPDATE stored_full SET a = 'changed' WHERE id = 1;
 UPDATE stored_full SET id = 30 WHERE id = 3;
 DELETE FROM stored_full WHERE id = 2;
 INSERT INTO stored_full VALUES (4, NULL);

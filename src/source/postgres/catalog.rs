@@ -48,6 +48,8 @@ pub(crate) struct Listed {
     pub(crate) identified: bool,
     /// Which generated columns name the old row, if the server is particular about them.
     pub(crate) computed: Computed,
+    /// Whether there are generated columns in the key that would name them: their values are in no stream.
+    pub(crate) computed_key: bool,
     /// Whether a row can be told from all others, so that parts read at different times fit together.
     pub(crate) addressable: bool,
     /// Whether this role may read it.
@@ -126,6 +128,9 @@ impl Listed {
         match self.computed {
             Computed::Virtual => format!(
                 "PostgreSQL publishes no old rows with virtual columns: ALTER TABLE {table} REPLICA IDENTITY DEFAULT, with a primary key"
+            ),
+            _ if self.computed_key => format!(
+                "its key has a generated column, whose values are not in the stream: ALTER TABLE {table} REPLICA IDENTITY FULL"
             ),
             Computed::None | Computed::Stored => format!(
                 "nothing names its old rows: ALTER TABLE {table} REPLICA IDENTITY FULL, or give it a primary key"
@@ -224,7 +229,8 @@ impl Described {
 pub(crate) async fn list(wire: &mut Wire, patterns: &Patterns) -> Result<Listing, SourceError> {
     let mut listing = Listing::default();
     let computed = if wire.version() >= COMPUTED_SINCE { COMPUTED } else { "NULL" };
-    for row in wire.query("list tables", &LIST.replace("{computed}", computed)).await? {
+    let sql = LIST.replace("{computed}", computed).replace("{generated}", KEY_GENERATED);
+    for row in wire.query("list tables", &sql).await? {
         let (schema, name) = (row.text(1)?.to_owned(), row.text(2)?.to_owned());
         if !patterns.include(&schema, &name) {
             continue;
@@ -246,6 +252,7 @@ pub(crate) async fn list(wire: &mut Wire, patterns: &Patterns) -> Result<Listing
                 Identity::Nothing => false,
             },
             computed,
+            computed_key: row.flag(12),
             addressable: keyed || row.flag(7),
             selectable: row.flag(8),
             filenode: row.parse_as(9)?,
@@ -374,7 +381,14 @@ impl Draft {
 
     fn finish(mut self, types: &Types) -> Described {
         self.key.sort();
-        self.described.table.key = self.key.into_iter().map(|(_, name)| name).collect();
+        let table = &mut self.described.table;
+        // A row has no value in a generated column by which others could be told from it.
+        let is_sent = |name: &String| {
+            table.columns.iter().any(|column| column.name == *name && !column.is_computed())
+        };
+        if self.key.iter().all(|(_, name)| is_sent(name)) {
+            table.key = self.key.into_iter().map(|(_, name)| name).collect();
+        }
         self.described.table.types = types.definitions(&self.used);
         // The file that it was made with has its number: nothing was ever written anew.
         self.described.settle(self.described.table.id, 0);
@@ -413,13 +427,20 @@ pub(crate) const COMPUTED_SINCE: u32 = 180_000;
 pub(crate) const FIRST_USER_ID: u32 = 16384;
 
 /// 0 id, 1 schema, 2 name, 3 kind, 4 persistence, 5 identity, 6 has a usable primary key, 7 has an identity index, 8
-/// readable, 9 file number, 10 [`COMPUTED`], 11 columns there ever were. Partitioned tables hold no rows; their leaves do.
+/// readable, 9 file number, 10 [`COMPUTED`], 11 columns there ever were, 12 whether what would name its old rows has
+/// generated columns. Partitioned tables hold no rows; their leaves do.
 const LIST: &str = "SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident,
-    EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid),
-    EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident AND i.indisvalid),
-    has_table_privilege(c.oid, 'SELECT'), coalesce(pg_relation_filenode(c.oid), 0), {computed}, c.relnatts
+    EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid AND NOT {generated}),
+    EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident AND i.indisvalid AND NOT {generated}),
+    has_table_privilege(c.oid, 'SELECT'), coalesce(pg_relation_filenode(c.oid), 0), {computed}, c.relnatts,
+    EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND {generated} AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END)
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'f') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'";
+
+/// Whether an index is of generated columns, those aside that it only includes.
+const KEY_GENERATED: &str =
+    "EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = i.indrelid AND a.attgenerated <> ''
+    AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]))";
 
 /// How the generated columns are made that name a table's old rows: `v` if one is virtual, else `s`.
 const COMPUTED: &str = "(SELECT max(a.attgenerated::text) FROM pg_attribute a

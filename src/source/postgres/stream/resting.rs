@@ -10,7 +10,7 @@ use super::{
     Stream,
 };
 use crate::{
-    source::{Column, Table},
+    source::{Column, Identity, Table},
     units::Position,
 };
 
@@ -55,14 +55,24 @@ impl Stream {
         now: Option<Table>,
         is_now: bool,
     ) -> Result<Option<Table>, SourceError> {
-        let mut told = self.told(table_id)?.into_iter();
-        let is_it = |table: &Table| is_that_of(message, table);
-        let is_now = is_now && now.as_ref().is_some_and(is_it);
-        let told = if is_now { told.next().filter(is_it) } else { told.find(is_it) };
-        if let (Some(now), Some(then)) = (&now, &told) {
+        let told = self.told(table_id)?;
+        let is_it = |table: &&Table| is_that_of(message, table);
+        let is_now = is_now && now.as_ref().is_some_and(|now| is_it(&now));
+        let depth = if is_now { 1 } else { told.len() };
+        let then = told.iter().take(depth).find(is_it);
+        if let (Some(now), Some(then)) = (&now, then) {
             self.doubt(now, then).await?;
         }
-        Ok(if is_now { now } else { told })
+        let is_rekeyed = now.as_ref().zip(told.first()).is_some_and(|(now, told)| {
+            now.identity != Identity::Default && key_of(now) != key_of(told)
+        });
+        let mut meant = if is_now { now } else { then.cloned() };
+        if let Some(table) = meant.as_mut().filter(|_| is_rekeyed) {
+            // The message does not say by which key its rows are, so they go by all that names them until it is known:
+            // before the key came they may lack it, or have it twice.
+            table.key.clear();
+        }
+        Ok(meant)
     }
 
     /// Notes of a table whether a message may mean other columns than those that had these names `then`: one of them was
@@ -92,6 +102,12 @@ impl Stream {
         let known = told.cloned().into_iter().chain(recorded.into_iter().flatten());
         Ok(known.filter(Table::is_numbered).collect())
     }
+}
+
+/// The numbers of a key's columns.
+fn key_of(table: &Table) -> BTreeSet<Option<u16>> {
+    let columns = table.columns.iter().filter(|column| table.key.contains(&column.name));
+    columns.map(|column| column.number).collect()
 }
 
 /// Those of these transactions of which others do not see yet that they have ended.
