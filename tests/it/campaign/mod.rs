@@ -95,9 +95,11 @@ async fn one_round(site: &mut Site, seed: u64, round: u64, report: &mut Report) 
     if has(|fault| matches!(fault, Fault::Failover { .. })) {
         site.ready_standby().await;
     }
-    // With less the box stays paused until somebody makes room, as it says of itself.
+    // With less, or while the journal holds the beginning of a transaction that does not fit, the box stays paused until
+    // somebody makes room, as it says of itself.
     let filled = has(|fault| matches!(fault, Fault::Filled(room) if *room >= RESUMES_BYTES))
-        && !has(|fault| matches!(fault, Fault::Crowded(_)));
+        && !has(|fault| matches!(fault, Fault::Crowded(_)))
+        && !plan.large;
     let stop = CancellationToken::new();
     let (work, large) = (site.work(own, round, stop.clone()), site.work_large(own));
     let large = async {
