@@ -15,6 +15,7 @@ pub mod fuzz;
 pub mod apply;
 pub mod cat;
 pub mod evolve;
+mod expression;
 pub mod fetch;
 pub mod key;
 pub mod labels;

@@ -11,7 +11,8 @@ use postgres_protocol::escape::escape_identifier;
 use super::{
     ReplayError,
     apply::{Change, RowKey, Shape},
-    evolve::{is_recomputed, names_any, set_not_null},
+    evolve::{is_recomputed, set_not_null},
+    expression::names_any,
     restore_rows::Restore,
     restore_target::{Target, applying, parameters, refused},
     restore_values::Place,
