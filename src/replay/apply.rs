@@ -305,7 +305,9 @@ pub fn alone(shape: &Shape, change: Change) -> Step {
     let from = source(parameters.len());
     let set = assignments(shape, &told, &[]);
     let update = format!("UPDATE {table} t SET {set} FROM {from} WHERE {found}");
-    let insert = can_insert(shape, &told).then(|| {
+    // Where nothing says which row it was, one that does not look so already may be there all the same.
+    let is_named = renamed || op != Op::Update || shape.matching != Matching::Whole;
+    let insert = (is_named && can_insert(shape, &told)).then(|| {
         let (names, casts) = (names(shape, &told), casts(shape, &told));
         let key = returning(shape);
         format!("INSERT INTO {table} ({names}) SELECT {casts} FROM {from} {key}")
@@ -332,10 +334,8 @@ fn insert(shape: &Shape, rows: Vec<Vec<Slot>>) -> Step {
     let told = rows.first().map(|row| said(row)).unwrap_or_default();
     let count = rows.len();
     if !told.contains(&true) {
-        let sql = format!(
-            "INSERT INTO {} SELECT FROM pg_catalog.generate_series(1, {count})",
-            shape.name
-        );
+        let table = &shape.name;
+        let sql = format!("INSERT INTO {table} SELECT FROM pg_catalog.generate_series(1, {count})");
         return Step { sql, ..Step::default() };
     }
     let parameters = columns_of(&told, rows);

@@ -1,5 +1,7 @@
 //! Which columns an expression names, as the server prints it. Pure.
 
+use std::borrow::Cow;
+
 use postgres_protocol::escape::escape_identifier;
 
 use crate::journal::Column;
@@ -11,41 +13,56 @@ pub(super) fn renamed(expression: &str, kept: &[(&Column, &Column)]) -> String {
         column.filter(|(old, new)| old.name != new.name).map(|(_, new)| plainly(&new.name))
     };
     let said = pieces(expression).into_iter();
-    said.map(|(piece, name)| name.and_then(after).unwrap_or_else(|| piece.to_owned())).collect()
+    said.map(|(piece, name)| name.and_then(|name| after(&name)).unwrap_or_else(|| piece.to_owned()))
+        .collect()
 }
 
-/// Whether an expression, as the server prints it, names one of these columns. Of a name with a quote in it that is not
-/// told, and taken to be so.
+/// Whether an expression, as the server prints it, names one of these columns.
 pub(super) fn names_any(expression: &str, columns: &[&str]) -> bool {
-    let is_named =
-        |(_, name): (&str, Option<&str>)| name.is_some_and(|name| columns.contains(&name));
-    let in_doubt = expression.contains("\"\"") && !columns.is_empty();
-    in_doubt || pieces(expression).into_iter().any(is_named)
+    pieces(expression)
+        .iter()
+        .any(|(_, name)| name.as_deref().is_some_and(|name| columns.contains(&name)))
 }
 
 /// An expression piece by piece, with the name in each that is one of a column, or may be.
-fn pieces(expression: &str) -> Vec<(&str, Option<&str>)> {
-    let (mut rest, mut pieces) = (expression, vec![]);
-    while let Some(first) = rest.chars().next() {
+fn pieces(expression: &str) -> Vec<(&str, Option<Cow<'_, str>>)> {
+    let (mut at, mut pieces) = (0, vec![]);
+    while let Some(first) = expression[at..].chars().next() {
+        let (said, rest) = expression.split_at(at);
         let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
         let end = match first {
-            // A doubled quote ends one piece and begins the next.
-            '"' | '\'' => rest[1..].find(first).map_or(rest.len(), |at| at + 2),
+            '"' | '\'' => quoted(rest, first),
             _ if is_word(first) => rest.find(|c| !is_word(c)).unwrap_or(rest.len()),
             _ => first.len_utf8(),
         };
         let (piece, behind) = rest.split_at(end);
-        let is_type = expression[..expression.len() - rest.len()].ends_with("::");
+        // Types, functions, fields, collations, and what EXTRACT takes are no columns; nor are words in capitals, as the
+        // server quotes the names of columns that have any.
+        let is_other = ["::", ".", "COLLATE ", "EXTRACT("].iter().any(|word| said.ends_with(word))
+            || behind.starts_with(['(', '.']);
         let name = match first {
-            '\'' => None,
-            _ if is_type || behind.starts_with('(') => None,
-            '"' => piece.get(1..end - 1),
-            _ => Some(piece),
+            _ if is_other => None,
+            '"' => piece.get(1..end - 1).map(|name| name.replace("\"\"", "\"").into()),
+            _ if piece.chars().all(|c| is_word(c) && !c.is_ascii_uppercase()) => Some(piece.into()),
+            _ => None,
         };
         pieces.push((piece, name));
-        rest = behind;
+        at += end;
     }
     pieces
+}
+
+/// Where the quoted text ends with which `rest` begins: a doubled quote is one of it.
+fn quoted(rest: &str, quote: char) -> usize {
+    let mut end = 1;
+    while let Some(next) = rest[end..].find(quote) {
+        end += next + 1;
+        if !rest[end..].starts_with(quote) {
+            return end;
+        }
+        end += 1;
+    }
+    rest.len()
 }
 
 /// A name as the server prints it: quoted only where it has to be, as far as that can be told without its keywords.
@@ -79,7 +96,7 @@ mod tests {
 
     #[test]
     fn what_is_no_name_names_no_column() {
-        let columns = ["a", "B c", "text", "it's"];
+        let columns = ["a", "B c", "text", "it's", "q\"q", "A"];
         for (expression, is_named) in [
             ("(a * 2)", true),
             ("(ab * a1)", false),
@@ -91,10 +108,15 @@ mod tests {
             ("text(5)", false),
             ("text || 'b'::text", true),
             ("(\"q\"\"q\" + 1)", true),
+            ("('\"\"'::citext)", false),
+            ("EXTRACT(a FROM x)", false),
+            ("('x'::public.a)", false),
+            ("((k).a)", false),
+            ("(k COLLATE \"it's\")", false),
+            ("(A + 1)", false),
             ("5", false),
         ] {
             assert_eq!(names_any(expression, &columns), is_named, "{expression}");
         }
-        assert!(!names_any("(\"q\"\"q\" + a)", &[]));
     }
 }

@@ -19,6 +19,7 @@ use super::{
     plan::{Definitions, definitions, plan, tracks},
     restore_rows::Restore,
     restore_target::Target,
+    schema::named_by_values,
 };
 use crate::{
     ledger::{Entry, EntryKind},
@@ -155,7 +156,7 @@ pub async fn read_definitions(
         if (&table.schema, &table.name, table.version) != (&name.schema, &name.table, version) {
             return Err(ReplayError::object(&object.key, "it describes another table or version"));
         }
-        known.insert((name, version), Arc::new(table));
+        known.insert((name, version), Arc::new(named_by_values(table)));
     }
     Ok(known)
 }

@@ -101,6 +101,35 @@ pub fn identity_index(table: &Table) -> Option<String> {
     })
 }
 
+/// Makes an index by which these columns are unique, if there is none.
+pub fn add_unique(table: &Table, columns: &[String]) -> String {
+    let name = qualified(table).replace('\'', "''");
+    format!(
+        "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = '{name}'::regclass \
+         AND i.indisunique AND i.indimmediate AND i.indpred IS NULL AND {}) \
+         THEN ALTER TABLE {} ADD UNIQUE ({}); END IF; END $$",
+        is_of("i.indrelid", "i.indkey", columns),
+        qualified(table),
+        list(columns)
+    )
+}
+
+/// A definition whose rows are named by what they have: no value of a generated column is in the lake, so that a key or
+/// an index of one names none.
+pub fn named_by_values(mut table: Table) -> Table {
+    let computed = table.columns.iter().filter(|column| column.is_computed());
+    let computed: Vec<String> = computed.map(|column| column.name.clone()).collect();
+    if table.key.iter().any(|name| computed.contains(name)) {
+        table.key.clear();
+    }
+    let index = identity_columns(&table);
+    if table.identity == Identity::Index && index.iter().any(|name| computed.contains(name)) {
+        table.identity = Identity::Nothing;
+        table.columns.iter_mut().for_each(|column| column.identity = false);
+    }
+    table
+}
+
 /// Whether an array of column numbers is of these columns of a table.
 pub fn is_of(table: &str, numbers: &str, columns: &[String]) -> String {
     let names = columns.iter().map(|name| escape_literal(name)).collect::<Vec<_>>().join(", ");

@@ -1,8 +1,14 @@
 //! The disk is full: the box waits for room, or makes it, and goes on.
 
-use std::fs;
+use std::{fs, time::Duration};
 
-use lakehead::{disk, error::Cause, telemetry::board::SourceStatus};
+use lakehead::{
+    clock::{Clock, SystemClock},
+    demo::cluster::Stop,
+    disk,
+    error::Cause,
+    telemetry::board::SourceStatus,
+};
 
 use crate::{
     harness::{SOURCE, Setup, World},
@@ -79,6 +85,43 @@ async fn what_fills_the_disk_is_sealed_into_the_reserve_and_drains() {
     world.assert_restored_equal().await;
     world.end().await;
 }
+
+/// Of a source that is not read any more the server is stopped all the same: it does not wait for the box.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_stops_in_order_though_the_box_has_no_room_for_its_changes() {
+    let (mut world, small) = begun("full-server-stops").await;
+    world.bucket.away(true);
+    world.start();
+    small.leave(4 << 20);
+    let more = "INSERT INTO t SELECT n, (SELECT string_agg(sha256((random() * 1e9 + m)::text::bytea), '')
+        FROM generate_series(1, 3200) AS m) FROM generate_series((SELECT coalesce(max(id), 0) + 1 FROM t), (SELECT coalesce(max(id), 0) + 60 FROM t)) AS n";
+    for _ in 0..40 {
+        world.execute(more).await;
+        if full(&world.status().await) {
+            break;
+        }
+    }
+    world.until("it is full", full).await;
+    // More than what lies between them holds.
+    for _ in 0..4 {
+        world.execute(more).await;
+    }
+    let began = SystemClock.now();
+    world.cluster.stop(Stop::Fast);
+    let took = SystemClock.now().saturating_duration_since(began);
+    assert!(took < STOPS_WITHIN, "{took:?}\n{}", world.gateway.log_end());
+    world.cluster.start().unwrap();
+    world.bucket.away(false);
+    small.relieve();
+    world.calm(Cause::DiskFull).await;
+    world.caught_up().await;
+    world.assert_proven().await;
+    world.assert_restored_equal().await;
+    world.end().await;
+}
+
+/// Seconds after which the box has seen it, and some.
+const STOPS_WITHIN: Duration = Duration::from_secs(15);
 
 /// What waits for the lake is shipped, and makes room, though others take each free byte.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -165,12 +165,14 @@ async fn a_column_that_gets_its_values_behind_its_definition_is_not_null_in_the_
 /// Columns that are computed, and those of which they will be.
 const COMPUTED: &str = "CREATE TABLE comes (id integer PRIMARY KEY, a integer, g integer GENERATED ALWAYS AS (a * 2) STORED NOT NULL, b text);
 CREATE TABLE comes_behind (id integer PRIMARY KEY, a integer, g integer GENERATED ALWAYS AS (a * 2) STORED NOT NULL);
+CREATE TABLE again (id integer PRIMARY KEY, a integer, g integer GENERATED ALWAYS AS (a * 2) STORED NOT NULL, b text);
 CREATE TABLE filled (id integer PRIMARY KEY, a integer, n integer, g integer GENERATED ALWAYS AS (a * 2) STORED NOT NULL, b text);
 CREATE TABLE retyped (id integer PRIMARY KEY, a integer, g integer GENERATED ALWAYS AS (a * 2) STORED NOT NULL, b text);
 CREATE TABLE retyped_last (id integer PRIMARY KEY, a integer, b text, g integer GENERATED ALWAYS AS (a * 2) STORED);
 CREATE TABLE goes (id integer PRIMARY KEY, a integer, n integer, g integer GENERATED ALWAYS AS (a * 2) STORED NOT NULL, b text);
 INSERT INTO comes SELECT n, n FROM generate_series(1, 50) AS n;
 INSERT INTO comes_behind SELECT n, n FROM generate_series(1, 50) AS n;
+INSERT INTO again SELECT n, n FROM generate_series(1, 50) AS n;
 INSERT INTO filled SELECT n, n FROM generate_series(1, 50) AS n;
 INSERT INTO retyped SELECT n, n FROM generate_series(1, 50) AS n;
 INSERT INTO retyped_last SELECT n, n FROM generate_series(1, 50) AS n;
@@ -189,6 +191,12 @@ INSERT INTO comes_behind (id, a, x) VALUES (100, 7, 8);
 ALTER TABLE comes_behind ADD early integer GENERATED ALWAYS AS (1) STORED, ADD late integer;
 UPDATE comes_behind SET late = id WHERE id > 0;
 ALTER TABLE comes_behind ALTER early SET EXPRESSION AS (late + 1), ALTER early SET NOT NULL;
+INSERT INTO again (id, a) VALUES (100, 1);
+ALTER TABLE again ALTER g SET EXPRESSION AS (0);
+ALTER TABLE again DROP a;
+ALTER TABLE again ADD a integer;
+UPDATE again SET a = id + 1 WHERE id > 0;
+ALTER TABLE again ALTER g SET EXPRESSION AS (a * 2);
 INSERT INTO filled (id, a) VALUES (100, 1);
 UPDATE filled SET n = id WHERE id > 0;
 ALTER TABLE filled ALTER g SET EXPRESSION AS (n * 3);
@@ -222,7 +230,7 @@ async fn a_column_is_computed_in_another_way_of_what_comes_with_it() {
     .await;
     world.execute_each(COMPUTED).await;
     world.start();
-    world.whole(6).await;
+    world.whole(7).await;
     let before = world.settled().await;
     world.gateway.kill();
     world.execute_each(OTHERWISE).await;

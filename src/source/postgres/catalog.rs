@@ -190,6 +190,12 @@ impl Described {
         })
     }
 
+    /// Whether rows can be told from others by these columns: in a generated one they have no value.
+    pub(crate) fn is_key(&self, columns: &[String]) -> bool {
+        let mut computed = self.table.columns.iter().filter(|column| column.is_computed());
+        computed.all(|column| !columns.contains(&column.name))
+    }
+
     /// Its replica identity, as the catalog spells it.
     pub(crate) fn identity_letter(&self) -> &'static str {
         match self.table.identity {
@@ -381,13 +387,9 @@ impl Draft {
 
     fn finish(mut self, types: &Types) -> Described {
         self.key.sort();
-        let table = &mut self.described.table;
-        // A row has no value in a generated column by which others could be told from it.
-        let is_sent = |name: &String| {
-            table.columns.iter().any(|column| column.name == *name && !column.is_computed())
-        };
-        if self.key.iter().all(|(_, name)| is_sent(name)) {
-            table.key = self.key.into_iter().map(|(_, name)| name).collect();
+        let key: Vec<String> = self.key.into_iter().map(|(_, name)| name).collect();
+        if self.described.is_key(&key) {
+            self.described.table.key = key;
         }
         self.described.table.types = types.definitions(&self.used);
         // The file that it was made with has its number: nothing was ever written anew.

@@ -107,7 +107,13 @@ impl Line {
                     self.heard_at = self.shared.clock.now();
                     return failed.map_or(Ok(done), Err);
                 }
-                _ = self.tick.tick(), if failed.is_none() => failed = self.report(false).await.err(),
+                _ = self.tick.tick(), if failed.is_none() => {
+                    failed = self.report(false).await.err();
+                    if failed.is_some() {
+                        // The work may take as long as the lake does: a server that shuts down is not to wait for it.
+                        self.wire.hang_up().await;
+                    }
+                }
             }
         }
     }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    catalog::{COMPUTED_SINCE, Computed, Listing, Refusal, identifier, literal},
+    catalog::{COMPUTED_SINCE, Computed, Listed, Listing, Refusal, identifier, literal},
     error::SourceError,
     name::Names,
     wire::Wire,
@@ -216,6 +216,12 @@ async fn taken_over(
     let why = format!("it is not in the publication `{name}`, which the configuration names");
     let refusal = Refusal { cause: Cause::TableRefused, why };
     listing.refused.extend(absent.into_values().map(|table| (table.qualified(), refusal.clone())));
+    // Their updates and deletes would come, and name no row.
+    let unnamed = |table: &Listed| table.computed_key && !table.identified;
+    for (_, table) in listing.tables.extract_if(.., |_, table| unnamed(table)) {
+        let refusal = Refusal { cause: Cause::TableRefused, why: table.append_only() };
+        listing.refused.insert(table.qualified(), refusal);
+    }
     Ok(())
 }
 

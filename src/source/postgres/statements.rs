@@ -148,7 +148,7 @@ impl Shape {
     /// Whether the catalog still has the table so.
     pub(crate) fn is_that_of(&self, known: &Described) -> bool {
         let Some(columns) = &self.columns else { return false };
-        let key = self.key.as_deref().unwrap_or_default();
+        let key = self.key.as_deref().filter(|key| known.is_key(key)).unwrap_or_default();
         let told = columns.iter().map(|column| {
             let ToldColumn { name, type_id, modifier, not_null, default } = column;
             (name.as_str(), *type_id, *modifier, *not_null, default.as_deref())

@@ -370,6 +370,12 @@ impl Wire {
         drop(timeout(GOODBYE_LIMIT, goodbye).await);
     }
 
+    /// Ends the connection, for the server, whatever it is about to send.
+    pub(crate) async fn hang_up(&mut self) {
+        // It is broken, or the server finds that out by itself.
+        drop(timeout(GOODBYE_LIMIT, self.channel.shutdown()).await);
+    }
+
     async fn begin(&mut self, doing: &'static str, sql: &str) -> Result<(), SourceError> {
         self.enter(doing)?;
         self.of_table = false;

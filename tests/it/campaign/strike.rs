@@ -215,6 +215,11 @@ impl Site {
 
     /// Nothing is shipped, and changes come until there is no room for them.
     async fn fill(&mut self, room_bytes: u64) {
+        if self.doomed {
+            // It would end before the disk is full.
+            self.world.gateway.kill();
+            self.revive();
+        }
         self.lane(Lane::Lake).set(Way::Refuse);
         self.lane(Lane::Source).set(Way::Open);
         self.disk.as_ref().unwrap().leave(room_bytes);

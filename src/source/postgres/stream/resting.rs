@@ -63,11 +63,11 @@ impl Stream {
         if let (Some(now), Some(then)) = (&now, then) {
             self.doubt(now, then).await?;
         }
-        let is_rekeyed = now.as_ref().zip(told.first()).is_some_and(|(now, told)| {
-            now.identity != Identity::Default && key_of(now) != key_of(told)
-        });
+        let rekeyed = now.as_ref().zip(told.first());
+        let is_rekeyed = rekeyed.is_some_and(|(now, told)| key_of(now) != key_of(told));
         let mut meant = if is_now { now } else { then.cloned() };
-        if let Some(table) = meant.as_mut().filter(|_| is_rekeyed) {
+        let is_unsaid = |table: &&mut Table| table.identity != Identity::Default;
+        if let Some(table) = meant.as_mut().filter(is_unsaid).filter(|_| is_rekeyed) {
             // The message does not say by which key its rows are, so they go by all that names them until it is known:
             // before the key came they may lack it, or have it twice.
             table.key.clear();
