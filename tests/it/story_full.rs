@@ -7,7 +7,7 @@ use lakehead::{
     demo::cluster::Stop,
     disk,
     error::Cause,
-    telemetry::board::SourceStatus,
+    telemetry::board::{SourceState, SourceStatus},
 };
 
 use crate::{
@@ -92,20 +92,25 @@ async fn a_server_stops_in_order_though_the_box_has_no_room_for_its_changes() {
     let (mut world, small) = begun("full-server-stops").await;
     world.bucket.away(true);
     world.start();
+    world.until("it streams", |status| status.state == SourceState::Streaming).await;
+    world.execute("INSERT INTO t VALUES (1)").await;
+    world.until("it is read", |status| status.durable.sequence.0 > 0).await;
     small.leave(4 << 20);
     let more = "INSERT INTO t SELECT n, (SELECT string_agg(sha256((random() * 1e9 + m)::text::bytea), '')
         FROM generate_series(1, 3200) AS m) FROM generate_series((SELECT coalesce(max(id), 0) + 1 FROM t), (SELECT coalesce(max(id), 0) + 60 FROM t)) AS n";
-    for _ in 0..40 {
+    // Until what was sealed takes the last room, and what lies between them is full, too.
+    let mut last = world.status().await;
+    for _ in 0..60 {
         world.execute(more).await;
-        if full(&world.status().await) {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let now = world.status().await;
+        let stands = now.received == last.received && unread(&now) > UNREAD_BYTES;
+        last = now;
+        if full(&last) && stands {
             break;
         }
     }
-    world.until("it is full", full).await;
-    // More than what lies between them holds.
-    for _ in 0..4 {
-        world.execute(more).await;
-    }
+    assert!(full(&last) && unread(&last) > UNREAD_BYTES, "{last:#?}");
     let began = SystemClock.now();
     world.cluster.stop(Stop::Fast);
     let took = SystemClock.now().saturating_duration_since(began);
@@ -120,6 +125,13 @@ async fn a_server_stops_in_order_though_the_box_has_no_room_for_its_changes() {
     world.end().await;
 }
 
+/// What the server has and the box has not read.
+fn unread(status: &SourceStatus) -> u64 {
+    status.server.0.saturating_sub(status.received.0)
+}
+
+/// More than lies between them.
+const UNREAD_BYTES: u64 = 16 << 20;
 /// Seconds after which the box has seen it, and some.
 const STOPS_WITHIN: Duration = Duration::from_secs(15);
 
