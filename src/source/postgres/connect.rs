@@ -57,9 +57,7 @@ impl Target {
             match self.open_at(host, purpose).await {
                 Ok(Some(wire)) => return Ok(wire),
                 Ok(None) => standbys += 1,
-                Err(error) => {
-                    told = Some(told.filter(|earlier| !earlier.heals()).unwrap_or(error));
-                }
+                Err(error) => told = Some(weightier(told, error)),
             }
         }
         let not_primary = SourceError::NotPrimary { hosts: self.url.hosts_text() };
@@ -76,7 +74,7 @@ impl Target {
                 Ok(None) => standbys += 1,
                 Err(error) => {
                     tracing::debug!(host = %host, %address, %error, "no connection");
-                    told = Some(told.filter(|earlier| !earlier.heals()).unwrap_or(error));
+                    told = Some(weightier(told, error));
                 }
             }
         }
@@ -134,6 +132,14 @@ impl Target {
             Err(why) => Err(handshake(host, &why)),
         }
     }
+}
+
+/// Of two answers the one that tells more: what waiting does not heal, then that of a server which lets nobody in.
+fn weightier(told: Option<SourceError>, error: SourceError) -> SourceError {
+    let weight = |error: &SourceError| (!error.heals(), error.lets_nobody_in());
+    // Of others the last one.
+    let is_heavy = |earlier: &SourceError| earlier.lets_nobody_in() || !earlier.heals();
+    told.filter(|earlier| is_heavy(earlier) && weight(earlier) >= weight(&error)).unwrap_or(error)
 }
 
 /// Where a host's name leads now: asked for anew for each connection.
@@ -274,6 +280,7 @@ const RETRY_MAX: Duration = Duration::from_secs(15);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::postgres::error::ServerError;
 
     #[test]
     fn a_password_that_others_can_read_is_refused() {
@@ -285,6 +292,25 @@ mod tests {
         std::fs::set_permissions(&path, mode).unwrap();
         let refused = password(&path).unwrap_err().to_string();
         assert!(refused.contains("can read") && !refused.contains("hunter2"));
+    }
+
+    #[test]
+    fn of_several_hosts_the_answer_that_tells_most_counts() {
+        let away = || SourceError::broken("db2", "refused");
+        let server = |code: &str| SourceError::Server {
+            doing: "log in",
+            error: ServerError { code: code.into(), ..ServerError::default() },
+        };
+        let told = |errors: [SourceError; 2]| {
+            let told = errors.into_iter().fold(None, |told, error| Some(weightier(told, error)));
+            told.unwrap().to_string()
+        };
+        let (leaves, refuses) = ("57P03", "28P01");
+        assert_eq!(told([server(leaves), away()]), server(leaves).to_string());
+        assert_eq!(told([away(), server(leaves)]), server(leaves).to_string());
+        assert_eq!(told([server(refuses), server(leaves)]), server(refuses).to_string());
+        assert_eq!(told([server(leaves), server(refuses)]), server(refuses).to_string());
+        assert_eq!(told([away(), SourceError::broken("db3", "late")]), "db3: late");
     }
 
     #[test]

@@ -177,6 +177,11 @@ impl SourceError {
         matches!(self, Self::Server { error, .. } if error.code == LOCK_NOT_AVAILABLE)
     }
 
+    /// Whether a server starts up or shuts down: it lets nobody in.
+    pub(crate) fn lets_nobody_in(&self) -> bool {
+        matches!(self, Self::Server { error, .. } if error.code == CANNOT_CONNECT_NOW)
+    }
+
     /// Without the server's words, where they may quote a value.
     pub(crate) fn discreet(self) -> Self {
         let of_values = self.is_of_values();
@@ -256,6 +261,8 @@ impl ServerError {
 /// `undefined_table`, `invalid_schema_name`.
 const GONE: [&str; 2] = ["42P01", "3F000"];
 
+/// SQLSTATE of a server that starts up or shuts down.
+const CANNOT_CONNECT_NOW: &str = "57P03";
 /// SQLSTATE of a lock that was waited for too long.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// `undefined_table`, `invalid_schema_name`, `undefined_object`, `duplicate_object`.

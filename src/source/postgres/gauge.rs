@@ -34,11 +34,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 
 /// Whether the server that the stream is connected to shuts down: it lets nobody in any more.
 fn leaves(error: &SourceError) -> bool {
-    match error {
-        SourceError::Server { error, .. } => error.code == CANNOT_CONNECT_NOW,
-        SourceError::NotPrimary { .. } => true,
-        _ => false,
-    }
+    error.lets_nobody_in() || matches!(error, SourceError::NotPrimary { .. })
 }
 
 async fn watch(
@@ -132,8 +128,6 @@ fn asked(version: u32, slot: &str) -> String {
     )
 }
 
-/// SQLSTATE of a server that starts up or shuts down.
-const CANNOT_CONNECT_NOW: &str = "57P03";
 const ASK_EVERY: Duration = Duration::from_secs(3);
 /// The alarm for a slot that is going to be lost.
 const ALARM: &str = "slot";
