@@ -22,7 +22,7 @@ use super::{
     faults::{Call, Credentials, Fault, Lane, Plan},
     site::{Site, filler},
 };
-use crate::harness::SLOT;
+use crate::harness::{SLOT, SOURCE};
 
 impl Site {
     /// Lets the faults strike, each at its moment, on top of those that still last.
@@ -222,7 +222,16 @@ impl Site {
         }
         self.lane(Lane::Lake).set(Way::Refuse);
         self.lane(Lane::Source).set(Way::Open);
-        self.disk.as_ref().unwrap().leave(room_bytes);
+        let disk = self.disk.as_ref().unwrap();
+        // What is left is beside the reserve, which a box that starts makes anew.
+        let reserve = disk.outside().join("journal").join(SOURCE).join("reserve");
+        for _ in 0..100 {
+            if reserve.exists() {
+                break;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        disk.leave(room_bytes);
         for _ in 0..FILL_TURNS {
             let shop = self.world.shop().await;
             shop.batch_execute(&filler(20)).await.unwrap();
