@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** a key that nobody asked for is a problem: [`Section::finish`] names it.
 
-use std::{cell::RefCell, ops::RangeInclusive};
+use std::{cell::RefCell, collections::BTreeSet, ops::RangeInclusive};
 
 use toml::{
     Spanned,
@@ -45,8 +45,13 @@ impl<'t> Document<'t> {
     /// The text's top table, or `None` if it is not TOML.
     pub(super) fn parse(&self) -> Option<Spanned<DeTable<'t>>> {
         let (table, errors) = DeTable::parse_recoverable(self.text);
+        let mut told = BTreeSet::new();
         for error in &errors {
             let at = error.span().map_or(0, |span| span.start);
+            // What is wrong in a line behind the first thing follows from it.
+            if !told.insert(self.line(Place(at))) {
+                continue;
+            }
             let fault = Fault::new(error.message(), "write the line as TOML, see https://toml.io");
             self.wrong(Place(at), String::new(), None, fault);
         }
@@ -54,11 +59,18 @@ impl<'t> Document<'t> {
     }
 
     pub(super) fn wrong(&self, place: Place, key: String, value: Option<String>, fault: Fault) {
-        let before = self.text.get(..place.0).unwrap_or(self.text);
-        let line = before.matches('\n').count() + 1;
-        let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+        let line = self.line(place);
+        let column = self.before(place).rsplit('\n').next().unwrap_or("").chars().count() + 1;
         let Fault { what, remedy } = fault;
         self.problems.borrow_mut().push(Problem { line, column, key, value, what, remedy });
+    }
+
+    fn before(&self, place: Place) -> &'t str {
+        self.text.get(..place.0).unwrap_or(self.text)
+    }
+
+    fn line(&self, place: Place) -> usize {
+        self.before(place).matches('\n').count() + 1
     }
 }
 
@@ -344,6 +356,15 @@ mod tests {
         ] {
             assert_eq!(hide_password(url), hidden);
         }
+    }
+
+    #[test]
+    fn of_a_line_that_is_not_toml_one_problem_is_told() {
+        let document = Document::new("a = 1 ==== }}}}\nb = 2\n]]]] x\n");
+        assert!(document.parse().is_none());
+        let lines: Vec<_> =
+            document.into_problems().into_iter().map(|one| (one.line, one.column)).collect();
+        assert_eq!(lines, [(1, 7), (3, 1)]);
     }
 
     #[test]

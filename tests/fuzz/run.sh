@@ -10,6 +10,8 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 export RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=16"
+# A trace of a panic that is contained would be counted to the target's memory.
+export RUST_BACKTRACE=0
 cargo build --locked -p lakehead-fuzz --profile fuzz --target "$host"
 fuzz=target/$host/fuzz/fuzz
 [ $# -gt 0 ] || set -- $(ls tests/fuzz/corpus)
