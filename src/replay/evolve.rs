@@ -132,20 +132,23 @@ fn alter_columns(from: &Table, to: &Table, kept: &[(&Column, &Column)]) -> Vec<A
         None => 1,
         Some(_) => 2,
     });
+    let coming = |new: &Column| {
+        let mut names = behind(to, &new.name);
+        names.retain(|name| stay.iter().all(|(_, after)| after.name != *name));
+        names
+    };
     let mut computed_last = vec![];
     for (old, new) in columns {
-        let mut coming = behind(to, &new.name);
-        coming.retain(|name| stay.iter().all(|(_, after)| after.name != *name));
-        match (old, computed(new).filter(|expression| names_any(expression, &coming))) {
+        match (old, computed(new)) {
             (Some(old), _) => steps.extend(alter_column(from, to, old, new)),
-            (None, None) => steps.push(added(&table, new)),
-            (None, Some(expression)) => {
+            (None, Some(expression)) if names_any(expression, &coming(new)) => {
                 let nothing = Column { default: Some("NULL".into()), ..new.clone() };
                 steps.push(added(&table, &nothing));
                 let name = escape_identifier(&new.name);
                 let set = format!("ALTER COLUMN {name} SET EXPRESSION AS ({expression})");
                 computed_last.push(format!("ALTER TABLE {table} {set}").into());
             }
+            (None, _) => steps.push(added(&table, new)),
         }
     }
     steps.extend(computed_last);

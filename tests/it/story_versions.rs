@@ -180,10 +180,13 @@ async fn of_an_operators_publication_what_the_server_publishes_is_copied() {
         assert!(status.alarms.values().any(|alarm| refused(&alarm.what)), "{:?}", status.alarms);
     }
     admin.batch_execute("ALTER PUBLICATION theirs ADD TABLE outside").await.unwrap();
-    world.execute("INSERT INTO outside VALUES (1); INSERT INTO parts VALUES (2), (150)").await;
+    world.execute("INSERT INTO outside VALUES (1); INSERT INTO parts VALUES (2), (150); INSERT INTO computed VALUES (1), (2); UPDATE computed SET id = 3 WHERE id = 2").await;
     world.whole(published.len()).await;
     world.settled().await;
     world.assert_proven().await;
+    let restored = world.restored("restored", &[]).await;
+    let there = restored.query_one("SELECT to_regclass('computed') IS NULL", &[]).await.unwrap();
+    assert!(there.get::<_, bool>(0), "it was refused");
     world.end().await;
 }
 
