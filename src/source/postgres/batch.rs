@@ -431,6 +431,10 @@ impl Batcher {
         if let Some(open) = &mut self.open {
             open.eventful |= !open.skipped;
         }
+        // Before it, so that a large one is not moved behind what is whole.
+        if self.whole_bytes > 0 && self.run.bytes.len() + payload.len() >= self.sizes.run_bytes {
+            self.give_whole();
+        }
         self.run.push(kind, payload);
     }
 
@@ -623,6 +627,19 @@ mod tests {
             runs.iter().map(|run| run.commit.map(|commit| commit.transactions)).collect();
         assert_eq!(commits, [Some(1), None, None, Some(1)]);
         assert!(!batcher.holds() && !batcher.is_open());
+    }
+
+    #[test]
+    fn a_large_value_is_not_copied_behind_what_was_whole_before_it() {
+        let mut batcher = Batcher::new(Position(0), Position(0), Sizes::default());
+        let small = [begin(10), insert(1, 3), commit(10), begin(20)];
+        let large = [insert(1, 2 * PIECE_BYTES), commit(20)];
+        assert_eq!(feed(&mut batcher, &small), []);
+        let runs = feed(&mut batcher, &large);
+        let shape: Vec<_> = runs.iter().map(|run| (run.piece, run.changes)).collect();
+        assert_eq!(shape, [(Piece::Whole, 1), (Piece::First, 1), (Piece::Last, 0)]);
+        assert!(runs[0].bytes.capacity() < RUN_BYTES, "{}", runs[0].bytes.capacity());
+        assert_eq!(messages(&runs), [&small[..], &large].concat());
     }
 
     #[test]

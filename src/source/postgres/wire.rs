@@ -112,11 +112,6 @@ impl Wire {
         if whole > READ_BYTES {
             self.grown = true;
             self.input.reserve(whole.saturating_sub(self.input.len()));
-        } else if self.grown && self.input.len() <= READ_BYTES {
-            // Give the memory of a large value back.
-            let mut fresh = BytesMut::with_capacity(2 * READ_BYTES);
-            fresh.extend_from_slice(&self.input);
-            (self.input, self.grown) = (fresh, false);
         } else if self.input.capacity() - self.input.len() < READ_BYTES / 4 {
             self.input.reserve(READ_BYTES);
         }
@@ -148,6 +143,25 @@ impl Wire {
     /// Goes on to the message after the first.
     pub(crate) fn consume(&mut self, head: Head) {
         self.input.advance(head.length);
+        self.let_go();
+    }
+
+    /// The body of the first message; goes on to the one after it.
+    fn take(&mut self, head: Head) -> Bytes {
+        let mut message = self.input.split_to(head.length).freeze();
+        message.advance(5);
+        self.let_go();
+        message
+    }
+
+    /// Gives the memory of a large value back, at once: whoever was given the value copies it, and the next bytes may be read
+    /// only when he is done.
+    fn let_go(&mut self) {
+        if self.grown && self.input.len() <= READ_BYTES {
+            let mut fresh = BytesMut::with_capacity(2 * READ_BYTES);
+            fresh.extend_from_slice(&self.input);
+            (self.input, self.grown) = (fresh, false);
+        }
     }
 
     /// The next message that says something, within `limit`. Cancel-safe.
@@ -158,8 +172,7 @@ impl Wire {
     ) -> Result<(u8, Bytes), SourceError> {
         loop {
             while let Some(head) = self.head()? {
-                let mut body = self.input.split_to(head.length).freeze();
-                body.advance(5);
+                let body = self.take(head);
                 match head.tag {
                     b'S' => {
                         let (name, value) = message::parameter(&body)?;
@@ -282,8 +295,7 @@ impl Wire {
                         if let Some(rows) = gulp.take() {
                             return Ok(Some(rows));
                         }
-                        let mut row = self.input.split_to(head.length).freeze();
-                        row.advance(5);
+                        let row = self.take(head);
                         return Ok(Some(gulp.pass(row)));
                     }
                     b'd' | b'D' if gulp.is_row(head.tag) && gulp.is_full() => {
@@ -342,6 +354,7 @@ impl Wire {
             taken += length;
         }
         self.input.advance(taken);
+        self.let_go();
         Ok(())
     }
 
@@ -513,6 +526,7 @@ mod tests {
             assert_eq!(wire.row_ahead().unwrap(), large.len() + 5, "it waits for its turn");
             let second = wire.rows("test", &mut gulp, 1 << 20).await.unwrap().unwrap();
             assert_eq!((second.rows, second.bytes.len()), (1, large.len()));
+            assert!(second.bytes.is_unique(), "and the connection does not hold it any longer");
             assert_eq!(wire.rows("test", &mut gulp, 1 << 20).await.unwrap(), None);
         };
         tokio::join!(send, receive);

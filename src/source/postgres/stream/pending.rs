@@ -7,6 +7,7 @@ use tokio::task::spawn_blocking;
 use super::{
     super::{
         aside::{Laid, Reading},
+        batch::Then,
         error::SourceError,
         in_progress::{Committed, Taken, whole_bytes},
         session::Shared,
@@ -53,7 +54,13 @@ impl Stream {
             let mut at = 0;
             while let (Some(message), passed) = transaction.next(&framed[at..]) {
                 at += passed;
-                if let Some(end) = self.give(message).await? {
+                let then = self.push(message)?;
+                if passed > FRAMED_BYTES {
+                    // A large message goes before the journal takes its copy on.
+                    framed.drain(..std::mem::take(&mut at));
+                    framed.shrink_to(FRAMED_BYTES);
+                }
+                if let Some(end) = self.settle(then).await? {
                     return Ok(Some(end));
                 }
             }
@@ -94,10 +101,15 @@ impl Stream {
 
     /// Gives on one message of a transaction that was in progress.
     async fn give(&mut self, message: &[u8]) -> Result<Option<End>, SourceError> {
+        let then = self.push(message)?;
+        self.settle(then).await
+    }
+
+    fn push(&mut self, message: &[u8]) -> Result<Then, SourceError> {
         begun(&mut self.xid, message);
         let then = self.batcher.push(message, self.line.shared.clock.now())?;
         self.unproven.extend(self.vocabulary.is_news(message));
-        self.settle(then).await
+        Ok(then)
     }
 
     /// Removes what was laid aside of a transaction.
