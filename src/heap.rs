@@ -9,6 +9,8 @@
 
 use nix::libc;
 
+pub(crate) mod large;
+
 /// Sets the bounds. To be called before the second thread starts.
 pub(crate) fn begin() {
     #[cfg(target_env = "gnu")]

@@ -124,6 +124,9 @@ pub trait ReadBatches: Send {
     ///
     /// The batch is there but damaged: the error names its range.
     fn next(&mut self, wait: Duration) -> Result<Option<Batch>, JournalError>;
+
+    /// The bytes of the last batch are gone from memory.
+    fn let_go(&mut self) {}
 }
 
 /// The batches that damage took, as far as known.

@@ -110,6 +110,11 @@ impl Unpacker {
         zstd::bulk::Decompressor::new().map(Self)
     }
 
+    /// How many bytes the run has of which the plaintext is a part.
+    pub(crate) fn run_bytes(plain: &[u8]) -> Option<usize> {
+        usize::try_from(BatchPrefix::split(plain)?.0.run_bytes).ok()
+    }
+
     /// Appends a part of a run to `run`, the `last` or another. Gives its commit; `None`: the
     /// plaintext is no such part.
     pub(crate) fn part(

@@ -19,7 +19,10 @@ use super::{
     scan::{Bad, Item, Scan, Window, read_error},
     tail::damaged,
 };
-use crate::units::Sequence;
+use crate::{
+    heap::large::{self, Held, LARGE_BYTES},
+    units::Sequence,
+};
 
 /// One reader.
 pub(crate) struct Reader {
@@ -32,6 +35,8 @@ pub(crate) struct Reader {
     ends: Option<Commit>,
     /// Pieces of a transaction were given, and its end was not.
     is_open: bool,
+    /// The batch that was given last is a large one.
+    large: Option<Held<'static>>,
 }
 
 /// Where the reader stands in a segment.
@@ -47,7 +52,8 @@ struct Place {
 impl Reader {
     pub(crate) fn new(shared: Arc<Shared>, after_batch: u64) -> Self {
         let next = after_batch + 1;
-        Self { shared, next, place: None, unpacker: None, ends: None, is_open: false }
+        let (place, unpacker, ends, large) = (None, None, None, None);
+        Self { shared, next, place, unpacker, ends, is_open: false, large }
     }
 
     /// Reads batch `next`, which is durable and not torn.
@@ -75,7 +81,7 @@ impl Reader {
             if header.batch > self.next {
                 return Err(place.missing(offset, self.next, header.batch)?);
             }
-            let commit = place.open(&header, offset, unpacker, &mut bytes)?;
+            let commit = place.open(&header, offset, unpacker, &mut bytes, &mut self.large)?;
             if header.kind == Kind::Part {
                 continue;
             }
@@ -127,7 +133,7 @@ impl Reader {
 
     /// Closes the segment if it was unlinked meanwhile: its room returns only then, and on a full disk
     /// no batch may come before it has.
-    fn let_go(&mut self) {
+    fn close(&mut self) {
         let gone = |place: &Place| !lock(&self.shared.catalogue).holds(place.number);
         if self.place.as_ref().is_some_and(gone) {
             self.place = None;
@@ -146,10 +152,11 @@ impl Reader {
 
 impl ReadBatches for Reader {
     fn next(&mut self, wait: Duration) -> Result<Option<Batch>, JournalError> {
+        self.let_go();
         loop {
             match self.shared.standing(self.next, wait)? {
                 Standing::Ahead => {
-                    self.let_go();
+                    self.close();
                     return Ok(None);
                 }
                 Standing::Torn(_) if self.is_open => {
@@ -179,6 +186,10 @@ impl ReadBatches for Reader {
             }
             Err(_) => batch.map(Some),
         }
+    }
+
+    fn let_go(&mut self) {
+        self.large = None;
     }
 }
 
@@ -227,8 +238,14 @@ impl Place {
         offset: u64,
         unpacker: &mut Unpacker,
         bytes: &mut Vec<u8>,
+        large: &mut Option<Held<'static>>,
     ) -> Result<Option<Commit>, JournalError> {
         let held = self.scan.held(header, offset)?;
+        if large.is_none()
+            && let Some(whole) = Unpacker::run_bytes(held).filter(|whole| *whole > LARGE_BYTES)
+        {
+            *large = Some(large::take_out(whole));
+        }
         if let Some(commit) = unpacker.part(held, header.kind == Kind::Batch, bytes) {
             return Ok(commit);
         }

@@ -131,6 +131,7 @@ impl<'a> Changes<'a> {
         if let Some(batch) = batch {
             self.epoch.begin(now);
             self.take(batch)?;
+            reader.let_go();
         }
         let due = self.epoch.progress().is_some_and(|so_far| self.desk.cut.is_due(&so_far, now));
         if due && self.transaction.is_none() { self.seal() } else { Ok(true) }

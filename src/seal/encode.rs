@@ -26,6 +26,7 @@ use super::{
     writer::{Habits, Writer},
 };
 use crate::{
+    heap::large::LARGE_BYTES,
     journal::{Cell, Decode, LakeType, OldRow, Row},
     units::Sequence,
 };
@@ -357,7 +358,7 @@ fn distinct(table: &Table) -> impl Iterator<Item = String> {
 }
 
 /// Rows whose values weigh more than this are written in [`Layout::Large`].
-pub(super) const LARGE_ROW_BYTES: usize = 8 << 20;
+pub(super) const LARGE_ROW_BYTES: usize = LARGE_BYTES;
 /// A row group ends when its rows, before they are encoded, hold this much memory: 270,000 of them at
 /// most, by what we add to each.
 pub(super) const ROW_GROUP_MEMORY_MAX: usize = 16 << 20;

@@ -128,6 +128,49 @@ async fn a_value_of_five_hundred_megabytes_gets_through() {
     judge(world, &what, "large/", [1, 1], RESIDENT_BYTES_MAX + large).await;
 }
 
+/// In the snapshots of two tables, in the stream and on their way into the lake, all at the same time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_values_from_all_sides_get_through() {
+    const ROWS: u64 = 4;
+    let bytes = sized(200_000_000, 60_000_000);
+    let mut world = World::new("large-values", Setup::default()).await;
+    world.configure("snapshot_pace = \"full\"\nsnapshot_workers = 2");
+    for table in ["large_1", "large_2", "large_3"] {
+        let make = format!(
+            "CREATE TABLE {table} (id integer PRIMARY KEY, body bytea);
+             ALTER TABLE {table} ALTER body SET STORAGE EXTERNAL;"
+        );
+        world.execute(&make).await;
+    }
+    let noise = |seed: u64| {
+        format!(
+            "(SELECT substr(string_agg(sha256(({seed} * 100000000 + n)::text::bytea), ''), 1, {bytes}) FROM generate_series(1, 1 + {bytes} / 32) AS n)"
+        )
+    };
+    // Of one value there are several: no two rows share a part of the snapshot, and it takes a while.
+    for table in [1, 2] {
+        world
+            .execute(&format!("INSERT INTO large_{table} SELECT n, v.body FROM generate_series(1, {ROWS}) AS n, (SELECT {} AS body) AS v", noise(table)))
+            .await;
+    }
+    world.execute(&format!("CREATE TABLE shelf AS SELECT {} AS body", noise(3))).await;
+    let began = SystemClock.now();
+    world.start();
+    for row in 1..=ROWS {
+        world.execute(&format!("INSERT INTO large_3 SELECT {row}, body FROM shelf")).await;
+    }
+    tell("committed", began);
+    world.whole(4).await;
+    world.caught_up().await;
+    tell("in the ledger", began);
+    let large = if bytes > LARGE_VALUE_BYTES { 2 * bytes } else { 0 };
+    let what = format!("{} values of {bytes} bytes", 3 * ROWS + 1);
+    // The first row of the third table may have been there before its snapshot.
+    let rows = counted(&world, "large_");
+    assert_eq!(rows.iter().sum::<u64>(), 3 * ROWS, "{rows:?}");
+    judge(world, &what, "large_", rows, RESIDENT_BYTES_MAX + large).await;
+}
+
 /// All in one snapshot, and then all in one transaction.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_tables_get_through() {

@@ -13,9 +13,7 @@ use std::{
     time::Instant,
 };
 
-use serde::{Deserialize, Serialize};
-
-use super::{error::SourceError, message::unknown, relation::Relation, statements};
+use super::{belief::Proof, error::SourceError, message::unknown, relation::Relation, statements};
 use crate::{
     source::{Commit, Piece, RecordKind, Run, Table},
     units::{Position, Timestamp},
@@ -96,52 +94,6 @@ pub(crate) struct Seen {
     pub(crate) changes: u64,
     /// Bytes of messages received, counted by who receives them.
     pub(crate) bytes: u64,
-}
-
-/// A transaction, as the server tells of it each time that it sends it. Where its commit record lies is not enough:
-/// another log has another of the same size there.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(from = "Stored")]
-pub(crate) struct Last {
-    /// Where its commit record begins.
-    pub(crate) begins: Position,
-    /// Its commit time, if that is known.
-    pub(crate) at: Option<Timestamp>,
-}
-
-/// As a firmware before commit times wrote it, too.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Stored {
-    Known { begins: Position, at: Option<Timestamp> },
-    Place(Position),
-}
-
-impl From<Stored> for Last {
-    fn from(stored: Stored) -> Self {
-        match stored {
-            Stored::Known { begins, at } => Self { begins, at },
-            Stored::Place(begins) => Self { begins, at: None },
-        }
-    }
-}
-
-impl Last {
-    /// Whether it is the transaction that begins and was committed so.
-    fn is(self, begins: Position, at: Timestamp) -> bool {
-        self.begins == begins && self.at.is_none_or(|own| own == at)
-    }
-}
-
-/// What a server that may have been put back to a backup sends again, if it was not, of what is held.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Proof {
-    /// A transaction that is held, as far as is known the last.
-    Last(Last),
-    /// The last transaction that is held, and up to a mark behind it none in which something happened to our tables.
-    LastBeforeMark(Last),
-    /// None in which something happened to our tables.
-    Nothing,
 }
 
 /// What the caller has to do next.
@@ -506,7 +458,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{clock::Clock, source::records};
+    use crate::{clock::Clock, source::postgres::belief::Last, source::records};
 
     fn begin(begins: u64) -> Vec<u8> {
         [&b"B"[..], &begins.to_be_bytes(), &0u64.to_be_bytes(), &7u32.to_be_bytes()].concat()

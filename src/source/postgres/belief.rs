@@ -15,17 +15,60 @@
 //! **Invariants:** a start is remembered only once the server is believed, before the first run that it sends; until
 //! then nothing is confirmed that was not: a slot confirmed up to what is held sends nothing of it again.
 
-use super::{
-    batch::{Last, Proof},
-    error::SourceError,
-    session::Shared,
-    wire::Wire,
-};
+use serde::{Deserialize, Serialize};
+
+use super::{error::SourceError, session::Shared, wire::Wire};
 use crate::{
     facts::{self, FactBatch, FactDamaged, Facts},
     source::Durable,
     units::{Position, Timestamp},
 };
+
+/// A transaction, as the server tells of it each time that it sends it. Where its commit record lies is not enough:
+/// another log has another of the same size there.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(from = "Stored")]
+pub(crate) struct Last {
+    /// Where its commit record begins.
+    pub(crate) begins: Position,
+    /// Its commit time, if that is known.
+    pub(crate) at: Option<Timestamp>,
+}
+
+/// As a firmware before commit times wrote it, too.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Stored {
+    Known { begins: Position, at: Option<Timestamp> },
+    Place(Position),
+}
+
+impl From<Stored> for Last {
+    fn from(stored: Stored) -> Self {
+        match stored {
+            Stored::Known { begins, at } => Self { begins, at },
+            Stored::Place(begins) => Self { begins, at: None },
+        }
+    }
+}
+
+impl Last {
+    /// Whether it is the transaction that begins and was committed so.
+    pub(crate) fn is(self, begins: Position, at: Timestamp) -> bool {
+        self.begins == begins && self.at.is_none_or(|own| own == at)
+    }
+}
+
+/// What a server that may have been put back to a backup sends again, if it was not, of what is held.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Proof {
+    /// A transaction that is held, as far as is known the last.
+    Last(Last),
+    /// The last transaction that is held, and up to a mark behind it none in which something happened to our tables.
+    LastBeforeMark(Last),
+    /// None in which something happened to our tables.
+    Nothing,
+}
 
 /// How far the server is believed when a session begins.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

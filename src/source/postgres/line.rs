@@ -108,6 +108,8 @@ impl Line {
                     return failed.map_or(Ok(done), Err);
                 }
                 _ = self.tick.tick(), if failed.is_none() => {
+                    // It is not listened to.
+                    self.heard_at = self.shared.clock.now();
                     failed = self.report(false).await.err();
                     if failed.is_some() {
                         // The work may take as long as the lake does: a server that shuts down is not to wait for it.

@@ -62,6 +62,7 @@ mod generators;
 pub(crate) mod gone;
 mod governor;
 mod gulp;
+mod hand;
 mod in_progress;
 mod labels;
 mod large_object_parts;

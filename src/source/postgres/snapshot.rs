@@ -9,15 +9,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, atomic::Ordering},
+    time::Instant,
 };
 
 use bytes::Bytes;
-use tokio::{
-    sync::{Semaphore, SemaphorePermit, mpsc, oneshot},
-    time::sleep,
-};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
     catalog::{self, Described, Listed, quoted},
@@ -25,7 +22,7 @@ use super::{
     connect::Target,
     error::SourceError,
     exported::{begin, lock_unchanged},
-    gulp::Rows,
+    hand::{BATCHES, Handed, hand, lock, taken, wait_sealed},
     login::Purpose,
     pace::Heap,
     pulse, reach, reread, rewritten,
@@ -35,6 +32,7 @@ use super::{
 };
 use crate::{
     facts::{self, FactBatch},
+    heap::large::{self, LARGE_BYTES},
     shutdown::Tasks,
     source::{Reading, RowBatch, SnapshotChunk, chunk_facts},
     units::{Position, Timestamp},
@@ -85,10 +83,8 @@ struct Work {
     /// Tables that changed under our hands: the next pass reads them.
     aside: Mutex<BTreeSet<u32>>,
     handed: Mutex<Handed>,
-    /// As many parts are read at once as seal takes: one whose rows nobody takes could hold `large` for good.
+    /// As many parts are read at once as seal takes.
     turns: Semaphore,
-    /// Of all workers one has a large row on its way (P4).
-    large: Semaphore,
 }
 
 /// Key of a table's [`Plan`].
@@ -126,7 +122,6 @@ impl Pass {
             aside: Mutex::default(),
             handed: Mutex::default(),
             turns,
-            large: Semaphore::new(1),
         });
         let feeling = tasks.child();
         pulse::begin(&shared);
@@ -371,14 +366,18 @@ async fn read(
     let mut total = 0;
     loop {
         gulp.sip(pacer.sip());
-        let turn = match wire.row_ahead()? > ALONE_BYTES {
-            true => Some(work.large.acquire().await.map_err(|_| SourceError::Ended)?),
-            false => None,
+        let large = match wire.row_ahead()? {
+            ahead if ahead > LARGE_BYTES => {
+                // Seal, which may wait for room first, is at this part.
+                taken(&tell, Bytes::new()).await?;
+                Some(large::read(ahead).await)
+            }
+            _ => None,
         };
-        let Some(rows) = wire.rows(COPYING, &mut gulp, ALONE_BYTES).await? else { break };
+        let Some(rows) = wire.rows(COPYING, &mut gulp, LARGE_BYTES).await? else { break };
         total += rows.rows;
         let bytes = u64::try_from(rows.bytes.len()).unwrap_or(u64::MAX);
-        hand(work, &table.qualified(), &tell, rows, turn).await?;
+        hand(&work.shared, &table.qualified(), &tell, rows, large).await?;
         pacer.take(bytes, &*work.shared.clock).await;
     }
     // Nothing here can fail any more once seal has the end: a part that it may record is not read again.
@@ -386,80 +385,6 @@ async fn read(
     work.shared.pacer.part();
     tell.send(RowBatch::End(total)).await.map_err(|_| SourceError::Ended)?;
     Ok(tell)
-}
-
-/// Parts that were handed to seal as a whole.
-#[derive(Default)]
-struct Handed {
-    tables: BTreeSet<u32>,
-    /// The channels of those that seal may still be at.
-    open: Vec<mpsc::Sender<RowBatch>>,
-}
-
-impl Handed {
-    fn add(&mut self, table: u32, tell: mpsc::Sender<RowBatch>) {
-        self.tables.insert(table);
-        self.is_open();
-        self.open.push(tell);
-    }
-
-    /// Whether seal is still at one. A part that it could not seal is not waited for: it is missing, and
-    /// the next pass reads it.
-    fn is_open(&mut self) -> bool {
-        self.open.retain(|tell| !tell.is_closed());
-        !self.open.is_empty()
-    }
-}
-
-/// Hands a batch to seal. Of large values there is one at a time between the server and seal; one that
-/// had to wait for its turn is sealed before the next one's.
-async fn hand(
-    work: &Work,
-    table: &str,
-    tell: &mpsc::Sender<RowBatch>,
-    rows: Rows,
-    turn: Option<SemaphorePermit<'_>>,
-) -> Result<(), SourceError> {
-    let Rows { bytes, rows } = rows;
-    let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-    let ended = |_| SourceError::Ended;
-    if bytes.len() > LARGE_BYTES {
-        drop(tell.reserve_many(BATCHES).await.map_err(|_| SourceError::Ended)?);
-        tell.send(RowBatch::Rows(bytes)).await.map_err(ended)?;
-        drop(tell.reserve_many(BATCHES).await.map_err(|_| SourceError::Ended)?);
-        if turn.is_some() {
-            // What comes after it is taken when it is sealed.
-            tell.send(RowBatch::Rows(Bytes::new())).await.map_err(ended)?;
-            drop(tell.reserve_many(BATCHES).await.map_err(|_| SourceError::Ended)?);
-        }
-    } else {
-        tell.send(RowBatch::Rows(bytes)).await.map_err(ended)?;
-    }
-    work.shared.board.write(|status| {
-        if let Some(progress) = status.snapshot.get_mut(table) {
-            progress.rows += rows;
-            progress.bytes += length;
-            progress.rows_estimated = progress.rows_estimated.max(progress.rows);
-        }
-    });
-    Ok(())
-}
-
-/// Waits until seal has let go of every part it was handed.
-async fn wait_sealed(shared: &Shared, handed: &Mutex<Handed>) -> Result<(), SourceError> {
-    loop {
-        let (open, tables) = {
-            let mut handed = lock(handed);
-            (handed.is_open(), handed.tables.clone())
-        };
-        for id in tables {
-            progress(shared, id)?;
-        }
-        if !open {
-            return Ok(());
-        }
-        sleep(SEALED_POLL).await;
-    }
 }
 
 /// Brings a table's progress up to date, and marks its plan when all its parts are sealed. Whether they are.
@@ -484,37 +409,5 @@ pub(crate) fn sealed(shared: &Shared, id: u32) -> BTreeSet<u32> {
     keys.iter().filter_map(|(key, _)| key.rsplit('/').next()?.parse().ok()).collect()
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 const READING: &str = "read under a snapshot";
 const COPYING: &str = "copy a table";
-/// Batches of 256 KiB between the server and seal, per worker: 1 MiB.
-const BATCHES: usize = 4;
-/// A larger batch is one row, and waits until the ones before it are taken.
-const LARGE_BYTES: usize = 1 << 20;
-/// A row of more than this waits until no other such row of the snapshot is on its way.
-const ALONE_BYTES: usize = 8 << 20;
-const SEALED_POLL: Duration = Duration::from_millis(200);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_part_that_seal_gave_up_is_waited_for_no_longer() {
-        let mut handed = Handed::default();
-        assert!(!handed.is_open());
-        let parts = [1, 2].map(|table| {
-            let (tell, rows) = mpsc::channel(1);
-            handed.add(table, tell);
-            rows
-        });
-        assert!(handed.is_open());
-        // Whether it was recorded or failed, seal drops what it was given.
-        drop(parts);
-        assert!(!handed.is_open());
-        assert_eq!(handed.tables.len(), 2);
-    }
-}

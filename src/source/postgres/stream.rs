@@ -18,8 +18,9 @@ use tokio::{
 
 use super::{
     at_rest,
-    batch::{Batcher, Last, POSTGRES_EPOCH_US, Then},
-    belief, bridge, catalog,
+    batch::{Batcher, POSTGRES_EPOCH_US, Then},
+    belief::{self, Last},
+    bridge, catalog,
     confirm::Confirm,
     error::SourceError,
     in_progress::{InProgress, Taken},
@@ -37,6 +38,7 @@ use super::{
 };
 use crate::{
     config::LargeTransactions,
+    heap::large::{self, Held, LARGE_BYTES},
     source::{Run, Table},
     units::{Point, Position, Timestamp},
 };
@@ -76,6 +78,8 @@ pub(crate) struct Stream {
     woke: Instant,
     /// Whether an enum has got labels, so that definitions that wait to be recorded may lack them.
     relabelled: bool,
+    /// A large message is on its way.
+    large: Option<Held<'static>>,
 }
 
 /// Why a stream ended without an error.
@@ -143,6 +147,7 @@ impl Stream {
             given: (Position::default(), now),
             woke: now,
             relabelled: false,
+            large: None,
         })
     }
 
@@ -173,6 +178,7 @@ impl Stream {
                 at_rest::record(&mut run, &definitions);
                 self.append(run).await?;
             }
+            self.wait_for_turn(self.line.wire.row_ahead()?).await?;
             let read = tokio::select! {
                 biased;
                 _ = self.line.tick.tick() => {
@@ -249,12 +255,23 @@ impl Stream {
             if let Some(end) = self.follow(taken).await? {
                 return Ok(Some(end));
             }
+            if head.length > LARGE_BYTES {
+                self.large = None;
+            }
             if asked {
                 self.line.answer().await?;
             }
         }
         self.line.watch(&self.batcher);
         Ok(None)
+    }
+
+    /// Before a message of so many bytes is read.
+    async fn wait_for_turn(&mut self, bytes: usize) -> Result<(), SourceError> {
+        if bytes > LARGE_BYTES && self.large.is_none() {
+            self.large = Some(self.line.meanwhile(large::read(bytes)).await?);
+        }
+        Ok(())
     }
 
     /// Does what a message asks for.
@@ -282,7 +299,8 @@ impl Stream {
     /// durable first, the server has a moment to send more.
     async fn pause(&mut self) -> Result<(), SourceError> {
         let old = self.batcher.since().is_some_and(|since| self.age(since) >= HOLD_MAX);
-        if !old && self.line.more_before_durable(self.given.0).await? {
+        let large = self.line.wire.row_ahead()? > LARGE_BYTES;
+        if !old && !large && self.line.more_before_durable(self.given.0).await? {
             return Ok(());
         }
         while let Some(run) = self.batcher.take(true) {

@@ -63,6 +63,9 @@ impl Stream {
                 if let Some(end) = self.settle(then).await? {
                     return Ok(Some(end));
                 }
+                if passed > FRAMED_BYTES {
+                    self.large = None;
+                }
             }
             at += transaction.next(&framed[at..]).1;
             framed.drain(..at);
@@ -75,6 +78,7 @@ impl Stream {
                 continue;
             };
             // A large message comes in pieces.
+            self.wait_for_turn(whole_bytes(&framed)).await?;
             framed.reserve_exact(whole_bytes(&framed).saturating_sub(framed.len()) + FRAMED_BYTES);
             let aside = self.line.shared.aside.clone();
             let read = spawn_blocking(move || {
