@@ -77,7 +77,7 @@ async fn measure(folder: &std::path::Path, name: &str, bytes: Vec<u8>, total: us
 fn run(bytes: &[u8], number: u64) -> Run {
     let (position, begins) = (Position(number * 10), Position(number * 10 - 1));
     let commit = Some(Commit { position, begins, ..Commit::default() });
-    Run { piece: Piece::Whole, bytes: bytes.to_vec(), changes: 1, commit }
+    Run { piece: Piece::Whole, bytes: bytes.to_vec(), changes: 1, commit, ..Run::new(Piece::Whole) }
 }
 
 fn noise(bytes: usize) -> Vec<u8> {

@@ -1,4 +1,4 @@
-//! How the C library's heap deals with memory that is free.
+//! How the C library's heap deals with memory that is free; and who may have how much of it ([`large`]).
 //!
 //! Left alone, glibc asks the kernel for each block above 128 KiB (a bound that grows as such blocks are
 //! freed), and gives back the end of the heap as soon as 128 KiB of it are free. A gateway takes and frees
@@ -9,7 +9,7 @@
 
 use nix::libc;
 
-pub(crate) mod large;
+pub mod large;
 
 /// Sets the bounds. To be called before the second thread starts.
 pub(crate) fn begin() {

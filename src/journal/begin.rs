@@ -70,7 +70,10 @@ mod tests {
         let (position, begins) = (Position(position), Position(position - 1));
         let commit = Some(Commit { position, begins, at: Timestamp(5), transactions: 1 });
         let bytes = b"a transaction".to_vec();
-        journal.append(Run { piece: Piece::Whole, bytes, changes, commit }).await.unwrap();
+        journal
+            .append(Run { piece: Piece::Whole, bytes, changes, commit, ..Run::new(Piece::Whole) })
+            .await
+            .unwrap();
         let mut durable = journal.durable();
         durable.wait_for(|durable| durable.point.position >= position).await.unwrap();
     }

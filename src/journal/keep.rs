@@ -343,7 +343,7 @@ impl Keep for Journal {
         Box::pin(async move { told.await.unwrap_or_else(|_| Err(GONE.into())).map_err(KeepError) })
     }
 
-    fn append(&self, run: Run) -> BoxFuture<'_, Result<(), KeepError>> {
+    fn append(&self, mut run: Run) -> BoxFuture<'_, Result<(), KeepError>> {
         Box::pin(async move {
             let bytes = run.bytes.len();
             let counted = self.shared.admit(bytes as u64).await?;
@@ -352,7 +352,9 @@ impl Keep for Journal {
             let Ok(permit) = permit else {
                 return Err(KeepError(self.shared.queue.refusal().unwrap_or_else(|| GONE.into())));
             };
-            self.shared.queue.push_run(run, Admission { counted, permit }).map_err(KeepError)
+            let turn = std::mem::take(&mut run.turn);
+            let admission = Admission { counted, permit, turn };
+            self.shared.queue.push_run(run, admission).map_err(KeepError)
         })
     }
 

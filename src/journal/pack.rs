@@ -167,7 +167,13 @@ mod tests {
     use super::*;
 
     fn round_trip(bytes: Vec<u8>) -> usize {
-        let run = Run { bytes, changes: 3, commit: Some(Commit::default()), piece: Piece::Last };
+        let run = Run {
+            bytes,
+            changes: 3,
+            commit: Some(Commit::default()),
+            piece: Piece::Last,
+            ..Run::new(Piece::Last)
+        };
         let packed = Packer::new().unwrap().run(run.clone(), Density::Fast).unwrap();
         let mut unpacker = Unpacker::new().unwrap();
         let mut read = vec![];

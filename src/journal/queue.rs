@@ -17,7 +17,10 @@ use super::{
     pack::Packed,
     watermark::fits,
 };
-use crate::source::{Durable, Run};
+use crate::{
+    heap::large::Turn,
+    source::{Durable, Run},
+};
 
 /// Bytes of runs taken over and not yet durable, before compression.
 pub(crate) const QUEUE_BYTES: usize = 8 << 20;
@@ -58,6 +61,7 @@ pub(crate) struct Facts {
 pub(crate) struct Admission {
     pub(crate) counted: Counted,
     pub(crate) permit: OwnedSemaphorePermit,
+    pub(crate) turn: Turn,
 }
 
 /// A run's place in the quota, given back when dropped.

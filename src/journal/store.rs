@@ -55,6 +55,8 @@ pub(crate) type Changes = BTreeMap<String, Option<Vec<u8>>>;
 /// Small leaves: facts are rewritten often (FACTS §1).
 const FANOUT: usize = 64;
 const CACHE_BYTES: usize = 16 << 20;
+/// Of keys and values. sled takes several times as much to write them at once.
+const PORTION_BYTES: usize = 1 << 20;
 /// Indexes kept after they were set aside, for support.
 const SET_ASIDE_MAX: usize = 2;
 /// Names of the threads on which only sled works: its own, and rayon's, which nobody else here uses.
@@ -97,7 +99,8 @@ impl Store {
         opened.map(|(db, image)| (Self { db: Some(db), busy }, image))
     }
 
-    /// Makes `changes` and the checkpoint that they lead to durable together.
+    /// Makes `changes` and the checkpoint that they lead to durable together: many of them in portions, and what is
+    /// only begun when the process ends is set aside by the next one.
     ///
     /// # Errors
     ///
@@ -106,16 +109,20 @@ impl Store {
         fs::write(&self.busy, b"")?;
         let db = self.db.as_ref().expect("only a drop takes it");
         let written = contained(|| {
-            let mut batch = sled::Batch::default();
+            let (mut batch, mut bytes) = (sled::Batch::default(), 0);
             for (key, value) in changes {
+                bytes += key.len() + value.as_ref().map_or(0, Vec::len);
                 match value {
                     Some(value) => batch.insert(fact_key(&key), value),
                     None => batch.remove(fact_key(&key)),
                 }
+                if bytes >= PORTION_BYTES {
+                    bytes = 0;
+                    write(db, std::mem::take(&mut batch))?;
+                }
             }
             batch.insert(CHECKPOINT_KEY, checkpoint.encode());
-            db.apply_batch(batch)?;
-            db.flush().map(drop)
+            write(db, batch)
         });
         if written.is_ok() {
             disk::remove(&self.busy)?;
@@ -205,6 +212,11 @@ fn open_db(config: &sled::Config) -> io::Result<sled::Db<FANOUT>> {
     config.open()
 }
 
+fn write(db: &sled::Db<FANOUT>, batch: sled::Batch) -> io::Result<()> {
+    db.apply_batch(batch)?;
+    db.flush().map(drop)
+}
+
 fn read(db: &sled::Db<FANOUT>) -> io::Result<Option<Image>> {
     let mut checkpoint = None;
     let mut facts = FactMap::new();
@@ -284,6 +296,26 @@ mod tests {
         let (_, image) = Store::open(dir.path()).unwrap();
         let facts = [("b".to_owned(), vec![2])].into();
         assert_eq!(image, Some(Image { checkpoint: checkpoint(1), facts }));
+    }
+
+    #[test]
+    fn what_is_written_in_portions_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        let facts = |value: u8| {
+            let fact = move |n: u32| (format!("fact/{n:05}"), vec![value; 1 << 10]);
+            (0..4096).map(fact)
+        };
+        let put = |value| facts(value).map(|(key, value)| (key, Some(value))).collect::<Changes>();
+        let count = facts(0).count() as u64;
+        store.checkpoint(&checkpoint(count), put(1)).unwrap();
+        let mut changes = put(2);
+        changes.extend(facts(0).skip(7).map(|(key, _)| (key, None)));
+        store.checkpoint(&checkpoint(7), changes).unwrap();
+        drop(store);
+        let (_, image) = Store::open(dir.path()).unwrap();
+        let facts = facts(2).take(7).collect();
+        assert_eq!(image, Some(Image { checkpoint: checkpoint(7), facts }));
     }
 
     #[test]

@@ -13,7 +13,10 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 use self::own::OWN_SCHEMA;
-use crate::units::{Point, Position, Timestamp};
+use crate::{
+    heap::large::Turn,
+    units::{Point, Position, Timestamp},
+};
 
 pub mod digest;
 pub mod fate;
@@ -55,6 +58,8 @@ pub struct Run {
     /// The last commit in it. Present in `Whole` and `Last`. In a run without a transaction of the server's it is a
     /// mark: none of ours ends after the ones before it and up to there.
     pub commit: Option<Commit>,
+    /// Until its bytes are in the log: whose turn it is, if they are many.
+    pub turn: Turn,
 }
 
 /// How a [`Run`] lies on transactions. The byte stands in the journal's format.
@@ -87,7 +92,7 @@ pub struct Commit {
 impl Run {
     /// An empty run.
     pub fn new(piece: Piece) -> Self {
-        Self { piece, bytes: vec![], changes: 0, commit: None }
+        Self { piece, bytes: vec![], changes: 0, commit: None, turn: Turn::default() }
     }
 
     /// Appends one record.

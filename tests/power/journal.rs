@@ -154,6 +154,7 @@ fn run(piece: Piece, position: u64) -> Run {
         bytes: std::iter::repeat_with(|| fastrand::u8(..)).take(bytes).collect(),
         changes: 1,
         commit: ends.then_some(commit),
+        ..Run::new(piece)
     }
 }
 

@@ -189,7 +189,10 @@ impl Round<'_> {
         for pieces in sent.iter().filter(|pieces| end(pieces) > durable.point.position) {
             for batch in pieces {
                 let Batch { piece, bytes, changes, commit, .. } = (*batch).clone();
-                self.journal.append(Run { piece, bytes, changes, commit }).await.unwrap();
+                self.journal
+                    .append(Run { piece, bytes, changes, commit, ..Run::new(piece) })
+                    .await
+                    .unwrap();
             }
         }
         let end = sent.last().map_or(Position(0), |pieces| end(pieces));

@@ -130,12 +130,12 @@ fn commit(position: u64) -> Option<Commit> {
 
 fn whole(position: u64, changes: u64) -> Run {
     let bytes = format!("transaction at {position}").into_bytes();
-    Run { piece: Piece::Whole, bytes, changes, commit: commit(position) }
+    Run { piece: Piece::Whole, bytes, changes, commit: commit(position), ..Run::new(Piece::Whole) }
 }
 
 fn piece(piece: Piece, changes: u64, position: Option<u64>) -> Run {
     let bytes = vec![b'p'; 100];
-    Run { piece, bytes, changes, commit: position.and_then(commit) }
+    Run { piece, bytes, changes, commit: position.and_then(commit), ..Run::new(piece) }
 }
 
 fn noise(bytes: usize) -> Vec<u8> {

@@ -50,7 +50,7 @@ impl Model {
         self.position += 10;
         let ends = matches!(piece, Piece::Whole | Piece::Last);
         let commit = if ends { commit(self.position) } else { None };
-        Run { piece, bytes: noise(bytes), changes, commit }
+        Run { piece, bytes: noise(bytes), changes, commit, ..Run::new(piece) }
     }
 
     async fn append(&mut self, journal: &Journal, run: Run, kept: bool) {

@@ -128,7 +128,7 @@ impl Story {
         let number = self.model.next_batch;
         let first = Sequence(self.model.next_sequence);
         let bytes_kept = bytes.clone();
-        journal.append(Run { piece, bytes, changes, commit }).await.unwrap();
+        journal.append(Run { piece, bytes, changes, commit, ..Run::new(piece) }).await.unwrap();
         self.model.advance(piece, changes, commit);
         self.all.push(Batch {
             number,

@@ -37,7 +37,7 @@ impl Handed {
     }
 }
 
-/// Hands a batch to seal. Of large values there is one at a time between the server and seal; one that
+/// Hands a batch to seal. Of a part's rows above 1 MiB there is one at a time between the server and seal; one that
 /// had to wait for its turn (`large`) has it until it is sealed.
 pub(super) async fn hand(
     shared: &Shared,

@@ -54,7 +54,7 @@ pub(super) struct Line {
     quiet_at: Timestamp,
     /// When a mark was last given to the journal.
     marked_at: Option<Instant>,
-    /// When the server was last heard.
+    /// When the server was last heard, or not listened to.
     pub(super) heard_at: Instant,
     /// Bytes of transactions in progress that are kept here.
     pub(super) in_progress_bytes: u64,

@@ -38,7 +38,7 @@ use super::{
 };
 use crate::{
     config::LargeTransactions,
-    heap::large::{self, Held, LARGE_BYTES},
+    heap::large::{self, Held, LARGE_BYTES, Turn},
     source::{Run, Table},
     units::{Point, Position, Timestamp},
 };
@@ -322,6 +322,9 @@ impl Stream {
         }
         if let Some(commit) = run.commit {
             self.given = (commit.position, self.line.shared.clock.now());
+        }
+        if run.bytes.len() > LARGE_BYTES {
+            run.turn = Turn::of(self.large.take());
         }
         // A mark that has no records is to have none.
         if !run.bytes.is_empty() {

@@ -154,8 +154,8 @@ impl Wire {
         message
     }
 
-    /// Gives the memory of a large value back, at once: whoever was given the value copies it, and the next bytes may be read
-    /// only when he is done.
+    /// Gives the memory of a large value back, or lets go of it, at once: the next bytes may be read only when whoever has
+    /// the value, or his copy, is done with it.
     fn let_go(&mut self) {
         if self.grown && self.input.len() <= READ_BYTES {
             let mut fresh = BytesMut::with_capacity(2 * READ_BYTES);

@@ -68,6 +68,10 @@ impl Stream {
                 }
             }
             at += transaction.next(&framed[at..]).1;
+            if at > FRAMED_BYTES {
+                // It was rolled back.
+                self.large = None;
+            }
             framed.drain(..at);
             framed.shrink_to(FRAMED_BYTES);
             let Some(mut on) = reading.take() else {
