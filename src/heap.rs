@@ -4,7 +4,8 @@
 //! freed), and gives back the end of the heap as soon as 128 KiB of it are free. A gateway takes and frees
 //! buffers of about 1 MiB all the time: every one of them meant zeroed pages and faults, 15 to 19 %
 //! of the CPU of sealing a snapshot (benches/README.md). What a row group held is needed again for the
-//! next: some of it stays. Before a large value comes, and once a minute, all that is free goes back.
+//! next: some of it stays. Before a large value comes, once a minute, and every two seconds while much is
+//! resident, all that is free goes back.
 #![expect(unsafe_code, reason = "the C library has no safe interface for it")]
 
 use nix::libc;

@@ -20,7 +20,7 @@ use crate::{
     heap, pipeline,
     shutdown::Tasks,
     status::{admin, listen},
-    telemetry::{board::Board, heartbeat::Heartbeat, report::Reporter},
+    telemetry::{board::Board, heartbeat::Heartbeat, process::Usage, report::Reporter},
 };
 
 pub(super) async fn run(global: &Global) -> Result<Exit, Failure> {
@@ -120,9 +120,7 @@ impl Gateway<'_> {
     ) -> Result<(), Failure> {
         let mut every_second = interval(TICK);
         every_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut every_minute = interval(GIVE_BACK);
-        every_minute.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut waiting = true;
+        let (mut waiting, mut since_given_back) = (true, 0);
         loop {
             tokio::select! {
                 outcome = &mut self.road => return self.ended(outcome),
@@ -141,8 +139,13 @@ impl Gateway<'_> {
                 _ = every_second.tick() => {
                     self.reporter.sample();
                     self.service.tick(self.clock.now(), &self.reporter.report());
+                    since_given_back += 1;
+                    let much = Usage::read().resident_bytes >= MUCH_BYTES;
+                    if since_given_back >= if much { GIVE_BACK_MUCH_S } else { GIVE_BACK_S } {
+                        since_given_back = 0;
+                        drop(tokio::task::spawn_blocking(heap::give_back));
+                    }
                 }
-                _ = every_minute.tick() => drop(tokio::task::spawn_blocking(heap::give_back)),
             }
         }
     }
@@ -258,8 +261,11 @@ impl Signals {
 }
 
 const TICK: Duration = Duration::from_secs(1);
-/// Free memory goes back to the kernel.
-const GIVE_BACK: Duration = Duration::from_secs(60);
+/// Free memory goes back to the kernel, in ticks, …
+const GIVE_BACK_S: u32 = 60;
+/// … and of so much as is there at once, of the 256 MiB of DESIGN P4.
+const GIVE_BACK_MUCH_S: u32 = 2;
+const MUCH_BYTES: u64 = 160 << 20;
 /// With the side's and the runtime's: below 5 s, as promised.
 const STOP_TIME_MAX: Duration = Duration::from_millis(4000);
 const SIDE_TIME_MAX: Duration = Duration::from_millis(300);
