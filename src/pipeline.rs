@@ -296,7 +296,7 @@ impl Road {
         let (shared, board) = (&self.shared, self.board.clone());
         let identity = identity_reader(self.name.clone(), Arc::clone(&facts));
         let options = ledger_options(&shared.config, &self.name, identity);
-        let release = Arc::new(move || board.read().release);
+        let release = Arc::new(move || board.look(|status| status.release.clone()));
         let identity = shared.identity.clone();
         let clock = Arc::clone(&shared.clock);
         let own = self.board.clone();

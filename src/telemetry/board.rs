@@ -250,6 +250,11 @@ impl SourceBoard {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// What `look` finds in the status. A copy of it is as large as the list of tables.
+    pub fn look<T>(&self, look: impl FnOnce(&SourceStatus) -> T) -> T {
+        look(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// A copy of the status.
     pub fn read(&self) -> SourceStatus {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -221,7 +221,8 @@ pub(crate) async fn look(
 ) -> Result<bool, SourceError> {
     let (facts, at_rest) = (&*shared.facts, &shared.at_rest);
     at_rest.keep(|id| listing.contains_key(id));
-    let Some(session) = at_rest.begin_look(shared.board.read().sealed.position) else {
+    let Some(session) = at_rest.begin_look(shared.board.look(|status| status.sealed.position))
+    else {
         return Ok(false);
     };
     let end = slot::log_end(wire).await?;

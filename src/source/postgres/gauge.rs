@@ -102,7 +102,7 @@ impl Kept {
 /// Says it before the slot is lost, and lets the stream know how much there is.
 fn warn(shared: &Shared, kept: &Kept) {
     shared.keeps_bytes_max.store(kept.bytes_max.unwrap_or(u64::MAX), Ordering::Relaxed);
-    let was = shared.board.read().alarms.contains_key(ALARM);
+    let was = shared.board.look(|status| status.alarms.contains_key(ALARM));
     match kept.danger(was) {
         Some(what) => {
             if !was {

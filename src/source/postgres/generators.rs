@@ -106,7 +106,8 @@ impl Generators {
         }
         self.handed = None;
         let now = shared.clock.now();
-        let (every, state) = (shared.config.sequence_interval, shared.board.read().state);
+        let (every, state) =
+            (shared.config.sequence_interval, shared.board.look(|status| status.state));
         // The first look follows a session that has just judged the server.
         let first = self.written.is_none() && self.seen.is_none();
         (first || matches!(state, SourceState::Streaming | SourceState::Snapshot))

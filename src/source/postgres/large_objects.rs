@@ -159,7 +159,7 @@ impl LargeObjects {
         }
         self.handed = None;
         let (now, every) = (shared.clock.now(), shared.config.sequence_interval);
-        let state = shared.board.read().state;
+        let state = shared.board.look(|status| status.state);
         if self.is_cut.swap(false, Ordering::Relaxed) {
             return true;
         }

@@ -40,7 +40,7 @@ use crate::{
     facts::FactBatch,
     shutdown::Tasks,
     source::SnapshotChunk,
-    telemetry::board::SourceState,
+    telemetry::board::{SourceState, SourceStatus},
     units::Position,
 };
 
@@ -175,7 +175,7 @@ impl Tables {
         let is_told = is_looked_at
             && self.shared.at_rest.due().is_none()
             && rewritten::doubted(&*self.shared.facts).is_empty();
-        if !running && is_told && self.shared.board.read().received >= position {
+        if !running && is_told && self.shared.board.look(|status| status.received) >= position {
             self.shared.board.write(|status| status.catalog = position);
         }
         Ok(missing)
@@ -381,8 +381,10 @@ async fn take_snapshot(shared: &Shared, tables: BTreeSet<u32>) -> Result<Fresh, 
 
 /// Whether some table's snapshot is not whole, as far as the board knows.
 pub(crate) fn resting_state(shared: &Shared) -> SourceState {
-    let status = shared.board.read();
-    match status.snapshot.values().any(|table| table.chunks_done < table.chunks) {
+    let is_open = |status: &SourceStatus| {
+        status.snapshot.values().any(|table| table.chunks_done < table.chunks)
+    };
+    match shared.board.look(is_open) {
         true => SourceState::Snapshot,
         false => SourceState::Streaming,
     }
