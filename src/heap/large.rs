@@ -4,9 +4,9 @@
 //! once is seen to here: values of [`ROOM_BYTES`] together are on their way, or one that is larger. A place
 //! has its turn from before it reads the value until the value is in a file, or the one before is all there is.
 //!
-//! Who takes values out of a journal goes before who reads them from a source: a reader may wait for room in
-//! its journal with a value in its hand. For the same reason those who have held theirs while nothing moved for
-//! [`PATIENCE`] are counted no longer: too much memory is better than a standstill.
+//! Who takes values out of a journal goes before who reads them from a source, as that makes room for those. Those
+//! who have held theirs while nothing moved for [`PATIENCE`] are counted no longer: a database may stall in the
+//! middle of a value, and too much memory is better than a standstill.
 
 use std::{
     collections::VecDeque,

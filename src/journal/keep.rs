@@ -343,6 +343,10 @@ impl Keep for Journal {
         Box::pin(async move { told.await.unwrap_or_else(|_| Err(GONE.into())).map_err(KeepError) })
     }
 
+    fn room(&self, bytes: u64) -> BoxFuture<'_, Result<(), KeepError>> {
+        Box::pin(async move { self.shared.admit(bytes).await.map(drop) })
+    }
+
     fn append(&self, mut run: Run) -> BoxFuture<'_, Result<(), KeepError>> {
         Box::pin(async move {
             let bytes = run.bytes.len();

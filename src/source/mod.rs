@@ -170,6 +170,11 @@ pub trait Keep: Send + Sync {
     /// what is durable. Transactions up to there that the server sends again are to be skipped.
     fn session(&self) -> BoxFuture<'_, Result<Durable, KeepError>>;
 
+    /// Waits until there is room for a run of so many bytes, for who does not want to wait with it in its hand.
+    fn room(&self, _bytes: u64) -> BoxFuture<'_, Result<(), KeepError>> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// Takes a run. Answers when it has been taken over (not yet durable); waits while the journal is
     /// full. Not cancel-safe: a caller keeps the future until it answers.
     fn append(&self, run: Run) -> BoxFuture<'_, Result<(), KeepError>>;

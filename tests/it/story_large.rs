@@ -173,6 +173,44 @@ async fn large_values_from_all_sides_get_through() {
     judge(world, &what, "large_", rows, RESIDENT_BYTES_MAX + large).await;
 }
 
+/// They wait for room, and for each other, without standing in each other's way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_values_drain_from_a_full_journal() {
+    const ROWS: u64 = 16;
+    let bytes = 40_000_000;
+    let setup =
+        Setup { release: "journal".into(), journal_max: "256 MiB".into(), ..Setup::default() };
+    let mut world = World::new("large-values-full", setup).await;
+    world
+        .execute(&format!(
+            "CREATE TABLE large (id integer PRIMARY KEY, body bytea);
+             ALTER TABLE large ALTER body SET STORAGE EXTERNAL;
+             CREATE UNLOGGED TABLE shelf AS SELECT substr(string_agg(sha256(n::text::bytea), ''), 1, {bytes}) AS body FROM generate_series(0, {bytes} / 32) AS n"
+        ))
+        .await;
+    world.start();
+    world.caught_up().await;
+    world.bucket.away(true);
+    let began = SystemClock.now();
+    for row in 1..=ROWS {
+        world.execute(&format!("INSERT INTO large SELECT {row}, body FROM shelf")).await;
+    }
+    world.until("the journal is full", full).await;
+    tell("full", began);
+    world.bucket.away(false);
+    world.calm(Cause::JournalFull).await;
+    world.caught_up().await;
+    tell("in the ledger", began);
+    let log = std::fs::read_to_string(world.dir.join("gateway.log")).unwrap();
+    assert!(!log.contains("stands still"), "each has its turn, and gives it up");
+    let usage = world.gateway.usage();
+    assert_eq!(counted(&world, "large/"), [0, ROWS]);
+    world.assert_sent_once(0);
+    world.assert_proven().await;
+    assert!(usage.peak_bytes <= RESIDENT_BYTES_MAX, "{} MiB resident", usage.peak_bytes >> 20);
+    world.end().await;
+}
+
 /// All in one snapshot, and then all in one transaction.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_tables_get_through() {

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     at_rest,
-    batch::{Batcher, POSTGRES_EPOCH_US, Then},
+    batch::{Batcher, PIECE_BYTES, POSTGRES_EPOCH_US, Then},
     belief::{self, Last},
     bridge, catalog,
     confirm::Confirm,
@@ -266,9 +266,12 @@ impl Stream {
         Ok(None)
     }
 
-    /// Before a message of so many bytes is read.
+    /// Before a message of so many bytes is read. Who seals what the journal holds, and makes room there, may be waiting
+    /// for his turn, too: so first there is to be room.
     async fn wait_for_turn(&mut self, bytes: usize) -> Result<(), SourceError> {
         if bytes > LARGE_BYTES && self.large.is_none() {
+            let keep = Arc::clone(&self.line.shared.keep);
+            self.line.meanwhile(keep.room((bytes + PIECE_BYTES) as u64)).await??;
             self.large = Some(self.line.meanwhile(large::read(bytes)).await?);
         }
         Ok(())
