@@ -118,6 +118,8 @@ impl Store {
                 }
                 if bytes >= PORTION_BYTES {
                     bytes = 0;
+                    // Whatever of them is there after a power cut, so is what says that they are not all.
+                    self.busy.parent().map_or(Ok(()), disk::sync_dir)?;
                     write(db, std::mem::take(&mut batch))?;
                 }
             }

@@ -22,7 +22,7 @@ use super::{
     store::{Changes, Checkpoint},
     watermark::Progress,
 };
-use crate::{facts::FactBatch, source::Durable};
+use crate::{facts::FactBatch, heap::large::Turn, source::Durable};
 
 /// The writing thread's state.
 pub(crate) struct Writer {
@@ -129,7 +129,7 @@ impl Writer {
     }
 
     /// Writes one group and makes it durable, or puts it back if there is no room.
-    fn commit(&mut self, group: Vec<Work>) -> Result<(), JournalError> {
+    fn commit(&mut self, mut group: Vec<Work>) -> Result<(), JournalError> {
         let mark = self.segment.begin();
         let before = self.progress.clone();
         let bytes_before = self.segment.bytes();
@@ -139,6 +139,12 @@ impl Writer {
             Err(JournalError::Full { .. }) => {
                 self.segment.cut(mark)?;
                 self.progress = before;
+                // Who makes room for them may have to wait for his turn.
+                for work in &mut group {
+                    if let Work::Run(_, admission) = work {
+                        admission.turn = Turn::default();
+                    }
+                }
                 self.shared.queue.put_back(group);
                 self.wait_for_room();
                 return Ok(());

@@ -53,6 +53,10 @@ impl Keep for Held {
         self.journal.session()
     }
 
+    fn room(&self, bytes: u64) -> BoxFuture<'_, Result<(), KeepError>> {
+        self.journal.room(bytes)
+    }
+
     fn append(&self, run: Run) -> BoxFuture<'_, Result<(), KeepError>> {
         self.journal.append(run)
     }

@@ -135,6 +135,10 @@ impl Keep for Kept {
         })
     }
 
+    fn room(&self, bytes: u64) -> BoxFuture<'_, Result<(), KeepError>> {
+        self.0.journal.room(bytes)
+    }
+
     fn append(&self, run: Run) -> BoxFuture<'_, Result<(), KeepError>> {
         Box::pin(async move {
             self.0.journal.append(run).await?;

@@ -171,9 +171,7 @@ pub trait Keep: Send + Sync {
     fn session(&self) -> BoxFuture<'_, Result<Durable, KeepError>>;
 
     /// Waits until there is room for a run of so many bytes, for who does not want to wait with it in its hand.
-    fn room(&self, _bytes: u64) -> BoxFuture<'_, Result<(), KeepError>> {
-        Box::pin(async { Ok(()) })
-    }
+    fn room(&self, bytes: u64) -> BoxFuture<'_, Result<(), KeepError>>;
 
     /// Takes a run. Answers when it has been taken over (not yet durable); waits while the journal is
     /// full. Not cancel-safe: a caller keeps the future until it answers.

@@ -1,5 +1,7 @@
 //! The budget, trimming, and rolling segments.
 
+use futures_util::FutureExt;
+
 use super::*;
 
 fn segment_bytes(site: &Site) -> u64 {
@@ -22,6 +24,7 @@ async fn a_full_journal_waits_and_trimming_lets_it_go_on() {
             waits += 1;
             assert!(site.board.read().journal_full);
             assert_eq!(site.board.read().alarms["journal"].cause, "JournalFull");
+            assert!(journal.room(20_000).now_or_never().is_none(), "nobody is let in before it");
             while let Some(batch) = reader.next(NOW).unwrap() {
                 read = batch.number;
             }
@@ -38,6 +41,7 @@ async fn a_full_journal_waits_and_trimming_lets_it_go_on() {
     while segment_bytes(&site) >= 1000 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    journal.room(20_000).now_or_never().unwrap().unwrap();
     journal.stop().await;
     assert_eq!(site.board.read().journal_bytes, segment_bytes(&site));
     assert!(!site.board.read().journal_full);

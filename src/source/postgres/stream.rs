@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt;
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -269,10 +270,12 @@ impl Stream {
     /// Before a message of so many bytes is read. Who seals what the journal holds, and makes room there, may be waiting
     /// for his turn, too: so first there is to be room.
     async fn wait_for_turn(&mut self, bytes: usize) -> Result<(), SourceError> {
-        if bytes > LARGE_BYTES && self.large.is_none() {
-            let keep = Arc::clone(&self.line.shared.keep);
-            self.line.meanwhile(keep.room((bytes + PIECE_BYTES) as u64)).await??;
-            self.large = Some(self.line.meanwhile(large::read(bytes)).await?);
+        let (keep, wanted) = (Arc::clone(&self.line.shared.keep), (bytes + PIECE_BYTES) as u64);
+        while bytes > LARGE_BYTES && self.large.is_none() {
+            self.line.meanwhile(keep.room(wanted)).await??;
+            let turn = self.line.meanwhile(large::read(bytes)).await?;
+            // It may have taken a while.
+            self.large = keep.room(wanted).now_or_never().map(|_| turn);
         }
         Ok(())
     }
