@@ -141,24 +141,33 @@ impl Story {
     pub(super) async fn drain(&mut self, tasks: &Tasks) -> Result<(), DemoError> {
         let began = self.clock.now();
         let admin = self.cluster.connect(SOURCE, tasks).await?;
-        let wanted = self.cluster.position(&admin).await?;
+        let mut wanted = self.cluster.position(&admin).await?;
         mark(&admin).await?;
         self.screen
             .say(&format!("Workload      stopped at {wanted}; waiting until the ledger is there"));
-        let mut moved = (self.clock.now(), None);
+        let (mut moved, mut is_whole) = ((self.clock.now(), None), false);
         loop {
             let seen = self.look(None).await?;
-            if seen.as_ref().is_some_and(|status| status.shipped.position >= wanted) {
+            if !is_whole && seen.as_ref().is_some_and(is_read) {
+                // Of what was read last the ledger tells before it tells of what happens now.
+                is_whole = true;
+                wanted = self.cluster.position(&admin).await?;
+                mark(&admin).await?;
+            } else if is_whole
+                && seen.as_ref().is_some_and(|status| status.shipped.position >= wanted)
+            {
                 break;
             }
-            let mark =
-                seen.map(|status| (status.shipped, status.sealed, status.durable, status.entry));
-            if mark != moved.1 {
-                moved = (self.clock.now(), mark);
+            let seen = seen.map(|status| {
+                let parts: u32 = status.snapshot.values().map(|table| table.chunks_done).sum();
+                (status.shipped, status.sealed, status.durable, status.entry, parts)
+            });
+            if seen != moved.1 {
+                moved = (self.clock.now(), seen);
             }
             if self.seconds_since(moved.0) > STALL_S {
                 let shipped =
-                    mark.map_or_else(|| "nowhere".into(), |mark| mark.0.position.to_string());
+                    seen.map_or_else(|| "nowhere".into(), |seen| seen.0.position.to_string());
                 return Err(DemoError::Stalled {
                     shipped,
                     wanted: wanted.to_string(),
@@ -378,6 +387,13 @@ fn configure(
         listen: Some(page.into()),
     };
     site.write(&random_key()?).map_err(system("write the configuration"))
+}
+
+/// Whether all parts of all tables were read.
+fn is_read(status: &SourceStatus) -> bool {
+    let mut tables = status.snapshot.values();
+    !status.snapshot.is_empty()
+        && tables.all(|table| table.chunks > 0 && table.chunks_done >= table.chunks)
 }
 
 fn note_pid(dir: &Path, gateway: &Gateway) {
