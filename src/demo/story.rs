@@ -137,7 +137,7 @@ impl Story {
         Ok(())
     }
 
-    /// Waits until the ledger covers everything that was committed.
+    /// Waits until all tables are read, and the ledger covers everything that was committed.
     pub(super) async fn drain(&mut self, tasks: &Tasks) -> Result<(), DemoError> {
         let began = self.clock.now();
         let admin = self.cluster.connect(SOURCE, tasks).await?;

@@ -1,8 +1,8 @@
 //! Who may have large values in memory at the same time (P4).
 //!
 //! Each place has at most two copies of a value while it passes. That not all places have a large one at
-//! once is seen to here: values of [`ROOM_BYTES`] together are on their way, or one that is larger. A place
-//! has its turn from before it reads the value until the value is in a file, or the one before is all there is.
+//! once is seen to here: values of [`ROOM_BYTES`] together are on their way, or one that is larger. Who has his
+//! turn has it from before the value is read until it is in a file: of the journal, of the spool, or of what is laid aside.
 //!
 //! Who takes values out of a journal goes before who reads them from a source, as that makes room for those. Those
 //! who have held theirs while nothing moved for [`PATIENCE`] are counted no longer: a database may stall in the
@@ -65,7 +65,7 @@ struct Room(Mutex<State>);
 #[derive(Debug)]
 struct State {
     free: i64,
-    /// Those who hold more than [`PATIENCE`] without anything moving are of an older one.
+    /// Those who came in under an older one stood still, and are counted no longer.
     generation: u64,
     /// How often somebody came in or went.
     moved: u64,
@@ -82,7 +82,7 @@ struct Ticket<'a> {
     room: &'a Room,
     number: u64,
     weight: i64,
-    /// What had moved when it was looked last, and how many looks ago something did.
+    /// What had moved at the last look, and at how many looks it was the same.
     moved: u64,
     idle: u128,
 }
