@@ -49,9 +49,11 @@ mod restore_rows;
 mod restore_sequences;
 mod restore_tables;
 mod restore_target;
+mod restore_types;
 mod restore_values;
 pub mod schema;
 mod sequences;
+mod types;
 #[cfg(test)]
 mod sample;
 
@@ -185,6 +187,16 @@ pub enum ReplayError {
         /// What the database said.
         why: String,
     },
+    /// As [`ReplayError::Target`]: a domain has constraints to which values do not keep.
+    #[error("{doing}: {why}")]
+    Domain {
+        /// The domain, as SQL spells it.
+        domain: String,
+        /// What was being done.
+        doing: String,
+        /// What the database said.
+        why: String,
+    },
 }
 
 impl Classified for ReplayError {
@@ -196,9 +208,11 @@ impl Classified for ReplayError {
             Self::File { .. } => Cause::DiskFull,
             Self::Incomplete { .. } => Cause::RestorePoint,
             Self::Unknown { .. } => Cause::Config,
-            Self::Beyond { .. } | Self::Passed { .. } | Self::Busy | Self::Target { .. } => {
-                Cause::RestoreTarget
-            }
+            Self::Beyond { .. }
+            | Self::Passed { .. }
+            | Self::Busy
+            | Self::Target { .. }
+            | Self::Domain { .. } => Cause::RestoreTarget,
         }
     }
 }

@@ -19,7 +19,8 @@ impl Rewritten {
         let Self { since, anew } = self;
         format!(
             "{table}: behind {since} a statement changed values of it that are in no stream, and it was read anew at \
-             {anew}: columns that it gave, or gave another type, may hold in older rows what was there before"
+             {anew}: columns that it gave, or gave another type, or whose type it made another, may hold in older rows \
+             what was there before"
         )
     }
 }

@@ -272,12 +272,8 @@ mod tests {
     fn an_enum_may_grow_and_may_not_be_renamed() {
         let list = |labels: &[&str]| {
             let labels = Some(labels.iter().map(|label| (*label).to_owned()).collect());
-            vec![TypeDefinition {
-                id: 9,
-                name: "public.mood".into(),
-                create: String::new(),
-                labels,
-            }]
+            let mood = TypeDefinition::new(9, "public.mood".into(), String::new());
+            vec![TypeDefinition { labels, ..mood }]
         };
         assert!(!types_changed(&list(&["a"]), &list(&["b", "a"])));
         assert!(types_changed(&list(&["a"]), &list(&["b"])));

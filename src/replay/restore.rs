@@ -4,21 +4,22 @@
 //! source, committed to the target at ends of the source's transactions only. A table with a key takes
 //! every change since its oldest chunk again: applied twice they converge. One without a key has one
 //! snapshot, and takes the changes behind it. Rows that were read again take their place among the
-//! changes, at their position. Columns in which rows lacked values are NOT NULL again behind them. Large objects come then, and sequences last, with what takes from them. A restore that was cut goes on where it was; one that is
+//! changes, at their position. Columns in which rows lacked values are NOT NULL again behind them. Large objects come then, sequences with what takes from them,
+//! and last what the values of domains have to be. A restore that was cut goes on where it was; one that is
 //! run again does nothing twice.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use tokio_postgres::Client;
 
 use super::{
     Lake, ReplayError, Until,
     fetch::Fetcher,
-    labels::labels,
     merge::Merge,
     plan::{Definitions, definitions, plan, tracks},
     restore_rows::Restore,
-    restore_target::Target,
+    restore_target::{Target, refused},
+    restore_types::Types,
     schema::named_by_values,
 };
 use crate::{
@@ -117,26 +118,29 @@ pub async fn restore(
         Some(Until::Time(time)) => position_at(&fetcher, entries, &known, time).await?,
     };
     let plan = plan(entries, &known, until, &options.except)?;
-    let labels = labels(known.values().map(AsRef::as_ref));
-    let target = Target::open(client, &options.source, labels).await?;
-    let applied = target.progress().await?;
-    let (applied, lacking) = applied.unwrap_or_default();
-    let at = applied.position;
-    if at > plan.end.position {
-        return Err(ReplayError::Beyond { at, until: plan.end.position });
-    }
-    let versions = known.values().map(|table| ((table.id, table.version), plan.called(table)));
     let bound = until.unwrap_or(Position(u64::MAX));
-    let stands = (applied, lacking);
-    let mut restore = Restore::new(target, &fetcher, versions.collect(), bound, stands, progress);
-    restore.loosen_sequences(&plan).await?;
-    restore.make_tables(&plan).await?;
-    restore.load_snapshots(&plan).await?;
-    restore.apply_changes(&plan).await?;
-    restore.tighten().await?;
-    restore.make_large_objects(&plan).await?;
-    restore.make_sequences(&plan).await?;
-    Ok(restore.into_report(&plan))
+    let (mut lax, mut before) = (BTreeSet::new(), RestoreReport::default());
+    loop {
+        let types = Types::new(entries, &known, lax.clone());
+        let target = Target::open(client, &options.source, types).await?;
+        let stands = target.progress().await?.unwrap_or_default();
+        let at = stands.0.position;
+        if at > plan.end.position {
+            return Err(ReplayError::Beyond { at, until: plan.end.position });
+        }
+        let versions = known.values().map(|of| ((of.id, of.version), plan.called(of))).collect();
+        let mut tell = |made| progress(made);
+        let mut restore =
+            Restore::new(target, &fetcher, versions, bound, stands, (before, &mut tell));
+        match restore.fill(&plan).await {
+            // What it is to be is ahead of the rows, or behind them.
+            Err(ReplayError::Domain { domain, .. }) if lax.insert(domain.clone()) => {}
+            Err(why) => return Err(why),
+            Ok(()) => return Ok(restore.into_report(&plan)),
+        }
+        before = restore.given_up();
+        client.batch_execute("ROLLBACK").await.map_err(|why| refused("begin again", &why))?;
+    }
 }
 
 /// Reads every definition in the ledger.

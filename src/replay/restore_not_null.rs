@@ -81,8 +81,11 @@ impl Target<'_> {
         let rows = self.client.query(&statement, &parameters(values)).await;
         let rows = match rows {
             Err(why) if why.as_db_error().is_some() => {
-                self.run(&doing, "ROLLBACK TO SAVEPOINT lakehead_insert").await?;
                 let why = refused(&doing, &why);
+                if matches!(why, ReplayError::Domain { .. }) {
+                    return Err(why);
+                }
+                self.run(&doing, "ROLLBACK TO SAVEPOINT lakehead_insert").await?;
                 let note = format!("{table}: rows of which not all is known are left out: {why}");
                 if !self.notes.contains(&note) {
                     self.notes.push(note);

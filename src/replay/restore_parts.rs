@@ -92,6 +92,8 @@ impl Restore<'_> {
             // No rows: the snapshot of an empty table.
             None => self.target.record_object(&rows.object, 0).await?,
         }
-        self.target.commit().await
+        self.target.commit().await?;
+        self.keep();
+        Ok(())
     }
 }

@@ -45,6 +45,8 @@ pub(super) struct Restore<'a> {
     /// Rows that were read again.
     pub(super) repairs: Repairs,
     pub(super) report: RestoreReport,
+    /// As it was at the last commit.
+    kept: RestoreReport,
     /// What was passed so far, and what there is in all, for the progress.
     pub(super) done: Amounts,
     pub(super) all: Amounts,
@@ -110,9 +112,9 @@ impl<'a> Restore<'a> {
         versions: BTreeMap<(u32, u32), Arc<Table>>,
         bound: Position,
         (applied, lacking): (Point, Lacking),
-        progress: &'a mut (dyn FnMut(Progress) + Send),
+        (before, progress): (RestoreReport, &'a mut (dyn FnMut(Progress) + Send)),
     ) -> Self {
-        let report = RestoreReport { at: applied, ..RestoreReport::default() };
+        let report = RestoreReport { at: applied, ..before };
         Self {
             target,
             fetcher,
@@ -124,11 +126,34 @@ impl<'a> Restore<'a> {
             pending_bytes: 0,
             lacking,
             repairs: Repairs::default(),
+            kept: report.clone(),
             report,
             done: Amounts::default(),
             all: Amounts::default(),
             progress,
         }
+    }
+
+    /// All of it.
+    pub(super) async fn fill(&mut self, plan: &Plan) -> Result<(), ReplayError> {
+        self.loosen_sequences(plan).await?;
+        self.make_tables(plan).await?;
+        self.load_snapshots(plan).await?;
+        self.apply_changes(plan).await?;
+        self.tighten().await?;
+        self.make_large_objects(plan).await?;
+        self.make_sequences(plan).await?;
+        self.tighten_domains().await
+    }
+
+    /// What it did that counts, for one that goes on in its place.
+    pub(super) fn given_up(self) -> RestoreReport {
+        RestoreReport { notes: self.target.notes, ..self.kept }
+    }
+
+    /// What is in the report so far stays, whatever becomes of the next transaction.
+    pub(super) fn keep(&mut self) {
+        self.kept = self.report.clone();
     }
 
     pub(super) fn into_report(mut self, plan: &Plan) -> RestoreReport {
@@ -148,6 +173,12 @@ impl<'a> Restore<'a> {
         for away in &plan.away {
             self.target.notes.push(format!("{} is not restored: {}", away.table, away.why()));
         }
+        let mut notes = self.report.notes;
+        for note in self.target.notes {
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+        }
         let tables = self.live.values().map(|live| live.table.qualified());
         let lacking: usize = self.lacking.values().map(BTreeSet::len).sum();
         let incomplete_rows = u64::try_from(lacking).unwrap_or(u64::MAX);
@@ -156,7 +187,7 @@ impl<'a> Restore<'a> {
             left,
             away: plan.away.iter().map(|away| away.table.clone()).collect(),
             incomplete_rows,
-            notes: self.target.notes,
+            notes,
             ..self.report
         }
     }
@@ -245,17 +276,22 @@ impl<'a> Restore<'a> {
             let Some(live) = self.live.get(&next.table) else { continue };
             let known = live.skip_until.max(live.last_snapshot);
             if next.position > known && live.table.version != version.version {
-                self.become_version(next.table, version).await?;
+                self.become_version(next.table, version, next.position).await?;
             }
         }
         Ok(())
     }
 
-    async fn become_version(&mut self, id: u32, version: Arc<Table>) -> Result<(), ReplayError> {
+    async fn become_version(
+        &mut self,
+        id: u32,
+        version: Arc<Table>,
+        at: Position,
+    ) -> Result<(), ReplayError> {
         self.write_out(id).await?;
         let live = self.live.get_mut(&id).expect("only tables that are there get a version");
         let version = numbered(&live.table, &version);
-        let made = self.target.alter(&live.table, &version).await?;
+        let made = self.target.alter((&live.table, &version), at).await?;
         live.become_version(Arc::new(made));
         Ok(())
     }
@@ -297,7 +333,7 @@ impl<'a> Restore<'a> {
         let late = meta.op == Op::Delete && meta.sequence == 0;
         let other = version.version != live.table.version && !late;
         if meta.position > live.last_snapshot && other {
-            self.become_version(here.table, version.clone()).await?;
+            self.become_version(here.table, version.clone(), meta.position).await?;
         }
         let live = self.live.get_mut(&here.table).expect("it was there above");
         live.unsettled |= live.may_differ(meta.position);
@@ -334,6 +370,7 @@ impl<'a> Restore<'a> {
         self.applied = at;
         self.uncommitted = 0;
         self.report.at = at;
+        self.keep();
         self.tell_changes();
         Ok(())
     }

@@ -360,12 +360,12 @@ impl Target<'_> {
 
     /// Runs statements that may fail without harm to the rows. `Some`: why they did, and nothing is done.
     pub(super) async fn attempt(&self, statements: &str) -> Result<Option<String>, ReplayError> {
-        self.run("make a sequence", "SAVEPOINT lakehead_sequence").await?;
-        let why = self.run("make a sequence", statements).await.err();
+        self.run("attempt a statement", "SAVEPOINT lakehead_attempt").await?;
+        let why = self.run("it is refused", statements).await.err();
         if why.is_some() {
-            self.run("make a sequence", "ROLLBACK TO SAVEPOINT lakehead_sequence").await?;
+            self.run("attempt a statement", "ROLLBACK TO SAVEPOINT lakehead_attempt").await?;
         }
-        self.run("make a sequence", "RELEASE SAVEPOINT lakehead_sequence").await?;
+        self.run("attempt a statement", "RELEASE SAVEPOINT lakehead_attempt").await?;
         Ok(why.map(|why| why.to_string()))
     }
 }

@@ -15,6 +15,7 @@ impl Restore<'_> {
     /// were read anew since.
     pub(super) async fn make_tables(&mut self, plan: &Plan) -> Result<(), ReplayError> {
         self.target.grow_enums().await?;
+        self.target.begin_types().await?;
         let mut there = self.target.tables().await?;
         let wanted = plan.tables.values().filter_map(|table| table.definition.as_ref());
         let names: Vec<String> = wanted.map(|table| plan.called(table).qualified()).collect();
@@ -29,13 +30,15 @@ impl Restore<'_> {
             self.target.drop_table(&table).await?;
             self.lacking.remove(&id);
         }
+        self.target.reorder_enums().await?;
         self.rename(plan, &mut there).await?;
         for (id, planned) in &plan.tables {
             let definition = match (there.remove(id), &planned.definition) {
                 (Some((table, _)), _) => Arc::new(table),
                 (None, Some(definition)) => {
                     let definition = plan.called(definition);
-                    self.target.create(&definition, planned.anew).await?;
+                    let at = (planned.anew, planned.last);
+                    self.target.create(&definition, at).await?;
                     definition
                 }
                 (None, None) => continue,
@@ -66,10 +69,10 @@ impl Restore<'_> {
         let aside =
             |table: &Table| Table { name: format!("lakehead_{}", table.id), ..table.clone() };
         for (before, _) in &renamed {
-            self.target.alter(before, &aside(before)).await?;
+            self.target.alter((before, &aside(before)), Position(0)).await?;
         }
         for (before, now) in &renamed {
-            self.target.alter(&aside(before), now).await?;
+            self.target.alter((&aside(before), now), Position(0)).await?;
         }
         self.target.commit().await
     }

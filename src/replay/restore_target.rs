@@ -1,7 +1,7 @@
 //! The database that a restore fills: its session, its own record of progress, tables and rows.
 //!
 //! Schema `lakehead_restore` holds `progress` (how far the changes are in), `objects` (which objects of
-//! snapshots are in) and `tables` (each table's definition as it is now). **Invariant:** each is written
+//! snapshots are in), `tables` (each table's definition as it is now) and `types`. **Invariant:** each is written
 //! in the transaction that it speaks of, so that a restore cut anywhere goes on where it was.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -14,7 +14,7 @@ use super::{
     ReplayError,
     apply::{Matching, RowKey, Shape, Step, merge_from},
     evolve::{self, Alteration, Otherwise},
-    labels::{self, Labels},
+    restore_types::Types,
     schema,
 };
 use crate::{
@@ -29,8 +29,8 @@ pub(super) struct Target<'a> {
     pub(super) client: &'a Client,
     pub(super) source: &'a str,
     statements: HashMap<String, Statement>,
-    /// What every enum is to have.
-    labels: Labels,
+    /// Of types that people made.
+    pub(super) types: Types,
     /// Sentences about what could not be made again.
     pub(super) notes: Vec<String>,
 }
@@ -54,9 +54,9 @@ impl<'a> Target<'a> {
     pub(super) async fn open(
         client: &'a Client,
         source: &'a str,
-        labels: Labels,
+        types: Types,
     ) -> Result<Self, ReplayError> {
-        let target = Self { client, source, statements: HashMap::new(), labels, notes: vec![] };
+        let target = Self { client, source, statements: HashMap::new(), types, notes: vec![] };
         target.run("prepare the session", SESSION).await?;
         let lock = "SELECT pg_try_advisory_lock(hashtext('lakehead_restore'), hashtext($1))";
         let row = client.query_one(lock, &[&source]).await;
@@ -117,14 +117,14 @@ impl<'a> Target<'a> {
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
-    /// Makes a table, with its schema and types, for rows that were read anew there.
+    /// Makes a table, with its schema and types, for rows that were read `anew` there, as it was told `at` a position.
     pub(super) async fn create(
         &mut self,
         table: &Table,
-        anew: Position,
+        (anew, at): (Position, Position),
     ) -> Result<(), ReplayError> {
         self.begin().await?;
-        self.types(table).await?;
+        self.make_types(table, at).await?;
         let doing = format!("create table {}", table.qualified());
         if schema::of_extension(table) {
             // It is there with its extension, with rows of its own: the source's are taken instead.
@@ -152,9 +152,14 @@ impl<'a> Target<'a> {
         Ok(())
     }
 
-    /// Turns a table into its next version, within the transaction, as far as its rows let it. Gives what it is then.
-    pub(super) async fn alter(&mut self, from: &Table, to: &Table) -> Result<Table, ReplayError> {
-        self.types(to).await?;
+    /// Turns a table into its next version, told `at` a position, within the transaction, as far as its rows let it. Gives
+    /// what it is then.
+    pub(super) async fn alter(
+        &mut self,
+        (from, to): (&Table, &Table),
+        at: Position,
+    ) -> Result<Table, ReplayError> {
+        self.make_types(to, at).await?;
         self.run("alter a table", &schema::create_schema(&to.schema)).await?;
         let doing = format!("alter table {}", to.qualified());
         let mut made = evolve::eased(from, to);
@@ -181,11 +186,13 @@ impl<'a> Target<'a> {
         if let Err(why) = self.client.batch_execute(sql).await {
             // Data exceptions, constraints, and no way from one type to the other.
             let code = why.code().map(tokio_postgres::error::SqlState::code).unwrap_or_default();
-            if !(code.starts_with("22") || code.starts_with("23") || code == "42846") {
-                return Err(refused(doing, &why));
+            let is_of_rows = code.starts_with("22") || code.starts_with("23") || code == "42846";
+            let refused = refused(doing, &why);
+            if !is_of_rows || matches!(refused, ReplayError::Domain { .. }) {
+                return Err(refused);
             }
             self.run(doing, "ROLLBACK TO SAVEPOINT lakehead_rows").await?;
-            self.client.batch_execute(&otherwise.sql).await.map_err(|_| refused(doing, &why))?;
+            self.client.batch_execute(&otherwise.sql).await.map_err(|_| refused)?;
             evolve::set_not_null(table, std::slice::from_ref(&otherwise.nullable), false);
             let note = otherwise.note.as_ref();
             self.notes.extend(note.map(|note| format!("{}: {note}", table.qualified())));
@@ -328,41 +335,6 @@ impl<'a> Target<'a> {
         self.run("commit", "COMMIT").await
     }
 
-    /// Gives the enums that are there the labels that they lack. Outside of transactions: a label can be
-    /// used once it is committed.
-    pub(super) async fn grow_enums(&self) -> Result<(), ReplayError> {
-        for (name, wanted) in &self.labels {
-            let doing = format!("add labels to {name}");
-            let there = self.client.query_opt(LABELS, &[name]).await;
-            let Some(there) = there.map_err(|why| refused(&doing, &why))? else { continue };
-            let there: Vec<String> = there.get::<_, Option<_>>(0).unwrap_or_default();
-            for step in labels::add(name, &there, wanted) {
-                self.run(&doing, &step).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the types that a table uses, where they are not there.
-    async fn types(&self, table: &Table) -> Result<(), ReplayError> {
-        for wanted in &table.types {
-            let doing = format!("create type {}", wanted.name);
-            let row = self.client.query_one("SELECT to_regtype($1) IS NULL", &[&wanted.name]).await;
-            if !row.map_err(|why| refused(&doing, &why))?.get::<_, bool>(0) {
-                continue;
-            }
-            if let Some(schema) = schema::schema_of(&wanted.name) {
-                self.run(&doing, &schema::create_schema(&schema)).await?;
-            }
-            let create = match self.labels.get(&wanted.name) {
-                Some(labels) => labels::create(&wanted.name, labels),
-                None => schema::create_type(&wanted.create),
-            };
-            self.run(&doing, &create).await?;
-        }
-        Ok(())
-    }
-
     /// Runs statements that may fail without harm to the rows: defaults.
     async fn try_all(&mut self, statements: Vec<String>) -> Result<(), ReplayError> {
         for statement in statements {
@@ -460,8 +432,19 @@ pub(super) fn refused(doing: &str, why: &tokio_postgres::Error) -> ReplayError {
         let place = place.into_iter().flatten().collect::<Vec<_>>().join(" ");
         format!("SQLSTATE {code} {place}")
     };
-    let why = why.as_db_error().map_or_else(|| why.to_string(), said);
-    ReplayError::Target { doing: doing.into(), why }
+    let error = why.as_db_error();
+    let domain = error.and_then(|error| {
+        let is_of_values = matches!(error.code().code(), "23502" | "23514");
+        let name = error.schema().zip(error.datatype()).filter(|_| is_of_values);
+        name.map(|(schema, name)| {
+            format!("{}.{}", schema::identifier(schema), schema::identifier(name))
+        })
+    });
+    let (doing, why) = (doing.into(), error.map_or_else(|| why.to_string(), said));
+    match domain {
+        Some(domain) => ReplayError::Domain { domain, doing, why },
+        None => ReplayError::Target { doing, why },
+    }
 }
 
 /// The settings under which the lake's text was printed.
@@ -476,12 +459,10 @@ const RECORD: &str = "CREATE SCHEMA IF NOT EXISTS lakehead_restore; \
     CREATE TABLE IF NOT EXISTS lakehead_restore.objects (source text, key text, sha256 text NOT NULL, rows bigint NOT NULL, PRIMARY KEY (source, key)); \
     CREATE TABLE IF NOT EXISTS lakehead_restore.sequences (source text, id bigint, definition text NOT NULL, tight boolean NOT NULL, PRIMARY KEY (source, id)); \
     CREATE TABLE IF NOT EXISTS lakehead_restore.large_objects (source text, id oid, PRIMARY KEY (source, id)); \
+    CREATE TABLE IF NOT EXISTS lakehead_restore.types (source text, name text, position text NOT NULL, definition text NOT NULL, wanted text NOT NULL, PRIMARY KEY (source, name)); \
     CREATE TABLE IF NOT EXISTS lakehead_restore.tables (source text, id bigint, definition text NOT NULL, PRIMARY KEY (source, id)); \
     ALTER TABLE lakehead_restore.tables ADD COLUMN IF NOT EXISTS anew text NOT NULL DEFAULT '00000000/00000000'";
 
-/// The labels of an enum, in order.
-const LABELS: &str = "SELECT (SELECT array_agg(enumlabel::text ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = t.oid) \
-    FROM pg_type t WHERE t.oid = to_regtype($1) AND t.typtype = 'e'";
 /// Sent to COPY at once.
 const COPY_BYTES: usize = 256 << 10;
 const STATEMENTS_MAX: usize = 2_000;

@@ -11,7 +11,7 @@ use super::{
     message::TextRow,
     wire::Wire,
 };
-use crate::source::TypeDefinition;
+use crate::source::{Attribute, Domain, TypeDefinition};
 
 /// Types, with all that they are made of.
 #[derive(Debug, Default)]
@@ -39,12 +39,11 @@ enum Kind {
     Domain {
         base: u32,
         modifier: i32,
-        /// What follows the name: base type, collation, default, NOT NULL, checks.
-        rest: String,
+        parts: Domain,
     },
     Composite {
-        /// Columns, with their types as printed, and the types' numbers.
-        columns: Vec<(String, String, u32)>,
+        /// Each with its type's number.
+        attributes: Vec<(Attribute, u32)>,
     },
     Range {
         subtype: u32,
@@ -127,11 +126,19 @@ impl Types {
             }
         }
         if let Some(create) = known.create() {
-            let labels = match &known.kind {
-                Kind::Enum { labels } => Some(labels.clone()),
-                _ => None,
-            };
-            ordered.push(TypeDefinition { id, name: known.name.clone(), create, labels });
+            let mut definition = TypeDefinition::new(id, known.name.clone(), create);
+            match &known.kind {
+                Kind::Enum { labels } => definition.labels = Some(labels.clone()),
+                Kind::Domain { parts, .. } if known.extension.is_none() => {
+                    definition.domain = Some(parts.clone());
+                }
+                Kind::Composite { attributes } => {
+                    let attributes = attributes.iter().map(|(attribute, _)| attribute.clone());
+                    definition.attributes = Some(attributes.collect());
+                }
+                _ => {}
+            }
+            ordered.push(definition);
         }
     }
 }
@@ -145,7 +152,7 @@ impl Type {
             | Kind::Domain { base: part, .. }
             | Kind::Range { subtype: part, .. }
             | Kind::Multirange { range: part } => vec![*part],
-            Kind::Composite { columns } => columns.iter().map(|(_, _, id)| *id).collect(),
+            Kind::Composite { attributes } => attributes.iter().map(|(_, id)| *id).collect(),
         }
     }
 
@@ -157,16 +164,37 @@ impl Type {
         match &self.kind {
             Kind::Given | Kind::Array { .. } | Kind::Multirange { .. } => None,
             Kind::Enum { labels } => Some(create_enum(name, labels)),
-            Kind::Domain { rest, .. } => Some(format!("CREATE DOMAIN {name} AS {rest}")),
-            Kind::Composite { columns } => {
-                let columns =
-                    columns.iter().map(|(column, of, _)| format!("{} {of}", identifier(column)));
-                let columns = columns.collect::<Vec<_>>().join(", ");
-                Some(format!("CREATE TYPE {name} AS ({columns})"))
+            Kind::Domain { parts, .. } => Some(create_domain(name, parts)),
+            Kind::Composite { attributes } => {
+                let spelt = |(own, _): &(Attribute, u32)| {
+                    format!("{} {}", identifier(&own.name), own.source_type)
+                };
+                let attributes = attributes.iter().map(spelt).collect::<Vec<_>>().join(", ");
+                Some(format!("CREATE TYPE {name} AS ({attributes})"))
             }
             Kind::Range { options, .. } => Some(format!("CREATE TYPE {name} AS RANGE ({options})")),
         }
     }
+}
+
+fn create_domain(name: &str, parts: &Domain) -> String {
+    let Domain { base, default, not_null, checks } = parts;
+    let mut create = format!("CREATE DOMAIN {name} AS {base}");
+    if let Some(default) = default {
+        create += &format!(" DEFAULT {default}");
+    }
+    if *not_null {
+        create += " NOT NULL";
+    }
+    for (check, condition) in checks.iter().filter(|(_, condition)| is_valid(condition)) {
+        create += &format!(" CONSTRAINT {} {condition}", identifier(check));
+    }
+    create
+}
+
+/// Whether all values keep to a constraint; one of which that is not known cannot be made with the domain.
+fn is_valid(condition: &str) -> bool {
+    !condition.ends_with(" NOT VALID")
 }
 
 /// Makes an extension where it is not.
@@ -184,8 +212,7 @@ pub(crate) async fn given(
     let given = rows.iter().map(|row| {
         let name = quoted(row.text(2)?, row.text(3)?);
         let create = create_extension(row.text(4)?, row.text(5)?);
-        let definition = TypeDefinition { id: row.parse_as(1)?, name, create, labels: None };
-        Ok((row.parse_as(0)?, definition))
+        Ok((row.parse_as(0)?, TypeDefinition::new(row.parse_as(1)?, name, create)))
     });
     given.collect()
 }
@@ -220,40 +247,38 @@ async fn parse(row: &TextRow, wire: &mut Wire) -> Result<Type, SourceError> {
 
 async fn domain(row: &TextRow, wire: &mut Wire) -> Result<Kind, SourceError> {
     let id: u32 = row.parse_as(0)?;
-    let mut rest = row.text(10)?.to_owned();
+    let mut base = row.text(10)?.to_owned();
     if let Some(collation) = row.optional(13) {
-        rest += &format!(" COLLATE {collation}");
-    }
-    if let Some(default) = row.optional(12) {
-        rest += &format!(" DEFAULT {default}");
-    }
-    if row.flag(11) {
-        rest += " NOT NULL";
+        base += &format!(" COLLATE {collation}");
     }
     let sql = format!(
         "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint \
-         WHERE contypid = {id} AND contype = 'c' AND convalidated ORDER BY conname"
+         WHERE contypid = {id} AND contype = 'c' ORDER BY conname"
     );
+    let mut checks = BTreeMap::new();
     for check in wire.query("read a domain", &sql).await? {
-        rest += &format!(" CONSTRAINT {} {}", identifier(check.text(0)?), check.text(1)?);
+        checks.insert(check.text(0)?.to_owned(), check.text(1)?.to_owned());
     }
-    Ok(Kind::Domain { base: row.parse_as(8)?, modifier: row.parse_as(9)?, rest })
+    let default = row.optional(12).map(Into::into);
+    let parts = Domain { base, default, not_null: row.flag(11), checks };
+    Ok(Kind::Domain { base: row.parse_as(8)?, modifier: row.parse_as(9)?, parts })
 }
 
 async fn composite(id: u32, wire: &mut Wire) -> Result<Kind, SourceError> {
     // The row type of a table comes with the table.
     let sql = format!(
-        "SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.atttypid \
+        "SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.atttypid, a.attnum \
          FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid \
          WHERE c.reltype = {id} AND c.relkind = 'c' AND a.attnum > 0 AND NOT a.attisdropped \
          ORDER BY a.attnum"
     );
     let rows = wire.query("read a composite type", &sql).await?;
-    let columns = rows
-        .iter()
-        .map(|row| Ok((row.text(0)?.to_owned(), row.text(1)?.to_owned(), row.parse_as(2)?)))
-        .collect::<Result<Vec<_>, SourceError>>()?;
-    Ok(if columns.is_empty() { Kind::Given } else { Kind::Composite { columns } })
+    let attribute = |row: &TextRow| {
+        let (name, source_type) = (row.text(0)?.to_owned(), row.text(1)?.to_owned());
+        Ok((Attribute { name, source_type, number: row.parse_as(3)? }, row.parse_as(2)?))
+    };
+    let attributes = rows.iter().map(attribute).collect::<Result<Vec<_>, SourceError>>()?;
+    Ok(if attributes.is_empty() { Kind::Given } else { Kind::Composite { attributes } })
 }
 
 async fn range(id: u32, wire: &mut Wire) -> Result<Kind, SourceError> {
@@ -329,6 +354,28 @@ mod tests {
         Type { name: name.into(), kind, output: "f".into(), extension: None }
     }
 
+    fn attribute(name: &str, source_type: &str, id: u32) -> (Attribute, u32) {
+        (Attribute { name: name.into(), source_type: source_type.into(), number: 1 }, id)
+    }
+
+    fn domain(base: u32, modifier: i32, printed: &str) -> Kind {
+        let parts = Domain { base: printed.into(), ..Domain::default() };
+        Kind::Domain { base, modifier, parts }
+    }
+
+    #[test]
+    fn a_domain_is_made_of_its_parts() {
+        let checks =
+            [("odd name", "CHECK ((VALUE > 0))"), ("new", "CHECK ((VALUE > 1)) NOT VALID")];
+        let checks = checks.map(|(name, check)| (name.to_owned(), check.to_owned())).into();
+        let parts =
+            Domain { base: "integer".into(), default: Some("7".into()), not_null: true, checks };
+        assert_eq!(
+            create_domain("public.d", &parts),
+            "CREATE DOMAIN public.d AS integer DEFAULT 7 NOT NULL CONSTRAINT \"odd name\" CHECK ((VALUE > 0))"
+        );
+    }
+
     #[test]
     fn a_type_comes_after_all_that_it_is_made_of() {
         let extension = Some(("hstore".into(), "public".into()));
@@ -339,16 +386,16 @@ mod tests {
                 made(
                     "pair",
                     Kind::Composite {
-                        columns: vec![
-                            ("left".into(), "d".into(), 20_003),
-                            ("n".into(), "integer".into(), 23),
-                            ("h".into(), "hstore".into(), 20_004),
+                        attributes: vec![
+                            attribute("left", "d", 20_003),
+                            attribute("n", "integer", 23),
+                            attribute("h", "hstore", 20_004),
                         ],
                     },
                 ),
             ),
             (20_002, made("mood", Kind::Enum { labels: vec!["it's".into()] })),
-            (20_003, made("d", Kind::Domain { base: 20_002, modifier: -1, rest: "mood".into() })),
+            (20_003, made("d", domain(20_002, -1, "mood"))),
             (20_004, Type { extension: extension.clone(), ..made("hstore", Kind::Given) }),
             (20_005, Type { extension, ..made("ghstore", Kind::Given) }),
         ]));
@@ -368,11 +415,11 @@ mod tests {
     #[test]
     fn an_enum_is_found_in_whatever_holds_it_and_takes_new_labels() {
         let mood = Kind::Enum { labels: vec!["sad".into()] };
-        let columns = vec![("m".into(), "moods".into(), 20_000)];
+        let attributes = vec![attribute("m", "moods", 20_000)];
         let types = Types(BTreeMap::from([
             (20_000, made("moods", Kind::Array { element: 20_001 })),
             (20_001, made("mood", mood)),
-            (20_002, made("pair", Kind::Composite { columns })),
+            (20_002, made("pair", Kind::Composite { attributes })),
         ]));
         assert_eq!(
             [20_000, 20_001, 20_002, 23].map(|id| types.has_labels(id)),
@@ -390,11 +437,8 @@ mod tests {
     #[test]
     fn a_domain_over_a_domain_has_the_last_ones_base() {
         let types = Types(BTreeMap::from([
-            (20_000, made("a", Kind::Domain { base: 20_001, modifier: -1, rest: String::new() })),
-            (
-                20_001,
-                made("b", Kind::Domain { base: 1700, modifier: 786_438, rest: String::new() }),
-            ),
+            (20_000, made("a", domain(20_001, -1, "b"))),
+            (20_001, made("b", domain(1700, 786_438, "numeric(12,2)"))),
         ]));
         assert_eq!(types.base(20_000, -1), (1700, 786_438));
         assert_eq!(types.base(23, 7), (23, 7));

@@ -118,7 +118,8 @@ mod tests {
         let mood = |labels: &[&str]| {
             let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
             let create = create_enum("mood", &labels);
-            TypeDefinition { id: 20_001, name: "mood".into(), create, labels: Some(labels) }
+            let mood = TypeDefinition::new(20_001, "mood".into(), create);
+            TypeDefinition { labels: Some(labels), ..mood }
         };
         let table = |id, labels: &[&str]| Table {
             id,

@@ -97,6 +97,7 @@ mod statements;
 pub(crate) mod stream;
 pub(crate) mod tables;
 pub mod text;
+mod texts;
 pub(crate) mod tls;
 pub mod types;
 pub mod url;

@@ -2,6 +2,8 @@
 //! each row (`random()`; `nextval()`, as of serial and identity columns), or one got another type. No change stream
 //! has these values, so that such a table is read anew, as if it had left and were back.
 //!
+//! So is one whose values print in another way, as a type that people made is another ([`Texts`]).
+//!
 //! Its file changes whenever a table is written anew, also where all values stay (VACUUM FULL, CLUSTER, another
 //! tablespace), and when it is emptied: what it was, the columns tell. Where the file stays no value has changed; what
 //! rows have in a column that came is in the catalog then.
@@ -28,6 +30,7 @@ use super::{
     repair::{self, Stage},
     session::Shared,
     snapshot::{plan_fact, progress},
+    texts::{self, Texts},
     wire::Wire,
 };
 use crate::{
@@ -46,6 +49,9 @@ pub(crate) struct Layout {
     attributes: u16,
     /// By number.
     columns: BTreeMap<u16, Kept>,
+    /// What their values are made of beside the rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    texts: Option<Texts>,
 }
 
 /// What is known of a column.
@@ -75,6 +81,12 @@ enum Judgment {
 pub(crate) struct Rewritten {
     /// File and number of columns of those that need no closer look.
     known: BTreeMap<u32, (u32, u16)>,
+    /// What the texts were made of at the last look.
+    fingerprint: String,
+    /// Of tables that have any.
+    texts: BTreeMap<u32, Texts>,
+    /// Tables for which they are others than before, until that is judged.
+    others: BTreeSet<u32>,
     /// Where the log ended before the last look.
     looked: Option<Position>,
 }
@@ -88,11 +100,14 @@ impl Layout {
     /// Whether some column of it has, in rows that are there, values that a table of this layout had not, if all rows
     /// were written anew (`is_rewritten`) since, or if not.
     pub(crate) fn is_changed(&self, since: &Self, is_rewritten: bool) -> bool {
-        self.columns.iter().any(|(number, column)| match since.columns.get(number) {
-            Some(before) => is_rewritten && column.is_changed(before),
-            // One that is not new was computed until then.
-            None => is_rewritten || *number <= since.attributes,
-        })
+        let mut texts = self.texts.iter().zip(&since.texts);
+        let mut columns = self.columns.iter();
+        texts.any(|(now, before)| now.is_changed(before))
+            || columns.any(|(number, column)| match since.columns.get(number) {
+                Some(before) => is_rewritten && column.is_changed(before),
+                // One that is not new was computed until then.
+                None => is_rewritten || *number <= since.attributes,
+            })
     }
 }
 
@@ -127,34 +142,15 @@ impl Rewritten {
     ) -> Result<BTreeSet<u32>, SourceError> {
         let facts = &*shared.facts;
         self.known.retain(|id, _| listing.contains_key(id));
-        let (mut plans, doubted) = (BTreeMap::new(), doubted(facts));
-        let (mut anew, mut batch) = (BTreeSet::new(), FactBatch::default());
+        if self.looked != Some(position) {
+            self.look_at_texts(wire).await?;
+        }
+        let (doubted, mut anew, mut batch) =
+            (doubted(facts), BTreeSet::new(), FactBatch::default());
         for id in doubted.iter().filter(|id| !listing.contains_key(id)) {
             batch.delete(doubt_fact(*id));
         }
-        for (id, listed) in listing {
-            let seen = (listed.filenode, listed.attributes);
-            let (known, is_doubted) = (self.known.get(id), doubted.contains(id));
-            if known == Some(&seen) && !is_doubted {
-                continue;
-            }
-            let since = self.looked.filter(|_| known.is_some() && !is_doubted);
-            let Some(plan) = progress(shared, *id)? else { continue };
-            // What waits to be compared with the database gets its values by that.
-            let waits =
-                plan.gone || plan.is_to_be_made() || repair::stage(facts, *id) == Stage::Waiting;
-            let as_read = plan.layout.as_ref().map(|layout| (plan.filenode, layout.attributes));
-            match as_read == Some(seen) && !is_doubted {
-                _ if waits => {
-                    self.known.remove(id);
-                    if is_doubted {
-                        batch.delete(doubt_fact(*id));
-                    }
-                }
-                true => drop(self.known.insert(*id, seen)),
-                false => drop(plans.insert(*id, (plan, since))),
-            }
-        }
+        let plans = self.in_question(shared, listing, &doubted, &mut batch)?;
         let layouts = layouts(wire, plans.keys()).await?;
         for (id, (plan, since)) in plans {
             let Some((file, layout)) = layouts.get(&id) else { continue };
@@ -184,7 +180,61 @@ impl Rewritten {
             shared.facts.record(batch).await?;
         }
         self.looked = Some(position);
+        self.others.clear();
         Ok(anew)
+    }
+
+    /// The plans of tables that are to be looked at closely, and where the log ended at the last look at each. Of what
+    /// is in `doubted` and waits for something else, there is no doubt any more.
+    fn in_question(
+        &mut self,
+        shared: &Shared,
+        listing: &BTreeMap<u32, Listed>,
+        doubted: &BTreeSet<u32>,
+        batch: &mut FactBatch,
+    ) -> Result<BTreeMap<u32, (Plan, Option<Position>)>, SourceError> {
+        let mut plans = BTreeMap::new();
+        for (id, listed) in listing {
+            let seen = (listed.filenode, listed.attributes);
+            let (known, is_doubted) = (self.known.get(id), doubted.contains(id));
+            if known == Some(&seen) && !is_doubted && !self.others.contains(id) {
+                continue;
+            }
+            let since = self.looked.filter(|_| known.is_some() && !is_doubted);
+            let Some(plan) = progress(shared, *id)? else { continue };
+            // What waits to be compared with the database gets its values by that.
+            let waits = plan.gone
+                || plan.is_to_be_made()
+                || repair::stage(&*shared.facts, *id) == Stage::Waiting;
+            let as_read = plan.layout.as_ref().is_some_and(|layout| {
+                (plan.filenode, layout.attributes) == seen
+                    && layout.texts.as_ref() == self.texts.get(id)
+            });
+            match as_read && !is_doubted {
+                _ if waits => {
+                    self.known.remove(id);
+                    if is_doubted {
+                        batch.delete(doubt_fact(*id));
+                    }
+                }
+                true => drop(self.known.insert(*id, seen)),
+                false => drop(plans.insert(*id, (plan, since))),
+            }
+        }
+        Ok(plans)
+    }
+
+    /// Looks what values are made of beside the rows, and for which tables that has changed since the last look.
+    async fn look_at_texts(&mut self, wire: &mut Wire) -> Result<(), SourceError> {
+        let fingerprint = texts::fingerprint(wire).await?;
+        if fingerprint != self.fingerprint {
+            let texts = texts::load(wire, None).await?;
+            let tables = texts.keys().chain(self.texts.keys());
+            let others = tables.filter(|id| texts.get(id) != self.texts.get(id));
+            self.others.extend(others);
+            (self.fingerprint, self.texts) = (fingerprint, texts);
+        }
+        Ok(())
     }
 }
 
@@ -274,7 +324,7 @@ pub(crate) fn read_anew(
     Ok(())
 }
 
-/// The files and columns of tables, as one statement sees both of each.
+/// The files and columns of tables, as one statement sees both of each, and what values are made of besides.
 pub(crate) async fn layouts(
     wire: &mut Wire,
     tables: impl Iterator<Item = &u32>,
@@ -284,13 +334,18 @@ pub(crate) async fn layouts(
     for ids in ids.chunks(TABLES_AT_ONCE) {
         let sql = LAYOUTS.replace("{ids}", &ids.join(","));
         for row in wire.query("look at columns", &sql).await? {
-            let none = Layout { attributes: row.parse_as(2)?, columns: BTreeMap::new() };
+            let none = Layout { attributes: row.parse_as(2)?, ..Layout::default() };
             let new = (row.parse_as(1)?, none);
             let (_, layout) = found.entry(row.parse_as(0)?).or_insert(new);
             if row.optional(3).is_some() {
                 let of = (row.parse_as(4)?, row.parse_as(5)?);
                 let column = Kept { of, by: row.parse_as(6)?, missing: row.flag(7) };
                 layout.columns.insert(row.parse_as(3)?, column);
+            }
+        }
+        for (id, texts) in texts::load(wire, Some(ids)).await? {
+            if let Some((_, layout)) = found.get_mut(&id) {
+                layout.texts = Some(texts);
             }
         }
     }
@@ -317,7 +372,8 @@ mod tests {
 
     fn layout(attributes: u16, columns: &[(u16, u32)]) -> Layout {
         let column = |of| Kept { of: (of, -1), by: 700, missing: false };
-        Layout { attributes, columns: columns.iter().map(|(at, of)| (*at, column(*of))).collect() }
+        let columns = columns.iter().map(|(at, of)| (*at, column(*of))).collect();
+        Layout { attributes, columns, texts: None }
     }
 
     fn judged(before: &Layout, file: u32, after: &Layout) -> Judgment {
