@@ -196,9 +196,11 @@ schemas: test-tools python ## The tables of Icinga, MediaWiki, Roundcube and Zab
 	tests/schemas/fetch.sh target/schemas
 	LAKEHEAD_SCHEMAS=$(CURDIR)/target/schemas cargo test --locked --all-features --test it -- --ignored --nocapture story_schemas
 
-extensions: test-tools python ## PostGIS, copied and restored equal
+extensions: test-tools python ## PostGIS and pgvector, copied and restored equal
 	@$(call install,/usr/share/postgresql/*/extension/postgis.control:postgresql-15-postgis-3 /usr/share/postgresql/*/extension/postgis_raster.control:postgresql-15-postgis-3)
 	cargo test --locked --all-features --test it -- --ignored --nocapture what_postgis
+	LAKEHEAD_POSTGRES="$$(tests/postgres/fetch.sh target/postgres pgvector)" \
+		cargo test --locked --all-features --test it -- --ignored --nocapture what_pgvector
 
 unit-test: test-tools python ## The unit under a live systemd, in a Debian of its own (needs root)
 	@$(call install,/usr/bin/systemd-nspawn:systemd-container /usr/bin/mmdebstrap:mmdebstrap /usr/bin/nsenter:util-linux)

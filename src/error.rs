@@ -86,7 +86,7 @@ causes! {
     /// The database does not answer, or hung up.
     SourceUnreachable => Retry("waiting for the database: check that the host and port in `url` answer from this box"),
     /// Wrong user, password or pg_hba.conf line.
-    SourceAuthentication => Halt("the database refused the login: check the user in `url`, `password_file`, and the line for this box in pg_hba.conf"),
+    SourceAuthentication => Halt("the database refused the login: check the user in `url`, `password_file`, `client_certificate_file`, and the line for this box in pg_hba.conf"),
     /// The certificate is not signed by a trusted authority, or names another host.
     SourceCertificate => Halt("the database's certificate was refused: renew it if it has expired, give its authority with `sslrootcert` in `url`, or correct the host name"),
     /// The server offers no TLS where the configuration demands it.

@@ -71,6 +71,8 @@ pub struct Source {
     pub url: String,
     /// File with the password, mode 0600.
     pub password_file: Option<PathBuf>,
+    /// What the box shows of itself over TLS.
+    pub client: Option<ClientCertificate>,
     /// Patterns over `schema.table`: `*` any run of characters, `!` excludes, the last match decides.
     pub tables: Vec<String>,
     /// When the source is confirmed (DESIGN §4).
@@ -95,6 +97,15 @@ pub struct Source {
     pub publication: Option<String>,
     /// Replication slot made by an operator, used instead of ours.
     pub slot: Option<String>,
+}
+
+/// A certificate by which the box logs in, beside its password or instead of it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ClientCertificate {
+    /// PEM file with the certificate, and those between it and its authority.
+    pub certificate_file: PathBuf,
+    /// PEM file with its key, not encrypted, mode 0600.
+    pub key_file: PathBuf,
 }
 
 /// Kinds of databases.

@@ -5,8 +5,9 @@
 use std::{collections::BTreeSet, path::Path, path::PathBuf, time::Duration};
 
 use super::{
-    AfterGap, Appliance, Config, ConfigError, Encryption, Environment, Journal, Lake, LargeObjects,
-    LargeTransactions, Link, Release, Seal, Ship, SnapshotPace, Source, SourceKind, Status,
+    AfterGap, Appliance, ClientCertificate, Config, ConfigError, Encryption, Environment, Journal,
+    Lake, LargeObjects, LargeTransactions, Link, Release, Seal, Ship, SnapshotPace, Source,
+    SourceKind, Status,
     document::{Document, Section},
     error::Fault,
     rules,
@@ -98,6 +99,7 @@ fn source(table: &Section<'_>, environment: &Environment) -> Option<Source> {
     let example = "url = \"postgresql://lakehead@db:5432/erp\"";
     let url = table.required("url", example, source_url);
     let password_file = path(table, "password_file", environment);
+    let client = client_certificate(table, environment);
     let tables = tables(table);
     let release = table.optional("release", |text| match text {
         "auto" => Ok(Release::Auto),
@@ -140,6 +142,7 @@ fn source(table: &Section<'_>, environment: &Environment) -> Option<Source> {
         kind: kind?,
         url: url?,
         password_file,
+        client,
         tables: tables?,
         release: release.unwrap_or(Release::Auto),
         release_wal_max: release_wal_max.unwrap_or(10 * GIB),
@@ -153,6 +156,24 @@ fn source(table: &Section<'_>, environment: &Environment) -> Option<Source> {
         publication,
         slot,
     })
+}
+
+fn client_certificate(table: &Section<'_>, environment: &Environment) -> Option<ClientCertificate> {
+    let (certificate, key) = ("client_certificate_file", "client_key_file");
+    let files = (path(table, certificate, environment), path(table, key, environment));
+    let lacks = |key| {
+        let remedy = "name both files, or none: the certificate, and the key that it is of";
+        table.wrong(key, Fault::new("is missing", remedy));
+    };
+    match files {
+        (Some(certificate_file), Some(key_file)) => {
+            return Some(ClientCertificate { certificate_file, key_file });
+        }
+        (Some(_), None) if table.place(key).is_none() => lacks(key),
+        (None, Some(_)) if table.place(certificate).is_none() => lacks(certificate),
+        _ => {}
+    }
+    None
 }
 
 fn large_transactions(text: &str) -> Result<LargeTransactions, Fault> {

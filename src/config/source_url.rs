@@ -86,6 +86,11 @@ fn parameters(query: &str, local: bool) -> Result<bool, Fault> {
         if matches!(name, "password" | "passfile" | "sslpassword") {
             return Err(Fault::new("has a password in it", PASSWORD));
         }
+        if matches!(name, "sslcert" | "sslkey") {
+            let remedy =
+                "remove it, and name the files with client_certificate_file and client_key_file";
+            return Err(Fault::new(format!("has {name} in it"), remedy));
+        }
         let Some((_, allowed)) = PARAMETERS.iter().find(|(known, _)| *known == name) else {
             let known: Vec<&str> = PARAMETERS.iter().map(|(known, _)| *known).collect();
             let remedy = format!("remove it; the parameters are: {}", known.join(", "));
@@ -182,6 +187,7 @@ mod tests {
             ("mysql://u@db/erp", "is not a postgresql:// URL"),
             ("postgresql://u:hunter2@db/erp", "has a password in it"),
             ("postgresql://u@db/erp?password=hunter2", "has a password in it"),
+            ("postgresql://u@db/erp?sslkey=/u.key", "has sslkey in it"),
             ("postgresql://db/erp", "names no user"),
             ("postgresql://u@/erp", "names no host"),
             ("postgresql://u@db,/erp", "names no host"),

@@ -204,6 +204,16 @@ impl Cluster {
         self.write("pg_hba.conf", rules)
     }
 
+    /// Believes clients' certificates that this authority signed, from the next start or reload.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be written.
+    pub fn believe(&self, authority_pem: &str) -> Result<(), ClusterError> {
+        self.write("client-authority.crt", authority_pem)?;
+        self.set(&[("ssl_ca_file", "client-authority.crt")])
+    }
+
     /// Replaces the certificate that it shows; the new one holds from the next start or reload.
     ///
     /// # Errors

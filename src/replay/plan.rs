@@ -67,6 +67,8 @@ pub struct TablePlan {
     pub last: Position,
     /// The definition with its youngest chunk.
     pub definition: Option<Arc<Table>>,
+    /// That chunk, if it has rows, stands here.
+    pub told: Position,
     /// Where its rows begin to count: 0, or where it was read anew.
     pub anew: Position,
     /// The entry with which it left, if it was not read anew since: it stands as it was then.
@@ -286,6 +288,7 @@ impl Gathered {
             if found.plan.last <= position || found.plan.definition.is_none() {
                 found.plan.definition = Some(table);
                 found.plan.last = position;
+                found.plan.told = position;
             }
         }
         for (qualified, position) in entry.completes.iter().filter(|(_, at)| **at <= bound) {

@@ -8,7 +8,7 @@
 //! and last what the values of domains have to be. A restore that was cut goes on where it was; one that is
 //! run again does nothing twice.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use tokio_postgres::Client;
 
@@ -19,7 +19,7 @@ use super::{
     plan::{Definitions, definitions, plan, tracks},
     restore_rows::Restore,
     restore_target::{Target, refused},
-    restore_types::Types,
+    restore_types::{Lax, Types},
     schema::named_by_values,
 };
 use crate::{
@@ -119,7 +119,7 @@ pub async fn restore(
     };
     let plan = plan(entries, &known, until, &options.except)?;
     let bound = until.unwrap_or(Position(u64::MAX));
-    let (mut lax, mut before) = (BTreeSet::new(), RestoreReport::default());
+    let (mut lax, mut before) = (Lax::default(), RestoreReport::default());
     loop {
         let types = Types::new(entries, &known, lax.clone());
         let target = Target::open(client, &options.source, types).await?;

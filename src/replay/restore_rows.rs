@@ -148,7 +148,7 @@ impl<'a> Restore<'a> {
 
     /// What it did that counts, for one that goes on in its place.
     pub(super) fn given_up(self) -> RestoreReport {
-        RestoreReport { notes: self.target.notes, ..self.kept }
+        RestoreReport { notes: noted(self.kept.notes, self.target.notes), ..self.kept }
     }
 
     /// What is in the report so far stays, whatever becomes of the next transaction.
@@ -173,12 +173,7 @@ impl<'a> Restore<'a> {
         for away in &plan.away {
             self.target.notes.push(format!("{} is not restored: {}", away.table, away.why()));
         }
-        let mut notes = self.report.notes;
-        for note in self.target.notes {
-            if !notes.contains(&note) {
-                notes.push(note);
-            }
-        }
+        let notes = noted(self.report.notes, self.target.notes);
         let tables = self.live.values().map(|live| live.table.qualified());
         let lacking: usize = self.lacking.values().map(BTreeSet::len).sum();
         let incomplete_rows = u64::try_from(lacking).unwrap_or(u64::MAX);
@@ -430,6 +425,16 @@ impl<'a> Restore<'a> {
         }
         Ok(instead)
     }
+}
+
+/// Sentences, each once.
+fn noted(mut notes: Vec<String>, more: Vec<String>) -> Vec<String> {
+    for note in more {
+        if !notes.contains(&note) {
+            notes.push(note);
+        }
+    }
+    notes
 }
 
 pub(super) fn rows_of(object: &EntryObject) -> u64 {

@@ -37,7 +37,7 @@ impl Restore<'_> {
                 (Some((table, _)), _) => Arc::new(table),
                 (None, Some(definition)) => {
                     let definition = plan.called(definition);
-                    let at = (planned.anew, planned.last);
+                    let at = (planned.anew, planned.told);
                     self.target.create(&definition, at).await?;
                     definition
                 }

@@ -29,10 +29,28 @@ pub(super) struct Types {
     labels: Labels,
     /// What the ledger says.
     parts: Parts,
-    /// Names of domains to whose constraints rows did not keep: they are made behind the rows.
-    lax: BTreeSet<String>,
+    /// Domains to whose constraints rows did not keep: they are made behind the rows.
+    lax: Lax,
     /// Those that restores made.
     made: BTreeMap<String, Made>,
+}
+
+/// Domains whose constraints wait until all rows are there.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Lax {
+    names: BTreeSet<String>,
+    all: bool,
+}
+
+impl Lax {
+    /// Rows do not keep to a domain: the server names the outer one of several. False: it does without already.
+    pub(super) fn insert(&mut self, domain: String) -> bool {
+        self.names.insert(domain) || !std::mem::replace(&mut self.all, true)
+    }
+
+    fn has(&self, domain: &str) -> bool {
+        self.all || self.names.contains(domain)
+    }
 }
 
 /// A type that a restore made.
@@ -45,7 +63,7 @@ struct Made {
 
 impl Types {
     /// What the ledger says. `lax`: domains to whose constraints rows did not keep.
-    pub(super) fn new(entries: &[Entry], known: &Definitions, lax: BTreeSet<String>) -> Self {
+    pub(super) fn new(entries: &[Entry], known: &Definitions, lax: Lax) -> Self {
         let objects = definitions(entries);
         let named = objects.iter().map(|(name, version, _)| known.get(&(name.clone(), *version)));
         let tables: Vec<&Table> = named.flatten().map(AsRef::as_ref).collect();
@@ -86,7 +104,13 @@ impl Target<'_> {
     /// Reads which types restores made, and takes from domains what rows did not keep to.
     pub(super) async fn begin_types(&mut self) -> Result<(), ReplayError> {
         self.read_types().await?;
-        for name in self.types.lax.clone() {
+        let mut names = self.types.lax.names.clone();
+        for name in self.types.lax.names.clone() {
+            names.extend(self.below(&name).await?);
+        }
+        let made = self.types.made.keys().filter(|_| self.types.lax.all);
+        names.extend(made.cloned());
+        for name in names {
             self.begin().await?;
             let made = match self.types.made.get(&name).cloned() {
                 Some(made) => Some(made),
@@ -105,6 +129,14 @@ impl Target<'_> {
             self.commit().await?;
         }
         Ok(())
+    }
+
+    /// The domains that a domain is made of.
+    async fn below(&self, name: &str) -> Result<Vec<String>, ReplayError> {
+        let rows = self.client.query(BELOW, &[&name]).await;
+        let rows = rows.map_err(|why| refused(&format!("look at domain {name}"), &why))?;
+        let name = |at: usize, row: &tokio_postgres::Row| schema::identifier(row.get(at));
+        Ok(rows.iter().map(|row| format!("{}.{}", name(0, row), name(1, row))).collect())
     }
 
     /// Gives the enums that are there the labels that they lack. Outside of transactions: a label can be
@@ -148,11 +180,15 @@ impl Target<'_> {
         table: &Table,
         at: Position,
     ) -> Result<(), ReplayError> {
+        // What holds values of others may be kept from changing by what those have to be.
+        for wanted in table.types.iter().filter(|wanted| wanted.domain.is_some()) {
+            self.follow(wanted, at).await?;
+        }
         for wanted in &table.types {
             let doing = format!("create type {}", wanted.name);
             let row = self.client.query_one("SELECT to_regtype($1) IS NULL", &[&wanted.name]).await;
             let is_there = !row.map_err(|why| refused(&doing, &why))?.get::<_, bool>(0);
-            if is_there && !self.follow(wanted, at).await? {
+            if is_there && (wanted.domain.is_some() || !self.follow(wanted, at).await?) {
                 continue;
             }
             if let Some(schema) = schema::schema_of(&wanted.name) {
@@ -176,7 +212,7 @@ impl Target<'_> {
         doing: &str,
         wanted: &TypeDefinition,
     ) -> Result<TypeDefinition, ReplayError> {
-        let kept = !self.types.lax.contains(&wanted.name);
+        let kept = !self.types.lax.has(&wanted.name);
         let begun = self.types.parts.begun(wanted, kept);
         if let Some(labels) = self.types.labels.get(&wanted.name) {
             self.run(doing, &labels::create(&wanted.name, labels)).await?;
@@ -199,38 +235,60 @@ impl Target<'_> {
         if wanted.domain.is_none() && wanted.attributes.is_none() {
             return Ok(false);
         }
-        let made = match self.types.made.get(&wanted.name).cloned() {
-            Some(made) => made,
-            None => match self.there(&wanted.name).await? {
-                Some(now) => Made { at, now, wanted: wanted.clone() },
-                None => return Ok(false),
-            },
-        };
+        let name = &wanted.name;
+        let Some(there) = self.there(name).await? else { return Ok(false) };
+        let unknown = Made { at, now: there.clone(), wanted: wanted.clone() };
+        let made = self.types.made.get(name).cloned().unwrap_or(unknown);
         if at < made.at || (made.now == *wanted && made.wanted == *wanted) {
             return Ok(false);
         }
-        let (is_same, is_another) = (made.now.id == wanted.id, made.now.id != UNKNOWN);
-        let mut now = made.now.clone();
-        let steps = match (&now.domain, &wanted.domain, &now.attributes, &wanted.attributes) {
+        let mut now = made.now;
+        match (&now.domain, &wanted.domain, &now.attributes, &wanted.attributes) {
             (Some(from), Some(to), ..) => {
-                let (steps, left) = types::loosened(&wanted.name, from, to);
-                now.domain = Some(left);
-                steps
+                let (steps, left) = types::loosened(name, from, to);
+                if self.alter_type(name, Some(steps)).await? {
+                    now.domain = Some(left);
+                }
             }
-            (_, _, Some(_), Some(_)) if !is_same && is_another => {
-                let gone = self.attempt(&format!("DROP TYPE {}", wanted.name)).await?.is_none();
-                return Ok(gone);
+            (_, _, Some(_), Some(_)) if ![UNKNOWN, wanted.id].contains(&now.id) => {
+                if self.attempt(&format!("DROP TYPE {name}")).await?.is_none() {
+                    return Ok(true);
+                }
+                self.notes.push(format!(
+                    "{name}: it was made anew, and a table still uses the one of before: that stays"
+                ));
             }
             (_, _, Some(from), Some(to)) => {
-                let steps = types::altered(&wanted.name, (from, to), is_same);
-                now = wanted.clone();
-                steps
+                let names = |of: &[Attribute]| of.iter().map(|own| own.name.clone()).collect();
+                let there: &[Attribute] = there.attributes.as_deref().unwrap_or_default();
+                let (known, found): (Vec<_>, Vec<_>) = (names(from), names(there));
+                // Another source may have altered it meanwhile.
+                let steps = match now.id == wanted.id && known == found {
+                    true => Some(types::altered(name, from, to)),
+                    false => types::adapted(name, there, to),
+                };
+                if self.alter_type(name, steps).await? {
+                    now = wanted.clone();
+                }
             }
             _ => return Ok(false),
-        };
-        self.run(&format!("alter type {}", wanted.name), &steps.join("; ")).await?;
+        }
         self.remember_type(Made { at, now, wanted: wanted.clone() }).await?;
         Ok(false)
+    }
+
+    /// Makes a type what it is to be now. False: it stays what it is, which is said. `steps`: `None` if it must.
+    async fn alter_type(
+        &mut self,
+        name: &str,
+        steps: Option<Vec<String>>,
+    ) -> Result<bool, ReplayError> {
+        let why = match steps {
+            Some(steps) => self.attempt(&steps.join("; ")).await?,
+            None => Some("it is not what a restore of this source made".into()),
+        };
+        self.notes.extend(why.iter().map(|why| format!("{name}: it stays as it is: {why}")));
+        Ok(why.is_none())
     }
 
     /// Gives a domain something. Whether its values let it.
@@ -272,6 +330,8 @@ impl Target<'_> {
                     name,
                     source_type,
                     number,
+                    type_id: UNKNOWN,
+                    type_modifier: -1,
                 });
                 there.attributes = Some(attributes.collect());
             }
@@ -319,6 +379,10 @@ const UNKNOWN: u32 = 0;
 /// The labels of an enum, in order.
 const LABELS: &str = "SELECT (SELECT array_agg(enumlabel::text ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = t.oid) \
     FROM pg_type t WHERE t.oid = to_regtype($1) AND t.typtype = 'e'";
+const BELOW: &str = "WITH RECURSIVE below AS (SELECT typbasetype AS id FROM pg_type WHERE oid = to_regtype($1) AND typtype = 'd' \
+    UNION SELECT t.typbasetype FROM pg_type t JOIN below b ON t.oid = b.id WHERE t.typtype = 'd') \
+    SELECT n.nspname::text, t.typname::text FROM below b JOIN pg_type t ON t.oid = b.id AND t.typtype = 'd' \
+    JOIN pg_namespace n ON n.oid = t.typnamespace";
 /// 0 whether it is a domain, 1 NOT NULL, 2 default, 3 name and 4 text of a constraint or attribute.
 const THERE: &str = "SELECT t.typtype = 'd', t.typnotnull, coalesce(pg_get_expr(t.typdefaultbin, 0), quote_literal(t.typdefault)), \
     coalesce(c.conname, a.attname)::text, coalesce(pg_get_constraintdef(c.oid), format_type(a.atttypid, a.atttypmod)) \

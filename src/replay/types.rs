@@ -4,7 +4,7 @@
 //! gets, loses or renames attributes. What values have to be may be ahead of the rows, or behind them: a domain is made
 //! with what all its definitions say, and becomes what it is to be once all rows are there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use postgres_protocol::escape::escape_identifier;
 
@@ -178,47 +178,57 @@ pub(super) fn with(mut domain: Domain, step: &Tightening) -> Domain {
     domain
 }
 
-/// The statements that make the attributes of a composite type others. Of the `same` type an attribute is known by its
-/// number, else by its name. Its own type may have another name since, and cannot be another one as long as rows have it.
-pub(super) fn altered(
-    name: &str,
-    (from, to): (&[Attribute], &[Attribute]),
-    same: bool,
-) -> Vec<String> {
-    let is_kept = |old: &Attribute, new: &Attribute| match same {
-        true => old.number == new.number,
-        false => old.name == new.name,
+/// The statements that make the attributes of a composite type others, known by their numbers. The type of one may have
+/// another name since: then it stays what it is.
+pub(super) fn altered(name: &str, from: &[Attribute], to: &[Attribute]) -> Vec<String> {
+    let now = |old: &Attribute| to.iter().find(|new| new.number == old.number);
+    let stay: Vec<_> = from.iter().filter_map(|old| Some((old, now(old)?))).collect();
+    let gone = from.iter().filter(|old| now(old).is_none());
+    let mut steps: Vec<String> = gone.map(|old| alter(name, "DROP", old, "")).collect();
+    steps.extend(renamed(name, &stay));
+    let is_retyped = |(old, new): &&(&Attribute, &Attribute)| {
+        (old.type_id, old.type_modifier) != (new.type_id, new.type_modifier)
     };
-    // New ones come last: what stands behind the first that is not where it was comes anew.
-    let mut stay: Vec<(&Attribute, &Attribute)> = vec![];
-    let mut rest = from.iter();
-    for new in to {
-        match rest.find(|old| is_kept(old, new)) {
-            Some(old) => stay.push((old, new)),
-            None => break,
-        }
-    }
-    let alter = |how: &str, what: &Attribute, more: &str| {
-        format!("ALTER TYPE {name} {how} ATTRIBUTE {}{more}", escape_identifier(&what.name))
-    };
-    let stays: BTreeSet<&str> = stay.iter().map(|(old, _)| old.name.as_str()).collect();
-    let gone = from.iter().filter(|old| !stays.contains(old.name.as_str()));
-    let mut steps: Vec<String> = gone.map(|old| alter("DROP", old, "")).collect();
+    let retyped = stay.iter().filter(is_retyped);
+    steps.extend(
+        retyped.map(|(_, new)| alter(name, "ALTER", new, &format!(" TYPE {}", new.source_type))),
+    );
+    let come = to.iter().filter(|new| stay.iter().all(|(_, own)| own.number != new.number));
+    steps.extend(come.map(|new| alter(name, "ADD", new, &format!(" {}", new.source_type))));
+    steps
+}
+
+/// [`altered`] of a type that nobody knows to be the same: nothing is taken from it. `None`: it would have to be.
+pub(super) fn adapted(name: &str, there: &[Attribute], to: &[Attribute]) -> Option<Vec<String>> {
+    let stay: Vec<_> = there.iter().zip(to).collect();
+    let fits =
+        there.len() <= to.len() && stay.iter().all(|(old, new)| old.source_type == new.source_type);
+    let mut steps = renamed(name, &stay);
+    let come = to.iter().skip(there.len());
+    steps.extend(come.map(|new| alter(name, "ADD", new, &format!(" {}", new.source_type))));
+    fits.then_some(steps)
+}
+
+/// The statements by which attributes that stay get other names. One may have the name of another one that stays.
+fn renamed(name: &str, stay: &[(&Attribute, &Attribute)]) -> Vec<String> {
     let renamed = || stay.iter().filter(|(old, new)| old.name != new.name);
-    // One may have the name of another one that stays.
     let is_taken = |name: &str| stay.iter().any(|(old, _)| old.name == name);
     let aside =
         |new: &Attribute| Attribute { name: format!("lakehead_{}", new.number), ..new.clone() };
+    let mut steps = vec![];
     for (old, new) in renamed() {
         let to = if is_taken(&new.name) { aside(new) } else { (*new).clone() };
-        steps.push(alter("RENAME", old, &format!(" TO {}", escape_identifier(&to.name))));
+        steps.push(alter(name, "RENAME", old, &format!(" TO {}", escape_identifier(&to.name))));
     }
     for (_, new) in renamed().filter(|(_, new)| is_taken(&new.name)) {
-        steps.push(alter("RENAME", &aside(new), &format!(" TO {}", escape_identifier(&new.name))));
+        let to = escape_identifier(&new.name);
+        steps.push(alter(name, "RENAME", &aside(new), &format!(" TO {to}")));
     }
-    let come = to.iter().skip(stay.len());
-    steps.extend(come.map(|new| alter("ADD", new, &format!(" {}", new.source_type))));
     steps
+}
+
+fn alter(name: &str, how: &str, what: &Attribute, more: &str) -> String {
+    format!("ALTER TYPE {name} {how} ATTRIBUTE {}{more}", escape_identifier(&what.name))
 }
 
 const NOT_VALID: &str = " NOT VALID";
@@ -267,42 +277,61 @@ mod tests {
         assert_eq!(steps.iter().fold(domain(false, None, &[]), with), strict);
     }
 
+    /// Each with its name, type and number; of a type that has another name since `now` follows.
     fn attributes(text: &str) -> Vec<Attribute> {
         let one = |text: &str| {
-            let mut words = text.split(':');
-            let mut next = || words.next().unwrap().to_owned();
-            let (name, source_type) = (next(), next());
-            Attribute { name, source_type, number: next().parse().unwrap() }
+            let words: Vec<&str> = text.split(':').collect();
+            let type_id = u32::try_from(words[1].len()).unwrap();
+            let source_type = words.get(3).unwrap_or(&words[1]).to_string();
+            let (name, number) = (words[0].to_owned(), words[2].parse().unwrap());
+            Attribute { name, source_type, number, type_id, type_modifier: -1 }
         };
         text.split_whitespace().map(one).collect()
     }
 
+    fn short(steps: Vec<String>) -> Vec<String> {
+        steps
+            .iter()
+            .map(|step| step.replace("ALTER TYPE p ", "").replace("ATTRIBUTE ", ""))
+            .collect()
+    }
+
     #[test]
-    fn attributes_come_go_and_get_other_names() {
+    fn attributes_come_go_and_get_other_names_and_types() {
         let from = attributes("a:int:1 b:text:2 c:int:3");
-        let of = |to: &str, same| {
-            let steps = altered("p", (&from, &attributes(to)), same);
-            steps.iter().map(|step| step.replace("ALTER TYPE p ", "")).collect::<Vec<_>>()
-        };
-        assert!(of("a:int:1 b:text:2 c:int:3", true).is_empty());
-        assert_eq!(
-            of("a:int:1 c:int:3 d:int:4", true),
-            ["DROP ATTRIBUTE \"b\"", "ADD ATTRIBUTE \"d\" int"]
-        );
-        assert_eq!(of("a:int:1 n:text:2 c:int:3", true), ["RENAME ATTRIBUTE \"b\" TO \"n\""]);
-        assert_eq!(
-            of("c:int:1 b:text:2 a:int:3", true),
-            [
-                "RENAME ATTRIBUTE \"a\" TO \"lakehead_1\"",
-                "RENAME ATTRIBUTE \"c\" TO \"lakehead_3\"",
-                "RENAME ATTRIBUTE \"lakehead_1\" TO \"c\"",
-                "RENAME ATTRIBUTE \"lakehead_3\" TO \"a\""
-            ]
-        );
-        assert_eq!(of("a:away.int:1 b:text:2", true), ["DROP ATTRIBUTE \"c\""]);
-        // Of which no numbers are known.
-        assert!(of("a:int:7 b:text:8 c:int:9", false).is_empty());
-        assert_eq!(of("a:int:1 c:int:2", false), ["DROP ATTRIBUTE \"b\""]);
+        for (to, steps) in [
+            ("a:int:1 b:text:2 c:int:3", &[][..]),
+            ("a:int:1 c:int:3 d:int:4", &["DROP \"b\"", "ADD \"d\" int"]),
+            ("a:int:1 n:text:2 c:int:3", &["RENAME \"b\" TO \"n\""]),
+            (
+                "c:int:1 b:text:2 a:int:3",
+                &[
+                    "RENAME \"a\" TO \"lakehead_1\"",
+                    "RENAME \"c\" TO \"lakehead_3\"",
+                    "RENAME \"lakehead_1\" TO \"c\"",
+                    "RENAME \"lakehead_3\" TO \"a\"",
+                ],
+            ),
+            // Its type has another name.
+            ("a:int:1:away.int b:text:2 c:int:3", &[]),
+            (
+                "a:bigint:1 n:text:2",
+                &["DROP \"c\"", "RENAME \"b\" TO \"n\"", "ALTER \"a\" TYPE bigint"],
+            ),
+        ] {
+            assert_eq!(short(altered("p", &from, &attributes(to))), steps, "{to}");
+        }
+    }
+
+    #[test]
+    fn of_a_type_that_may_be_another_one_nothing_is_taken() {
+        let there = attributes("a:int:1 b:text:2");
+        let of = |to: &str| adapted("p", &there, &attributes(to)).map(short);
+        assert_eq!(of("a:int:4 b:text:7"), Some(vec![]));
+        let more = ["RENAME \"a\" TO \"n\"", "ADD \"c\" int"].map(String::from);
+        assert_eq!(of("n:int:4 b:text:7 c:int:9"), Some(more.into()));
+        assert_eq!(of("a:int:1"), None);
+        assert_eq!(of("a:int:1 b:int:2"), None);
     }
 
     #[test]

@@ -68,6 +68,7 @@ impl Plan {
             kind: SourceKind::Postgres,
             url: "postgresql://lakehead@model:5432/erp?sslmode=disable".into(),
             password_file: None,
+            client: None,
             tables: vec!["public.*".into(), "!public.scratch_*".into()],
             release,
             release_wal_max: if random.bool() { 2_000 } else { 1 << 30 },

@@ -192,6 +192,10 @@ pub struct Attribute {
     pub source_type: String,
     /// Its own number in the type.
     pub number: u16,
+    /// Its type's number in the source.
+    pub type_id: u32,
+    /// Its type's modifier in the source, -1 if none.
+    pub type_modifier: i32,
 }
 
 impl TypeDefinition {

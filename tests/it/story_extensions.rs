@@ -63,6 +63,25 @@ async fn what_postgis_brings_is_restored_equal() {
     judge(world).await;
 }
 
+/// Of no package of Debian 12: `make extensions` brings a server that has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "it needs a server with pgvector: `make extensions`"]
+async fn what_pgvector_brings_is_restored_equal() {
+    let mut world = World::new("pgvector", Setup::default()).await;
+    extend(&world, &["vector"]).await;
+    world.execute_each(&PGVECTOR_TABLES.replace("{types}", &columns(PGVECTOR_TYPES))).await;
+    fill(&world, "typed", PGVECTOR_TYPES, 0).await;
+    follow(&mut world).await;
+    world.execute_each(PGVECTOR_CHANGES).await;
+    fill(&world, "typed", PGVECTOR_TYPES, 1).await;
+    world
+        .execute(
+            "UPDATE typed SET c_0 = c_1, c_1 = NULL WHERE id < 3; DELETE FROM typed WHERE id = 4",
+        )
+        .await;
+    judge(world).await;
+}
+
 /// Makes extensions in the source, as their superuser.
 async fn extend(world: &World, extensions: &[&str]) {
     let admin = world.admin().await;
@@ -195,6 +214,32 @@ UPDATE made SET b = ROW('y', NULL, NULL)::pair, many = NULL WHERE id = 1;
 UPDATE whole SET a = 'B' WHERE h IS NULL;
 DELETE FROM whole WHERE a IS NULL;
 INSERT INTO whole VALUES ('A', 'a=>1', 'x.y')";
+
+const PGVECTOR_TYPES: &[(&str, &str)] = &[
+    ("vector", "[1,2,3] ; [-0,1e-30,3.4e38] ; [0.1]"),
+    ("halfvec", "[1,2,3] ; [65504,-6.1e-5]"),
+    ("sparsevec", "{1:1,3:-2.5}/5 ; {}/3"),
+    ("vector(3)", "[1,2,3] ; [0,0,0]"),
+];
+
+const PGVECTOR_TABLES: &str = "CREATE TABLE typed (id integer PRIMARY KEY{types});
+CREATE TABLE items (id bigint PRIMARY KEY, body text, embedding vector(768));
+INSERT INTO items SELECT n, repeat('x', n % 50), (SELECT array_agg(((n * k) % 1000) / 7.0::float4) FROM generate_series(1, 768) AS k)::vector FROM generate_series(1, 1000) AS n;
+CREATE INDEX ON items USING hnsw (embedding vector_l2_ops);
+CREATE TABLE by_vector (v vector PRIMARY KEY, n integer);
+INSERT INTO by_vector VALUES ('[1,2]', 1), ('[3]', 2);
+CREATE TABLE whole (v vector, h halfvec);
+ALTER TABLE whole REPLICA IDENTITY FULL;
+INSERT INTO whole VALUES ('[1]', '[2]'), (NULL, '[3]'), ('[4]', NULL)";
+
+const PGVECTOR_CHANGES: &str =
+    "UPDATE items SET embedding = embedding + embedding WHERE id % 3 = 0;
+UPDATE items SET body = 'longer' WHERE id % 5 = 0;
+DELETE FROM items WHERE id % 7 = 0;
+INSERT INTO items SELECT 5000 + id, body, embedding FROM items WHERE id % 2 = 0;
+UPDATE by_vector SET v = '[1,2,3]' WHERE n = 1;
+UPDATE whole SET v = '[9]' WHERE h IS NULL;
+DELETE FROM whole WHERE v IS NULL";
 
 const POSTGIS_TYPES: &[(&str, &str)] = &[
     (

@@ -84,6 +84,79 @@ async fn certificates_that_change_are_followed_and_those_that_are_wrong_named() 
     finish(world).await;
 }
 
+/// A database that lets the box in by its certificate, and by nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_box_logs_in_by_its_certificate() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let certificate = Some(ours.certify("localhost", false));
+    let mut world =
+        World::new("server-client-tls", Setup { certificate, ..Setup::default() }).await;
+    let dir = world.site.dir.clone();
+    lakehead::disk::create_dir(&dir).unwrap();
+    fs::write(dir.join("authority.pem"), ours.pem()).unwrap();
+    world.site.url = format!(
+        "postgresql://lakehead@localhost:{}/{SOURCE}?sslmode=verify-full&sslrootcert={}",
+        world.cluster.port(),
+        dir.join("authority.pem").display()
+    );
+    world.site.write(&random_key().unwrap()).unwrap();
+    world.configure(&format!(
+        "client_certificate_file = {:?}\nclient_key_file = {:?}",
+        dir.join("box.pem"),
+        dir.join("box.key")
+    ));
+    let shows = |one: &ServerTls| {
+        lakehead::disk::write_durably(&dir.join("box.key"), one.key_pem.as_bytes()).unwrap();
+        lakehead::disk::write_durably(&dir.join("box.pem"), one.chain_pem.as_bytes()).unwrap();
+    };
+    shows(&ours.certify_client("lakehead", false));
+    world.cluster.believe(&ours.pem()).unwrap();
+    world.cluster.admit(BY_CERTIFICATE).unwrap();
+    world.cluster.reload();
+    begin(&mut world).await;
+
+    // Renewed, then of somebody whom the server does not know, or who is somebody else.
+    shows(&ours.certify_client("lakehead", false));
+    cut(&world).await;
+    world.execute("INSERT INTO t VALUES (2, 'x')").await;
+    assert!(caught_up_calmly(&mut world).await.alarms.is_empty());
+    for (shown, named) in [
+        (theirs.certify_client("lakehead", false), "client certificate"),
+        (ours.certify_client("lakehead", true), "client certificate"),
+        (ours.certify_client("somebody", false), "certificate authentication failed"),
+    ] {
+        shows(&shown);
+        let said = world.gateway.ask(&["check"], None).await.unwrap().stdout;
+        let remedy = Cause::SourceAuthentication.disposition().remedy();
+        assert!(said.contains(named) && said.contains(remedy), "{said}");
+    }
+    shows(&theirs.certify_client("lakehead", false));
+    cut(&world).await;
+    world.execute("INSERT INTO t VALUES (3, 'x')").await;
+    let alarm = alarmed(&mut world, Cause::SourceAuthentication).await;
+    assert!(!alarm.heals && alarm.what.contains("client certificate"), "{alarm:?}");
+    // A key of another certificate, and one that others can read.
+    let renewed = ours.certify_client("lakehead", false);
+    lakehead::disk::write_durably(&dir.join("box.pem"), renewed.chain_pem.as_bytes()).unwrap();
+    let said = world.gateway.ask(&["check"], None).await.unwrap().stdout;
+    assert!(said.contains("box.key"), "{said}");
+    shows(&renewed);
+    let mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o644);
+    fs::set_permissions(dir.join("box.key"), mode).unwrap();
+    let said = world.gateway.ask(&["check"], None).await.unwrap().stdout;
+    assert!(said.contains("others than its owner can read it"), "{said}");
+    shows(&renewed);
+    world.calm(Cause::SourceAuthentication).await;
+    finish(world).await;
+}
+
+/// The box by its certificate, everybody else by a password.
+const BY_CERTIFICATE: &str = "hostssl all lakehead 127.0.0.1/32 cert
+host all lakehead 127.0.0.1/32 reject
+host all all 127.0.0.1/32 scram-sha-256
+host replication all 127.0.0.1/32 scram-sha-256
+";
+
 /// A name's addresses are asked for anew each time, and all of them tried.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_moves_is_found_where_its_name_leads() {
@@ -389,9 +462,20 @@ impl Authority {
 
     /// A certificate for that host, that has expired or not.
     fn certify(&self, host: &str, expired: bool) -> ServerTls {
-        use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+        self.sign(rcgen::CertificateParams::new(vec![host.into()]).unwrap(), expired)
+    }
+
+    /// A certificate for that role, that has expired or not.
+    fn certify_client(&self, role: &str, expired: bool) -> ServerTls {
+        let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, role);
+        self.sign(params, expired)
+    }
+
+    fn sign(&self, mut params: rcgen::CertificateParams, expired: bool) -> ServerTls {
+        use rcgen::{KeyPair, date_time_ymd};
         let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec![host.into()]).unwrap();
         if expired {
             params.not_after = date_time_ymd(2020, 1, 1);
             params.not_before = date_time_ymd(2019, 1, 1);

@@ -14,7 +14,7 @@ async fn types_become_others_under_way_and_are_restored_so() {
     let mut world = World::new("types", Setup::default()).await;
     world.execute_each(TABLES).await;
     world.start();
-    world.whole(13).await;
+    world.whole(15).await;
     let before = world.settled().await.to_string();
     let admin = world.admin().await;
     // One restore that goes on behind each step.
@@ -22,7 +22,7 @@ async fn types_become_others_under_way_and_are_restored_so() {
     assert_same(&admin, &going_on).await;
 
     // Nothing says that it is gone before the next look at the catalog: the restore is not to stop.
-    world.execute_each("ALTER DOMAIN code DROP CONSTRAINT code_check;\nINSERT INTO coded VALUES (9001, 'quite long', '{very long}')").await;
+    world.execute_each("ALTER DOMAIN code DROP CONSTRAINT code_check;\nINSERT INTO coded VALUES (9001, 'quite long', '{very long}');\nALTER DOMAIN core DROP CONSTRAINT core_check;\nINSERT INTO over VALUES (9001, 'quite long')").await;
     world.caught_up().await;
     for into in ["going_on", "anew"] {
         match into {
@@ -32,7 +32,8 @@ async fn types_become_others_under_way_and_are_restored_so() {
     }
     world.execute_each(CHANGES).await;
     world.settled().await;
-    let others = ["briefly", "by_mood", "mooded", "named", "paired", "resting", "spanned"];
+    let others =
+        ["briefly", "by_mood", "detached", "mooded", "named", "paired", "resting", "spanned"];
     assert_eq!(read_anew(&world), others);
     world.assert_proven().await;
     world.assert_restored_equal().await;
@@ -104,6 +105,11 @@ CREATE FUNCTION is_even(n integer) RETURNS boolean IMMUTABLE LANGUAGE sql AS 'SE
 CREATE DOMAIN even AS integer CHECK (is_even(VALUE));
 CREATE TYPE short AS (a integer, b text);
 CREATE TABLE evenly (id integer PRIMARY KEY, e even);
+CREATE DOMAIN core AS text CHECK (length(VALUE) < 6);
+CREATE DOMAIN shell AS core CHECK (VALUE <> 'x');
+CREATE TABLE over (id integer PRIMARY KEY, s shell);
+CREATE TYPE price AS (amount numeric(10,2), currency text);
+CREATE TABLE detached (id integer PRIMARY KEY, p price);
 CREATE TABLE by_mood (m mood PRIMARY KEY, n integer);
 CREATE TABLE briefly (id integer PRIMARY KEY, s short);
 CREATE TABLE named (id integer PRIMARY KEY, s state);
@@ -117,6 +123,8 @@ INSERT INTO coded SELECT n, n, ARRAY[n::text, NULL]::code[] FROM generate_series
 INSERT INTO lately SELECT n, nullif(n % 3, 0) FROM generate_series(1, 500) AS n;
 INSERT INTO holding SELECT n, n, ARRAY['a']::held[] FROM generate_series(1, 500) AS n;
 INSERT INTO evenly SELECT n, 2 * n FROM generate_series(1, 500) AS n;
+INSERT INTO over SELECT n, n FROM generate_series(1, 500) AS n;
+INSERT INTO detached SELECT n, (n, 'EUR')::price FROM generate_series(1, 500) AS n;
 INSERT INTO by_mood VALUES ('sad', 1), ('glad', 2);
 INSERT INTO briefly SELECT n, (n, 'b')::short FROM generate_series(1, 500) AS n;
 INSERT INTO named SELECT n, 'on' FROM generate_series(1, 500) AS n;
@@ -151,6 +159,10 @@ ALTER TYPE pair RENAME ATTRIBUTE n TO number;
 UPDATE paired SET p.number = -id WHERE id % 3 = 0;
 INSERT INTO paired VALUES (9001, (1, 'blue', 2)::pair, NULL);
 DELETE FROM paired WHERE id % 11 = 0;
+ALTER TABLE detached ALTER p TYPE text;
+ALTER TYPE price ALTER ATTRIBUTE amount TYPE numeric;
+ALTER TABLE detached ALTER p TYPE price USING p::price;
+UPDATE detached SET p.amount = 1.23456 WHERE id % 4 = 0;
 UPDATE by_mood SET n = 7 WHERE m = 'blue';
 INSERT INTO by_mood VALUES ('odd', 3);
 ALTER TYPE short ADD ATTRIBUTE c integer;

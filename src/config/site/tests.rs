@@ -154,6 +154,24 @@ fn large_transactions_come_at_one_of_two_times() {
 }
 
 #[test]
+fn a_client_certificate_has_its_key() {
+    let with = |lines: &str| {
+        parsed(&SITE.replace("kind = \"postgres\"", &format!("kind = \"postgres\"\n{lines}")))
+    };
+    let (certificate, key) =
+        ("client_certificate_file = \"/c.pem\"", "client_key_file = \"/c.key\"");
+    let both = with(&format!("{certificate}\n{key}")).unwrap();
+    let client = both.sources[0].client.clone().unwrap();
+    assert_eq!(client.certificate_file, PathBuf::from("/c.pem"));
+    assert_eq!(client.key_file, PathBuf::from("/c.key"));
+    for (lines, lacks) in [(certificate, "client_key_file"), (key, "client_certificate_file")] {
+        let problems = with(lines).unwrap_err();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].to_string().contains(&format!("source.{lacks}: is missing")));
+    }
+}
+
+#[test]
 fn each_wrong_value_is_named_with_its_line_key_and_remedy() {
     for (from, to, said) in [
         (

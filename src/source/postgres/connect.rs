@@ -20,7 +20,6 @@ use super::{
 };
 use crate::{
     config::{Secret, Source},
-    disk,
     shutdown::Tasks,
 };
 
@@ -37,7 +36,9 @@ impl Target {
     /// Reads the files that the configuration names. Read again for each session: they may be renewed.
     pub(crate) fn load(source: &Source, url: &Url) -> Result<Self, SourceError> {
         let password = source.password_file.as_deref().map(password).transpose()?;
-        Ok(Self { url: url.clone(), password, tls: tls::settings(url)? })
+        let url = Url { client: source.client.clone().or(url.client.clone()), ..url.clone() };
+        let tls = tls::settings(&url)?;
+        Ok(Self { url, password, tls })
     }
 
     /// A target that holds its password in the URL, if it has one.
@@ -173,6 +174,7 @@ fn handshake(host: &Host, why: &std::io::Error) -> SourceError {
         Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => {
             SourceError::Certificate { host, why: why.to_string() }
         }
+        _ if tls::refuses_us(why) => tls::refused_us(host, why),
         _ => SourceError::Unreachable { host, why: format!("TLS: {why}") },
     }
 }
@@ -180,10 +182,7 @@ fn handshake(host: &Host, why: &std::io::Error) -> SourceError {
 /// Reads a password file: the first line, without its end.
 fn password(path: &Path) -> Result<Secret, SourceError> {
     let failed = |why: String| SourceError::SecretFile { path: path.display().to_string(), why };
-    if disk::readable_by_others(path).map_err(|why| failed(why.to_string()))? {
-        return Err(failed("others than its owner can read it".into()));
-    }
-    let mut bytes = std::fs::read(path).map_err(|why| failed(why.to_string()))?;
+    let mut bytes = tls::secret(path)?;
     let end = bytes.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(bytes.len());
     bytes.truncate(end);
     match bytes.is_empty() || bytes.contains(&0) {
@@ -280,7 +279,7 @@ const RETRY_MAX: Duration = Duration::from_secs(15);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::postgres::error::ServerError;
+    use crate::{disk, source::postgres::error::ServerError};
 
     #[test]
     fn a_password_that_others_can_read_is_refused() {

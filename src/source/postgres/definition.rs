@@ -267,7 +267,7 @@ async fn domain(row: &TextRow, wire: &mut Wire) -> Result<Kind, SourceError> {
 async fn composite(id: u32, wire: &mut Wire) -> Result<Kind, SourceError> {
     // The row type of a table comes with the table.
     let sql = format!(
-        "SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.atttypid, a.attnum \
+        "SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.atttypid, a.attnum, a.atttypmod \
          FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid \
          WHERE c.reltype = {id} AND c.relkind = 'c' AND a.attnum > 0 AND NOT a.attisdropped \
          ORDER BY a.attnum"
@@ -275,7 +275,9 @@ async fn composite(id: u32, wire: &mut Wire) -> Result<Kind, SourceError> {
     let rows = wire.query("read a composite type", &sql).await?;
     let attribute = |row: &TextRow| {
         let (name, source_type) = (row.text(0)?.to_owned(), row.text(1)?.to_owned());
-        Ok((Attribute { name, source_type, number: row.parse_as(3)? }, row.parse_as(2)?))
+        let (number, type_id) = (row.parse_as(3)?, row.parse_as(2)?);
+        let type_modifier = row.parse_as(4)?;
+        Ok((Attribute { name, source_type, number, type_id, type_modifier }, type_id))
     };
     let attributes = rows.iter().map(attribute).collect::<Result<Vec<_>, SourceError>>()?;
     Ok(if attributes.is_empty() { Kind::Given } else { Kind::Composite { attributes } })
@@ -355,7 +357,8 @@ mod tests {
     }
 
     fn attribute(name: &str, source_type: &str, id: u32) -> (Attribute, u32) {
-        (Attribute { name: name.into(), source_type: source_type.into(), number: 1 }, id)
+        let (name, source_type) = (name.into(), source_type.into());
+        (Attribute { name, source_type, number: 1, type_id: id, type_modifier: -1 }, id)
     }
 
     fn domain(base: u32, modifier: i32, printed: &str) -> Kind {

@@ -15,8 +15,8 @@ pub enum SourceError {
     /// A pattern in `tables`, or another key of the source, cannot be used.
     #[error("{0}")]
     Config(String),
-    /// The password file cannot be used.
-    #[error("password file {path}: {why}")]
+    /// The file of the password, of our certificate or of its key cannot be used.
+    #[error("{path}: {why}")]
     SecretFile {
         /// The file.
         path: String,

@@ -85,10 +85,12 @@ pub(crate) struct Rewritten {
     fingerprint: String,
     /// Of tables that have any.
     texts: BTreeMap<u32, Texts>,
-    /// Tables for which they are others than before, until that is judged.
-    others: BTreeSet<u32>,
+    /// Tables for which they are others than before, until that is judged; and whether values of it print in another way.
+    others: BTreeMap<u32, bool>,
     /// Where the log ended before the last look.
     looked: Option<Position>,
+    /// And before the last one at texts.
+    glanced: Option<Position>,
 }
 
 impl Layout {
@@ -142,9 +144,7 @@ impl Rewritten {
     ) -> Result<BTreeSet<u32>, SourceError> {
         let facts = &*shared.facts;
         self.known.retain(|id, _| listing.contains_key(id));
-        if self.looked != Some(position) {
-            self.look_at_texts(wire).await?;
-        }
+        self.glance(wire, position).await?;
         let (doubted, mut anew, mut batch) =
             (doubted(facts), BTreeSet::new(), FactBatch::default());
         for id in doubted.iter().filter(|id| !listing.contains_key(id)) {
@@ -154,7 +154,8 @@ impl Rewritten {
         let layouts = layouts(wire, plans.keys()).await?;
         for (id, (plan, since)) in plans {
             let Some((file, layout)) = layouts.get(&id) else { continue };
-            let judged = match doubted.contains(&id) {
+            let is_renamed = self.others.get(&id).copied().unwrap_or_default();
+            let judged = match doubted.contains(&id) || is_renamed {
                 true => Judgment::Anew,
                 false => judge(&plan, *file, layout),
             };
@@ -197,7 +198,7 @@ impl Rewritten {
         for (id, listed) in listing {
             let seen = (listed.filenode, listed.attributes);
             let (known, is_doubted) = (self.known.get(id), doubted.contains(id));
-            if known == Some(&seen) && !is_doubted && !self.others.contains(id) {
+            if known == Some(&seen) && !is_doubted && !self.others.contains_key(id) {
                 continue;
             }
             let since = self.looked.filter(|_| known.is_some() && !is_doubted);
@@ -210,7 +211,8 @@ impl Rewritten {
                 (plan.filenode, layout.attributes) == seen
                     && layout.texts.as_ref() == self.texts.get(id)
             });
-            match as_read && !is_doubted {
+            let is_renamed = self.others.get(id).copied().unwrap_or_default();
+            match as_read && !is_doubted && !is_renamed {
                 _ if waits => {
                     self.known.remove(id);
                     if is_doubted {
@@ -224,16 +226,29 @@ impl Rewritten {
         Ok(plans)
     }
 
-    /// Looks what values are made of beside the rows, and for which tables that has changed since the last look.
-    async fn look_at_texts(&mut self, wire: &mut Wire) -> Result<(), SourceError> {
+    /// Looks what values are made of beside the rows, and for which tables that has changed since the last look; judges
+    /// nothing. A label may come and get another name while parts are read.
+    pub(crate) async fn glance(
+        &mut self,
+        wire: &mut Wire,
+        position: Position,
+    ) -> Result<(), SourceError> {
+        if self.glanced == Some(position) {
+            return Ok(());
+        }
         let fingerprint = texts::fingerprint(wire).await?;
         if fingerprint != self.fingerprint {
-            let texts = texts::load(wire, None).await?;
-            let tables = texts.keys().chain(self.texts.keys());
-            let others = tables.filter(|id| texts.get(id) != self.texts.get(id));
-            self.others.extend(others);
+            let (texts, none) = (texts::load(wire, None).await?, Texts::default());
+            for id in texts.keys().chain(self.texts.keys()) {
+                let (now, before) = (texts.get(id), self.texts.get(id));
+                if now != before {
+                    let is_renamed = now.unwrap_or(&none).is_changed(before.unwrap_or(&none));
+                    *self.others.entry(*id).or_default() |= is_renamed;
+                }
+            }
             (self.fingerprint, self.texts) = (fingerprint, texts);
         }
+        self.glanced = Some(position);
         Ok(())
     }
 }

@@ -163,9 +163,12 @@ impl Tables {
         let noted = Noted::read(&*self.shared.facts)?;
         let position = Position(self.shared.log_end.load(Ordering::Relaxed));
         let listing = session::tables(&self.shared, wire).await?.tables;
-        if !running {
-            let anew = self.rewritten.look(&self.shared, wire, &listing, position).await?;
-            self.whole.retain(|id| !anew.contains(id));
+        match running {
+            true => self.rewritten.glance(wire, position).await?,
+            false => {
+                let anew = self.rewritten.look(&self.shared, wire, &listing, position).await?;
+                self.whole.retain(|id| !anew.contains(id));
+            }
         }
         let is_looked_at = at_rest::look(&self.shared, wire, &listing).await?;
         self.generators.look(&self.shared, wire, &listing, &self.chunks).await?;

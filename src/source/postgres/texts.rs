@@ -4,10 +4,7 @@
 //!
 //! **Invariant:** of a type whose rows print as before, what is kept of it stays, or grows at its end.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -93,16 +90,18 @@ pub(crate) async fn load(
     let multiranges = if wire.version() >= MULTIRANGES_SINCE { MULTIRANGES } else { "" };
     let sql = USED.replace("{which}", &which.unwrap_or_default());
     let rows = wire.query("look at types", &sql.replace("{multiranges}", multiranges)).await?;
-    let used = rows.iter().map(|row| Ok((row.parse_as(0)?, row.parse_as(1)?)));
-    let used = used.collect::<Result<Vec<(u32, u32)>, SourceError>>()?;
-    let types: BTreeSet<u32> = used.iter().map(|(_, id)| *id).collect();
-    let types: Vec<String> = types.iter().map(ToString::to_string).collect();
-    let mut parts: BTreeMap<u32, (bool, Vec<u32>)> = BTreeMap::new();
+    let used = rows.iter().map(|row| Ok((row.parse_as(0)?, row.parse_as(1)?, row.flag(2))));
+    let used = used.collect::<Result<Vec<(u32, u32, bool)>, SourceError>>()?;
+    // One may have no parts yet.
+    let mut parts: BTreeMap<u32, (bool, Vec<u32>)> =
+        used.iter().map(|(_, id, is_enum)| (*id, (*is_enum, vec![]))).collect();
+    let types: Vec<String> = parts.keys().map(ToString::to_string).collect();
     for ids in types.chunks(TYPES_AT_ONCE) {
         let sql = PARTS.replace("{ids}", &ids.join(","));
         for row in wire.query("look at types", &sql).await? {
-            let (_, parts) = parts.entry(row.parse_as(0)?).or_insert((row.flag(1), vec![]));
-            parts.push(crc32c::crc32c(row.text(3)?.as_bytes()));
+            if let Some((_, parts)) = parts.get_mut(&row.parse_as(0)?) {
+                parts.push(crc32c::crc32c(row.text(2)?.as_bytes()));
+            }
         }
     }
     let made = |(id, (is_enum, parts)): (u32, (bool, Vec<u32>))| {
@@ -110,7 +109,7 @@ pub(crate) async fn load(
     };
     let known: BTreeMap<u32, Made> = parts.into_iter().map(made).collect();
     let mut texts: BTreeMap<u32, Texts> = BTreeMap::new();
-    for (table, id) in used {
+    for (table, id, _) in used {
         if let Some(made) = known.get(&id) {
             texts.entry(table).or_default().add(id, made);
         }
@@ -126,7 +125,7 @@ const TYPES_AT_ONCE: usize = 200;
 const FINGERPRINT: &str = "SELECT concat_ws(',', (SELECT concat(count(*), ':', sum(xmin::text::int8)) FROM pg_enum),
     (SELECT concat(count(*), ':', sum(a.xmin::text::int8 * a.attnum)) FROM pg_class r JOIN pg_attribute a ON a.attrelid = r.oid
         WHERE r.relkind = 'c' AND a.attnum > 0))";
-/// 0 table, 1 a type that its columns are made of, and that has labels or attributes. `{which}`: attributes `a`.
+/// 0 table, 1 a type that its columns are made of, and that has labels or attributes, 2 whether it is an enum. `{which}`: attributes `a`.
 const USED: &str = "WITH RECURSIVE used(holder, type) AS (
     SELECT a.attrelid, a.atttypid FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid AND c.relkind = 'r'
     WHERE a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND a.atttypid >= 16384 {which}
@@ -136,16 +135,16 @@ const USED: &str = "WITH RECURSIVE used(holder, type) AS (
         UNION ALL SELECT a.atttypid FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
         WHERE c.oid = t.typrelid AND c.relkind = 'c'
     ) p(type) WHERE p.type >= 16384)
-    SELECT u.holder, u.type FROM used u JOIN pg_type t ON t.oid = u.type
+    SELECT u.holder, u.type, t.typtype = 'e' FROM used u JOIN pg_type t ON t.oid = u.type
     WHERE t.typtype = 'e' OR EXISTS (SELECT FROM pg_class c WHERE c.oid = t.typrelid AND c.relkind = 'c')";
 const MULTIRANGES: &str =
     "UNION ALL SELECT r.rngtypid FROM pg_range r WHERE r.rngmultitypid = t.oid";
-/// 0 type, 1 whether it is an enum, 2 number of a part, 3 what makes it. Labels in the order in which they came, each with
+/// 0 type, 1 number of a part, 2 what makes it. Labels in the order in which they came, each with
 /// who wrote it last: one may have had another name for a while. Attributes that went, too: rows may have had values in
 /// them.
-const PARTS: &str = "SELECT enumtypid, true, oid::int8, concat(xmin, ' ', enumlabel) FROM pg_enum WHERE enumtypid IN ({ids})
-    UNION ALL SELECT t.oid, false, a.attnum, concat(a.attnum, ' ', a.atttypid, ' ', a.atttypmod, ' ', a.attisdropped)
-    FROM pg_type t JOIN pg_attribute a ON a.attrelid = t.typrelid AND a.attnum > 0 WHERE t.oid IN ({ids}) ORDER BY 1, 3";
+const PARTS: &str = "SELECT enumtypid, oid::int8, concat(xmin, ' ', enumlabel) FROM pg_enum WHERE enumtypid IN ({ids})
+    UNION ALL SELECT t.oid, a.attnum, concat(a.attnum, ' ', a.atttypid, ' ', a.atttypmod, ' ', a.attisdropped)
+    FROM pg_type t JOIN pg_attribute a ON a.attrelid = t.typrelid AND a.attnum > 0 WHERE t.oid IN ({ids}) ORDER BY 1, 2";
 
 #[cfg(test)]
 mod tests {

@@ -5,6 +5,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -20,7 +21,7 @@ use rustls::{
         verify_server_name,
     },
     crypto::{CryptoProvider, aws_lc_rs::default_provider},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::ParsedCertificate,
 };
 use tokio::{
@@ -33,6 +34,10 @@ use super::{
     error::SourceError,
     lull,
     url::{TlsMode, Url},
+};
+use crate::{
+    config::{ClientCertificate, Secret},
+    disk,
 };
 
 /// A connection's bytes, in the clear or protected.
@@ -66,7 +71,7 @@ impl Channel {
 ///
 /// # Errors
 ///
-/// The file of `sslrootcert` cannot be used, or the system trusts nobody.
+/// The file of `sslrootcert` cannot be used, or the system trusts nobody; our own certificate or its key cannot be.
 pub(crate) fn settings(url: &Url) -> Result<Option<Arc<ClientConfig>>, SourceError> {
     let mode = match (url.mode, &url.root_certificates) {
         (TlsMode::Disable, _) => return Ok(None),
@@ -85,9 +90,68 @@ pub(crate) fn settings(url: &Url) -> Result<Option<Arc<ClientConfig>>, SourceErr
         .with_safe_default_protocol_versions()
         .expect("aws-lc-rs knows TLS 1.2 and 1.3")
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let config = match &url.client {
+        None => config.with_no_client_auth(),
+        Some(client) => {
+            let (certificate, key) = ours(client)?;
+            let refused = |why: Error| unusable(&client.key_file, why);
+            config.with_client_auth_cert(certificate, key).map_err(refused)?
+        }
+    };
     Ok(Some(Arc::new(config)))
+}
+
+/// Our certificate with those between it and its authority, and its key.
+fn ours(
+    client: &ClientCertificate,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), SourceError> {
+    let ClientCertificate { certificate_file, key_file } = client;
+    let pem = std::fs::read(certificate_file).map_err(|why| unusable(certificate_file, why))?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let chain = chain.map_err(|why| unusable(certificate_file, why))?;
+    if chain.is_empty() {
+        return Err(unusable(certificate_file, "it holds no certificate"));
+    }
+    let key = Secret::new(secret(key_file)?);
+    let key = PrivateKeyDer::from_pem_slice(key.expose());
+    Ok((chain, key.map_err(|why| unusable(key_file, format!("no key that can be used: {why}")))?))
+}
+
+/// Reads a file that nobody else may read.
+pub(super) fn secret(path: &Path) -> Result<Vec<u8>, SourceError> {
+    if disk::readable_by_others(path).map_err(|why| unusable(path, why))? {
+        return Err(unusable(path, "others than its owner can read it"));
+    }
+    std::fs::read(path).map_err(|why| unusable(path, why))
+}
+
+fn unusable(path: &Path, why: impl std::fmt::Display) -> SourceError {
+    SourceError::SecretFile { path: path.display().to_string(), why: why.to_string() }
+}
+
+/// Whether a connection ended because the server does not believe who we are.
+pub(super) fn refuses_us(why: &io::Error) -> bool {
+    use rustls::AlertDescription as Alert;
+    let inner = why.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    matches!(
+        inner,
+        Some(Error::AlertReceived(
+            Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::CertificateRequired
+                | Alert::UnknownCA
+                | Alert::AccessDenied
+        ))
+    )
+}
+
+/// That it did.
+pub(super) fn refused_us(host: String, why: &io::Error) -> SourceError {
+    SourceError::Authentication { host, why: format!("the client certificate: {why}") }
 }
 
 fn authorities(url: &Url, provider: &Arc<CryptoProvider>) -> Result<Authorities, SourceError> {

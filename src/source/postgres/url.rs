@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf};
 use percent_encoding::percent_decode_str;
 
 use super::error::SourceError;
-use crate::config::Secret;
+use crate::config::{ClientCertificate, Secret};
 
 /// A parsed URL.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -27,6 +27,8 @@ pub struct Url {
     pub mode: TlsMode,
     /// PEM file of the authorities to trust, instead of the system's.
     pub root_certificates: Option<PathBuf>,
+    /// What we show of ourselves: `sslcert` and `sslkey`.
+    pub client: Option<ClientCertificate>,
     /// Whether a log-in without channel binding is refused.
     pub channel_binding_required: bool,
     /// Name shown in `pg_stat_activity`.
@@ -121,6 +123,7 @@ impl Url {
                 .remove("sslrootcert")
                 .filter(|file| file != "system")
                 .map(PathBuf::from),
+            client: client(parameters.remove("sslcert"), parameters.remove("sslkey"))?,
             channel_binding_required: required(parameters.remove("channel_binding"))?,
             application_name: parameters
                 .remove("application_name")
@@ -193,6 +196,20 @@ fn mode(text: Option<&str>, hosts: &[Host]) -> Result<TlsMode, SourceError> {
     })
 }
 
+fn client(
+    certificate: Option<String>,
+    key: Option<String>,
+) -> Result<Option<ClientCertificate>, SourceError> {
+    match (certificate, key) {
+        (None, None) => Ok(None),
+        (Some(certificate), Some(key)) => {
+            let (certificate_file, key_file) = (certificate.into(), key.into());
+            Ok(Some(ClientCertificate { certificate_file, key_file }))
+        }
+        _ => Err(wrong("`sslcert` and `sslkey` go together")),
+    }
+}
+
 fn required(text: Option<String>) -> Result<bool, SourceError> {
     match text.as_deref() {
         Some("require") => Ok(true),
@@ -247,6 +264,14 @@ mod tests {
         assert_eq!(mode("postgresql://u@db.lan/d"), TlsMode::VerifyFull);
         assert_eq!(mode("postgresql://u@127.0.0.1/d"), TlsMode::Prefer);
         assert_eq!(mode("postgresql://u@127.0.0.1,db.lan/d"), TlsMode::VerifyFull);
+    }
+
+    #[test]
+    fn a_client_certificate_has_its_key() {
+        let url = Url::parse("postgresql://u@h/d?sslkey=/u.key&sslcert=/u.pem").unwrap();
+        let client = url.client.unwrap();
+        assert_eq!(client.certificate_file, PathBuf::from("/u.pem"));
+        assert_eq!(client.key_file, PathBuf::from("/u.key"));
     }
 
     #[test]

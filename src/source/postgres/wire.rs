@@ -18,7 +18,7 @@ use super::{
     gulp::{Gulp, Rows},
     lull::{COPY_NAP, NAP},
     message::{self, Head, TextRow, unknown},
-    tls::Channel,
+    tls::{self, Channel},
 };
 
 /// A connection, logged in.
@@ -97,6 +97,8 @@ impl Wire {
         match self.channel.read_buf(&mut self.input).await {
             Ok(0) => Err(self.broken("read", "the server closed the connection")),
             Ok(read) => Ok(read),
+            // With TLS 1.3 a server judges us behind the handshake.
+            Err(why) if tls::refuses_us(&why) => Err(tls::refused_us(self.host.clone(), &why)),
             Err(why) => Err(self.broken("read", why)),
         }
     }
