@@ -19,7 +19,7 @@ GIB ?= 20
 STORES ?= target/conformance
 REGRESS ?= /var/tmp/lakehead-regress
 VERSIONS ?= 12 13 14 15 16 17 18
-STORIES ?= story_adopt story_compare story_failover story_gap story_kill story_new_table story_proof story_reread story_road story_versions
+STORIES ?= story_adopt story_compare story_failover story_gap story_kill story_new_table story_proof story_reread story_road story_types story_versions
 SCALE ?= 1
 TURNS ?= 3
 SETS ?= wide tpcb
@@ -65,7 +65,7 @@ matrix: test-tools python ## The stories with PostgreSQLs of other versions: mak
 
 # What of it `make test` has: the oldest and the newest that are looked at with each commit.
 ENDS := 13 18
-FEW := a_million_rows_and_every_type a_promoted_standby_with_the_slot what_newer_servers_have what_a_server_had old_rows_with_generated a_standby_that_copies a_column_is_computed_in_another_way
+FEW := a_million_rows_and_every_type a_promoted_standby_with_the_slot what_newer_servers_have what_a_server_had old_rows_with_generated a_standby_that_copies a_column_is_computed_in_another_way types_become_others
 
 conformance: conformance-tools ## The S3 side against stores of others, as root: make conformance ONLY="ceph lost"
 	@tests/conformance/install.sh $(STORES)

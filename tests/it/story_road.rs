@@ -58,6 +58,9 @@ async fn encrypted_objects_open_with_the_key_file_alone() {
     let work = workload.run(&tally, &world.tasks, &stop);
     let end = async {
         tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+        while tally.read().truncated == 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
         workload.large(20_000, &tally, &world.tasks).await.unwrap();
         stop.cancel();
     };

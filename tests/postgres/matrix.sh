@@ -19,7 +19,7 @@ for major in $versions; do
 	began=$SECONDS
 	echo "== $("$bin/postgres" --version)"
 	LAKEHEAD_POSTGRES=$bin LAKEHEAD_POSTGRES_NEWEST=$newest timeout 3600 cargo test --quiet --locked --all-features --test it -- \
-		--format=pretty --show-output --test-threads=3 "$@" >"$log" 2>&1 || failed="$failed $major"
+		--format=pretty --show-output --test-threads=5 "$@" >"$log" 2>&1 || failed="$failed $major"
 	grep -aE '^PostgreSQL [0-9]+: left out|^test .*(ok|FAILED)$' "$log" | sort -u || true
 	grep -aE '^error|^test result' "$log" || true
 	# A filter that meets no story is one that was renamed.
