@@ -188,7 +188,7 @@ prove-source: test-tools ## The lake beside its database under load, again and a
 	LAKEHEAD_RUNS=$(RUNS) LAKEHEAD_SEED=$(SEED) cargo test --locked --all-features --test it -- --nocapture the_lake_equals_its_source
 
 regress: test-tools python ## PostgreSQL's own regression suite on the source: what it leaves is restored equal, or refused by name
-	@$(call install,/usr/lib/postgresql/*/lib/pgxs/src/makefiles/pgxs.mk:postgresql-server-dev-all /usr/bin/bzip2:bzip2)
+	@$(call install,/usr/include/postgresql/*/server/postgres.h:postgresql-server-dev-all /usr/bin/bzip2:bzip2)
 	tests/regress/install.sh $(REGRESS)
 	LAKEHEAD_REGRESS=$(REGRESS) cargo test --locked --all-features --test it -- --ignored --nocapture --test-threads=1 story_regress
 
