@@ -213,7 +213,12 @@ async fn assert_doubts(world: &World, before: Position, after: Position) {
     {
         admin.batch_execute(&format!("CREATE DATABASE {name}_it")).await.unwrap();
         let until = until.to_string();
-        let ended = world.restore(&format!("{name}_it"), &["--until", &until, "--json"]).await;
+        let mut words = vec!["--until", &until, "--json"];
+        if doubts > 0 {
+            // Its primary key may be told by then, and what is in it not.
+            words.extend(["--except", "public.keyless"]);
+        }
+        let ended = world.restore(&format!("{name}_it"), &words).await;
         // Rows without a key are known by their values: where those are not, changes of them find none.
         assert_eq!(ended.code, i32::from(doubts > 0), "{name}: {ended:?}");
         let report: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();

@@ -49,6 +49,19 @@ async fn assert_no_alarm(world: &World) -> (usize, Value) {
     (with(&report, "equal").len(), report)
 }
 
+/// Compares until no definition came meanwhile, as it says.
+async fn compare_again(world: &World) -> (i32, Value) {
+    for _ in 0..TRIES {
+        let (code, report) = compare(world).await;
+        if !report.to_string().contains("compare again") {
+            return (code, report);
+        }
+    }
+    panic!("definitions come again and again");
+}
+
+const TRIES: usize = 5;
+
 /// Has the database do something that no stream tells of.
 async fn behind(world: &World, table: &str, sql: &str) {
     let admin = world.admin().await;
@@ -261,8 +274,8 @@ async fn what_cannot_be_compared_is_said_and_no_alarm() {
     let mut world = World::new("proof-said", Setup::default()).await;
     world
         .execute_each(
-            "CREATE TABLE grows (id integer PRIMARY KEY, a integer);\n\
-            INSERT INTO grows SELECT n, n FROM generate_series(1, 2000) AS n;\n\
+            "CREATE TABLE grows (id integer PRIMARY KEY, a timestamp);\n\
+            INSERT INTO grows SELECT n, timestamp '2026-11-29' + n * interval '1 hour' FROM generate_series(1, 300) AS n;\n\
             CREATE TABLE hidden (id integer PRIMARY KEY);\nINSERT INTO hidden VALUES (1);\n\
             CREATE TABLE untold (id integer, a text);\nINSERT INTO untold VALUES (1, 'a')",
         )
@@ -272,27 +285,28 @@ async fn what_cannot_be_compared_is_said_and_no_alarm() {
     world
         .execute_each(
             "ALTER TABLE grows ADD COLUMN b text DEFAULT 'of old';\n\
-            UPDATE grows SET a = a + 1 WHERE id < 100;\n\
-            ALTER TABLE grows ALTER COLUMN a TYPE numeric(12,2);\n\
+            UPDATE grows SET a = a + interval '1 hour' WHERE id < 100;\n\
+            SET timezone = 'UTC'; ALTER TABLE grows ALTER COLUMN a TYPE timestamptz;\n\
             UPDATE grows SET b = 'new' WHERE id < 50;\n\
             ALTER TABLE grows ADD COLUMN late integer;\n\
             UPDATE untold SET a = 'b'",
         )
         .await;
-    world.caught_up().await;
-    let (code, report) = compare(&world).await;
+    let altered = world.caught_up().await;
+    let (code, report) = compare_again(&world).await;
     assert_eq!((code, with(&report, "different").len()), (0, 0), "{report:#}");
     let equal = with(&report, "equal");
     let grows = equal.iter().find(|table| table["table"] == "public.grows").unwrap();
-    assert!(
-        grows["unknown"]["b"].as_u64() > Some(0) && grows["left_out"]["late"].is_string(),
-        "{grows}"
-    );
+    assert!(grows["unknown"]["a"].as_u64() > Some(0), "{grows}");
+    // Until the box has looked at the catalog.
+    if world.status().await.catalog < altered {
+        assert!(grows["left_out"]["late"].is_string(), "{grows}");
+    }
     let untold = with(&report, "untold");
     assert_eq!(untold[0]["table"], "public.untold", "{untold:?}");
     // A row that was written since is sure.
     behind(&world, "grows", "UPDATE grows SET b = 'altered' WHERE id = 7").await;
-    let (code, report) = compare(&world).await;
+    let (code, report) = compare_again(&world).await;
     assert_eq!(code, 1, "{report:#}");
     let rows = with(&report, "different")[0]["differences"]["rows"].clone();
     assert_eq!(rows, json!([{ "key": ["7"], "what": "altered", "columns": ["b"] }]));
