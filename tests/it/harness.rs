@@ -382,7 +382,15 @@ impl World {
         admin.batch_execute(&format!("CREATE DATABASE {database}")).await.unwrap();
         let into = self.cluster.connect(database, &self.tasks).await.unwrap();
         into.batch_execute(EXTENSIONS).await.unwrap();
-        let ended = self.restore(database, words).await;
+        let mut ended = self.restore(database, words).await;
+        for _ in 0..SNAPSHOT_TRIES {
+            // Beside much else a snapshot takes longer than the stream does to catch up.
+            if !ended.stderr.contains("its snapshot is not complete") {
+                break;
+            }
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            ended = self.restore(database, words).await;
+        }
         assert_eq!(ended.code, 0, "{ended:?}");
         into
     }
@@ -593,6 +601,7 @@ const EXTENSIONS: &str = "CREATE EXTENSION IF NOT EXISTS hstore";
 const REQUESTS: usize = 4;
 const TICK: Duration = Duration::from_millis(250);
 /// 10 minutes.
+const SNAPSHOT_TRIES: usize = 30;
 const PATIENCE_TICKS: u32 = 2_400;
 /// Between two marks.
 const MARK_TICKS: u32 = 20;

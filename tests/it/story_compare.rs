@@ -7,7 +7,7 @@ use lakehead::{
     demo::compare::compare,
     error::Cause,
     ledger::{EntryKind, Op},
-    telemetry::board::{SourceState, SourceStatus},
+    telemetry::board::SourceStatus,
 };
 use serde_json::Value;
 
@@ -117,8 +117,7 @@ async fn begun(story: &str) -> World {
     world.compare_after_gap(true);
     world.execute_each(TABLES).await;
     world.start();
-    world.until("it streams", |status| status.state == SourceState::Streaming).await;
-    world.caught_up().await;
+    world.settled().await;
     world.restored("before", &[]).await;
     world
         .execute_each(
@@ -269,8 +268,7 @@ async fn of_a_table_of_which_a_thousandth_differs_less_than_a_twentieth_is_read(
         ))
         .await;
     world.start();
-    world.until("it streams", |status| status.state == SourceState::Streaming).await;
-    world.caught_up().await;
+    world.whole(1).await;
     world.gateway.kill();
     world
         .execute(
