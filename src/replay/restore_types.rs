@@ -86,7 +86,10 @@ impl Restore<'_> {
                 continue;
             }
             target.begin().await?;
-            target.run(&format!("alter domain {name}"), &steps.join("; ")).await?;
+            if !target.alter_type(&name, Some(steps)).await? {
+                target.commit().await?;
+                continue;
+            }
             for step in tightenings {
                 if target.tighten(&name, &step).await? {
                     domain = types::with(domain, &step);
