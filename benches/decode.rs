@@ -12,7 +12,7 @@ use std::hint::black_box;
 
 use lakehead::{
     clock::{Clock, SystemClock},
-    journal::{Cell, Decode, DecodeError, Event, Op, RecordKind, Row, Table},
+    journal::{Cells, Decode, DecodeError, Event, Op, RecordKind, Row, Table},
     seal::columns::{Block, RowBuilder, RowMeta},
     source::postgres::pgoutput::PgDecoder,
     units::{Position, Timestamp},
@@ -74,22 +74,45 @@ trait Source {
     fn bytes(&self) -> usize;
     /// Reads the batch once, and calls `each` with every row.
     fn read(&mut self, each: &mut Each<'_>);
+    /// What is read a column after the other.
+    fn tuples(&self) -> Option<(&PgDecoder, &[u8])> {
+        None
+    }
 }
 
 /// Hears of a row: how to read it, what was done to it, its cells, and what they point into.
 type Each<'a> = dyn FnMut(&PgDecoder, Op, &Row, &[u8]) + 'a;
+
+fn meta(op: Op, sequence: u64, position: u64) -> RowMeta {
+    let (position, committed_at) = (Position(position), Timestamp(0));
+    RowMeta { op, sequence, position, committed_at, xid: Some(7) }
+}
 
 fn measure<S: Source + Clone>(source: &S, stage: Stage, total: usize) {
     let mut source = source.clone();
     let table = source.table().clone();
     let mut builder = RowBuilder::new(&table);
     let (mut rows, mut values) = (0_u64, 0_u64);
-    // Of a snapshot, for the next block: every batch is the same.
-    let mut cells: Vec<Cell> = vec![];
+    let mut cells = Cells::new(table.columns.len(), BLOCK_CELLS / table.columns.len(), BLOCK_BYTES);
     let batches = (total / source.bytes()).max(1);
     let (clock, cpu) = (SystemClock, cpu::seconds());
     let start = clock.now();
     for _ in 0..batches {
+        if let Some((decoder, bytes)) = source.tuples().filter(|_| stage == Stage::Columns) {
+            let mut at = 0;
+            while at < bytes.len() {
+                cells.clear();
+                at = decoder.block(&table, bytes, at, &mut cells).unwrap();
+                let block = Block { cells: &cells, bytes };
+                builder.append_block(meta(Op::Snapshot, 0, 1), &block, decoder).unwrap();
+                rows += cells.rows() as u64;
+                values += (cells.rows() * cells.columns()) as u64;
+                if builder.rows() >= BATCH_ROWS || builder.bytes() >= BATCH_BYTES {
+                    black_box(builder.finish());
+                }
+            }
+            continue;
+        }
         source.read(&mut |decoder, op, row, bytes| {
             rows += 1;
             values += row.len() as u64;
@@ -101,24 +124,8 @@ fn measure<S: Source + Clone>(source: &S, stage: Stage, total: usize) {
                     }
                 }
                 Stage::Columns => {
-                    let meta = |sequence, position| RowMeta {
-                        op,
-                        sequence,
-                        position: Position(position),
-                        committed_at: Timestamp(0),
-                        xid: Some(7),
-                    };
-                    if op == Op::Snapshot {
-                        cells.extend_from_slice(row);
-                        if cells.len() >= BLOCK_ROWS * row.len() {
-                            let block = Block { rows: BLOCK_ROWS, cells: &cells, bytes };
-                            builder.append_block(meta(0, 1), &block, decoder).unwrap();
-                            cells.clear();
-                        }
-                    } else {
-                        let meta = meta(rows, rows / 100);
-                        builder.append(meta, Some(row), None, bytes, decoder).unwrap();
-                    }
+                    let meta = meta(op, rows, rows / 100);
+                    builder.append(meta, Some(row), None, bytes, decoder).unwrap();
                     if builder.rows() >= BATCH_ROWS || builder.bytes() >= BATCH_BYTES {
                         black_box(builder.finish());
                     }
@@ -174,6 +181,10 @@ impl Source for Tuples {
             Ok(())
         };
         decoder.rows(table, batch, &mut every).unwrap();
+    }
+
+    fn tuples(&self) -> Option<(&PgDecoder, &[u8])> {
+        Some((&self.decoder, &self.batch))
     }
 }
 
@@ -233,7 +244,9 @@ impl Source for Messages {
 }
 
 /// As the sealer appends them.
-const BLOCK_ROWS: usize = 128;
+const BLOCK_CELLS: usize = 2048;
+/// As above.
+const BLOCK_BYTES: usize = 64 << 10;
 /// As the encoder hands them on.
 const BATCH_ROWS: usize = 8192;
 /// As above.

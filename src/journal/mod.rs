@@ -56,10 +56,10 @@ mod tests;
 pub use begin::begin_at;
 
 pub use crate::source::{
-    Attribute, Before, CHUNK_FACTS, Cell, Change, ChunkDone, Column, Commit, Decode, DecodeError,
-    Domain, Durable, Event, Identity, Keep, KeepError, LakeType, ORIGIN_FACT, OldRow, Op, Origin,
-    Piece, Plain, Reading, RecordKind, Row, RowBatch, Run, Sight, SnapshotChunk, Table,
-    TypeDefinition, Value, chunk_fact, chunk_facts, fate, gap, generator, large_object, own,
+    Attribute, Before, CHUNK_FACTS, Cell, Cells, Change, ChunkDone, Column, Commit, Decode,
+    DecodeError, Domain, Durable, Event, Identity, Keep, KeepError, LakeType, ORIGIN_FACT, OldRow,
+    Op, Origin, Piece, Place, Plain, Reading, RecordKind, Row, RowBatch, Run, Sight, SnapshotChunk,
+    Table, TypeDefinition, Value, chunk_fact, chunk_facts, fate, gap, generator, large_object, own,
     records, reread, split_record,
 };
 pub use store::THREADS as INDEX_THREADS;

@@ -15,7 +15,7 @@ use arrow_array::{
 };
 use arrow_schema::{DataType, TimeUnit};
 
-use crate::journal::{Cell, LakeType, Plain, Value};
+use crate::journal::{LakeType, Place, Plain, Value};
 
 /// A column's array, growing.
 #[derive(Debug)]
@@ -80,50 +80,50 @@ impl ColumnArray {
         self.growing.push(value)
     }
 
-    /// Appends the values of cells that are NULL, or in the form that `plain` reads. Gives the first of
-    /// another, with its number, which is not appended; `held` counts bytes beyond the fixed width.
-    pub(super) fn extend<'a>(
+    /// Appends the values of cells that are NULL, or in the form that `plain` reads, up to the first of
+    /// another: how many. `held` counts bytes beyond the fixed width.
+    pub(super) fn extend(
         &mut self,
         plain: &Plain,
-        cells: &mut impl Iterator<Item = (usize, &'a Cell)>,
+        places: &[Place],
         bytes: &[u8],
         held: &mut usize,
-    ) -> Option<(usize, &'a Cell)> {
+    ) -> usize {
         match (&mut self.growing, plain) {
-            (Growing::Int16(array), Plain::Int16) => primitive(array, cells, bytes, |cell| {
-                Some(i16::from_be_bytes(cell.try_into().ok()?))
-            }),
-            (Growing::Int32(array), Plain::Int32) => primitive(array, cells, bytes, |cell| {
-                Some(i32::from_be_bytes(cell.try_into().ok()?))
-            }),
-            (Growing::Int64(array), Plain::Int64) => primitive(array, cells, bytes, |cell| {
-                Some(i64::from_be_bytes(cell.try_into().ok()?))
-            }),
-            (Growing::Float64(array), Plain::Float64) => primitive(array, cells, bytes, |cell| {
-                Some(f64::from_be_bytes(cell.try_into().ok()?))
-            }),
-            (Growing::Micros(array), Plain::Micros { .. }) => {
-                primitive(array, cells, bytes, |cell| match plain.value(cell)? {
-                    Value::Micros(micros) => Some(micros),
-                    _ => None,
+            (Growing::Int16(array), Plain::Int16) => {
+                numbers(array, places, bytes, |cell| Some(i16::from_be_bytes(cell)))
+            }
+            (Growing::Int32(array), Plain::Int32) => {
+                numbers(array, places, bytes, |cell| Some(i32::from_be_bytes(cell)))
+            }
+            (Growing::Int64(array), Plain::Int64) => {
+                numbers(array, places, bytes, |cell| Some(i64::from_be_bytes(cell)))
+            }
+            (Growing::Float64(array), Plain::Float64) => {
+                numbers(array, places, bytes, |cell| Some(f64::from_be_bytes(cell)))
+            }
+            (Growing::Micros(array), Plain::Micros { zero, within }) => {
+                numbers(array, places, bytes, |cell| {
+                    let micros = i64::from_be_bytes(cell).checked_add(*zero)?;
+                    within.contains(&micros).then_some(micros)
                 })
             }
             (Growing::Text(array), Plain::Text) => each(
                 array,
-                cells,
+                places,
                 bytes,
                 |array, cell| {
                     let text = std::str::from_utf8(cell).ok()?;
                     fits(array.values_slice().len(), text.len())?;
                     *held += text.len();
-                    array.append_option(Some(text));
+                    array.append_value(text);
                     Some(())
                 },
                 |array| array.append_null(),
             ),
             (growing, _) => each(
                 growing,
-                cells,
+                places,
                 bytes,
                 |growing, cell| {
                     *held += growing.push(&plain.value(cell)?)?;
@@ -244,39 +244,46 @@ impl Growing {
     }
 }
 
-/// Appends each cell by `push`, or by `null`, until `push` refuses one: gives that.
+/// Appends each cell by `push`, or by `null`, until `push` refuses one: how many.
 #[inline]
-fn each<'a, A>(
+fn each<A>(
     array: &mut A,
-    cells: &mut impl Iterator<Item = (usize, &'a Cell)>,
+    places: &[Place],
     bytes: &[u8],
     mut push: impl FnMut(&mut A, &[u8]) -> Option<()>,
     null: impl Fn(&mut A),
-) -> Option<(usize, &'a Cell)> {
-    cells.find(|(_, cell)| match cell {
-        Cell::Null => {
+) -> usize {
+    let refused = places.iter().position(|place| match place.value(bytes) {
+        Some(cell) => push(array, cell).is_none(),
+        None if place.is_null() => {
             null(array);
             false
         }
-        Cell::Binary(range) => {
-            bytes.get(range.clone()).and_then(|cell| push(array, cell)).is_none()
-        }
-        Cell::Text(_) | Cell::Unchanged => true,
-    })
+        None => true,
+    });
+    refused.unwrap_or(places.len())
 }
 
-/// [`each`] of a column of numbers.
-fn primitive<'a, T: ArrowPrimitiveType>(
+/// [`each`] of a column of numbers of `N` bytes.
+#[inline]
+fn numbers<T: ArrowPrimitiveType, const N: usize>(
     array: &mut PrimitiveBuilder<T>,
-    cells: &mut impl Iterator<Item = (usize, &'a Cell)>,
+    places: &[Place],
     bytes: &[u8],
-    read: impl Fn(&[u8]) -> Option<T::Native>,
-) -> Option<(usize, &'a Cell)> {
-    let push = |array: &mut PrimitiveBuilder<T>, cell: &[u8]| {
-        array.append_value(read(cell)?);
-        Some(())
-    };
-    each(array, cells, bytes, push, PrimitiveBuilder::append_null)
+    read: impl Fn([u8; N]) -> Option<T::Native>,
+) -> usize {
+    let refused = places.iter().position(|place| match place.number(bytes).and_then(&read) {
+        Some(number) => {
+            array.append_value(number);
+            false
+        }
+        None if place.is_null() => {
+            array.append_null();
+            false
+        }
+        None => true,
+    });
+    refused.unwrap_or(places.len())
 }
 
 /// Bytes that an element takes at least: value or offset, without its bit of validity.

@@ -31,7 +31,7 @@ use super::{
     meta::{self, MetaArrays, Pairs},
 };
 use crate::journal::{
-    Cell, Column, Decode, DecodeError, Identity, LakeType, OldRow, Plain, Row, Table, Value,
+    Cell, Cells, Column, Decode, DecodeError, Identity, LakeType, OldRow, Plain, Row, Table, Value,
 };
 
 /// Rows of one table on their way into a file.
@@ -57,10 +57,8 @@ pub struct RowBuilder {
 /// Rows of one table that differ in their values alone: of a snapshot, or read again.
 #[derive(Clone, Copy, Debug)]
 pub struct Block<'a> {
-    /// How many.
-    pub rows: usize,
-    /// Their cells, row after row.
-    pub cells: &'a [Cell],
+    /// Their cells.
+    pub cells: &'a Cells,
     /// What these point into.
     pub bytes: &'a [u8],
 }
@@ -172,8 +170,9 @@ impl RowBuilder {
         decode: &dyn Decode,
     ) -> Result<(), DecodeError> {
         let width = self.arrays.len();
-        if block.cells.len() != block.rows * width {
-            return Err(self.another_width(block.cells.len() / block.rows.max(1)));
+        let rows = block.cells.rows();
+        if block.cells.columns() != width {
+            return Err(self.another_width(block.cells.columns()));
         }
         self.begin(decode);
         let mut odd = vec![];
@@ -181,12 +180,12 @@ impl RowBuilder {
             self.append_column(index, block, decode, &mut odd)?;
         }
         if odd.is_empty() {
-            self.meta.append_alike(meta, block.rows);
+            self.meta.append_alike(meta, rows);
         } else {
             // Stable: of a row they stay in the order of the columns.
             odd.sort_by_key(|(row, ..)| *row);
             let mut odd = odd.into_iter().peekable();
-            for row in 0..block.rows {
+            for row in 0..rows {
                 while let Some((_, index, text)) = odd.next_if(|(of, ..)| *of == row) {
                     let name = &self.names[index];
                     self.bytes += name.len() + text.as_ref().map_or(0, String::len);
@@ -201,8 +200,8 @@ impl RowBuilder {
                 self.meta.append(meta, false);
             }
         }
-        self.rows += block.rows;
-        self.bytes += self.row_bytes * block.rows;
+        self.rows += rows;
+        self.bytes += self.row_bytes * rows;
         Ok(())
     }
 
@@ -216,27 +215,28 @@ impl RowBuilder {
         odd: &mut Vec<(usize, usize, Option<String>)>,
     ) -> Result<(), DecodeError> {
         let (column, array) = (&self.table.columns[index], &mut self.arrays[index]);
-        let mut cells =
-            block.cells.iter().skip(index).step_by(self.table.columns.len()).enumerate();
+        let places = block.cells.column(index);
+        let mut row = 0;
         loop {
-            let next = match &self.plain[index] {
-                Some(plain) => array.extend(plain, &mut cells, block.bytes, &mut self.bytes),
-                None => cells.next(),
-            };
-            let Some((row, cell)) = next else { return Ok(()) };
-            if *cell == Cell::Unchanged {
-                array.push_null();
-                odd.push((row, index, None));
-                continue;
+            if let Some(plain) = &self.plain[index] {
+                row += array.extend(plain, &places[row..], block.bytes, &mut self.bytes);
             }
-            match decode.value(column, cell, block.bytes)? {
-                Value::Null => array.push_null(),
-                Value::Exact(text) => {
+            let Some(cell) = places.get(row).map(|place| place.cell()) else { return Ok(()) };
+            match decoded(column, &cell, block.bytes, decode)? {
+                None => {
+                    array.push_null();
+                    odd.push((row, index, None));
+                }
+                Some(Value::Null) => array.push_null(),
+                Some(Value::Exact(text)) => {
                     array.push_null();
                     odd.push((row, index, Some(text.into_owned())));
                 }
-                value => self.bytes += array.push(&value).ok_or_else(|| wrong_value(column))?,
+                Some(value) => {
+                    self.bytes += array.push(&value).ok_or_else(|| wrong_value(column))?;
+                }
             }
+            row += 1;
         }
     }
 
@@ -379,6 +379,19 @@ fn same(old: &Cell, new: &Cell, bytes: &[u8]) -> bool {
     }
 }
 
+/// The value of a cell; `None`: the server left it out.
+fn decoded<'a>(
+    column: &Column,
+    cell: &Cell,
+    bytes: &'a [u8],
+    decode: &dyn Decode,
+) -> Result<Option<Value<'a>>, DecodeError> {
+    match cell {
+        Cell::Unchanged => Ok(None),
+        cell => decode.value(column, cell, bytes).map(Some),
+    }
+}
+
 fn push_pair(
     pairs: &mut Pairs,
     column: &Column,
@@ -429,7 +442,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        journal::{Commit, Event, Op, RecordKind},
+        journal::{Commit, Event, Op, Place, RecordKind},
         units::{Position, Timestamp},
     };
 
@@ -446,13 +459,14 @@ mod tests {
             None
         }
 
-        fn rows(
+        fn block(
             &self,
             _: &Table,
-            _: &[u8],
-            _: &mut dyn FnMut(&Row) -> Result<(), DecodeError>,
-        ) -> Result<(), DecodeError> {
-            Ok(())
+            batch: &[u8],
+            _: usize,
+            _: &mut Cells,
+        ) -> Result<usize, DecodeError> {
+            Ok(batch.len())
         }
 
         fn value<'a>(
@@ -665,6 +679,16 @@ mod tests {
 
     const DECIMAL: LakeType = LakeType::Decimal { precision: 38, scale: 2 };
 
+    /// Rows of `columns` columns.
+    fn block(columns: usize, cells: &[Cell]) -> Cells {
+        let mut block = Cells::new(columns, cells.len() / columns, usize::MAX);
+        for row in cells.chunks(columns) {
+            (0..).zip(row).for_each(|(column, cell)| block.set(column, Place::of(cell).unwrap()));
+            block.end(0);
+        }
+        block
+    }
+
     /// A cell, and the bytes that it points to.
     fn any_cell(lake: LakeType) -> impl Strategy<Value = (Cell, Vec<u8>)> {
         let text = |bytes: Vec<u8>| (Cell::Text(0..bytes.len()), bytes);
@@ -711,7 +735,7 @@ mod tests {
             });
             let (first, second) = cells.split_at(at.index(cells.len() / 3) * 3);
             let blocks = [first, second].into_iter().try_for_each(|cells| {
-                let block = Block { rows: cells.len() / 3, cells, bytes: &bytes };
+                let block = Block { cells: &block(3, cells), bytes: &bytes };
                 together.append_block(meta(Op::Snapshot), &block, &Plain)
             });
             prop_assert_eq!(single.is_ok(), blocks.is_ok());
@@ -729,8 +753,8 @@ mod tests {
         let row = vec![Cell::Null];
         let refused = builder.append(meta(Op::Insert), Some(&row), None, b"", &Plain);
         assert!(matches!(refused, Err(DecodeError::Columns { expected: 2, found: 1, .. })));
-        let cells = [Cell::Null, Cell::Null, Cell::Null];
-        let block = Block { rows: 3, cells: &cells, bytes: b"" };
+        let cells = block(1, &[Cell::Null, Cell::Null, Cell::Null]);
+        let block = Block { cells: &cells, bytes: b"" };
         let refused = builder.append_block(meta(Op::Snapshot), &block, &Plain);
         assert!(matches!(refused, Err(DecodeError::Columns { expected: 2, found: 1, .. })));
         let row = vec![Cell::Null, Cell::Null];

@@ -45,11 +45,9 @@ pub(super) struct RowIn<'a> {
 pub(super) struct BlockIn<'a> {
     /// What we add to each.
     pub(super) meta: RowMeta,
-    /// At least one, of at least one column.
+    /// At least one.
     pub(super) block: Block<'a>,
     pub(super) decode: &'a dyn Decode,
-    /// Bytes of their values.
-    pub(super) weight: usize,
 }
 
 /// What makes the bytes of one object of its rows.
@@ -58,9 +56,9 @@ pub(super) trait Encode: Send {
     fn append(&mut self, maker: &Maker, row: &RowIn<'_>) -> Result<(), SealError>;
     /// Adds rows, of which none is large.
     fn append_block(&mut self, maker: &Maker, rows: &BlockIn<'_>) -> Result<(), SealError> {
-        let Block { cells, rows: count, bytes } = rows.block;
-        for row in cells.chunks(cells.len() / count) {
-            let row = row.to_vec();
+        let Block { cells, bytes } = rows.block;
+        for row in 0..cells.rows() {
+            let row = cells.row(row).collect();
             self.append(maker, &RowIn::new(rows.meta, Some(&row), None, bytes, rows.decode))?;
         }
         Ok(())
@@ -206,11 +204,11 @@ impl Encode for Encoder {
     }
 
     fn append_block(&mut self, maker: &Maker, rows: &BlockIn<'_>) -> Result<(), SealError> {
-        self.make_room(maker, rows.weight)?;
+        self.make_room(maker, rows.block.cells.bytes())?;
         self.builder
             .append_block(rows.meta, &rows.block, rows.decode)
             .map_err(|why| SealError::Decode { what: self.table.qualified(), why })?;
-        self.count(&rows.meta, rows.block.rows as u64);
+        self.count(&rows.meta, rows.block.cells.rows() as u64);
         Ok(())
     }
 

@@ -14,13 +14,14 @@ use super::{
     columns::{Block, RowMeta},
     encode::{BlockIn, LARGE_ROW_BYTES, RowIn},
     fates,
+    object::Maker,
     sealer::{Desk, Outlet, PAUSE, REST, SnapshotChunks, lock},
     series::{Covers, Series},
 };
 use crate::{
     facts::{self, FactBatch, FactDamaged, Facts},
     journal::{
-        Cell, ChunkDone, Decode, DecodeError, LakeType, Reading, Row, RowBatch, SnapshotChunk,
+        Cells, ChunkDone, Decode, DecodeError, LakeType, Reading, RowBatch, SnapshotChunk,
         chunk_fact, chunk_facts,
         fate::{By, Fate, told_fact},
         reread::{Reread, Span, reread_fact, span_fact},
@@ -72,15 +73,18 @@ pub(super) fn seal(
     let table = desk.versioned(outlet, &chunk.table)?;
     let (op, again) = (op(&chunk), op(&chunk) != Op::Snapshot);
     let covers = Covers::Chunk { position: chunk.position, chunk: chunk.number, again };
-    let mut series = Series::new(covers, desk.cut.bytes);
+    let meta =
+        RowMeta { op, sequence: 0, position: chunk.position, committed_at: chunk.at, xid: None };
+    let (series, cells) = (Series::new(covers, desk.cut.bytes), cells(&table, decode));
+    let mut into = Into { maker: &desk.maker, table: &table, decode, series, cells };
     let mut rows = 0;
     let announced = loop {
         match next(&mut chunk.rows) {
             Some(RowBatch::Rows(batch)) => {
-                rows += append(desk, &mut series, &chunk, (&table, op), batch, decode)?;
+                rows += into.append(meta, batch)?;
             }
             Some(RowBatch::Gone(batch)) => {
-                rows += append(desk, &mut series, &chunk, (&table, Op::Delete), batch, decode)?;
+                rows += into.append(RowMeta { op: Op::Delete, ..meta }, batch)?;
             }
             Some(RowBatch::End(announced)) => break announced,
             None => {
@@ -99,9 +103,9 @@ pub(super) fn seal(
         });
     }
     if rows == 0 && chunk.number == 0 && !again {
-        series.declare(&desk.maker, &table, chunk.at, Op::Snapshot);
+        into.series.declare(&desk.maker, &table, chunk.at, Op::Snapshot);
     }
-    let drafts = series.end(&desk.maker)?;
+    let drafts = into.series.end(&desk.maker)?;
     let kind = |id, facts: &mut FactBatch| {
         if is_done(&*desk.facts, &chunk) {
             tracing::warn!(table = qualified, chunk = chunk.number, "a chunk was sealed twice");
@@ -194,96 +198,66 @@ fn op(chunk: &SnapshotChunk) -> Op {
     }
 }
 
-/// Adds a batch of rows, and says how many.
-fn append(
-    desk: &Desk,
-    series: &mut Series,
-    chunk: &SnapshotChunk,
-    (table, op): (&Arc<Table>, Op),
-    batch: Bytes,
-    decode: &dyn Decode,
-) -> Result<u64, SealError> {
-    let alone = batch.len() >= LARGE_ROW_BYTES;
-    let meta =
-        RowMeta { op, sequence: 0, position: chunk.position, committed_at: chunk.at, xid: None };
-    let block_cells = if is_bounded(table, decode) { BLOCK_CELLS } else { 0 };
-    let (cells, held, weight) = (vec![], 0, 0);
-    let mut into =
-        Gather { desk, series, chunk, table, decode, meta, block_cells, cells, held, weight };
-    let (mut rows, mut failed) = (0, None);
-    let read = decode.rows(table, &batch, &mut |row| {
-        rows += 1;
-        into.row(row, &batch).map_err(|error| {
-            failed = Some(error);
-            DecodeError::Length { what: "a batch that could not be written" }
-        })
-    });
-    if let Some(error) = failed {
-        return Err(error);
-    }
-    read.map_err(|why| SealError::Decode { what: table.qualified(), why })?;
-    into.write(&batch)?;
-    if alone {
-        // The batch goes before its copy in the row builder is copied on.
-        drop(batch);
-        series.write_all(&desk.maker)?;
-    }
-    Ok(rows)
-}
-
-/// Whether no value takes much more in its column than it does as the source sent it. (Ten bytes of a numeric
-/// can be 131,072 digits: of such rows each has to be looked at before the next.)
-fn is_bounded(table: &Table, decode: &dyn Decode) -> bool {
-    let fixed = |lake| !matches!(lake, LakeType::Text | LakeType::Binary);
-    table.columns.iter().all(|column| fixed(column.lake) || decode.plain(column).is_some())
-}
-
-/// Rows of a batch, on their way into a series: small ones some at a time.
-struct Gather<'a> {
-    desk: &'a Desk,
-    series: &'a mut Series,
-    chunk: &'a SnapshotChunk,
+/// Where the rows of a chunk go.
+struct Into<'a> {
+    maker: &'a Maker,
     table: &'a Arc<Table>,
     decode: &'a dyn Decode,
-    meta: RowMeta,
-    /// How many are written at once; 0: rows are written one by one.
-    block_cells: usize,
-    cells: Vec<Cell>,
-    /// Rows whose cells they are.
-    held: usize,
-    /// Bytes of their values.
-    weight: usize,
+    series: Series,
+    /// Room for those that are read at once; `None`: rows are looked at one by one.
+    cells: Option<Cells>,
 }
 
-impl Gather<'_> {
-    fn row(&mut self, row: &Row, batch: &Bytes) -> Result<(), SealError> {
-        let weight: usize = row.iter().map(Cell::len).sum();
-        if self.block_cells == 0 || row.is_empty() || weight >= BLOCK_BYTES {
-            self.write(batch)?;
-            let row = RowIn::new(self.meta, Some(row), None, batch, self.decode);
-            return self.series.append(&self.desk.maker, self.table, self.chunk.at, &row);
+impl Into<'_> {
+    /// Adds a batch of rows, and says how many.
+    fn append(&mut self, meta: RowMeta, batch: Bytes) -> Result<u64, SealError> {
+        let Self { maker, table, decode, series, cells } = self;
+        let alone = batch.len() >= LARGE_ROW_BYTES;
+        let at = meta.committed_at;
+        let wrong = |why| SealError::Decode { what: table.qualified(), why };
+        let mut rows = 0;
+        if let Some(cells) = cells.as_mut().filter(|_| !alone) {
+            let mut done = 0;
+            while done < batch.len() {
+                cells.clear();
+                done = decode.block(table, &batch, done, cells).map_err(wrong)?;
+                let block = Block { cells, bytes: &batch };
+                let block = BlockIn { meta, block, decode: *decode };
+                series.append_block(maker, table, at, &block)?;
+                rows += cells.rows() as u64;
+            }
+            return Ok(rows);
         }
-        self.cells.extend_from_slice(row);
-        self.held += 1;
-        self.weight += weight;
-        match self.cells.len() >= self.block_cells || self.weight >= BLOCK_BYTES {
-            true => self.write(batch),
-            false => Ok(()),
+        let mut failed = None;
+        let read = decode.rows(table, &batch, &mut |row| {
+            rows += 1;
+            let row = RowIn::new(meta, Some(row), None, &batch, *decode);
+            series.append(maker, table, at, &row).map_err(|error| {
+                failed = Some(error);
+                DecodeError::Length { what: "a batch that could not be written" }
+            })
+        });
+        if let Some(error) = failed {
+            return Err(error);
         }
+        read.map_err(wrong)?;
+        if alone {
+            // The batch goes before its copy in the row builder is copied on.
+            drop(batch);
+            series.write_all(maker)?;
+        }
+        Ok(rows)
     }
+}
 
-    /// Writes what is held.
-    fn write(&mut self, batch: &Bytes) -> Result<(), SealError> {
-        if self.held == 0 {
-            return Ok(());
-        }
-        let block = Block { rows: self.held, cells: &self.cells, bytes: batch };
-        let rows = BlockIn { meta: self.meta, block, decode: self.decode, weight: self.weight };
-        self.series.append_block(&self.desk.maker, self.table, self.chunk.at, &rows)?;
-        self.cells.clear();
-        (self.held, self.weight) = (0, 0);
-        Ok(())
-    }
+/// Room for rows of the table that are read at once, if no value takes much more in its column than it does as the
+/// source sent it. (Ten bytes of a numeric can be 131,072 digits: of such rows each has to be looked at before the next.)
+fn cells(table: &Table, decode: &dyn Decode) -> Option<Cells> {
+    let fixed = |lake| !matches!(lake, LakeType::Text | LakeType::Binary);
+    let mut columns = table.columns.iter();
+    let width = table.columns.len();
+    let is_bounded = columns.all(|column| fixed(column.lake) || decode.plain(column).is_some());
+    is_bounded.then(|| Cells::new(width, BLOCK_CELLS / width.max(1), BLOCK_BYTES))
 }
 
 /// Chunks of the table that are recorded.
@@ -420,9 +394,10 @@ mod tests {
     #[test]
     fn only_rows_that_cannot_grow_are_read_in_blocks() {
         let mut numbers = table(7, "t");
-        assert!(is_bounded(&numbers, &Plain::DECODER));
+        assert!(cells(&numbers, &Plain::DECODER).is_some());
         numbers.columns[1].lake = LakeType::Binary;
-        assert!(!is_bounded(&numbers, &Plain::DECODER), "no plain column, and of any length");
+        let cells = cells(&numbers, &Plain::DECODER);
+        assert!(cells.is_none(), "no plain column, and of any length");
     }
 
     /// Two threads seal `one` and `other`; each has taken its rows before either is ended.

@@ -17,6 +17,7 @@ use crate::{
     units::{Point, Position, Timestamp},
 };
 
+mod cells;
 pub mod digest;
 pub mod fate;
 pub mod gap;
@@ -29,6 +30,7 @@ pub mod reread;
 mod rows;
 mod table;
 
+pub use cells::{Cells, Place};
 pub use reread::{Reading, Sight};
 pub use rows::{Cell, Change, Decode, DecodeError, Event, OldRow, Op, Plain, Row, Value};
 pub use table::{Attribute, Before, Column, Domain, Identity, LakeType, Table, TypeDefinition};

@@ -6,7 +6,7 @@ use std::{borrow::Cow, ops::Range, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Column, Commit, RecordKind, Table};
+use super::{Cells, Column, Commit, RecordKind, Table};
 use crate::units::{Position, Timestamp};
 
 /// One column's value inside a message: where its bytes lie.
@@ -304,7 +304,21 @@ pub trait Decode: Send {
     /// it, because a row's position is where its transaction's commit ends.
     fn commit(&self, kind: RecordKind, payload: &[u8]) -> Option<Commit>;
 
-    /// Splits a [`RowBatch::Rows`](super::RowBatch::Rows): appends each row's cells, and calls `each` with them.
+    /// Reads rows of a [`RowBatch::Rows`](super::RowBatch::Rows), from `at` on, until there are no more or `cells`, which has
+    /// as many columns as `table`, is full. Gives where it stopped.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are no rows of `table`.
+    fn block(
+        &self,
+        table: &Table,
+        batch: &[u8],
+        at: usize,
+        cells: &mut Cells,
+    ) -> Result<usize, DecodeError>;
+
+    /// Calls `each` with every row of a [`RowBatch::Rows`](super::RowBatch::Rows).
     ///
     /// # Errors
     ///
@@ -314,7 +328,18 @@ pub trait Decode: Send {
         table: &Table,
         batch: &[u8],
         each: &mut dyn FnMut(&Row) -> Result<(), DecodeError>,
-    ) -> Result<(), DecodeError>;
+    ) -> Result<(), DecodeError> {
+        let (mut cells, mut row) = (Cells::new(table.columns.len(), 1, usize::MAX), vec![]);
+        let mut at = 0;
+        while at < batch.len() {
+            cells.clear();
+            at = self.block(table, batch, at, &mut cells)?;
+            row.clear();
+            row.extend(cells.row(0));
+            each(&row)?;
+        }
+        Ok(())
+    }
 
     /// Reads one value. `bytes` is the payload or batch that the cell points into.
     ///

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use crate::{
     journal::{
-        Batch, Cell, Change, Column, Commit, Decode, DecodeError, Event, Identity, LakeType,
-        OldRow, Op, Piece, RecordKind, Row, Run, Table, Value,
+        Batch, Cell, Cells, Change, Column, Commit, Decode, DecodeError, Event, Identity, LakeType,
+        OldRow, Op, Piece, Place, RecordKind, Row, Run, Table, Value,
     },
     units::{Position, Sequence, Timestamp},
 };
@@ -164,17 +164,22 @@ impl Decode for Plain {
         })
     }
 
-    fn rows(
+    fn block(
         &self,
         table: &Table,
         batch: &[u8],
-        each: &mut dyn FnMut(&Row) -> Result<(), DecodeError>,
-    ) -> Result<(), DecodeError> {
-        let mut cursor = Cursor(batch, 0);
-        while cursor.1 < batch.len() {
-            each(&cursor.cells(table.columns.len())?)?;
+        at: usize,
+        cells: &mut Cells,
+    ) -> Result<usize, DecodeError> {
+        let mut cursor = Cursor(batch, at);
+        while cursor.1 < batch.len() && !cells.is_full() {
+            let begin = cursor.1;
+            for (column, cell) in (0..).zip(cursor.cells(table.columns.len())?) {
+                cells.set(column, Place::of(&cell)?);
+            }
+            cells.end(cursor.1 - begin);
         }
-        Ok(())
+        Ok(cursor.1)
     }
 
     fn value<'a>(

@@ -8,7 +8,7 @@
 //! alone in the last. [`CopyFramer`] does not rely on it.
 
 use super::{
-    super::{Cell, DecodeError, Row, Table},
+    super::{Cells, DecodeError, Place, Table},
     pgoutput::sent,
 };
 
@@ -98,49 +98,57 @@ impl CopyFramer {
     }
 }
 
-/// Splits whole tuples into rows of `table`, and calls `each` with every one. Tuples may lack the
-/// generated columns; those are [`Cell::Unchanged`].
+/// Reads whole tuples of `table` from `at` on, until there are no more or `cells` is full: gives where it stopped. Tuples
+/// may lack the generated columns; those are [`Cell::Unchanged`](super::super::Cell::Unchanged).
 ///
 /// # Errors
 ///
-/// The bytes are no rows of `table`, or `each` said so.
-pub fn rows(
+/// The bytes are no rows of `table`.
+pub fn block(
     table: &Table,
     batch: &[u8],
-    each: &mut dyn FnMut(&Row) -> Result<(), DecodeError>,
-) -> Result<(), DecodeError> {
-    const WHAT: &str = "a COPY tuple";
-    let mut row = Row::with_capacity(table.columns.len());
-    let mut at = 0;
-    while at < batch.len() {
-        let count =
-            read::<2>(batch, at).map(i16::from_be_bytes).ok_or_else(|| DecodeError::cut(WHAT))?;
+    mut at: usize,
+    cells: &mut Cells,
+) -> Result<usize, DecodeError> {
+    let width = table.columns.len();
+    while at < batch.len() && !cells.is_full() {
+        let begin = at;
+        let count = read::<2>(batch, at).map(i16::from_be_bytes);
+        let count = count.and_then(|count| usize::try_from(count).ok());
+        let count = count.ok_or_else(|| DecodeError::cut(TUPLE))?;
         at += 2;
-        let sent = sent(table, usize::try_from(count).map_err(|_| DecodeError::cut(WHAT))?)?;
-        row.clear();
-        for column in &table.columns {
-            if !sent(column) {
-                row.push(Cell::Unchanged);
-                continue;
+        if count == width {
+            for column in 0..width {
+                cells.set(column, field(batch, &mut at)?);
             }
-            let length = read::<4>(batch, at)
-                .map(i32::from_be_bytes)
-                .ok_or_else(|| DecodeError::cut(WHAT))?;
-            at += 4;
-            if length == -1 {
-                row.push(Cell::Null);
-                continue;
+        } else {
+            let sent = sent(table, count)?;
+            for (number, column) in table.columns.iter().enumerate() {
+                let place = if sent(column) { field(batch, &mut at)? } else { Place::UNCHANGED };
+                cells.set(number, place);
             }
-            let end = at + usize::try_from(length).map_err(|_| DecodeError::cut(WHAT))?;
-            if end > batch.len() {
-                return Err(DecodeError::cut(WHAT));
-            }
-            row.push(Cell::Binary(at..end));
-            at = end;
         }
-        each(&row)?;
+        cells.end(at - begin);
     }
-    Ok(())
+    Ok(at)
+}
+
+/// Where a field lies that begins at `at`, which moves behind it.
+#[inline]
+fn field(batch: &[u8], at: &mut usize) -> Result<Place, DecodeError> {
+    let length = read::<4>(batch, *at).map(i32::from_be_bytes);
+    let length = length.ok_or_else(|| DecodeError::cut(TUPLE))?;
+    let begin = *at + 4;
+    let Ok(length) = usize::try_from(length) else {
+        *at = begin;
+        return if length == -1 { Ok(Place::NULL) } else { Err(DecodeError::cut(TUPLE)) };
+    };
+    let end = begin + length;
+    if end > batch.len() {
+        return Err(DecodeError::cut(TUPLE));
+    }
+    *at = end;
+    Place::binary(begin..end)
 }
 
 enum Tuple {
@@ -192,13 +200,20 @@ fn read<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk().copied()
 }
 
+const TUPLE: &str = "a COPY tuple";
 const SIGNATURE: &[u8; 11] = b"PGCOPY\n\xFF\r\n\0";
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::{super::super::Identity, *};
+    use super::{
+        super::{
+            super::{Cell, Decode, Identity},
+            pgoutput::PgDecoder,
+        },
+        *,
+    };
 
     fn table(columns: usize) -> Table {
         let column = super::super::super::Column {
@@ -278,7 +293,7 @@ mod tests {
             prop_assert_eq!(&whole, &tuples(&rows));
             prop_assert_eq!(framer.finish(), Ok(count));
             let mut read: Rows = vec![];
-            super::rows(&table(2), &whole, &mut |row| {
+            PgDecoder::default().rows(&table(2), &whole, &mut |row| {
                 read.push(row.iter().map(|cell| match cell {
                     Cell::Binary(range) => Some(whole[range.clone()].to_vec()),
                     _ => None,
@@ -301,7 +316,8 @@ mod tests {
                 }
             }
             for columns in 0..3 {
-                drop(rows(&table(columns), &bytes, &mut |_| Ok(())));
+                let rows = |bytes: &[u8]| PgDecoder::default().rows(&table(columns), bytes, &mut |_| Ok(()));
+                drop(rows(&bytes));
             }
         }
     }

@@ -163,7 +163,7 @@ pub fn copy(bytes: &[u8]) {
     let Some(tuples) = whole else { return };
     let columns = vec![column(25, -1); usize::from(columns % 8)];
     let mut again = vec![];
-    let read = copy::rows(&table(columns), &tuples, &mut |row| {
+    let read = PgDecoder::default().rows(&table(columns), &tuples, &mut |row| {
         again.extend(u16::try_from(row.len()).unwrap_or(u16::MAX).to_be_bytes());
         for cell in row {
             match cell {

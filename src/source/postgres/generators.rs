@@ -408,7 +408,7 @@ mod tests {
     use super::*;
     use crate::{
         facts::MemoryFacts,
-        source::{Cell, generator::sample::generator, postgres::copy},
+        source::{Cell, Decode, generator::sample::generator, postgres::pgoutput::PgDecoder},
         units::{Point, Sequence},
     };
 
@@ -490,11 +490,12 @@ mod tests {
         tuple(&one.row(), &mut bytes);
         tuple(&one.row_gone(), &mut bytes);
         let mut rows = vec![];
-        copy::rows(&table(), &bytes, &mut |row| {
-            rows.push(row.clone());
-            Ok(())
-        })
-        .unwrap();
+        PgDecoder::default()
+            .rows(&table(), &bytes, &mut |row| {
+                rows.push(row.clone());
+                Ok(())
+            })
+            .unwrap();
         let at = |row: usize, column: usize| match &rows[row][column] {
             Cell::Binary(range) => Some(&bytes[range.clone()]),
             _ => None,

@@ -455,7 +455,7 @@ const SEALED_POLL: Duration = Duration::from_millis(200);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::{Cell, postgres::copy};
+    use crate::source::{Cell, Decode, postgres::pgoutput::PgDecoder};
 
     #[test]
     fn pieces_are_asked_for_in_order_by_quoted_owners() {
@@ -472,11 +472,12 @@ mod tests {
         assert_eq!(send_gone(&tell, 7, 5..5).await.unwrap(), 0);
         let Some(RowBatch::Gone(bytes)) = sent.recv().await else { panic!() };
         let mut rows = vec![];
-        copy::rows(&table(), &bytes, &mut |row| {
-            rows.push(row.clone());
-            Ok(())
-        })
-        .unwrap();
+        PgDecoder::default()
+            .rows(&table(), &bytes, &mut |row| {
+                rows.push(row.clone());
+                Ok(())
+            })
+            .unwrap();
         let [Cell::Binary(id), Cell::Binary(piece), rest @ ..] = &rows[1][..] else { panic!() };
         assert_eq!(bytes[id.clone()], 7i64.to_be_bytes());
         assert_eq!(bytes[piece.clone()], 4i32.to_be_bytes());

@@ -21,8 +21,8 @@ use std::{
 
 use super::{
     super::{
-        Cell, Change, Column, Commit, Decode, DecodeError, Event, Identity, OldRow, Op, Plain,
-        RecordKind, Row, Table, Value, records,
+        Cell, Cells, Change, Column, Commit, Decode, DecodeError, Event, Identity, OldRow, Op,
+        Plain, RecordKind, Row, Table, Value, records,
     },
     builtin, copy,
     fields::Reader,
@@ -229,13 +229,14 @@ impl Decode for PgDecoder {
         Self::commit(self, kind, payload)
     }
 
-    fn rows(
+    fn block(
         &self,
         table: &Table,
         batch: &[u8],
-        each: &mut dyn FnMut(&Row) -> Result<(), DecodeError>,
-    ) -> Result<(), DecodeError> {
-        copy::rows(table, batch, each)
+        at: usize,
+        cells: &mut Cells,
+    ) -> Result<usize, DecodeError> {
+        copy::block(table, batch, at, cells)
     }
 
     fn value<'a>(
