@@ -1,5 +1,7 @@
 //! One Arrow array under construction for each column of a table. Pure.
 //!
+//! Of many tables a column holds one value only, row after row: while that is so the value is compared and counted.
+//!
 //! **Invariant:** each push makes the array longer by exactly one element, typed or NULL.
 
 use std::sync::Arc;
@@ -11,10 +13,12 @@ use arrow_array::{
         Float32Builder, Float64Builder, Int16Builder, Int32Builder, Int64Builder, PrimitiveBuilder,
         StringBuilder, TimestampMicrosecondBuilder,
     },
+    cast::AsArray,
     types::ArrowPrimitiveType,
 };
 use arrow_schema::{DataType, TimeUnit};
 
+use super::pieces::Piece;
 use crate::journal::{LakeType, Place, Plain, Value};
 
 /// A column's array, growing.
@@ -22,8 +26,21 @@ use crate::journal::{LakeType, Place, Plain, Value};
 pub(super) struct ColumnArray {
     lake: LakeType,
     growing: Growing,
+    /// While all elements are one value, which `growing` has once.
+    run: Option<Run>,
     /// Elements, and their bytes beyond the fixed width, of the array before: the next one is like it.
     before: (usize, usize),
+}
+
+/// One value, again and again.
+#[derive(Debug, Default)]
+struct Run {
+    /// As it came.
+    cell: Vec<u8>,
+    /// How many times.
+    rows: usize,
+    /// Bytes of one beyond the fixed width.
+    held: usize,
 }
 
 #[derive(Debug)]
@@ -64,7 +81,7 @@ pub(super) fn data_type(lake: LakeType) -> DataType {
 impl ColumnArray {
     /// An empty array. It takes no memory until the first push: a table has up to 1,600 of them.
     pub(super) fn new(lake: LakeType) -> Self {
-        Self { lake, growing: Growing::new(lake, 0, 0), before: (0, 0) }
+        Self { lake, growing: Growing::new(lake, 0, 0), run: None, before: (0, 0) }
     }
 
     /// Before the first push: takes memory for as much as the array before had, within bounds.
@@ -75,8 +92,14 @@ impl ColumnArray {
         }
     }
 
+    /// As [`ColumnArray::make_room`], if all values may be one.
+    pub(super) fn begin_run(&mut self) {
+        self.run = Some(Run::default());
+    }
+
     /// Appends a value and gives its bytes beyond the fixed width; `None`, and nothing appended, if the column cannot hold it.
     pub(super) fn push(&mut self, value: &Value<'_>) -> Option<usize> {
+        self.end_run();
         self.growing.push(value)
     }
 
@@ -89,58 +112,62 @@ impl ColumnArray {
         bytes: &[u8],
         held: &mut usize,
     ) -> usize {
-        match (&mut self.growing, plain) {
-            (Growing::Int16(array), Plain::Int16) => {
-                numbers(array, places, bytes, |cell| Some(i16::from_be_bytes(cell)))
-            }
-            (Growing::Int32(array), Plain::Int32) => {
-                numbers(array, places, bytes, |cell| Some(i32::from_be_bytes(cell)))
-            }
-            (Growing::Int64(array), Plain::Int64) => {
-                numbers(array, places, bytes, |cell| Some(i64::from_be_bytes(cell)))
-            }
-            (Growing::Float64(array), Plain::Float64) => {
-                numbers(array, places, bytes, |cell| Some(f64::from_be_bytes(cell)))
-            }
-            (Growing::Micros(array), Plain::Micros { zero, within }) => {
-                numbers(array, places, bytes, |cell| {
-                    let micros = i64::from_be_bytes(cell).checked_add(*zero)?;
-                    within.contains(&micros).then_some(micros)
-                })
-            }
-            (Growing::Text(array), Plain::Text) => each(
-                array,
-                places,
-                bytes,
-                |array, cell| {
-                    let text = std::str::from_utf8(cell).ok()?;
-                    fits(array.values_slice().len(), text.len())?;
-                    *held += text.len();
-                    array.append_value(text);
-                    Some(())
-                },
-                |array| array.append_null(),
-            ),
-            (growing, _) => each(
-                growing,
-                places,
-                bytes,
-                |growing, cell| {
-                    *held += growing.push(&plain.value(cell)?)?;
-                    Some(())
-                },
-                Growing::push_null,
-            ),
+        let done = self.extend_run(plain, places, bytes, held);
+        if done == places.len() {
+            return done;
         }
+        self.end_run();
+        done + self.growing.extend(plain, &places[done..], bytes, held)
+    }
+
+    /// [`ColumnArray::extend`] as long as all values are one.
+    fn extend_run(
+        &mut self,
+        plain: &Plain,
+        places: &[Place],
+        bytes: &[u8],
+        held: &mut usize,
+    ) -> usize {
+        let Some(run) = &mut self.run else { return 0 };
+        let mut done = 0;
+        if run.rows == 0 {
+            let Some(cell) = places.first().and_then(|place| place.value(bytes)) else { return 0 };
+            done = self.growing.extend(plain, &places[..1], bytes, &mut run.held);
+            if done == 0 {
+                return 0;
+            }
+            run.cell.extend_from_slice(cell);
+        }
+        let cell = Some(&run.cell[..]);
+        done += places[done..].iter().take_while(|place| place.value(bytes) == cell).count();
+        run.rows += done;
+        *held += done * run.held;
+        done
+    }
+
+    /// Another value comes: from here on each is held.
+    fn end_run(&mut self) {
+        let Some(run) = self.run.take() else { return };
+        if run.rows == 0 {
+            return self.make_room();
+        }
+        let one = self.growing.finish();
+        self.make_room();
+        self.growing.repeat(&one, run.rows);
     }
 
     /// Appends a NULL.
     pub(super) fn push_null(&mut self) {
+        self.end_run();
         self.growing.push_null();
     }
 
     /// Gives the array and begins a new one.
-    pub(super) fn finish(&mut self) -> ArrayRef {
+    pub(super) fn finish(&mut self) -> Piece {
+        if let Some(run) = self.run.take().filter(|run| run.rows > 0) {
+            self.before = (run.rows, run.rows * run.held);
+            return Piece::Same(self.growing.finish(), run.rows);
+        }
         let bytes = match &self.growing {
             Growing::Binary(array) => array.values_slice().len(),
             Growing::Text(array) => array.values_slice().len(),
@@ -148,7 +175,7 @@ impl ColumnArray {
         };
         let array = self.growing.finish();
         self.before = (array.len(), bytes);
-        array
+        Piece::Array(array)
     }
 }
 
@@ -175,6 +202,76 @@ impl Growing {
                 Self::Uuid(FixedSizeBinaryBuilder::with_capacity(elements, UUID_BYTES))
             }
             LakeType::Text => Self::Text(StringBuilder::with_capacity(elements, bytes)),
+        }
+    }
+
+    /// See [`ColumnArray::extend`].
+    fn extend(&mut self, plain: &Plain, places: &[Place], bytes: &[u8], held: &mut usize) -> usize {
+        match (self, plain) {
+            (Self::Int16(array), Plain::Int16) => {
+                numbers(array, places, bytes, |cell| Some(i16::from_be_bytes(cell)))
+            }
+            (Self::Int32(array), Plain::Int32) => {
+                numbers(array, places, bytes, |cell| Some(i32::from_be_bytes(cell)))
+            }
+            (Self::Int64(array), Plain::Int64) => {
+                numbers(array, places, bytes, |cell| Some(i64::from_be_bytes(cell)))
+            }
+            (Self::Float64(array), Plain::Float64) => {
+                numbers(array, places, bytes, |cell| Some(f64::from_be_bytes(cell)))
+            }
+            (Self::Micros(array), Plain::Micros { zero, within }) => {
+                numbers(array, places, bytes, |cell| {
+                    let micros = i64::from_be_bytes(cell).checked_add(*zero)?;
+                    within.contains(&micros).then_some(micros)
+                })
+            }
+            (Self::Text(array), Plain::Text) => each(
+                array,
+                places,
+                bytes,
+                |array, cell| {
+                    let text = std::str::from_utf8(cell).ok()?;
+                    fits(array.values_slice().len(), text.len())?;
+                    *held += text.len();
+                    array.append_value(text);
+                    Some(())
+                },
+                |array| array.append_null(),
+            ),
+            (growing, _) => each(
+                growing,
+                places,
+                bytes,
+                |growing, cell| {
+                    *held += growing.push(&plain.value(cell)?)?;
+                    Some(())
+                },
+                Self::push_null,
+            ),
+        }
+    }
+
+    /// Appends the one element of `one`, which is not NULL, so many times.
+    fn repeat(&mut self, one: &ArrayRef, rows: usize) {
+        match self {
+            Self::Boolean(array) => array.append_n(rows, one.as_boolean().value(0)),
+            Self::Int16(array) => repeat(array, one, rows),
+            Self::Int32(array) => repeat(array, one, rows),
+            Self::Int64(array) => repeat(array, one, rows),
+            Self::Float32(array) => repeat(array, one, rows),
+            Self::Float64(array) => repeat(array, one, rows),
+            Self::Date(array) => repeat(array, one, rows),
+            Self::Micros(array) => repeat(array, one, rows),
+            Self::Decimal(array) => repeat(array, one, rows),
+            Self::Binary(array) => array.append_value_n(one.as_binary::<i32>().value(0), rows),
+            Self::Uuid(array) => {
+                for _ in 0..rows {
+                    let value = one.as_fixed_size_binary().value(0);
+                    array.append_value(value).expect("both are of 16 bytes");
+                }
+            }
+            Self::Text(array) => array.append_value_n(one.as_string::<i32>().value(0), rows),
         }
     }
 
@@ -284,6 +381,11 @@ fn numbers<T: ArrowPrimitiveType, const N: usize>(
         None => true,
     });
     refused.unwrap_or(places.len())
+}
+
+/// [`Growing::repeat`] of a column of numbers.
+fn repeat<T: ArrowPrimitiveType>(array: &mut PrimitiveBuilder<T>, one: &ArrayRef, rows: usize) {
+    array.append_value_n(one.as_primitive::<T>().value(0), rows);
 }
 
 /// Bytes that an element takes at least: value or offset, without its bit of validity.

@@ -21,7 +21,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use arrow_array::{ArrayRef, RecordBatch};
+use arrow_array::RecordBatch;
 use arrow_schema::{Field, Schema, SchemaRef};
 use parquet::file::metadata::KeyValue;
 
@@ -29,6 +29,7 @@ pub use super::meta::RowMeta;
 use super::{
     arrays::{ColumnArray, data_type, width_bytes},
     meta::{self, MetaArrays, Pairs},
+    pieces::Piece,
 };
 use crate::journal::{
     Cell, Cells, Column, Decode, DecodeError, Identity, LakeType, OldRow, Plain, Row, Table, Value,
@@ -135,7 +136,7 @@ impl RowBuilder {
         for cells in row.into_iter().chain(old.map(|(_, cells)| cells)) {
             self.check_width(cells)?;
         }
-        self.begin(decode);
+        self.begin(decode, ColumnArray::make_room);
         let key = match (row, old) {
             (Some(new), old) => {
                 let full = old.filter(|(kind, _)| *kind == OldRow::Full).map(|(_, cells)| cells);
@@ -174,7 +175,7 @@ impl RowBuilder {
         if block.cells.columns() != width {
             return Err(self.another_width(block.cells.columns()));
         }
-        self.begin(decode);
+        self.begin(decode, ColumnArray::begin_run);
         let mut odd = vec![];
         for index in 0..width {
             self.append_column(index, block, decode, &mut odd)?;
@@ -190,10 +191,10 @@ impl RowBuilder {
                     let name = &self.names[index];
                     self.bytes += name.len() + text.as_ref().map_or(0, String::len);
                     match text {
-                        None => self.meta.unchanged.push(name),
+                        None => self.meta.unchanged().push(name),
                         Some(text) => {
                             let column = &self.table.columns[index];
-                            push_pair(&mut self.meta.exact, column, name, Some(&text))?;
+                            push_pair(self.meta.exact(), column, name, Some(&text))?;
                         }
                     }
                 }
@@ -241,12 +242,12 @@ impl RowBuilder {
     }
 
     /// Before a row is appended.
-    fn begin(&mut self, decode: &dyn Decode) {
+    fn begin(&mut self, decode: &dyn Decode, first: fn(&mut ColumnArray)) {
         if self.plain.len() < self.arrays.len() {
             self.plain = self.table.columns.iter().map(|column| decode.plain(column)).collect();
         }
         if self.rows == 0 {
-            self.arrays.iter_mut().for_each(ColumnArray::make_room);
+            self.arrays.iter_mut().for_each(first);
         }
     }
 
@@ -263,12 +264,20 @@ impl RowBuilder {
 
     /// Gives the rows, and begins anew.
     pub fn finish(&mut self) -> RecordBatch {
-        let mut arrays: Vec<ArrayRef> = self.arrays.iter_mut().map(ColumnArray::finish).collect();
-        arrays.extend(self.meta.finish());
-        self.rows = 0;
-        self.bytes = 0;
+        let pieces = self.take();
+        let arrays = pieces.iter().map(Piece::array).collect::<Result<_, _>>();
+        let arrays = arrays.expect("rows of a batch are bounded, and so are these arrays");
         RecordBatch::try_new(self.schema.clone(), arrays)
             .expect("every append makes each array longer by one, of the type in the schema")
+    }
+
+    /// Gives the rows, a piece of each column of the schema, and begins anew.
+    pub(super) fn take(&mut self) -> Vec<Piece> {
+        let mut pieces: Vec<Piece> = self.arrays.iter_mut().map(ColumnArray::finish).collect();
+        pieces.extend(self.meta.finish());
+        self.rows = 0;
+        self.bytes = 0;
+        pieces
     }
 
     fn append_values(
@@ -283,7 +292,7 @@ impl RowBuilder {
             let cell = known(cell, full.map(|old| &old[index]));
             if *cell == Cell::Unchanged {
                 self.arrays[index].push_null();
-                self.meta.unchanged.push(&self.names[index]);
+                self.meta.unchanged().push(&self.names[index]);
                 self.bytes += self.names[index].len();
                 continue;
             }
@@ -302,7 +311,7 @@ impl RowBuilder {
                 Value::Null => self.arrays[index].push_null(),
                 Value::Exact(text) => {
                     self.arrays[index].push_null();
-                    push_pair(&mut self.meta.exact, column, &self.names[index], Some(&text))?;
+                    push_pair(self.meta.exact(), column, &self.names[index], Some(&text))?;
                     self.bytes += self.names[index].len() + text.len();
                 }
                 value => {
@@ -341,7 +350,7 @@ impl RowBuilder {
             self.scratch.clear();
             value.print(column.lake, &mut self.scratch);
             let text = (value != Value::Null).then_some(self.scratch.as_str());
-            push_pair(&mut self.meta.key, column, &self.names[index], text)?;
+            push_pair(self.meta.key(), column, &self.names[index], text)?;
             self.bytes += self.names[index].len() + self.scratch.len();
         }
         Ok(true)
@@ -699,12 +708,45 @@ mod tests {
                 LakeType::Text => any::<String>().prop_map(Vec::from).prop_map(binary).boxed(),
                 _ => any::<i32>().prop_map(move |n| text(n.to_string().into())).boxed(),
             },
+            60 => match lake {
+                LakeType::Int64 => Just(binary(7_i64.to_be_bytes().into())).boxed(),
+                LakeType::Text => Just(binary(b"again".into())).boxed(),
+                _ => Just(text(b"7".into())).boxed(),
+            },
             8 => Just((Cell::Null, vec![])),
             4 => Just((Cell::Unchanged, vec![])),
             4 => Just(text(b"inf".into())),
             4 => any::<i32>().prop_map(move |n| text(n.to_string().into())),
             1 => any::<[u8; 9]>().prop_map(move |n| binary(n.into())),
         ]
+    }
+
+    /// A block of one value in all rows is held once, until another comes.
+    #[test]
+    fn what_all_rows_have_is_held_once() {
+        let table = table(
+            vec![column("n", LakeType::Int64, true), column("t", LakeType::Text, false)],
+            &["n"],
+            Identity::Default,
+        );
+        let bytes = [&7_i64.to_be_bytes()[..], &8_i64.to_be_bytes(), b"same"].concat();
+        let row = |n: usize| [Cell::Binary(n * 8..n * 8 + 8), Cell::Binary(16..20)];
+        let mut builder = RowBuilder::new(&table);
+        let mut add = |rows: &[Cell]| {
+            let block = Block { cells: &block(2, rows), bytes: &bytes };
+            builder.append_block(meta(Op::Snapshot), &block, &Plain).unwrap();
+        };
+        add(&[row(0), row(0)].concat());
+        add(&[row(0), row(1), row(0)].concat());
+        assert_eq!(builder.bytes(), 5 * (builder.row_bytes + 4));
+        let pieces = builder.take();
+        assert!(pieces.iter().all(|piece| piece.rows() == 5));
+        let same = pieces.iter().map(|piece| matches!(piece, Piece::Same(..)));
+        assert_eq!(same.collect::<Vec<_>>(), [&[false][..], &[true; 9]].concat());
+        let numbers = pieces[0].array().unwrap();
+        assert_eq!(numbers.as_primitive::<Int64Type>().values(), &[7, 7, 7, 8, 7]);
+        assert_eq!(pieces[1].array().unwrap().as_string::<i32>().value(4), "same");
+        assert_eq!(builder.take().iter().map(Piece::rows).sum::<usize>(), 0);
     }
 
     proptest! {

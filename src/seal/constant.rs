@@ -35,7 +35,7 @@ use parquet::{
     schema::types::{ColumnPath, Type, TypePtr},
 };
 
-use super::writer::encode;
+use super::{pieces::Piece, writer::encode};
 
 /// A chunk, ready to be written.
 pub(super) struct Constant {
@@ -44,23 +44,23 @@ pub(super) struct Constant {
 }
 
 impl Constant {
-    /// The chunk of these arrays; `None`: they do not hold one value only, or are few.
+    /// The chunk of these rows; `None`: they do not hold one value only, or are few.
     ///
     /// # Errors
     ///
-    /// The arrays do not fit the schema.
+    /// The rows do not fit the schema.
     pub(super) fn new(
         field: &FieldRef,
         leaves: &TypePtr,
         properties: &WriterPropertiesPtr,
-        arrays: &[ArrayRef],
+        pieces: &[Piece],
     ) -> Result<Option<Self>> {
         let path = ColumnPath::new(vec![field.name().clone()]);
         if properties.statistics_enabled(&path) == EnabledStatistics::None {
             return Ok(None);
         }
-        let rows: usize = arrays.iter().map(|array| array.len()).sum();
-        let Some(value) = value(arrays).filter(|_| rows >= ROWS_MIN) else { return Ok(None) };
+        let rows: usize = pieces.iter().map(Piece::rows).sum();
+        let Some(value) = value(pieces).filter(|_| rows >= ROWS_MIN) else { return Ok(None) };
         let (Ok(rows), Ok(page_rows)) = (i64::try_from(rows), u32::try_from(rows)) else {
             return Ok(None);
         };
@@ -142,7 +142,7 @@ fn one_row(
         .set_column_dictionary_enabled(path, true)
         .build();
     let properties = Arc::new(properties);
-    let chunks = encode(field, leaves, &properties, vec![Arc::clone(value)])?;
+    let chunks = encode(field, leaves, &properties, vec![Piece::Same(Arc::clone(value), 1)])?;
     let Ok([chunk]) = <[_; 1]>::try_from(chunks) else { return Ok(None) };
     let close = chunk.close().clone();
     let root = Type::group_type_builder("schema").with_fields(vec![Arc::clone(leaves)]).build()?;
@@ -182,12 +182,19 @@ fn body(rows: u32, levels: bool) -> Vec<u8> {
 }
 
 /// The value that stands everywhere, as an array of one.
-fn value(arrays: &[ArrayRef]) -> Option<ArrayRef> {
-    let value = arrays.first().filter(|array| !array.is_empty())?.slice(0, 1);
-    let same = |array: &ArrayRef| {
-        array.is_empty() || (is_alike(array) && array.slice(0, 1).to_data() == value.to_data())
+fn value(pieces: &[Piece]) -> Option<ArrayRef> {
+    let value = pieces.iter().find_map(|piece| match piece {
+        Piece::Array(array) => (!array.is_empty()).then(|| array.slice(0, 1)),
+        Piece::Same(value, rows) => (*rows > 0).then(|| Arc::clone(value)),
+    })?;
+    let data = value.to_data();
+    let same = |piece: &Piece| match piece {
+        Piece::Array(array) => {
+            array.is_empty() || (is_alike(array) && array.slice(0, 1).to_data() == data)
+        }
+        Piece::Same(value, rows) => *rows == 0 || value.to_data() == data,
     };
-    (!is_nan(&value) && arrays.iter().all(same)).then_some(value)
+    (is_flat(&value) && !is_nan(&value) && pieces.iter().all(same)).then_some(value)
 }
 
 /// Whether it is no number: statistics count such, one by one.
@@ -197,6 +204,11 @@ fn is_nan(value: &ArrayRef) -> bool {
         DataType::Float64 => value.as_primitive::<Float64Type>().values()[0].is_nan(),
         _ => false,
     }
+}
+
+/// Whether it is one of a flat column, and not NULL.
+fn is_flat(value: &ArrayRef) -> bool {
+    value.null_count() == 0 && !value.data_type().is_nested()
 }
 
 /// Whether all values are the same, and none NULL. Of other types than those of flat columns: no.
@@ -333,6 +345,19 @@ mod tests {
         RecordBatch::try_from_iter_with_nullable(columns(rows)).unwrap()
     }
 
+    fn pieces(arrays: &[ArrayRef]) -> Vec<Piece> {
+        arrays.iter().cloned().map(Piece::Array).collect()
+    }
+
+    /// Of what is one value, one.
+    fn halves(arrays: &[ArrayRef]) -> Vec<Piece> {
+        let half = |array: &ArrayRef| match is_alike(array) {
+            true => Piece::Same(array.slice(0, 1), array.len()),
+            false => Piece::Array(Arc::clone(array)),
+        };
+        arrays.iter().map(half).collect()
+    }
+
     fn read(file: Vec<u8>) -> (Arc<ParquetMetaData>, Vec<RecordBatch>) {
         let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Required);
         let reader =
@@ -354,8 +379,8 @@ mod tests {
             Writer::new(vec![], &whole.schema(), properties.clone(), Habits::default()).unwrap();
         let mut library = ArrowWriter::try_new(vec![], whole.schema(), Some(properties)).unwrap();
         for _ in 0..2 {
-            writer.add(&whole.slice(0, 17));
-            writer.add(&whole.slice(17, ROWS - 17));
+            writer.add(pieces(whole.slice(0, 17).columns()));
+            writer.add(halves(whole.slice(17, ROWS - 17).columns()));
             writer.end_group().unwrap();
             library.write(&whole).unwrap();
             library.flush().unwrap();
@@ -388,6 +413,7 @@ mod tests {
 
     #[test]
     fn few_rows_and_other_values_are_no_run() {
+        let value = |arrays: &[ArrayRef]| value(&pieces(arrays));
         let number = |values: Vec<i64>| Arc::new(Int64Array::from(values)) as ArrayRef;
         assert!(value(&[]).is_none());
         assert!(value(&[number(vec![])]).is_none());

@@ -163,13 +163,12 @@ impl Encoder {
         if self.builder.rows() == 0 {
             return Ok(());
         }
-        let batch = self.builder.finish();
+        let pieces = self.builder.take();
         self.writer(maker)?;
         let writer = self.writer.as_mut().expect("made above");
         let failed = |why| SealError::parquet(&self.table.qualified(), why);
-        writer.add(&batch);
-        drop(batch);
-        if writer.memory() > ROW_GROUP_MEMORY_MAX {
+        writer.add(pieces);
+        if writer.memory() > ROW_GROUP_MEMORY_MAX || writer.rows() >= ROW_GROUP_ROWS_MAX {
             writer.end_group().map_err(failed)?;
         }
         self.encoded_bytes = writer.encoded();
@@ -357,9 +356,10 @@ fn distinct(table: &Table) -> impl Iterator<Item = String> {
 
 /// Rows whose values weigh more than this are written in [`Layout::Large`].
 pub(super) const LARGE_ROW_BYTES: usize = LARGE_BYTES;
-/// A row group ends when its rows, before they are encoded, hold this much memory: 270,000 of them at
-/// most, by what we add to each.
+/// A row group ends when its rows, before they are encoded, hold this much memory.
 pub(super) const ROW_GROUP_MEMORY_MAX: usize = 16 << 20;
+/// As above, by their number: of a table whose columns hold one value each they hold next to nothing.
+const ROW_GROUP_ROWS_MAX: usize = 1 << 20;
 /// Rows and bytes that go to the writer at once.
 const BATCH_ROWS: usize = 8192;
 /// As above.

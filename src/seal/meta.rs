@@ -15,7 +15,10 @@ use arrow_array::{
 use arrow_buffer::{NullBufferBuilder, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field, FieldRef, Fields};
 
-use super::arrays::{data_type, fits};
+use super::{
+    arrays::{data_type, fits},
+    pieces::Piece,
+};
 use crate::{
     journal::{LakeType, Op},
     units::{Position, Timestamp},
@@ -39,11 +42,13 @@ pub struct RowMeta {
 /// The columns after the table's own, growing.
 #[derive(Debug)]
 pub(super) struct MetaArrays {
+    /// The rows so far, while they differ in nothing and nothing was pushed for them.
+    alike: Option<Run>,
     runs: Vec<Run>,
     sequence: Vec<i64>,
-    pub(super) unchanged: Names,
-    pub(super) exact: Pairs,
-    pub(super) key: Pairs,
+    unchanged: Names,
+    exact: Pairs,
+    key: Pairs,
 }
 
 /// Rows that differ in their sequence alone.
@@ -89,6 +94,7 @@ pub(super) fn fields() -> [Field; 8] {
 impl MetaArrays {
     pub(super) fn new() -> Self {
         Self {
+            alike: None,
             runs: vec![],
             sequence: vec![],
             unchanged: Names { names: text(), bounds: vec![0] },
@@ -97,8 +103,27 @@ impl MetaArrays {
         }
     }
 
+    /// `_unchanged` of the row that is open.
+    pub(super) fn unchanged(&mut self) -> &mut Names {
+        self.spread();
+        &mut self.unchanged
+    }
+
+    /// `_exact` of the row that is open.
+    pub(super) fn exact(&mut self) -> &mut Pairs {
+        self.spread();
+        &mut self.exact
+    }
+
+    /// `_key` of the row that is open.
+    pub(super) fn key(&mut self) -> &mut Pairs {
+        self.spread();
+        &mut self.key
+    }
+
     /// Ends a row, whose names and pairs were pushed before. Without `key` its key is NULL.
     pub(super) fn append(&mut self, meta: RowMeta, key: bool) {
+        self.spread();
         match self.runs.last_mut() {
             Some(run) if run.takes(&meta) => run.rows += 1,
             _ => self.runs.push(Run { first: meta, rows: 1 }),
@@ -111,6 +136,24 @@ impl MetaArrays {
 
     /// Ends `rows` rows that differ in nothing, and for which nothing was pushed.
     pub(super) fn append_alike(&mut self, meta: RowMeta, rows: usize) {
+        match &mut self.alike {
+            Some(run) if run.first == meta => run.rows += rows,
+            None if self.sequence.is_empty() => self.alike = Some(Run { first: meta, rows }),
+            _ => {
+                self.spread();
+                self.append_each(meta, rows);
+            }
+        }
+    }
+
+    /// What comes next differs from the rows so far: from here on each is held.
+    fn spread(&mut self) {
+        if let Some(Run { first, rows }) = self.alike.take() {
+            self.append_each(first, rows);
+        }
+    }
+
+    fn append_each(&mut self, meta: RowMeta, rows: usize) {
         match self.runs.last_mut() {
             Some(run) if run.takes(&meta) => run.rows += rows,
             _ => self.runs.push(Run { first: meta, rows }),
@@ -126,7 +169,15 @@ impl MetaArrays {
         }
     }
 
-    pub(super) fn finish(&mut self) -> [ArrayRef; 8] {
+    pub(super) fn finish(&mut self) -> [Piece; 8] {
+        if let Some(Run { first, rows }) = self.alike.take() {
+            self.append_each(first, 1);
+            return self.arrays().map(|value| Piece::Same(value, rows));
+        }
+        self.arrays().map(Piece::Array)
+    }
+
+    fn arrays(&mut self) -> [ArrayRef; 8] {
         let rows = self.sequence.len();
         let mut op = StringBuilder::with_capacity(rows, rows);
         let mut position = StringBuilder::with_capacity(rows, rows * POSITION_BYTES);

@@ -1,7 +1,7 @@
 //! Writes record batches as the row groups of a Parquet file, one column after the other.
 //!
-//! The batches of a row group are kept as they are until it ends. Then each column in turn is encoded and
-//! written, and its arrays are given back. An encoder costs a compressor, a hash table and page buffers
+//! The pieces of a row group are kept as they are until it ends. Then each column in turn is encoded and
+//! written, and its pieces are given back. An encoder costs a compressor, a hash table and page buffers
 //! whatever comes, some 130 KiB: one for every column at once would be 200 MiB for the 1,600 that a
 //! table can have (`seal_encrypt` shows what a thousand take).
 //!
@@ -18,7 +18,6 @@ use std::{
     sync::Arc,
 };
 
-use arrow_array::{ArrayRef, RecordBatch};
 use arrow_schema::{FieldRef, Schema, SchemaRef};
 use parquet::{
     arrow::{
@@ -36,7 +35,7 @@ use parquet::{
     schema::types::{ColumnPath, Type, TypePtr},
 };
 
-use super::constant::Constant;
+use super::{constant::Constant, pieces::Piece};
 
 /// How the columns of a table are encoded, as their chunks so far advise.
 #[derive(Clone, Debug, Default)]
@@ -60,7 +59,8 @@ pub(super) struct Writer<W: Write + Send> {
     file: SerializedFileWriter<W>,
     schema: SchemaRef,
     /// Of the open row group, column by column.
-    arrays: Vec<Vec<ArrayRef>>,
+    pieces: Vec<Vec<Piece>>,
+    rows: usize,
     habits: Habits,
     /// Of the file's properties what concerns its columns.
     columns: WriterPropertiesPtr,
@@ -86,16 +86,17 @@ impl<W: Write + Send> Writer<W> {
         let (file, _) = writer.into_serialized_writer()?;
         let width = schema.fields().len();
         habits.columns.resize(width, Habit::default());
-        let (schema, arrays) = (Arc::clone(schema), vec![vec![]; width]);
+        let (schema, pieces) = (Arc::clone(schema), vec![vec![]; width]);
         let columns = Arc::new(columns);
-        Ok(Self { file, schema, arrays, habits, columns, kept_bytes: 0, taken_bytes: 0 })
+        Ok(Self { file, schema, pieces, rows: 0, habits, columns, kept_bytes: 0, taken_bytes: 0 })
     }
 
-    /// Adds rows to the open row group.
-    pub(super) fn add(&mut self, batch: &RecordBatch) {
-        self.kept_bytes += batch.get_array_memory_size();
-        let columns = self.arrays.iter_mut().zip(batch.columns());
-        columns.for_each(|(arrays, array)| arrays.push(Arc::clone(array)));
+    /// Adds rows to the open row group: a piece of each column.
+    pub(super) fn add(&mut self, pieces: Vec<Piece>) {
+        self.rows += pieces.first().map_or(0, Piece::rows);
+        self.kept_bytes += pieces.iter().map(Piece::memory).sum::<usize>();
+        let columns = self.pieces.iter_mut().zip(pieces);
+        columns.for_each(|(pieces, piece)| pieces.push(piece));
     }
 
     /// Writes the open row group, if there is one.
@@ -116,16 +117,16 @@ impl<W: Write + Send> Writer<W> {
         }
         let mut group = self.file.next_row_group()?;
         let columns = self.schema.fields().iter().zip(root.get_fields());
-        for (((field, leaves), arrays), habit) in
-            columns.zip(&mut self.arrays).zip(&mut self.habits.columns)
+        for (((field, leaves), pieces), habit) in
+            columns.zip(&mut self.pieces).zip(&mut self.habits.columns)
         {
-            if let Some(constant) = Constant::new(field, leaves, &properties, arrays)? {
+            let pieces = mem::take(pieces);
+            if let Some(constant) = Constant::new(field, leaves, &properties, &pieces)? {
                 constant.append_to(&mut group)?;
-                arrays.clear();
                 continue;
             }
             let properties = habit.applied(&properties, field.name());
-            let chunks = encode(field, leaves, &properties, mem::take(arrays))?;
+            let chunks = encode(field, leaves, &properties, pieces)?;
             if let [chunk] = &chunks[..] {
                 habit.learn(chunk, &properties);
             }
@@ -135,7 +136,13 @@ impl<W: Write + Send> Writer<W> {
         }
         group.close()?;
         self.taken_bytes += mem::take(&mut self.kept_bytes);
+        self.rows = 0;
         Ok(())
+    }
+
+    /// Rows of the open row group.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
     }
 
     /// Bytes in memory that [`Writer::end_group`] frees.
@@ -186,14 +193,16 @@ pub(super) fn encode(
     field: &FieldRef,
     leaves: &TypePtr,
     properties: &WriterPropertiesPtr,
-    arrays: Vec<ArrayRef>,
+    pieces: Vec<Piece>,
 ) -> Result<Vec<ArrowColumnChunk>> {
     let root = Type::group_type_builder("schema").with_fields(vec![Arc::clone(leaves)]).build()?;
     let alone = SerializedFileWriter::new(io::sink(), Arc::new(root), Arc::clone(properties))?;
     let schema = Arc::new(Schema::new(vec![Arc::clone(field)]));
     let factory = ArrowRowGroupWriterFactory::new(&alone, schema);
     let mut encoders = factory.create_column_writers(0)?;
-    for array in arrays {
+    for piece in pieces {
+        let array = piece.array()?;
+        drop(piece);
         for (encoder, leaf) in encoders.iter_mut().zip(compute_leaves(field, &array)?) {
             encoder.write(&leaf)?;
         }
@@ -249,7 +258,9 @@ const TRY_AGAIN_GROUPS: usize = 16;
 
 #[cfg(test)]
 mod tests {
-    use arrow_array::{BinaryArray, Int64Array, ListArray, StringArray, types::Int32Type};
+    use arrow_array::{
+        ArrayRef, BinaryArray, Int64Array, ListArray, RecordBatch, StringArray, types::Int32Type,
+    };
     use bytes::Bytes;
     use parquet::{
         arrow::arrow_reader::ParquetRecordBatchReaderBuilder, file::metadata::ColumnChunkMetaData,
@@ -269,6 +280,10 @@ mod tests {
         .unwrap()
     }
 
+    fn pieces(batch: &RecordBatch) -> Vec<Piece> {
+        batch.columns().iter().map(|array| Piece::Array(Arc::clone(array))).collect()
+    }
+
     fn read(file: Vec<u8>) -> (Vec<usize>, RecordBatch) {
         let reader = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(file)).unwrap();
         let groups = reader.metadata().row_groups().iter();
@@ -286,13 +301,13 @@ mod tests {
         let mut writer =
             Writer::new(vec![], &whole.schema(), properties.clone(), Habits::default()).unwrap();
         writer.end_group().unwrap();
-        writer.add(&batch(0, 1000));
-        writer.add(&batch(1000, 2000));
+        writer.add(pieces(&batch(0, 1000)));
+        writer.add(pieces(&batch(1000, 2000)));
         assert!(writer.memory() > 3000 * 8);
         writer.end_group().unwrap();
         assert_eq!((writer.memory(), writer.groups()), (0, 1));
         let written = writer.encoded();
-        writer.add(&batch(3000, 2000));
+        writer.add(pieces(&batch(3000, 2000)));
         assert!(writer.encoded() > written);
         let file = writer.into_inner().unwrap();
         assert_eq!(read(file), (vec![3000, 2000], whole.clone()));
@@ -302,7 +317,7 @@ mod tests {
         library.write(&whole).unwrap();
         let mut writer =
             Writer::new(vec![], &whole.schema(), properties, Habits::default()).unwrap();
-        writer.add(&whole);
+        writer.add(pieces(&whole));
         let (ours, theirs) = (writer.into_inner().unwrap(), library.into_inner().unwrap());
         assert_eq!(ours, theirs, "byte by byte");
     }
@@ -349,7 +364,7 @@ mod tests {
         let mut writer =
             Writer::new(vec![], &group.schema(), properties(), Habits::default()).unwrap();
         for _ in 0..3 {
-            writer.add(&group);
+            writer.add(pieces(&group));
             writer.end_group().unwrap();
         }
         let habits = writer.habits().clone();
@@ -361,7 +376,7 @@ mod tests {
         // The next file of the table begins with what this one has shown, and tries again at last.
         let mut writer = Writer::new(vec![], &group.schema(), properties(), habits).unwrap();
         for _ in 0..TRY_AGAIN_GROUPS {
-            writer.add(&group);
+            writer.add(pieces(&group));
             writer.end_group().unwrap();
         }
         let file = writer.into_inner().unwrap();

@@ -1,0 +1,67 @@
+//! Some rows of one column, on their way into a file: an array, or the value that stands in all of them. Pure.
+
+use arrow_array::{Array, ArrayRef, UInt32Array};
+use arrow_select::take::take;
+use parquet::errors::Result;
+
+/// Some rows of one column.
+#[derive(Clone, Debug)]
+pub(super) enum Piece {
+    /// A value of each.
+    Array(ArrayRef),
+    /// So many rows, and the value of all of them, as an array of one.
+    Same(ArrayRef, usize),
+}
+
+impl Piece {
+    /// How many there are.
+    pub(super) fn rows(&self) -> usize {
+        match self {
+            Self::Array(array) => array.len(),
+            Self::Same(_, rows) => *rows,
+        }
+    }
+
+    /// Bytes that it takes in memory.
+    pub(super) fn memory(&self) -> usize {
+        match self {
+            Self::Array(array) => array.get_array_memory_size(),
+            Self::Same(value, _) => value.get_array_memory_size(),
+        }
+    }
+
+    /// A value of each.
+    ///
+    /// # Errors
+    ///
+    /// Arrow's offsets do not reach so far.
+    pub(super) fn array(&self) -> Result<ArrayRef> {
+        match self {
+            Self::Array(array) => Ok(ArrayRef::clone(array)),
+            Self::Same(value, rows) => {
+                let first = UInt32Array::from(vec![0; *rows]);
+                Ok(take(value, &first, None)?)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::StringArray;
+
+    use super::*;
+
+    #[test]
+    fn one_value_is_as_many_as_are_said() {
+        let one: ArrayRef = Arc::new(StringArray::from(vec!["x"]));
+        let same = Piece::Same(one, 3);
+        let whole: ArrayRef = Arc::new(StringArray::from(vec!["x"; 3]));
+        assert_eq!((same.rows(), &same.array().unwrap()), (3, &whole));
+        let array = Piece::Array(Arc::clone(&whole));
+        assert_eq!((array.rows(), &array.array().unwrap()), (3, &whole));
+        assert_eq!(Piece::Same(whole.slice(0, 1), 0).array().unwrap().len(), 0);
+    }
+}
