@@ -1,7 +1,6 @@
 //! Column chunks in which one value stands in every row, written as one run.
 //!
-//! Of every snapshot such are `_op`, `_sequence`, `_position` and `_committed_at`, and of many tables a state
-//! or a filler. The library's writer hashes and compares each row: of narrow rows that was a third of sealing.
+//! Of every snapshot such are all columns that the lake adds, and of many tables a state or a filler. The library's writer hashes and compares each row: of narrow rows that was a third of sealing.
 //! The value itself, its dictionary page and its statistics are the library's, from a chunk of one row; the
 //! data page is a run of that many rows
 //! (<https://parquet.apache.org/docs/file-format/data-pages/encodings/>, "Run Length Encoding").
@@ -28,6 +27,7 @@ use parquet::{
     file::{
         metadata::{ColumnIndexBuilder, LevelHistogram, OffsetIndexBuilder},
         properties::{EnabledStatistics, WriterPropertiesPtr},
+        statistics::Statistics,
         writer::{
             SerializedFileWriter, SerializedPageWriter, SerializedRowGroupWriter, TrackedWrite,
         },
@@ -37,14 +37,11 @@ use parquet::{
 
 use super::{pieces::Piece, writer::encode};
 
-/// A chunk, ready to be written.
-pub(super) struct Constant {
-    bytes: Bytes,
-    close: ColumnCloseResult,
-}
+/// The chunks of a column, ready to be written: of a flat column one.
+pub(super) struct Constant(Vec<(Bytes, ColumnCloseResult)>);
 
 impl Constant {
-    /// The chunk of these rows; `None`: they do not hold one value only, or are few.
+    /// The chunks of these rows; `None`: they do not hold one value only, or are few.
     ///
     /// # Errors
     ///
@@ -61,70 +58,142 @@ impl Constant {
         }
         let rows: usize = pieces.iter().map(Piece::rows).sum();
         let Some(value) = value(pieces).filter(|_| rows >= ROWS_MIN) else { return Ok(None) };
-        let (Ok(rows), Ok(page_rows)) = (i64::try_from(rows), u32::try_from(rows)) else {
-            return Ok(None);
-        };
-        let Some((dictionary, mut close)) = one_row(field, leaves, properties, &value)? else {
-            return Ok(None);
-        };
-        let descriptor = close.metadata.column_descr_ptr();
-        let body = body(page_rows, descriptor.max_def_level() > 0);
-        let (body_bytes, mut sink) = (body.len(), TrackedWrite::new(vec![]));
-        let page = Page::DataPage {
-            buf: body.into(),
-            num_values: page_rows,
-            encoding: Encoding::RLE_DICTIONARY,
-            def_level_encoding: Encoding::RLE,
-            rep_level_encoding: Encoding::RLE,
-            statistics: None,
-        };
-        SerializedPageWriter::new(&mut sink).write_page(CompressedPage::new(page, body_bytes))?;
-        let page = sink.into_inner()?;
-        let statistics = close.metadata.statistics();
-        let bounds =
-            statistics.and_then(|found| Some((found.min_bytes_opt()?, found.max_bytes_opt()?)));
-        let Some((least, most)) = bounds else { return Ok(None) };
-        let levels = (descriptor.max_def_level() > 0).then(|| LevelHistogram::from(vec![0, rows]));
-        let mut index = ColumnIndexBuilder::new(descriptor.physical_type());
-        let is_float =
-            matches!(descriptor.physical_type(), PhysicalType::FLOAT | PhysicalType::DOUBLE);
-        index.append(false, least.to_vec(), most.to_vec(), 0, is_float.then_some(0));
-        index.set_boundary_order(BoundaryOrder::ASCENDING);
-        index.append_histograms(&None, &levels);
-        let long = close.metadata.unencoded_byte_array_data_bytes().map(|bytes| bytes * rows);
-        let (at, length) = (signed(dictionary.len()), signed(page.len()));
-        let mut offsets = OffsetIndexBuilder::new();
-        offsets.append_row_count(rows);
-        offsets.append_offset_and_size(at, i32::try_from(length).unwrap_or(i32::MAX));
-        offsets.append_unencoded_byte_array_data_bytes(long);
-        close.metadata = close
-            .metadata
-            .into_builder()
-            .set_num_values(rows)
-            .set_total_compressed_size(at + length)
-            .set_total_uncompressed_size(at + length)
-            .set_dictionary_page_offset(Some(0))
-            .set_data_page_offset(at)
-            .set_definition_level_histogram(levels)
-            .set_unencoded_byte_array_data_bytes(long)
-            .build()?;
-        (close.rows_written, close.bytes_written) =
-            (rows.cast_unsigned(), (at + length).cast_unsigned());
-        (close.column_index, close.offset_index) = (Some(index.build()?), Some(offsets.build()));
-        Ok(Some(Self { bytes: [dictionary, page].concat().into(), close }))
+        let Ok(rows) = u32::try_from(rows) else { return Ok(None) };
+        if value.data_type().is_nested() {
+            return nothing(field, leaves, properties, &value, rows).map(Some);
+        }
+        let chunk = flat(field, leaves, properties, &value, rows)?;
+        Ok(chunk.map(|chunk| Self(vec![chunk])))
     }
 
-    /// Writes it as the group's next chunk.
+    /// Writes them as the group's next chunks.
     ///
     /// # Errors
     ///
-    /// It is of another column, or the file refuses it.
+    /// They are of another column, or the file refuses them.
     pub(super) fn append_to<W: Write + Send>(
         self,
         group: &mut SerializedRowGroupWriter<'_, W>,
     ) -> Result<()> {
-        group.append_column(&self.bytes, self.close)
+        self.0.into_iter().try_for_each(|(bytes, close)| group.append_column(&bytes, close))
     }
+}
+
+/// The chunk of a flat column; `None`: its value has no bounds.
+fn flat(
+    field: &FieldRef,
+    leaves: &TypePtr,
+    properties: &WriterPropertiesPtr,
+    value: &ArrayRef,
+    rows: u32,
+) -> Result<Option<(Bytes, ColumnCloseResult)>> {
+    let Some((dictionary, mut close)) = one_row(field, leaves, properties, value)? else {
+        return Ok(None);
+    };
+    let descriptor = close.metadata.column_descr_ptr();
+    let mut body = vec![];
+    if descriptor.max_def_level() > 0 {
+        body.extend(levels(rows, 1));
+    }
+    // The width of an index: there is one.
+    body.push(0);
+    body.extend(run(rows));
+    let page = page(rows, Encoding::RLE_DICTIONARY, body)?;
+    let statistics = close.metadata.statistics();
+    let bounds =
+        statistics.and_then(|found| Some((found.min_bytes_opt()?, found.max_bytes_opt()?)));
+    let Some((least, most)) = bounds else { return Ok(None) };
+    let rows = i64::from(rows);
+    let levels = (descriptor.max_def_level() > 0).then(|| LevelHistogram::from(vec![0, rows]));
+    let mut index = ColumnIndexBuilder::new(descriptor.physical_type());
+    let is_float = matches!(descriptor.physical_type(), PhysicalType::FLOAT | PhysicalType::DOUBLE);
+    index.append(false, least.to_vec(), most.to_vec(), 0, is_float.then_some(0));
+    index.set_boundary_order(BoundaryOrder::ASCENDING);
+    index.append_histograms(&None, &levels);
+    let long = close.metadata.unencoded_byte_array_data_bytes().map(|bytes| bytes * rows);
+    let metadata = close
+        .metadata
+        .into_builder()
+        .set_dictionary_page_offset(Some(0))
+        .set_definition_level_histogram(levels)
+        .set_unencoded_byte_array_data_bytes(long);
+    close.metadata = metadata.build()?;
+    close.column_index = Some(index.build()?);
+    let at = signed(dictionary.len());
+    let close = closed(close, (at, signed(page.len())), rows)?;
+    Ok(Some(([dictionary, page].concat().into(), close)))
+}
+
+/// The chunks of a list or map, one for each of its leaves, that is empty, or NULL, in every row.
+fn nothing(
+    field: &FieldRef,
+    leaves: &TypePtr,
+    properties: &WriterPropertiesPtr,
+    value: &ArrayRef,
+    rows: u32,
+) -> Result<Constant> {
+    let properties = properties.as_ref().clone().into_builder().set_dictionary_enabled(false);
+    let properties = Arc::new(properties.build());
+    let one = encode(field, leaves, &properties, vec![Piece::Same(Arc::clone(value), 1)])?;
+    let level = u8::from(field.is_nullable() && value.is_valid(0));
+    let chunks = one.into_iter().map(|chunk| {
+        let mut close = chunk.close().clone();
+        let descriptor = close.metadata.column_descr_ptr();
+        let page = page(rows, Encoding::PLAIN, [levels(rows, 0), levels(rows, level)].concat())?;
+        let rows = i64::from(rows);
+        let histogram = |most: i16, level: u8| {
+            let mut counts = vec![0; usize::try_from(most).unwrap_or(0) + 1];
+            counts[usize::from(level)] = rows;
+            Some(LevelHistogram::from(counts))
+        };
+        let (repeated, defined) = (
+            histogram(descriptor.max_rep_level(), 0),
+            histogram(descriptor.max_def_level(), level),
+        );
+        let mut index = ColumnIndexBuilder::new(descriptor.physical_type());
+        index.append(true, vec![], vec![], rows, None);
+        index.set_boundary_order(BoundaryOrder::ASCENDING);
+        index.append_histograms(&repeated, &defined);
+        let nulls = Some(rows.cast_unsigned());
+        let metadata = close
+            .metadata
+            .into_builder()
+            .set_compression(Compression::UNCOMPRESSED)
+            .set_dictionary_page_offset(None)
+            .set_statistics(Statistics::byte_array(None, None, None, nulls, false))
+            .set_repetition_level_histogram(repeated)
+            .set_definition_level_histogram(defined);
+        close.metadata = metadata.build()?;
+        close.column_index = Some(index.build()?);
+        let close = closed(close, (0, signed(page.len())), rows)?;
+        Ok((page.into(), close))
+    });
+    chunks.collect::<Result<_>>().map(Constant)
+}
+
+/// What is said of a chunk whose data page, of so many rows, is at `at` and has `length` bytes.
+fn closed(
+    mut close: ColumnCloseResult,
+    (at, length): (i64, i64),
+    rows: i64,
+) -> Result<ColumnCloseResult> {
+    let mut offsets = OffsetIndexBuilder::new();
+    offsets.append_row_count(rows);
+    offsets.append_offset_and_size(at, i32::try_from(length).unwrap_or(i32::MAX));
+    offsets
+        .append_unencoded_byte_array_data_bytes(close.metadata.unencoded_byte_array_data_bytes());
+    close.offset_index = Some(offsets.build());
+    close.metadata = close
+        .metadata
+        .into_builder()
+        .set_num_values(rows)
+        .set_total_compressed_size(at + length)
+        .set_total_uncompressed_size(at + length)
+        .set_data_page_offset(at)
+        .build()?;
+    (close.rows_written, close.bytes_written) =
+        (rows.cast_unsigned(), (at + length).cast_unsigned());
+    Ok(close)
 }
 
 /// The dictionary page of a chunk that the library writes of one row, without compression, and what it says
@@ -160,25 +229,37 @@ fn one_row(
     Ok(page.map(|page| (page.to_vec(), close)))
 }
 
-/// A data page of version 1: levels if there are any, the width of an index (there is one: 0 bits), a run.
-fn body(rows: u32, levels: bool) -> Vec<u8> {
-    let mut run = vec![];
-    let mut rest = u64::from(rows) << 1;
+/// A data page of version 1, with its header.
+fn page(rows: u32, encoding: Encoding, body: Vec<u8>) -> Result<Vec<u8>> {
+    let (body_bytes, mut sink) = (body.len(), TrackedWrite::new(vec![]));
+    let page = Page::DataPage {
+        buf: body.into(),
+        num_values: rows,
+        encoding,
+        def_level_encoding: Encoding::RLE,
+        rep_level_encoding: Encoding::RLE,
+        statistics: None,
+    };
+    SerializedPageWriter::new(&mut sink).write_page(CompressedPage::new(page, body_bytes))?;
+    sink.into_inner()
+}
+
+/// Levels of a page of version 1 that are one in every row.
+fn levels(rows: u32, level: u8) -> Vec<u8> {
+    let run = run(rows);
+    let length = u32::try_from(run.len() + 1).expect("a run's head is a few bytes");
+    [&length.to_le_bytes()[..], &run, &[level]].concat()
+}
+
+/// The head of a run: what is repeated, if it takes any bits, follows.
+fn run(rows: u32) -> Vec<u8> {
+    let (mut run, mut rest) = (vec![], u64::from(rows) << 1);
     while rest > 0x7F {
         run.push(rest.to_le_bytes()[0] | 0x80);
         rest >>= 7;
     }
     run.push(rest.to_le_bytes()[0]);
-    let mut body = vec![];
-    if levels {
-        let length = u32::try_from(run.len() + 1).expect("a run's head is a few bytes");
-        body.extend(length.to_le_bytes());
-        body.extend(&run);
-        body.push(1);
-    }
-    body.push(0);
-    body.extend(run);
-    body
+    run
 }
 
 /// The value that stands everywhere, as an array of one.
@@ -192,9 +273,10 @@ fn value(pieces: &[Piece]) -> Option<ArrayRef> {
         Piece::Array(array) => {
             array.is_empty() || (is_alike(array) && array.slice(0, 1).to_data() == data)
         }
-        Piece::Same(value, rows) => *rows == 0 || value.to_data() == data,
+        Piece::Same(value, rows) => *rows == 0 || (is_alike(value) && value.to_data() == data),
     };
-    (is_flat(&value) && !is_nan(&value) && pieces.iter().all(same)).then_some(value)
+    let counts = !value.data_type().is_nested() && (value.null_count() > 0 || is_nan(&value));
+    (!counts && pieces.iter().all(same)).then_some(value)
 }
 
 /// Whether it is no number: statistics count such, one by one.
@@ -206,13 +288,17 @@ fn is_nan(value: &ArrayRef) -> bool {
     }
 }
 
-/// Whether it is one of a flat column, and not NULL.
-fn is_flat(value: &ArrayRef) -> bool {
-    value.null_count() == 0 && !value.data_type().is_nested()
-}
-
-/// Whether all values are the same, and none NULL. Of other types than those of flat columns: no.
+/// Whether all values are the same, and none NULL; of lists and maps, whether all are empty, or all NULL.
 fn is_alike(array: &ArrayRef) -> bool {
+    let bounds = match array.data_type() {
+        DataType::List(_) => Some(array.as_list::<i32>().offsets()),
+        DataType::Map(..) => Some(array.as_map().offsets()),
+        _ => None,
+    };
+    if let Some(bounds) = bounds {
+        let nulls = array.null_count();
+        return bounds.first() == bounds.last() && (nulls == 0 || nulls == array.len());
+    }
     if array.null_count() > 0 {
         return false;
     }
@@ -284,7 +370,14 @@ mod tests {
     };
 
     use super::*;
-    use crate::seal::writer::{Habits, Writer};
+    use crate::{
+        seal::{
+            Op,
+            meta::{MetaArrays, RowMeta},
+            writer::{Habits, Writer},
+        },
+        units::{Position, Timestamp},
+    };
 
     const ROWS: usize = 30_000;
 
@@ -293,6 +386,15 @@ mod tests {
         let uuids = std::iter::repeat_n([7; 16], rows);
         let decimal =
             Decimal128Array::from(vec![-5; rows]).with_precision_and_scale(38, 2).unwrap();
+        let mut own = MetaArrays::new();
+        let (op, position, committed_at) = (Op::Snapshot, Position(1), Timestamp(0));
+        let meta = RowMeta { op, sequence: 0, position, committed_at, xid: None };
+        own.append_alike(meta, rows);
+        let [.., names, pairs, gone] = own.finish().map(|piece| piece.array().unwrap());
+        (0..rows - 1).for_each(|_| own.append(meta, true));
+        own.unchanged().push("last");
+        own.append(meta, true);
+        let [.., some, _, empty] = own.finish().map(|piece| piece.array().unwrap());
         let last = |row: usize| if row + 1 < rows { "same" } else { "samf" };
         vec![
             ("small", Arc::new(Int16Array::from(vec![-3; rows])), true),
@@ -336,6 +438,11 @@ mod tests {
                 Arc::new(BinaryArray::from_iter_values(std::iter::repeat_n([255; 90], rows))),
                 true,
             ),
+            ("names", names, false),
+            ("pairs", pairs, false),
+            ("gone", gone, true),
+            ("no_pairs", empty, true),
+            ("some", some, false),
             ("none", Arc::new(Int32Array::from(vec![None; rows])), true),
             ("other", Arc::new(StringArray::from_iter_values((0..rows).map(last))), true),
         ]
@@ -397,18 +504,23 @@ mod tests {
                 let name = ours.column_path().string();
                 let said = |of: &ColumnChunkMetaData| {
                     let histogram = of.definition_level_histogram();
+                    let repeated = of.repetition_level_histogram();
                     let bytes = of.unencoded_byte_array_data_bytes();
-                    format!("{} {:?} {histogram:?} {bytes:?}", of.num_values(), of.statistics())
+                    let (values, statistics) = (of.num_values(), of.statistics());
+                    format!("{values} {statistics:?} {histogram:?} {repeated:?} {bytes:?}")
                 };
                 assert_eq!(said(ours), said(theirs), "{name}");
                 let index = |index: usize| format!("{:?}", indexes[index].column_index(at));
                 assert_eq!(index(0), index(1), "{name}");
                 let is_run = ours.compression() == Compression::UNCOMPRESSED;
                 runs += usize::from(is_run);
-                assert_eq!(is_run, !["nan", "none", "other"].contains(&name.as_str()), "{name}");
+                let column = name.split('.').next().unwrap();
+                let others = ["nan", "none", "other", "some"];
+                assert_eq!(is_run, !others.contains(&column), "{name}");
             }
         }
-        assert_eq!(runs, 2 * (columns(1).len() - 3));
+        // A map has two leaves.
+        assert_eq!(runs, 2 * (columns(1).len() - 4 + 3));
     }
 
     #[test]
@@ -430,7 +542,8 @@ mod tests {
 
     #[test]
     fn the_run_is_pinned() {
-        assert_eq!(body(1, false), [0, 2]);
-        assert_eq!(body(300, true), [3, 0, 0, 0, 0xD8, 0x04, 1, 0, 0xD8, 0x04]);
+        assert_eq!(run(1), [2]);
+        assert_eq!(run(300), [0xD8, 0x04]);
+        assert_eq!(levels(300, 1), [3, 0, 0, 0, 0xD8, 0x04, 1]);
     }
 }
