@@ -134,7 +134,7 @@ fn nothing(
 ) -> Result<Constant> {
     let properties = properties.as_ref().clone().into_builder().set_dictionary_enabled(false);
     let properties = Arc::new(properties.build());
-    let one = encode(field, leaves, &properties, vec![Piece::Same(Arc::clone(value), 1)])?;
+    let one = encode(field, leaves, &properties, vec![Piece::Same(Arc::clone(value), 1)], None)?;
     let level = u8::from(field.is_nullable() && value.is_valid(0));
     let chunks = one.into_iter().map(|chunk| {
         let mut close = chunk.close().clone();
@@ -211,7 +211,7 @@ fn one_row(
         .set_column_dictionary_enabled(path, true)
         .build();
     let properties = Arc::new(properties);
-    let chunks = encode(field, leaves, &properties, vec![Piece::Same(Arc::clone(value), 1)])?;
+    let chunks = encode(field, leaves, &properties, vec![Piece::Same(Arc::clone(value), 1)], None)?;
     let Ok([chunk]) = <[_; 1]>::try_from(chunks) else { return Ok(None) };
     let close = chunk.close().clone();
     let root = Type::group_type_builder("schema").with_fields(vec![Arc::clone(leaves)]).build()?;
@@ -374,6 +374,7 @@ mod tests {
         seal::{
             Op,
             meta::{MetaArrays, RowMeta},
+            pack::Scarce,
             writer::{Habits, Writer},
         },
         units::{Position, Timestamp},
@@ -482,8 +483,14 @@ mod tests {
             .set_compression(zstd)
             .set_data_page_row_count_limit(ROWS)
             .build();
-        let mut writer =
-            Writer::new(vec![], &whole.schema(), properties.clone(), Habits::default()).unwrap();
+        let mut writer = Writer::new(
+            vec![],
+            &whole.schema(),
+            properties.clone(),
+            Habits::default(),
+            Scarce::Cpu,
+        )
+        .unwrap();
         let mut library = ArrowWriter::try_new(vec![], whole.schema(), Some(properties)).unwrap();
         for _ in 0..2 {
             writer.add(pieces(whole.slice(0, 17).columns()));

@@ -183,7 +183,8 @@ impl Encoder {
                 Layout::Rows => maker.habits(&self.table),
                 Layout::Large => Habits::default(),
             };
-            let made = Writer::new(sink, &arrow_schema(&self.table), properties, habits);
+            let made =
+                Writer::new(sink, &arrow_schema(&self.table), properties, habits, maker.scarce());
             let made = made.map_err(|why| SealError::parquet(&self.table.qualified(), why))?;
             self.writer = Some(made);
         }

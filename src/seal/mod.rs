@@ -29,6 +29,7 @@ mod memory;
 mod meta;
 mod object;
 mod open;
+mod pack;
 mod pieces;
 mod schema;
 mod sealer;

@@ -17,6 +17,7 @@ use super::{
     envelope::{self, Metadata},
     gcm::{Encryptor, PLAINTEXT_BYTES_MAX},
     key::Keys,
+    pack::Scarce,
     spool::{Spool, SpoolFile},
     sums::Sums,
     writer::Habits,
@@ -83,6 +84,14 @@ impl Maker {
             all.clear();
         }
         all.insert(table.id, (table.version, habits.clone()));
+    }
+
+    /// What the objects that begin now should save.
+    pub(super) fn scarce(&self) -> Scarce {
+        match self.spool.bytes_waiting() > BEHIND_BYTES {
+            true => Scarce::Link,
+            false => Scarce::Cpu,
+        }
     }
 
     /// Begins an object of `table`.
@@ -186,6 +195,8 @@ impl Write for Sink {
     }
 }
 
+/// The link is behind if more waits for it: some objects of the usual size are on their way at any time.
+const BEHIND_BYTES: u64 = 256 << 20;
 /// Tables of which it is known what their columns showed.
 const HABITS_MAX: usize = 16_384;
 /// Encrypted and summed at once: fits the processor's cache.

@@ -149,6 +149,11 @@ impl Spool {
         self.0.show(self.0.waiting.fetch_add(bytes, Ordering::Relaxed) + bytes);
     }
 
+    /// Bytes of the objects that are recorded and not yet removed.
+    pub(super) fn bytes_waiting(&self) -> u64 {
+        self.0.waiting.load(Ordering::Relaxed)
+    }
+
     /// The other side.
     pub(super) fn reader(&self) -> SpoolReader {
         SpoolReader(Arc::clone(&self.0))

@@ -6,8 +6,8 @@
 //! table can have (`seal_encrypt` shows what a thousand take).
 //!
 //! What a column's chunk showed decides how its next one is encoded, in this file or the next of the table:
-//! without a dictionary if that did not hold the values, or was most of what was written; without zstd if
-//! that gained nothing. Each is tried again every few row groups.
+//! without a dictionary if that did not hold the values, or was most of what was written; and then compressed by
+//! what its first page advised ([`Method`]). Each is tried again every few row groups.
 //!
 //! **Invariant:** one encoder is there at a time. While the last array of a column is compressed it is
 //! there no more: of a large value no more than two copies are alive.
@@ -27,21 +27,26 @@ use parquet::{
         },
     },
     basic::{Compression, Encoding, PageType},
+    column::writer::ColumnCloseResult,
     errors::Result,
     file::{
-        properties::{WriterProperties, WriterPropertiesPtr},
+        properties::{WriterProperties, WriterPropertiesPtr, WriterVersion},
         writer::SerializedFileWriter,
     },
     schema::types::{ColumnPath, Type, TypePtr},
 };
 
-use super::{constant::Constant, pieces::Piece};
+use super::{
+    constant::Constant,
+    pack::{Method, Packer, Scarce},
+    pieces::Piece,
+};
 
 /// How the columns of a table are encoded, as their chunks so far advise.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Habits {
     columns: Vec<Habit>,
-    /// Row groups since each was tried.
+    /// Row groups since all was tried.
     groups: usize,
 }
 
@@ -50,8 +55,8 @@ pub(super) struct Habits {
 struct Habit {
     /// Without a dictionary.
     plain: bool,
-    /// Without zstd.
-    raw: bool,
+    /// How its pages are compressed, without a dictionary, and what that was chosen for; `None`: the next one shows it.
+    method: Option<(Scarce, Method)>,
 }
 
 /// The writer of one file.
@@ -64,13 +69,16 @@ pub(super) struct Writer<W: Write + Send> {
     habits: Habits,
     /// Of the file's properties what concerns its columns.
     columns: WriterPropertiesPtr,
+    /// Whether pages are compressed here, and not by the library.
+    packs: bool,
+    scarce: Scarce,
     kept_bytes: usize,
     /// Of all row groups that were written, before they were encoded.
     taken_bytes: usize,
 }
 
 impl<W: Write + Send> Writer<W> {
-    /// Begins a file. `habits`: of the file before, of the same schema.
+    /// Begins a file. `habits`: of the file before, of the same schema. `scarce`: what its pages should save.
     ///
     /// # Errors
     ///
@@ -80,15 +88,33 @@ impl<W: Write + Send> Writer<W> {
         schema: &SchemaRef,
         properties: WriterProperties,
         mut habits: Habits,
+        scarce: Scarce,
     ) -> Result<Self> {
-        let columns = properties.clone().into_builder().set_key_value_metadata(None).build();
+        let columns = properties.clone().into_builder().set_key_value_metadata(None);
+        let packs = properties.writer_version() == WriterVersion::PARQUET_1_0
+            && matches!(properties.compression(&ColumnPath::new(vec![])), Compression::ZSTD(_));
+        let columns = match packs {
+            true => columns.set_compression(Compression::UNCOMPRESSED).build(),
+            false => columns.build(),
+        };
         let writer = ArrowWriter::try_new(to, Arc::clone(schema), Some(properties))?;
         let (file, _) = writer.into_serialized_writer()?;
         let width = schema.fields().len();
         habits.columns.resize(width, Habit::default());
         let (schema, pieces) = (Arc::clone(schema), vec![vec![]; width]);
         let columns = Arc::new(columns);
-        Ok(Self { file, schema, pieces, rows: 0, habits, columns, kept_bytes: 0, taken_bytes: 0 })
+        Ok(Self {
+            file,
+            schema,
+            pieces,
+            rows: 0,
+            habits,
+            columns,
+            packs,
+            scarce,
+            kept_bytes: 0,
+            taken_bytes: 0,
+        })
     }
 
     /// Adds rows to the open row group: a piece of each column.
@@ -110,11 +136,8 @@ impl<W: Write + Send> Writer<W> {
         }
         let root = self.file.schema_descr().root_schema_ptr();
         let properties = Arc::clone(&self.columns);
-        self.habits.groups += 1;
-        if self.habits.groups > TRY_AGAIN_GROUPS {
-            self.habits.groups = 0;
-            self.habits.columns.fill(Habit::default());
-        }
+        self.habits.next();
+        let packer = self.packs.then(|| Packer::new(self.scarce)).transpose()?;
         let mut group = self.file.next_row_group()?;
         let columns = self.schema.fields().iter().zip(root.get_fields());
         for (((field, leaves), pieces), habit) in
@@ -126,12 +149,22 @@ impl<W: Write + Send> Writer<W> {
                 continue;
             }
             let properties = habit.applied(&properties, field.name());
-            let chunks = encode(field, leaves, &properties, pieces)?;
-            if let [chunk] = &chunks[..] {
-                habit.learn(chunk, &properties);
-            }
-            for chunk in chunks {
-                chunk.append_to_row_group(&mut group)?;
+            let Some(packer) = &packer else {
+                for chunk in encode(field, leaves, &properties, pieces, None)? {
+                    chunk.append_to_row_group(&mut group)?;
+                }
+                continue;
+            };
+            packer.begin(habit.method(&properties, field.name(), self.scarce));
+            let chunks = encode(field, leaves, &properties, pieces, Some(packer))?;
+            let is_flat = chunks.len() == 1;
+            for (leaf, chunk) in (0..).zip(chunks) {
+                let (chunk, close) = packer.end(leaf, chunk.close().clone())?;
+                if is_flat {
+                    let method = packer.method().map(|method| (self.scarce, method));
+                    habit.learn(&close, &properties, method);
+                }
+                group.append_column(&chunk, close)?;
             }
         }
         group.close()?;
@@ -188,17 +221,21 @@ impl<W: Write + Send> Writer<W> {
 }
 
 /// Encodes one column, whose `leaves` have encoders of their own: asked for those of the whole schema, the
-/// library makes all of them at once.
+/// library makes all of them at once. With a packer the pages go there, and not into the chunk.
 pub(super) fn encode(
     field: &FieldRef,
     leaves: &TypePtr,
     properties: &WriterPropertiesPtr,
     pieces: Vec<Piece>,
+    packer: Option<&Packer>,
 ) -> Result<Vec<ArrowColumnChunk>> {
     let root = Type::group_type_builder("schema").with_fields(vec![Arc::clone(leaves)]).build()?;
     let alone = SerializedFileWriter::new(io::sink(), Arc::new(root), Arc::clone(properties))?;
     let schema = Arc::new(Schema::new(vec![Arc::clone(field)]));
-    let factory = ArrowRowGroupWriterFactory::new(&alone, schema);
+    let mut factory = ArrowRowGroupWriterFactory::new(&alone, schema);
+    if let Some(packer) = packer {
+        factory = factory.with_page_store_factory(Arc::new(packer.clone()));
+    }
     let mut encoders = factory.create_column_writers(0)?;
     for piece in pieces {
         let array = piece.array()?;
@@ -210,25 +247,47 @@ pub(super) fn encode(
     encoders.into_iter().map(ArrowColumnWriter::close).collect()
 }
 
+impl Habits {
+    /// A row group comes.
+    fn next(&mut self) {
+        self.groups += 1;
+        if self.groups > TRY_ALL_AGAIN_GROUPS {
+            self.groups = 0;
+            self.columns.fill(Habit::default());
+        } else if self.groups.is_multiple_of(TRY_AGAIN_GROUPS) {
+            self.columns.iter_mut().for_each(|habit| habit.plain = false);
+        }
+    }
+}
+
 impl Habit {
     fn applied(self, properties: &WriterPropertiesPtr, column: &str) -> WriterPropertiesPtr {
-        if self == Self::default() {
+        if !self.plain {
             return Arc::clone(properties);
         }
         let path = ColumnPath::new(vec![column.to_owned()]);
-        let mut builder = properties.as_ref().clone().into_builder();
-        if self.plain {
-            builder = builder.set_column_dictionary_enabled(path.clone(), false);
-        }
-        if self.raw {
-            builder = builder.set_column_compression(path, Compression::UNCOMPRESSED);
-        }
-        Arc::new(builder.build())
+        let builder = properties.as_ref().clone().into_builder();
+        Arc::new(builder.set_column_dictionary_enabled(path, false).build())
     }
 
-    /// Takes what a chunk shows that was written with these properties.
-    fn learn(&mut self, chunk: &ArrowColumnChunk, properties: &WriterProperties) {
-        let close = chunk.close();
+    /// How the next chunk's pages are to be compressed, if that is known.
+    fn method(self, properties: &WriterProperties, column: &str, scarce: Scarce) -> Option<Method> {
+        let path = ColumnPath::new(vec![column.to_owned()]);
+        match self.method {
+            // The numbers of a dictionary always shrink, and say nothing of the values.
+            _ if properties.dictionary_enabled(&path) => Some(Method::Whole),
+            Some((of, method)) if of == scarce => Some(method),
+            _ => None,
+        }
+    }
+
+    /// Takes what a chunk shows that was written with these properties, and by this method.
+    fn learn(
+        &mut self,
+        close: &ColumnCloseResult,
+        properties: &WriterProperties,
+        method: Option<(Scarce, Method)>,
+    ) {
         let (packed, plain) =
             (close.metadata.compressed_size(), close.metadata.uncompressed_size());
         let Some(pages) = close.offset_index.as_ref().filter(|_| plain >= JUDGED_BYTES) else {
@@ -243,18 +302,17 @@ impl Habit {
             });
             self.plain = missed || dictionary > packed / 2;
         } else {
-            // The numbers of a dictionary always shrink.
-            self.raw |= packed > plain / 100 * INCOMPRESSIBLE_PERCENT;
+            self.method = method;
         }
     }
 }
 
 /// A chunk of fewer bytes, before compression, shows nothing.
 const JUDGED_BYTES: i64 = 16 << 10;
-/// Of what was to be compressed.
-const INCOMPRESSIBLE_PERCENT: i64 = 95;
-/// What was given up is tried again after so many row groups: values change in the course of a table.
+/// A dictionary that was given up is tried again after so many row groups: values change in the course of a table.
 const TRY_AGAIN_GROUPS: usize = 16;
+/// As above, all: to compress a page in several ways costs as much as some pages do.
+const TRY_ALL_AGAIN_GROUPS: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -298,8 +356,14 @@ mod tests {
     fn what_is_written_in_turn_reads_as_it_was_and_as_the_library_writes_it() {
         let whole = batch(0, 5000);
         let properties = WriterProperties::builder().build();
-        let mut writer =
-            Writer::new(vec![], &whole.schema(), properties.clone(), Habits::default()).unwrap();
+        let mut writer = Writer::new(
+            vec![],
+            &whole.schema(),
+            properties.clone(),
+            Habits::default(),
+            Scarce::Cpu,
+        )
+        .unwrap();
         writer.end_group().unwrap();
         writer.add(pieces(&batch(0, 1000)));
         writer.add(pieces(&batch(1000, 2000)));
@@ -316,7 +380,8 @@ mod tests {
             ArrowWriter::try_new(vec![], whole.schema(), Some(properties.clone())).unwrap();
         library.write(&whole).unwrap();
         let mut writer =
-            Writer::new(vec![], &whole.schema(), properties, Habits::default()).unwrap();
+            Writer::new(vec![], &whole.schema(), properties, Habits::default(), Scarce::Cpu)
+                .unwrap();
         writer.add(pieces(&whole));
         let (ours, theirs) = (writer.into_inner().unwrap(), library.into_inner().unwrap());
         assert_eq!(ours, theirs, "byte by byte");
@@ -362,7 +427,8 @@ mod tests {
                 .build()
         };
         let mut writer =
-            Writer::new(vec![], &group.schema(), properties(), Habits::default()).unwrap();
+            Writer::new(vec![], &group.schema(), properties(), Habits::default(), Scarce::Cpu)
+                .unwrap();
         for _ in 0..3 {
             writer.add(pieces(&group));
             writer.end_group().unwrap();
@@ -371,18 +437,20 @@ mod tests {
         let shapes = shape(writer.into_inner().unwrap());
         let (first, plain, raw) = ((true, true), (false, true), (false, false));
         assert_eq!(shapes[0], [first, first, first]);
-        assert_eq!(shapes[1], [first, plain, plain]);
+        // What does not shrink shows it in its first page.
+        assert_eq!(shapes[1], [first, plain, raw]);
         assert_eq!(shapes[2], [first, plain, raw]);
         // The next file of the table begins with what this one has shown, and tries again at last.
-        let mut writer = Writer::new(vec![], &group.schema(), properties(), habits).unwrap();
+        let mut writer =
+            Writer::new(vec![], &group.schema(), properties(), habits, Scarce::Cpu).unwrap();
         for _ in 0..TRY_AGAIN_GROUPS {
             writer.add(pieces(&group));
             writer.end_group().unwrap();
         }
         let file = writer.into_inner().unwrap();
         let again = shape(file.clone());
-        assert_eq!((&again[0], &again[12]), (&shapes[2], &shapes[2]));
-        assert_eq!(&again[13], &shapes[0]);
+        assert_eq!((&again[0], &again[11]), (&shapes[2], &shapes[2]));
+        assert_eq!((&again[12], &again[13]), (&shapes[0], &shapes[2]));
         let read = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(file)).unwrap();
         let read = read.with_batch_size(10_000).build().unwrap().map(Result::unwrap);
         assert!(read.map(|batch| batch.columns().to_vec()).all(|found| found == group.columns()));
@@ -391,8 +459,14 @@ mod tests {
     #[test]
     fn a_file_without_rows_has_its_schema() {
         let schema = batch(0, 1).schema();
-        let writer =
-            Writer::new(vec![], &schema, WriterProperties::default(), Habits::default()).unwrap();
+        let writer = Writer::new(
+            vec![],
+            &schema,
+            WriterProperties::default(),
+            Habits::default(),
+            Scarce::Cpu,
+        )
+        .unwrap();
         let file = writer.into_inner().unwrap();
         let reader = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(file)).unwrap();
         assert_eq!((reader.schema(), reader.metadata().num_row_groups()), (&schema, 0));

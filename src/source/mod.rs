@@ -285,7 +285,8 @@ pub struct SnapshotChunk {
 /// A piece of a snapshot chunk.
 #[derive(Debug)]
 pub enum RowBatch {
-    /// Rows as the database sent them (PostgreSQL: binary COPY tuples, whole ones, without header and trailer).
+    /// Rows as the database sent them (PostgreSQL: binary COPY tuples, whole ones, without header and trailer; each bare, or
+    /// in the CopyData message that it came in).
     Rows(Bytes),
     /// As [`RowBatch::Rows`]: rows that are gone, with NULL in all but their keys.
     Gone(Bytes),

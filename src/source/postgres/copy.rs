@@ -9,6 +9,7 @@
 
 use super::{
     super::{Cells, DecodeError, Place, Table},
+    gulp::FRAME_BYTES,
     pgoutput::sent,
 };
 
@@ -98,8 +99,8 @@ impl CopyFramer {
     }
 }
 
-/// Reads whole tuples of `table` from `at` on, until there are no more or `cells` is full: gives where it stopped. Tuples
-/// may lack the generated columns; those are [`Cell::Unchanged`](super::super::Cell::Unchanged).
+/// Reads whole tuples of `table` from `at` on, until there are no more or `cells` is full: gives where it stopped. Each may be
+/// in the CopyData message that it came in: no tuple begins with that byte, which has so many columns. Tuples may lack the generated columns; those are [`Cell::Unchanged`](super::super::Cell::Unchanged).
 ///
 /// # Errors
 ///
@@ -113,6 +114,9 @@ pub fn block(
     let width = table.columns.len();
     while at < batch.len() && !cells.is_full() {
         let begin = at;
+        if batch[at] == COPY_DATA {
+            at += FRAME_BYTES;
+        }
         let count = read::<2>(batch, at).map(i16::from_be_bytes);
         let count = count.and_then(|count| usize::try_from(count).ok());
         let count = count.ok_or_else(|| DecodeError::cut(TUPLE))?;
@@ -201,6 +205,8 @@ fn read<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 }
 
 const TUPLE: &str = "a COPY tuple";
+/// What a CopyData message begins with: as the upper half of a number of columns, more than 25,000.
+const COPY_DATA: u8 = b'd';
 const SIGNATURE: &[u8; 11] = b"PGCOPY\n\xFF\r\n\0";
 
 #[cfg(test)]
@@ -296,6 +302,25 @@ mod tests {
             PgDecoder::default().rows(&table(2), &whole, &mut |row| {
                 read.push(row.iter().map(|cell| match cell {
                     Cell::Binary(range) => Some(whole[range.clone()].to_vec()),
+                    _ => None,
+                }).collect());
+                Ok(())
+            }).unwrap();
+            prop_assert_eq!(&read, &rows);
+            // And each in its message, or not.
+            let mut messages = vec![];
+            for (number, row) in rows.iter().enumerate() {
+                let row = tuples(&vec![row.clone()]);
+                if number % 3 < 2 {
+                    messages.push(b'd');
+                    messages.extend(u32::try_from(row.len() + 4).unwrap().to_be_bytes());
+                }
+                messages.extend(row);
+            }
+            let mut read: Rows = vec![];
+            PgDecoder::default().rows(&table(2), &messages, &mut |row| {
+                read.push(row.iter().map(|cell| match cell {
+                    Cell::Binary(range) => Some(messages[range.clone()].to_vec()),
                     _ => None,
                 }).collect());
                 Ok(())

@@ -19,6 +19,8 @@ pub(crate) struct Gulp {
     rows: u64,
     begun: bool,
     ended: bool,
+    /// Rows are given in the messages that they come in.
+    framed: bool,
     cursor: Option<Cursor>,
 }
 
@@ -39,12 +41,46 @@ pub(crate) struct Rows {
     pub(crate) bytes: Bytes,
     /// How many.
     pub(crate) rows: u64,
+    /// Bytes of the messages around them.
+    pub(crate) framing: usize,
+}
+
+impl Rows {
+    /// Bytes of the rows.
+    pub(crate) fn payload(&self) -> u64 {
+        u64::try_from(self.bytes.len() - self.framing).unwrap_or(u64::MAX)
+    }
 }
 
 impl Gulp {
     /// Of a cursor.
     pub(crate) fn of_cursor() -> Self {
         Self { begun: true, cursor: Some(Cursor::default()), ..Self::default() }
+    }
+
+    /// Of a COPY whose rows are given as they lie in the connection's buffer: without a copy, each in its CopyData message.
+    pub(crate) fn framed(self) -> Self {
+        Self { framed: true, ..self }
+    }
+
+    /// Whether the messages that come are given as they are.
+    pub(crate) fn is_framed(&self) -> bool {
+        self.framed && self.begun && !self.ended
+    }
+
+    /// Whether a payload ends a COPY.
+    pub(crate) fn is_trailer(payload: &[u8]) -> bool {
+        payload == TRAILER
+    }
+
+    /// Rows that are given in their messages, so many.
+    pub(crate) fn give(&mut self, bytes: Bytes, rows: u64) -> Rows {
+        debug_assert!(
+            self.bytes.is_empty() && self.cursor.is_none(),
+            "those before are given first"
+        );
+        let framing = usize::try_from(rows).unwrap_or(usize::MAX).saturating_mul(FRAME_BYTES);
+        Rows { bytes, rows, framing }
     }
 
     /// Whether rows are asked for, and not just sent.
@@ -140,7 +176,7 @@ impl Gulp {
     pub(crate) fn pass(&mut self, payload: Bytes) -> Rows {
         debug_assert!(self.bytes.is_empty() && payload.remaining() >= BATCH_BYTES, "see passes");
         self.count(payload.len());
-        Rows { bytes: payload, rows: 1 }
+        Rows { bytes: payload, rows: 1, framing: 0 }
     }
 
     /// Whether a batch is worth handing on.
@@ -152,7 +188,7 @@ impl Gulp {
     pub(crate) fn take(&mut self) -> Option<Rows> {
         let bytes = std::mem::take(&mut self.bytes);
         let rows = std::mem::take(&mut self.rows);
-        (rows > 0).then(|| Rows { bytes: bytes.freeze(), rows })
+        (rows > 0).then(|| Rows { bytes: bytes.freeze(), rows, framing: 0 })
     }
 
     /// The server says that it has sent all.
@@ -184,6 +220,8 @@ fn wrong(what: &str) -> SourceError {
 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 const TRAILER: &[u8] = &[0xff, 0xff];
+/// Of a message around its payload: a tag and a length.
+pub(crate) const FRAME_BYTES: usize = 5;
 /// A batch is handed on from this size.
 pub(crate) const BATCH_BYTES: usize = 256 << 10;
 /// Asked for at once, from here on it is worth a nap.

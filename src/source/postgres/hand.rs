@@ -46,8 +46,8 @@ pub(super) async fn hand(
     rows: Rows,
     large: Option<Held<'static>>,
 ) -> Result<(), SourceError> {
-    let Rows { bytes, rows } = rows;
-    let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    let length = rows.payload();
+    let Rows { bytes, rows, .. } = rows;
     let ended = |_| SourceError::Ended;
     if bytes.len() > ROW_BYTES {
         drop(tell.reserve_many(BATCHES).await.map_err(|_| SourceError::Ended)?);

@@ -360,7 +360,7 @@ async fn read(
         true => wire.open_cursor(COPYING, &format!("SELECT {list} FROM {from}")).await?,
         false => {
             let sql = format!("COPY (SELECT {list} FROM {from}) TO STDOUT (FORMAT binary)");
-            wire.copy_out(COPYING, &sql).await?
+            wire.copy_out(COPYING, &sql).await?.framed()
         }
     };
     let mut total = 0;
@@ -376,7 +376,7 @@ async fn read(
         };
         let Some(rows) = wire.rows(COPYING, &mut gulp, LARGE_BYTES).await? else { break };
         total += rows.rows;
-        let bytes = u64::try_from(rows.bytes.len()).unwrap_or(u64::MAX);
+        let bytes = rows.payload();
         hand(&work.shared, &table.qualified(), &tell, rows, large).await?;
         pacer.take(bytes, &*work.shared.clock).await;
     }

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     error::SourceError,
-    gulp::{Gulp, Rows},
+    gulp::{BATCH_BYTES, Gulp, Rows},
     lull::{COPY_NAP, NAP},
     message::{self, Head, TextRow, unknown},
     tls::{self, Channel},
@@ -27,6 +27,9 @@ pub(crate) struct Wire {
     channel: Channel,
     host: String,
     input: BytesMut,
+    /// At the beginning of the input: bytes of whole messages, each of a row, which are given together; and how many.
+    /// What is called the first message is the one behind them.
+    walked: (usize, u64),
     output: BytesMut,
     /// What the server reported of itself: `server_version`, `TimeZone`, ….
     pub(crate) parameters: BTreeMap<String, String>,
@@ -47,6 +50,7 @@ impl Wire {
             channel,
             host,
             input,
+            walked: (0, 0),
             output,
             parameters,
             busy: false,
@@ -113,16 +117,17 @@ impl Wire {
         let whole = self.peek()?.map_or(0, |head| head.length);
         if whole > READ_BYTES {
             self.grown = true;
-            self.input.reserve(whole.saturating_sub(self.input.len()));
-        } else if self.input.capacity() - self.input.len() < READ_BYTES / 4 {
-            self.input.reserve(READ_BYTES);
+            self.input.reserve((self.walked.0 + whole).saturating_sub(self.input.len()));
+        } else if self.input.capacity() - self.input.len() < SMALL_READ_BYTES {
+            // Of rows that are given as they lie here, a batch and a read.
+            self.input.reserve(READ_BYTES + SMALL_READ_BYTES);
         }
         Ok(())
     }
 
     /// The head of the first message, even if its body is not there yet.
     fn peek(&self) -> Result<Option<Head>, SourceError> {
-        self.head_of(&self.input)
+        self.head_of(&self.input[self.walked.0..])
     }
 
     fn head_of(&self, buffer: &[u8]) -> Result<Option<Head>, SourceError> {
@@ -134,7 +139,7 @@ impl Wire {
 
     /// The head of the first message, once it is there as a whole.
     pub(crate) fn head(&self) -> Result<Option<Head>, SourceError> {
-        Ok(self.peek()?.filter(|head| head.length <= self.input.len()))
+        Ok(self.peek()?.filter(|head| head.length <= self.input.len() - self.walked.0))
     }
 
     /// The body of the first message.
@@ -264,7 +269,8 @@ impl Wire {
 
     /// Length of the row that comes next, if its beginning has come and its end has not.
     pub(crate) fn row_ahead(&self) -> Result<usize, SourceError> {
-        let head = self.peek()?.filter(|head| head.length > self.input.len());
+        let come = self.input.len() - self.walked.0;
+        let head = self.peek()?.filter(|head| head.length > come);
         Ok(head.map_or(0, |head| head.length))
     }
 
@@ -276,33 +282,28 @@ impl Wire {
         gulp: &mut Gulp,
         alone: usize,
     ) -> Result<Option<Rows>, SourceError> {
-        if gulp.is_of_cursor() && !self.busy {
-            let Some(rows) = gulp.ask() else {
-                self.of_table = false;
-                return Ok(None);
-            };
-            self.enter(doing)?;
-            self.send(|out| {
-                frontend::execute(CURSOR, rows, out)?;
-                frontend::sync(out);
-                Ok(())
-            })
-            .await?;
+        if gulp.is_of_cursor() && !self.busy && !self.ask(doing, gulp).await? {
+            return Ok(None);
+        }
+        if self.walked.1 > 0 {
+            return Ok(self.held(gulp));
         }
         let asked = self.row_ahead()? > alone;
         loop {
             while let Some(head) = self.head()? {
                 match head.tag {
                     b'd' | b'D' if gulp.is_row(head.tag) && gulp.passes(head.length - 5) => {
-                        if let Some(rows) = gulp.take() {
+                        if let Some(rows) = self.held(gulp) {
                             return Ok(Some(rows));
                         }
                         let row = self.take(head);
                         return Ok(Some(gulp.pass(row)));
                     }
-                    b'd' | b'D' if gulp.is_row(head.tag) && gulp.is_full() => {
-                        return Ok(gulp.take());
+                    b'd' | b'D' if gulp.is_row(head.tag) && self.is_full(gulp) => {
+                        return Ok(self.held(gulp));
                     }
+                    b'd' if gulp.is_framed() && self.walk(gulp)? => {}
+                    _ if self.walked.1 > 0 => return Ok(self.held(gulp)),
                     b'd' | b'D' if gulp.is_row(head.tag) => self.gulp(gulp)?,
                     b'C' | b's' if gulp.is_of_cursor() => {
                         gulp.answered(head.tag == b's');
@@ -327,11 +328,11 @@ impl Wire {
                     tag => return Err(unknown(doing, &char::from(tag).to_string())),
                 }
             }
-            if gulp.is_full() {
-                return Ok(gulp.take());
+            if self.is_full(gulp) {
+                return Ok(self.held(gulp));
             }
             if !asked && self.row_ahead()? > alone {
-                return Ok(Some(gulp.take().unwrap_or_default()));
+                return Ok(Some(self.held(gulp).unwrap_or_default()));
             }
             let read = match timeout(COPY_LIMIT, self.fill()).await {
                 Ok(read) => read?,
@@ -341,6 +342,62 @@ impl Wire {
                 self.channel.nap(COPY_NAP).await;
             }
         }
+    }
+
+    /// Asks the cursor for rows. False: it has given all.
+    async fn ask(&mut self, doing: &'static str, gulp: &mut Gulp) -> Result<bool, SourceError> {
+        let Some(rows) = gulp.ask() else {
+            self.of_table = false;
+            return Ok(false);
+        };
+        self.enter(doing)?;
+        let ask = self.send(|out| {
+            frontend::execute(CURSOR, rows, out)?;
+            frontend::sync(out);
+            Ok(())
+        });
+        ask.await.map(|()| true)
+    }
+
+    /// Whether a batch is worth handing on.
+    fn is_full(&self, gulp: &Gulp) -> bool {
+        gulp.is_full() || self.walked.0 >= BATCH_BYTES
+    }
+
+    /// The rows that are held, if any.
+    fn held(&mut self, gulp: &mut Gulp) -> Option<Rows> {
+        let (length, rows) = self.walked;
+        if rows == 0 {
+            return gulp.take();
+        }
+        // Those before have been copied, as the first one is.
+        if let Some(before) = gulp.take() {
+            return Some(before);
+        }
+        self.walked = (0, 0);
+        Some(gulp.give(self.input.split_to(length).freeze(), rows))
+    }
+
+    /// Goes past the rows that are there one after the other, until the batch is full or something else comes. Whether
+    /// there was one.
+    fn walk(&mut self, gulp: &Gulp) -> Result<bool, SourceError> {
+        let (mut at, mut rows) = self.walked;
+        while at < BATCH_BYTES {
+            let rest = &self.input[at..];
+            let Some(Head { tag: b'd', length }) = self.head_of(rest)? else { break };
+            if length > rest.len() || gulp.passes(length - 5) || Gulp::is_trailer(&rest[5..length])
+            {
+                break;
+            }
+            if length < 7 {
+                return Err(unknown("a row", "cut short"));
+            }
+            at += length;
+            rows += 1;
+        }
+        let came = rows > self.walked.1;
+        self.walked = (at, rows);
+        Ok(came)
     }
 
     /// Takes the rows that are there one after the other, until the batch is full or something else comes.
@@ -354,6 +411,9 @@ impl Wire {
             }
             gulp.push(&rest[5..length])?;
             taken += length;
+            if gulp.is_framed() {
+                break;
+            }
         }
         self.input.advance(taken);
         self.let_go();
@@ -594,7 +654,7 @@ mod tests {
 
     #[tokio::test]
     async fn rows_are_those_sent_however_they_come() {
-        for seed in 0..16 {
+        for (seed, is_framed) in (0..16).flat_map(|seed| [(seed, false), (seed, true)]) {
             let mut dice = fastrand::Rng::with_seed(seed);
             let header = [&b"PGCOPY\n\xff\r\n\0"[..], &[0; 8]].concat();
             let mut stream = framed(b'H', &[1, 0, 0]);
@@ -634,14 +694,26 @@ mod tests {
             };
             let receive = async {
                 let mut gulp = wire.copy_out("test", "COPY").await.unwrap();
+                if is_framed {
+                    gulp = gulp.framed();
+                }
                 let (mut found, mut counted) = (vec![], 0);
                 while let Some(batch) = wire.rows("test", &mut gulp, 1 << 18).await.unwrap() {
-                    found.extend_from_slice(&batch.bytes);
+                    let before = found.len();
+                    let mut rest = &batch.bytes[..];
+                    while batch.framing > 0 && !rest.is_empty() {
+                        let length = u32::from_be_bytes(*rest[1..].first_chunk().unwrap());
+                        let (message, after) = rest.split_at(1 + length as usize);
+                        found.extend_from_slice(&message[5..]);
+                        rest = after;
+                    }
+                    found.extend_from_slice(rest);
+                    assert_eq!(batch.payload(), (found.len() - before) as u64);
                     counted += batch.rows;
                 }
                 assert!(
                     counted == count && found == rows,
-                    "seed {seed}: {counted} of {count} rows"
+                    "seed {seed}, {is_framed}: {counted} of {count} rows"
                 );
             };
             tokio::join!(send, receive);

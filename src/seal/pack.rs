@@ -1,0 +1,503 @@
+//! Compresses the pages of column chunks with zstd, as they come from the library's encoders.
+//!
+//! The library would compress them itself, but with nothing to choose than a level, and a context made anew for each
+//! chunk. How well a column's values lend themselves shows in its first page: a smaller hash table, and longer steps
+//! while nothing matches, cost a third less and find as much in values that are random or all alike; in prose
+//! they find a fifth less. [`Method`] is the cheapest of those that come near the best; how near is a question of
+//! what is [`Scarce`].
+//!
+//! A page is its header, in Thrift's compact protocol, and its body
+//! (<https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>, `PageHeader`); of the
+//! header only the third field changes, the length of the body as it is written.
+//!
+//! **Invariant:** what a chunk says of its pages, their lengths and where they lie, is so of what was written.
+
+use std::{
+    fmt,
+    io::{self, Cursor, Read},
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use parquet::{
+    basic::{Compression, ZstdLevel},
+    column::{
+        page_store::{PageKey, PageStore, PageStoreArgs, PageStoreFactory},
+        writer::ColumnCloseResult,
+    },
+    errors::{ParquetError, Result},
+    file::reader::{ChunkReader, Length},
+};
+use zstd::{
+    bulk::Compressor,
+    zstd_safe::{CParameter, ParamSwitch, compress_bound},
+};
+
+/// What there is less of than is asked for.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) enum Scarce {
+    /// The link takes all that is sealed.
+    #[default]
+    Cpu,
+    /// What is sealed waits for it.
+    Link,
+}
+
+/// How a column's pages are compressed, the cheapest first.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Method {
+    /// Not at all.
+    Raw,
+    /// With a hash table of 16 KiB, and in steps of four bytes.
+    Quickest,
+    /// With a hash table of 16 KiB, and in steps of three bytes.
+    Quick,
+    /// With a hash table of 32 KiB.
+    Small,
+    /// As level 1 has it.
+    Whole,
+    /// As level 3 has it.
+    Dense,
+}
+
+/// Compresses the pages of one chunk after the other: of a field's leaves at once.
+#[derive(Clone)]
+pub(super) struct Packer(Arc<Mutex<Inner>>);
+
+/// A chunk's pages, ready to be written.
+pub(super) struct Chunk {
+    /// The dictionary's page, which comes first.
+    dictionary: Bytes,
+    data: Bytes,
+}
+
+struct Inner {
+    compressor: Compressor<'static>,
+    /// What the compressor is set to.
+    set: Option<Method>,
+    /// What the pages of this chunk are compressed by; `None`: their first shows it.
+    method: Option<Method>,
+    scarce: Scarce,
+    leaves: Vec<Leaf>,
+    scratch: Vec<u8>,
+}
+
+/// What has come of one leaf.
+#[derive(Default)]
+struct Leaf {
+    /// Of the page whose body is next.
+    header: Option<Bytes>,
+    dictionary: Vec<u8>,
+    data: Vec<u8>,
+    /// Lengths of the data pages with their headers, as they are written.
+    pages: Vec<usize>,
+}
+
+/// What the encoder of one leaf hands its pages to.
+struct Store {
+    packer: Packer,
+    leaf: usize,
+}
+
+impl Packer {
+    /// For any number of chunks.
+    ///
+    /// # Errors
+    ///
+    /// There is no memory for it.
+    pub(super) fn new(scarce: Scarce) -> Result<Self> {
+        let inner = Inner {
+            compressor: Compressor::new(LEVEL)?,
+            set: None,
+            method: None,
+            scarce,
+            leaves: vec![],
+            scratch: vec![],
+        };
+        Ok(Self(Arc::new(Mutex::new(inner))))
+    }
+
+    /// Begins the chunks of a field, whose pages are compressed by `method`, or as the first one advises.
+    pub(super) fn begin(&self, method: Option<Method>) {
+        let mut inner = self.lock();
+        inner.method = method;
+        inner.leaves.clear();
+    }
+
+    /// What the pages were compressed by; `None`: no page was large enough to show it.
+    pub(super) fn method(&self) -> Option<Method> {
+        self.lock().method
+    }
+
+    /// Ends the chunk of a leaf: its pages, and what is said of them.
+    ///
+    /// # Errors
+    ///
+    /// The library said something else than it wrote.
+    pub(super) fn end(
+        &self,
+        leaf: usize,
+        mut close: ColumnCloseResult,
+    ) -> Result<(Chunk, ColumnCloseResult)> {
+        let mut inner = self.lock();
+        let codec = inner.codec()?;
+        let Leaf { dictionary, data, pages, .. } =
+            inner.leaves.get_mut(leaf).map(mem::take).unwrap_or_default();
+        drop(inner);
+        let (begin, length) = (signed(dictionary.len())?, signed(data.len())?);
+        if let Some(offsets) = &mut close.offset_index {
+            if offsets.page_locations.len() != pages.len() {
+                return Err(unlike("the number of its pages"));
+            }
+            let mut at = begin;
+            for (location, length) in offsets.page_locations.iter_mut().zip(pages) {
+                let length = i32::try_from(length).map_err(|_| unlike("the length of a page"))?;
+                (location.offset, location.compressed_page_size) = (at, length);
+                at += i64::from(length);
+            }
+        }
+        let metadata = close
+            .metadata
+            .into_builder()
+            .set_compression(codec)
+            .set_total_compressed_size(begin + length)
+            .set_dictionary_page_offset((begin > 0).then_some(0))
+            .set_data_page_offset(begin);
+        close.metadata = metadata.build()?;
+        close.bytes_written = (begin + length).cast_unsigned();
+        Ok((Chunk { dictionary: dictionary.into(), data: data.into() }, close))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn put(&mut self, leaf: usize, blob: Bytes) -> Result<()> {
+        if self.leaves.len() <= leaf {
+            self.leaves.resize_with(leaf + 1, Leaf::default);
+        }
+        let Some(header) = self.leaves[leaf].header.take() else {
+            self.leaves[leaf].header = Some(blob);
+            return Ok(());
+        };
+        if self.method.is_none() && blob.len() >= JUDGED_BYTES {
+            self.method = Some(self.advised(&blob)?);
+        }
+        let method = self.method.unwrap_or(Method::Whole);
+        let packed = match method {
+            Method::Raw => &blob[..],
+            method => {
+                self.compress(method, &blob)?;
+                &self.scratch
+            }
+        };
+        let (kind, before, after) = Header::parts(&header)?;
+        let Leaf { dictionary, data, pages, .. } = &mut self.leaves[leaf];
+        let to = if kind == DICTIONARY_PAGE { dictionary } else { data };
+        let begin = to.len();
+        to.extend_from_slice(before);
+        Header::put(signed(packed.len())?, to);
+        to.extend_from_slice(after);
+        to.extend_from_slice(packed);
+        if kind != DICTIONARY_PAGE {
+            let length = to.len() - begin;
+            pages.push(length);
+        }
+        Ok(())
+    }
+
+    /// The cheapest method that makes about as little of these values as any does.
+    fn advised(&mut self, page: &[u8]) -> Result<Method> {
+        let sample = &page[..page.len().min(SAMPLE_BYTES)];
+        let methods =
+            [Method::Quickest, Method::Quick, Method::Small, Method::Whole, Method::Dense];
+        let (methods, near) = match self.scarce {
+            Scarce::Cpu => (&methods[..4], NEAR_OF_CPU),
+            Scarce::Link => (&methods[2..], NEAR_OF_LINK),
+        };
+        let mut sizes = vec![];
+        for method in methods {
+            self.compress(*method, sample)?;
+            sizes.push((*method, self.scratch.len()));
+        }
+        let least = sizes.iter().map(|(_, size)| *size).min().unwrap_or(0);
+        if least > sample.len() / 100 * INCOMPRESSIBLE_PERCENT {
+            return Ok(Method::Raw);
+        }
+        let method = sizes.into_iter().find(|(_, size)| *size <= least + least / near);
+        Ok(method.map_or(Method::Whole, |(method, _)| method))
+    }
+
+    /// Compresses into the scratch.
+    fn compress(&mut self, method: Method, plain: &[u8]) -> io::Result<()> {
+        if self.set != Some(method) {
+            self.set = None;
+            for parameter in method.parameters() {
+                self.compressor.set_parameter(parameter)?;
+            }
+            self.set = Some(method);
+        }
+        self.scratch.clear();
+        self.scratch.reserve(compress_bound(plain.len()));
+        self.compressor.compress_to_buffer(plain, &mut self.scratch)?;
+        Ok(())
+    }
+
+    fn codec(&self) -> Result<Compression> {
+        match self.method {
+            Some(Method::Raw) => Ok(Compression::UNCOMPRESSED),
+            _ => Ok(Compression::ZSTD(ZstdLevel::try_new(LEVEL)?)),
+        }
+    }
+}
+
+impl Method {
+    fn parameters(self) -> [CParameter; 4] {
+        // 0: as the level has it. Steps longer than two would leave literals as they are.
+        let (level, hash, step, literals) = match self {
+            Self::Quickest => (LEVEL, 12, 3, ParamSwitch::Enable),
+            Self::Quick => (LEVEL, 12, 2, ParamSwitch::Enable),
+            Self::Small => (LEVEL, 13, 0, ParamSwitch::Auto),
+            Self::Raw | Self::Whole => (LEVEL, 0, 0, ParamSwitch::Auto),
+            Self::Dense => (DENSE_LEVEL, 0, 0, ParamSwitch::Auto),
+        };
+        [
+            CParameter::CompressionLevel(level),
+            CParameter::HashLog(hash),
+            CParameter::TargetLength(step),
+            CParameter::LiteralCompressionMode(literals),
+        ]
+    }
+}
+
+/// A page's header.
+struct Header;
+
+impl Header {
+    /// What kind of page it is, and what stands before and behind the length of its body.
+    fn parts(header: &[u8]) -> Result<(u8, &[u8], &[u8])> {
+        let (mut at, mut kind) = (0, 0);
+        let mut last = 0;
+        for field in 0..3 {
+            // Each is an i32, the field after the one before.
+            if header.get(at) != Some(&NEXT_I32) {
+                return Err(unlike("a page's header"));
+            }
+            last = at + 1;
+            let rest = &header[last..];
+            let length = rest.iter().position(|byte| byte & 0x80 == 0);
+            at = last + length.ok_or_else(|| unlike("a page's header"))? + 1;
+            if field == 0 {
+                kind = rest[0];
+            }
+        }
+        Ok((kind, &header[..last], &header[at..]))
+    }
+
+    /// Appends a number, in zigzag and as a varint.
+    fn put(number: i64, to: &mut Vec<u8>) {
+        let mut rest = number.cast_unsigned() << 1;
+        while rest > 0x7F {
+            to.push(rest.to_le_bytes()[0] | 0x80);
+            rest >>= 7;
+        }
+        to.push(rest.to_le_bytes()[0]);
+    }
+}
+
+impl PageStore for Store {
+    fn put(&mut self, value: Bytes) -> Result<PageKey> {
+        self.packer.lock().put(self.leaf, value)?;
+        Ok(PageKey::new(0))
+    }
+
+    fn take(&mut self, _: PageKey) -> Result<Bytes> {
+        Err(unlike("who asks for its pages"))
+    }
+}
+
+impl PageStoreFactory for Packer {
+    fn create(&self, of: &PageStoreArgs<'_>) -> Result<Box<dyn PageStore>> {
+        Ok(Box::new(Store { packer: self.clone(), leaf: of.column_index() }))
+    }
+}
+
+impl fmt::Debug for Packer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Packer").finish_non_exhaustive()
+    }
+}
+
+impl Length for Chunk {
+    fn len(&self) -> u64 {
+        (self.dictionary.len() + self.data.len()) as u64
+    }
+}
+
+impl ChunkReader for Chunk {
+    type T = io::Chain<Cursor<Bytes>, Cursor<Bytes>>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T> {
+        let mut whole = Cursor::new(self.dictionary.clone()).chain(Cursor::new(self.data.clone()));
+        io::copy(&mut (&mut whole).take(start), &mut io::sink())?;
+        Ok(whole)
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
+        let mut bytes = vec![0; length];
+        self.get_read(start)?.read_exact(&mut bytes)?;
+        Ok(bytes.into())
+    }
+}
+
+fn unlike(what: &str) -> ParquetError {
+    ParquetError::General(format!("{what} is not what the encoder of a column should give"))
+}
+
+fn signed(length: usize) -> Result<i64> {
+    i64::try_from(length).map_err(|_| unlike("the length of a page"))
+}
+
+/// What is usual: of many values level 3 makes no less (FACTS §4).
+const LEVEL: i32 = 1;
+/// Where every byte counts.
+const DENSE_LEVEL: i32 = 3;
+/// Of what comes once, in Thrift: one field on, of type i32.
+const NEXT_I32: u8 = 0x15;
+/// The kind of a dictionary's page, 2, in zigzag.
+const DICTIONARY_PAGE: u8 = 4;
+/// A page of fewer bytes shows nothing.
+const JUDGED_BYTES: usize = 16 << 10;
+/// So much of it does.
+const SAMPLE_BYTES: usize = 1 << 20;
+/// Of what was to be compressed.
+const INCOMPRESSIBLE_PERCENT: usize = 93;
+/// One part in so many more than the least is near, while the processor is scarce.
+const NEAR_OF_CPU: usize = 16;
+/// As above, while the link is.
+const NEAR_OF_LINK: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use arrow_array::{
+        ArrayRef, Int64Array, ListArray, RecordBatch, StringArray, types::Int32Type,
+    };
+    use parquet::{
+        arrow::arrow_reader::{
+            ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
+        },
+        file::{metadata::PageIndexPolicy, properties::WriterProperties},
+    };
+
+    use super::*;
+    use crate::seal::{
+        pieces::Piece,
+        writer::{Habits, Writer},
+    };
+
+    const ROWS: i64 = 20_000;
+
+    /// A column without a dictionary, one with, one that outgrows it, one that is nested.
+    fn batch() -> RecordBatch {
+        let text = |n: i64| {
+            (n % 5 > 0)
+                .then(|| format!("{:016x}", n.cast_unsigned().wrapping_mul(0x9E37_79B9_7F4A_7C15)))
+        };
+        let lists = (0..ROWS).map(|n| Some((0..n % 4).map(move |m| i32::try_from(n * m).ok())));
+        RecordBatch::try_from_iter_with_nullable([
+            ("id", Arc::new(Int64Array::from_iter_values(0..ROWS)) as ArrayRef, false),
+            ("few", Arc::new(Int64Array::from_iter_values((0..ROWS).map(|n| n % 7))), true),
+            ("text", Arc::new(StringArray::from_iter((0..ROWS).map(text))), true),
+            ("list", Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>(lists)), true),
+        ])
+        .unwrap()
+    }
+
+    fn properties() -> WriterProperties {
+        WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::try_new(LEVEL).unwrap()))
+            .set_data_page_row_count_limit(3000)
+            .set_dictionary_page_size_limit(32 << 10)
+            .set_column_dictionary_enabled("id".into(), false)
+            .build()
+    }
+
+    #[test]
+    fn any_page_is_found_and_read_by_the_library() {
+        let batch = batch();
+        for scarce in [Scarce::Cpu, Scarce::Link] {
+            let mut writer =
+                Writer::new(vec![], &batch.schema(), properties(), Habits::default(), scarce)
+                    .unwrap();
+            for _ in 0..3 {
+                writer.add(batch.columns().iter().cloned().map(Piece::Array).collect());
+                writer.end_group().unwrap();
+            }
+            let file = Bytes::from(writer.into_inner().unwrap());
+            let options =
+                || ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Required);
+            let open = || {
+                ParquetRecordBatchReaderBuilder::try_new_with_options(file.clone(), options())
+                    .unwrap()
+                    .with_batch_size(100_000)
+            };
+            let mut end = 4;
+            for group in open().metadata().row_groups() {
+                for chunk in group.columns() {
+                    let begin = chunk.dictionary_page_offset();
+                    let begin = begin.unwrap_or_else(|| chunk.data_page_offset());
+                    assert_eq!(begin, end, "no gap before {}", chunk.column_path());
+                    end = begin + chunk.compressed_size();
+                    assert!(chunk.compressed_size() < chunk.uncompressed_size());
+                }
+            }
+            // Rows within pages, which the reader goes to by the index.
+            for at in [0, 2_999, 3_000, 19_990, 20_001, 47_123] {
+                let rows = vec![RowSelector::skip(at), RowSelector::select(7)];
+                let mut read = open().with_row_selection(RowSelection::from(rows)).build().unwrap();
+                let whole = arrow_select::concat::concat_batches(&batch.schema(), [&batch; 3]);
+                assert_eq!(read.next().unwrap().unwrap(), whole.unwrap().slice(at, 7), "{at}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_page_shows_the_method() {
+        let advised = |scarce, page: &[u8]| {
+            let packer = Packer::new(scarce).unwrap();
+            let method = packer.lock().advised(page).unwrap();
+            // What it makes is what zstd reads.
+            packer.lock().compress(method, page).unwrap();
+            assert_eq!(zstd::bulk::decompress(&packer.lock().scratch, page.len()).unwrap(), page);
+            method
+        };
+        let mut dice = fastrand::Rng::with_seed(1);
+        let noise: Vec<u8> = (0..100_000).map(|_| dice.u8(..)).collect();
+        assert_eq!(advised(Scarce::Cpu, &noise), Method::Raw);
+        assert_eq!(advised(Scarce::Link, &noise), Method::Raw);
+        let digits = hex::encode(&noise);
+        assert_eq!(advised(Scarce::Cpu, digits.as_bytes()), Method::Quickest);
+        // Words in many orders: what a larger table finds, a small one has forgotten.
+        let words: Vec<String> = (0..3000).map(|n| hex::encode(&noise[n * 9..n * 9 + 7])).collect();
+        let prose: String = (0..70_000).map(|_| dice.choice(&words).unwrap().as_str()).collect();
+        assert_eq!(advised(Scarce::Cpu, prose.as_bytes()), Method::Whole);
+        assert_eq!(advised(Scarce::Link, prose.as_bytes()), Method::Dense);
+    }
+
+    #[test]
+    fn of_a_header_the_third_field_alone_is_another() {
+        // A data page of 300 bytes, 300 of them written; the rest is its own.
+        let header = [0x15, 0x00, 0x15, 0xD8, 0x04, 0x15, 0xD8, 0x04, 0x2C, 0x15, 0x06];
+        let (kind, before, after) = Header::parts(&header).unwrap();
+        let mut other = before.to_vec();
+        Header::put(20, &mut other);
+        other.extend(after);
+        assert_eq!((kind, &other[..]), (0, &[0x15, 0, 0x15, 0xD8, 4, 0x15, 40, 0x2C, 0x15, 6][..]));
+        for wrong in [&[][..], &[0x15], &[0x15, 0x80], &[0x15, 0, 0x25, 0, 0x15, 0]] {
+            assert!(Header::parts(wrong).is_err());
+        }
+    }
+}
