@@ -113,7 +113,7 @@ impl Packer {
             method: None,
             scarce,
             leaves: vec![],
-            scratch: vec![],
+            scratch: Vec::with_capacity(compress_bound(SAMPLE_BYTES)),
         };
         Ok(Self(Arc::new(Mutex::new(inner))))
     }
