@@ -108,7 +108,7 @@ fn measure<S: Source + Clone>(source: &S, stage: Stage, total: usize) {
                 rows += cells.rows() as u64;
                 values += (cells.rows() * cells.columns()) as u64;
                 if builder.rows() >= BATCH_ROWS || builder.bytes() >= BATCH_BYTES {
-                    black_box(builder.finish());
+                    black_box(builder.take());
                 }
             }
             continue;
@@ -127,7 +127,7 @@ fn measure<S: Source + Clone>(source: &S, stage: Stage, total: usize) {
                     let meta = meta(op, rows, rows / 100);
                     builder.append(meta, Some(row), None, bytes, decoder).unwrap();
                     if builder.rows() >= BATCH_ROWS || builder.bytes() >= BATCH_BYTES {
-                        black_box(builder.finish());
+                        black_box(builder.take());
                     }
                 }
             }

@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use lakehead::{
     clock::{Clock, SystemClock},
-    config::Secret,
+    config::{Integers, Secret},
     facts::MemoryFacts,
     journal::{Column, Reading, RowBatch, SnapshotChunk, Table},
     seal::{LakeKey, SealEncryption, SealOptions, Sealer},
@@ -92,6 +92,7 @@ fn measure(
         source: "bench".into(),
         object_bytes: 64 << 20,
         object_age: Duration::from_secs(60),
+        integers: Integers::Plain,
         encryption,
         spool_dir: dir.path().join("spool"),
         spool_key: Secret::new(vec![9; 32]),

@@ -216,6 +216,18 @@ pub struct Seal {
     pub object_bytes: u64,
     /// Age at which an epoch is cut. 60 s.
     pub object_age: Duration,
+    /// How whole numbers, dates and times are laid down.
+    pub integers: Integers,
+}
+
+/// How whole numbers, dates and times that no dictionary holds are laid down in Parquet.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Integers {
+    /// As they are: every reader has that.
+    #[default]
+    Plain,
+    /// As what each is more than the one before (`DELTA_BINARY_PACKED`).
+    Delta,
 }
 
 /// `[ship]`

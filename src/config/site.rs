@@ -5,9 +5,9 @@
 use std::{collections::BTreeSet, path::Path, path::PathBuf, time::Duration};
 
 use super::{
-    AfterGap, Appliance, ClientCertificate, Config, ConfigError, Encryption, Environment, Journal,
-    Lake, LargeObjects, LargeTransactions, Link, Release, Seal, Ship, SnapshotPace, Source,
-    SourceKind, Status,
+    AfterGap, Appliance, ClientCertificate, Config, ConfigError, Encryption, Environment, Integers,
+    Journal, Lake, LargeObjects, LargeTransactions, Link, Release, Seal, Ship, SnapshotPace,
+    Source, SourceKind, Status,
     document::{Document, Section},
     error::Fault,
     rules,
@@ -301,15 +301,25 @@ fn journal(top: &Section<'_>, environment: &Environment) -> Option<Journal> {
 }
 
 fn seal(top: &Section<'_>) -> Option<Seal> {
-    let defaults = Seal { object_bytes: 64 * MIB, object_age: Duration::from_secs(60) };
+    let (object_bytes, object_age) = (64 * MIB, Duration::from_secs(60));
+    let defaults = Seal { object_bytes, object_age, integers: Integers::default() };
     let Some(table) = top.section("seal") else { return Some(defaults) };
     let bytes = table.optional("object_bytes", |text| rules::size(text, MIB, 4 * GIB));
     let (least, most) = (Duration::from_millis(100), Duration::from_secs(24 * 3600));
     let age = table.optional("object_age", |text| rules::age(text, least, most));
+    let integers = table.optional("integers", |text| match text {
+        "plain" => Ok(Integers::Plain),
+        "delta" => Ok(Integers::Delta),
+        _ => Err(Fault::new(
+            "is no way to lay down integers",
+            "write \"plain\", or \"delta\" if all your readers have it",
+        )),
+    });
     table.finish();
     Some(Seal {
         object_bytes: bytes.unwrap_or(defaults.object_bytes),
         object_age: age.unwrap_or(defaults.object_age),
+        integers: integers.unwrap_or(defaults.integers),
     })
 }
 

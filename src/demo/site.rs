@@ -34,6 +34,8 @@ pub struct Site {
     pub object_bytes: String,
     /// `[seal] object_age`
     pub object_age: String,
+    /// `[seal] integers`: `plain` or `delta`.
+    pub integers: String,
     /// `[status] listen`, if there is to be a page.
     pub listen: Option<String>,
 }
@@ -142,6 +144,7 @@ max_bytes = {journal_max}
 [seal]
 object_bytes = {object_bytes}
 object_age = {object_age}
+integers = {integers}
 {listen}"#,
             data = quoted_path(&self.data_dir()),
             name = quoted(&self.source),
@@ -158,6 +161,7 @@ object_age = {object_age}
             journal_max = quoted(&self.journal_max),
             object_bytes = quoted(&self.object_bytes),
             object_age = quoted(&self.object_age),
+            integers = quoted(&self.integers),
         )
     }
 
@@ -228,6 +232,7 @@ mod tests {
             journal_max: "1 GiB".into(),
             object_bytes: "8 MiB".into(),
             object_age: "5 s".into(),
+            integers: "plain".into(),
             listen: Some("127.0.0.1:3".into()),
         };
         let (path, _) = site.write(&[7; 32]).unwrap();

@@ -131,7 +131,8 @@ impl ColumnArray {
         let Some(run) = &mut self.run else { return 0 };
         let mut done = 0;
         if run.rows == 0 {
-            let Some(cell) = places.first().and_then(|place| place.value(bytes)) else { return 0 };
+            let first = places.first().and_then(|place| place.value(bytes));
+            let Some(cell) = first.filter(|cell| cell.len() <= RUN_BYTES_MAX) else { return 0 };
             done = self.growing.extend(plain, &places[..1], bytes, &mut run.held);
             if done == 0 {
                 return 0;
@@ -412,6 +413,8 @@ fn signed(scale: u8) -> i8 {
     i8::try_from(scale).expect("a scale is at most 38")
 }
 
+/// A longer value is not held beside its array, to be compared with the next.
+const RUN_BYTES_MAX: usize = 4 << 10;
 /// The array before may have held a value as large as they come.
 const ROOM_BYTES_MAX: usize = 1 << 20;
 const UTC: &str = "UTC";

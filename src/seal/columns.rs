@@ -25,12 +25,11 @@ use arrow_array::RecordBatch;
 use arrow_schema::{Field, Schema, SchemaRef};
 use parquet::file::metadata::KeyValue;
 
-pub use super::meta::RowMeta;
 use super::{
     arrays::{ColumnArray, data_type, width_bytes},
     meta::{self, MetaArrays, Pairs},
-    pieces::Piece,
 };
+pub use super::{meta::RowMeta, pieces::Piece};
 use crate::journal::{
     Cell, Cells, Column, Decode, DecodeError, Identity, LakeType, OldRow, Plain, Row, Table, Value,
 };
@@ -159,7 +158,7 @@ impl RowBuilder {
     }
 
     /// Appends rows that were read and not streamed, a column after the other: what [`RowBuilder::append`] would for each of
-    /// them, at half the cost.
+    /// them, at less cost.
     ///
     /// # Errors
     ///
@@ -272,7 +271,7 @@ impl RowBuilder {
     }
 
     /// Gives the rows, a piece of each column of the schema, and begins anew.
-    pub(super) fn take(&mut self) -> Vec<Piece> {
+    pub fn take(&mut self) -> Vec<Piece> {
         let mut pieces: Vec<Piece> = self.arrays.iter_mut().map(ColumnArray::finish).collect();
         pieces.extend(self.meta.finish());
         self.rows = 0;

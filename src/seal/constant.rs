@@ -374,8 +374,7 @@ mod tests {
         seal::{
             Op,
             meta::{MetaArrays, RowMeta},
-            pack::Scarce,
-            writer::{Habits, Writer},
+            writer::{Habits, Terms, Writer},
         },
         units::{Position, Timestamp},
     };
@@ -488,7 +487,7 @@ mod tests {
             &whole.schema(),
             properties.clone(),
             Habits::default(),
-            Scarce::Cpu,
+            Terms::default(),
         )
         .unwrap();
         let mut library = ArrowWriter::try_new(vec![], whole.schema(), Some(properties)).unwrap();

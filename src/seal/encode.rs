@@ -4,7 +4,7 @@
 //! writer until its object ends. The file's key-value metadata: that of [`file_metadata`],
 //! `lakehead.source`, and `lakehead.source_types`, a JSON object from column to source type.
 //!
-//! **Invariant:** an open object holds at most about [`ROW_GROUP_MEMORY_MAX`], plus one row. Rows that
+//! **Invariant:** an open object holds at most about a row group ([`Writer::is_full`]), plus one row. Rows that
 //! are larger than [`LARGE_ROW_BYTES`] are the exception that P4 names: they go into objects laid out so
 //! that no more than two copies of a value are alive at once ([`Layout::Large`]).
 
@@ -168,7 +168,7 @@ impl Encoder {
         let writer = self.writer.as_mut().expect("made above");
         let failed = |why| SealError::parquet(&self.table.qualified(), why);
         writer.add(pieces);
-        if writer.memory() > ROW_GROUP_MEMORY_MAX || writer.rows() >= ROW_GROUP_ROWS_MAX {
+        if writer.is_full() {
             writer.end_group().map_err(failed)?;
         }
         self.encoded_bytes = writer.encoded();
@@ -184,7 +184,7 @@ impl Encoder {
                 Layout::Large => Habits::default(),
             };
             let made =
-                Writer::new(sink, &arrow_schema(&self.table), properties, habits, maker.scarce());
+                Writer::new(sink, &arrow_schema(&self.table), properties, habits, maker.terms());
             let made = made.map_err(|why| SealError::parquet(&self.table.qualified(), why))?;
             self.writer = Some(made);
         }
@@ -357,10 +357,6 @@ fn distinct(table: &Table) -> impl Iterator<Item = String> {
 
 /// Rows whose values weigh more than this are written in [`Layout::Large`].
 pub(super) const LARGE_ROW_BYTES: usize = LARGE_BYTES;
-/// A row group ends when its rows, before they are encoded, hold this much memory.
-pub(super) const ROW_GROUP_MEMORY_MAX: usize = 16 << 20;
-/// As above, by their number: of a table whose columns hold one value each they hold next to nothing.
-const ROW_GROUP_ROWS_MAX: usize = 1 << 20;
 /// Rows and bytes that go to the writer at once.
 const BATCH_ROWS: usize = 8192;
 /// As above.

@@ -185,6 +185,7 @@ mod tests {
             keys: Keys::new("raw"),
             source: "erp".into(),
             encryption: SealEncryption::None,
+            integers: crate::config::Integers::Plain,
             spool,
             encode: crate::seal::encode::parquet,
             habits: std::sync::Mutex::default(),

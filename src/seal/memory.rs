@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, SystemClock},
-    config::Secret,
+    config::{Integers, Secret},
     facts::{FactBatch, Facts, MemoryFacts},
     journal::{Batch, JournalError, ORIGIN_FACT, Origin, ReadBatches},
     telemetry::board::SourceBoard,
@@ -122,6 +122,7 @@ impl Bench {
             source: "erp".into(),
             object_bytes: 64 << 20,
             object_age: Duration::from_secs(60),
+            integers: Integers::Plain,
             encryption: SealEncryption::None,
             spool_dir: dir.path().join("spool/erp"),
             spool_key: Secret::new(vec![7; 32]),

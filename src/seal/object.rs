@@ -20,8 +20,9 @@ use super::{
     pack::Scarce,
     spool::{Spool, SpoolFile},
     sums::Sums,
-    writer::Habits,
+    writer::{Habits, Terms},
 };
+use crate::config::Integers;
 
 /// How objects are to be encrypted.
 #[derive(Clone, Debug)]
@@ -43,6 +44,7 @@ pub(super) struct Maker {
     pub(super) keys: Keys,
     pub(super) source: String,
     pub(super) encryption: SealEncryption,
+    pub(super) integers: Integers,
     pub(super) spool: Spool,
     /// How rows become bytes.
     pub(super) encode: EncodeWith,
@@ -86,12 +88,11 @@ impl Maker {
         all.insert(table.id, (table.version, habits.clone()));
     }
 
-    /// What the objects that begin now should save.
-    pub(super) fn scarce(&self) -> Scarce {
-        match self.spool.bytes_waiting() > BEHIND_BYTES {
-            true => Scarce::Link,
-            false => Scarce::Cpu,
-        }
+    /// What the objects that begin now should save, and how.
+    pub(super) fn terms(&self) -> Terms {
+        let is_behind = self.spool.bytes_waiting() > BEHIND_BYTES;
+        let scarce = if is_behind { Scarce::Link } else { Scarce::Cpu };
+        Terms { scarce, integers: self.integers }
     }
 
     /// Begins an object of `table`.

@@ -76,8 +76,10 @@ struct Inner {
     compressor: Compressor<'static>,
     /// What the compressor is set to.
     set: Option<Method>,
-    /// What the pages of this chunk are compressed by; `None`: their first shows it.
+    /// What all pages of this chunk are compressed by; `None`: their first shows it.
     method: Option<Method>,
+    /// Whether that is what its values advise.
+    is_advised: bool,
     scarce: Scarce,
     leaves: Vec<Leaf>,
     scratch: Vec<u8>,
@@ -111,6 +113,7 @@ impl Packer {
             compressor: Compressor::new(LEVEL)?,
             set: None,
             method: None,
+            is_advised: false,
             scarce,
             leaves: vec![],
             scratch: Vec::with_capacity(compress_bound(SAMPLE_BYTES)),
@@ -121,13 +124,14 @@ impl Packer {
     /// Begins the chunks of a field, whose pages are compressed by `method`, or as the first one advises.
     pub(super) fn begin(&self, method: Option<Method>) {
         let mut inner = self.lock();
-        inner.method = method;
+        (inner.method, inner.is_advised) = (method, method.is_some());
         inner.leaves.clear();
     }
 
-    /// What the pages were compressed by; `None`: no page was large enough to show it.
+    /// What the pages were compressed by; `None`: the first was too small to show anything.
     pub(super) fn method(&self) -> Option<Method> {
-        self.lock().method
+        let inner = self.lock();
+        inner.method.filter(|_| inner.is_advised)
     }
 
     /// Ends the chunk of a leaf: its pages, and what is said of them.
@@ -183,10 +187,16 @@ impl Inner {
             self.leaves[leaf].header = Some(blob);
             return Ok(());
         };
-        if self.method.is_none() && blob.len() >= JUDGED_BYTES {
-            self.method = Some(self.advised(&blob)?);
-        }
-        let method = self.method.unwrap_or(Method::Whole);
+        let method = match self.method {
+            Some(method) => method,
+            None if blob.len() < JUDGED_BYTES => Method::Whole,
+            None => {
+                self.is_advised = true;
+                self.advised(&blob)?
+            }
+        };
+        // Those that follow have the same codec, whatever they hold.
+        self.method = Some(method);
         let packed = match method {
             Method::Raw => &blob[..],
             method => {
@@ -393,9 +403,10 @@ mod tests {
     };
 
     use super::*;
+    use crate::config::Integers;
     use crate::seal::{
         pieces::Piece,
-        writer::{Habits, Writer},
+        writer::{Habits, Terms, Writer},
     };
 
     const ROWS: i64 = 20_000;
@@ -429,9 +440,14 @@ mod tests {
     fn any_page_is_found_and_read_by_the_library() {
         let batch = batch();
         for scarce in [Scarce::Cpu, Scarce::Link] {
-            let mut writer =
-                Writer::new(vec![], &batch.schema(), properties(), Habits::default(), scarce)
-                    .unwrap();
+            let mut writer = Writer::new(
+                vec![],
+                &batch.schema(),
+                properties(),
+                Habits::default(),
+                Terms { scarce, ..Terms::default() },
+            )
+            .unwrap();
             for _ in 0..3 {
                 writer.add(batch.columns().iter().cloned().map(Piece::Array).collect());
                 writer.end_group().unwrap();
@@ -461,6 +477,36 @@ mod tests {
                 let whole = arrow_select::concat::concat_batches(&batch.schema(), [&batch; 3]);
                 assert_eq!(read.next().unwrap().unwrap(), whole.unwrap().slice(at, 7), "{at}");
             }
+        }
+    }
+
+    #[test]
+    fn all_pages_of_a_chunk_have_its_codec() {
+        // A small page, which shows nothing, then some that do not shrink; and the other way round.
+        let mut dice = fastrand::Rng::with_seed(3);
+        let mut noise: Vec<Option<i64>> = (0..60_000).map(|_| Some(dice.i64(..))).collect();
+        noise[..20_000].fill(None);
+        // Of differences, a key that rises and then jumps.
+        let key = |n: i64| if n < 20_000 { n } else { dice.i64(..) };
+        let keys: Vec<Option<i64>> = (0..60_000).map(key).map(Some).collect();
+        let (first, last) = (noise.clone(), noise.into_iter().rev().collect::<Vec<_>>());
+        for (values, integers) in
+            [(first, Integers::Plain), (last, Integers::Plain), (keys, Integers::Delta)]
+        {
+            let column = Arc::new(Int64Array::from(values)) as ArrayRef;
+            let batch = RecordBatch::try_from_iter_with_nullable([("id", column, true)]).unwrap();
+            let (habits, properties) = (Habits::default(), properties());
+            let terms = Terms { integers, ..Terms::default() };
+            let mut writer =
+                Writer::new(vec![], &batch.schema(), properties, habits, terms).unwrap();
+            for _ in 0..2 {
+                writer.add(vec![Piece::Array(Arc::clone(batch.column(0)))]);
+                writer.end_group().unwrap();
+            }
+            let file = Bytes::from(writer.into_inner().unwrap());
+            let read = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+            let mut read = read.with_batch_size(60_000).build().unwrap();
+            assert!((0..2).all(|_| read.next().unwrap().unwrap() == batch));
         }
     }
 

@@ -6,7 +6,7 @@ use parquet::errors::Result;
 
 /// Some rows of one column.
 #[derive(Clone, Debug)]
-pub(super) enum Piece {
+pub enum Piece {
     /// A value of each.
     Array(ArrayRef),
     /// So many rows, and the value of all of them, as an array of one.
@@ -15,10 +15,21 @@ pub(super) enum Piece {
 
 impl Piece {
     /// How many there are.
-    pub(super) fn rows(&self) -> usize {
+    pub fn rows(&self) -> usize {
         match self {
             Self::Array(array) => array.len(),
             Self::Same(_, rows) => *rows,
+        }
+    }
+
+    /// Bytes that a value of each takes, about.
+    pub(super) fn expanded(&self) -> usize {
+        match self {
+            Self::Array(array) => array.get_array_memory_size(),
+            Self::Same(value, rows) => {
+                let each = value.to_data().get_slice_memory_size();
+                each.map_or(usize::MAX, |each| each.saturating_mul(*rows))
+            }
         }
     }
 
@@ -60,6 +71,8 @@ mod tests {
         let same = Piece::Same(one, 3);
         let whole: ArrayRef = Arc::new(StringArray::from(vec!["x"; 3]));
         assert_eq!((same.rows(), &same.array().unwrap()), (3, &whole));
+        // A byte, and two offsets.
+        assert_eq!(same.expanded(), 3 * 9);
         let array = Piece::Array(Arc::clone(&whole));
         assert_eq!((array.rows(), &array.array().unwrap()), (3, &whole));
         assert_eq!(Piece::Same(whole.slice(0, 1), 0).array().unwrap().len(), 0);

@@ -41,7 +41,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    config::Secret,
+    config::{Integers, Secret},
     facts::{self, FactBatch, FactDamaged, Facts},
     journal::{Decode, ReadBatches, SnapshotChunk, fate::first_fact},
     telemetry::board::SourceBoard,
@@ -58,6 +58,8 @@ pub struct SealOptions {
     pub object_bytes: u64,
     /// Age at which an epoch is cut.
     pub object_age: Duration,
+    /// How whole numbers, dates and times are laid down.
+    pub integers: Integers,
     /// How objects are encrypted.
     pub encryption: SealEncryption,
     /// The source's own folder for objects that wait.
@@ -146,6 +148,7 @@ impl Sealer {
                 keys: Keys::new(&options.prefix),
                 source: options.source,
                 encryption: options.encryption,
+                integers: options.integers,
                 spool,
                 encode,
                 habits: Mutex::default(),

@@ -18,7 +18,7 @@ use std::{
     sync::Arc,
 };
 
-use arrow_schema::{FieldRef, Schema, SchemaRef};
+use arrow_schema::{DataType, FieldRef, Schema, SchemaRef};
 use parquet::{
     arrow::{
         ArrowWriter,
@@ -41,6 +41,7 @@ use super::{
     pack::{Method, Packer, Scarce},
     pieces::Piece,
 };
+use crate::config::Integers;
 
 /// How the columns of a table are encoded, as their chunks so far advise.
 #[derive(Clone, Debug, Default)]
@@ -59,26 +60,35 @@ struct Habit {
     method: Option<(Scarce, Method)>,
 }
 
+/// What the columns of a file should save, and how.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Terms {
+    pub(super) scarce: Scarce,
+    pub(super) integers: Integers,
+}
+
 /// The writer of one file.
 pub(super) struct Writer<W: Write + Send> {
     file: SerializedFileWriter<W>,
     schema: SchemaRef,
     /// Of the open row group, column by column.
     pieces: Vec<Vec<Piece>>,
+    /// Of each column: bytes of these with a value for each row.
+    expanded_bytes: Vec<usize>,
     rows: usize,
     habits: Habits,
     /// Of the file's properties what concerns its columns.
     columns: WriterPropertiesPtr,
     /// Whether pages are compressed here, and not by the library.
     packs: bool,
-    scarce: Scarce,
+    terms: Terms,
     kept_bytes: usize,
     /// Of all row groups that were written, before they were encoded.
     taken_bytes: usize,
 }
 
 impl<W: Write + Send> Writer<W> {
-    /// Begins a file. `habits`: of the file before, of the same schema. `scarce`: what its pages should save.
+    /// Begins a file. `habits`: of the file before, of the same schema.
     ///
     /// # Errors
     ///
@@ -88,7 +98,7 @@ impl<W: Write + Send> Writer<W> {
         schema: &SchemaRef,
         properties: WriterProperties,
         mut habits: Habits,
-        scarce: Scarce,
+        terms: Terms,
     ) -> Result<Self> {
         let columns = properties.clone().into_builder().set_key_value_metadata(None);
         let packs = properties.writer_version() == WriterVersion::PARQUET_1_0
@@ -107,11 +117,12 @@ impl<W: Write + Send> Writer<W> {
             file,
             schema,
             pieces,
+            expanded_bytes: vec![0; width],
             rows: 0,
             habits,
             columns,
             packs,
-            scarce,
+            terms,
             kept_bytes: 0,
             taken_bytes: 0,
         })
@@ -121,8 +132,11 @@ impl<W: Write + Send> Writer<W> {
     pub(super) fn add(&mut self, pieces: Vec<Piece>) {
         self.rows += pieces.first().map_or(0, Piece::rows);
         self.kept_bytes += pieces.iter().map(Piece::memory).sum::<usize>();
-        let columns = self.pieces.iter_mut().zip(pieces);
-        columns.for_each(|(pieces, piece)| pieces.push(piece));
+        let columns = self.pieces.iter_mut().zip(&mut self.expanded_bytes).zip(pieces);
+        for ((pieces, expanded_bytes), piece) in columns {
+            *expanded_bytes = expanded_bytes.saturating_add(piece.expanded());
+            pieces.push(piece);
+        }
     }
 
     /// Writes the open row group, if there is one.
@@ -137,7 +151,7 @@ impl<W: Write + Send> Writer<W> {
         let root = self.file.schema_descr().root_schema_ptr();
         let properties = Arc::clone(&self.columns);
         self.habits.next();
-        let packer = self.packs.then(|| Packer::new(self.scarce)).transpose()?;
+        let packer = self.packs.then(|| Packer::new(self.terms.scarce)).transpose()?;
         let mut group = self.file.next_row_group()?;
         let columns = self.schema.fields().iter().zip(root.get_fields());
         for (((field, leaves), pieces), habit) in
@@ -148,20 +162,20 @@ impl<W: Write + Send> Writer<W> {
                 constant.append_to(&mut group)?;
                 continue;
             }
-            let properties = habit.applied(&properties, field.name());
+            let properties = habit.applied(&properties, field, self.terms);
             let Some(packer) = &packer else {
                 for chunk in encode(field, leaves, &properties, pieces, None)? {
                     chunk.append_to_row_group(&mut group)?;
                 }
                 continue;
             };
-            packer.begin(habit.method(&properties, field.name(), self.scarce));
+            packer.begin(habit.method(&properties, field, self.terms));
             let chunks = encode(field, leaves, &properties, pieces, Some(packer))?;
-            let is_flat = chunks.len() == 1;
+            let is_flat = !field.data_type().is_nested();
             for (leaf, chunk) in (0..).zip(chunks) {
                 let (chunk, close) = packer.end(leaf, chunk.close().clone())?;
                 if is_flat {
-                    let method = packer.method().map(|method| (self.scarce, method));
+                    let method = packer.method().map(|method| (self.terms.scarce, method));
                     habit.learn(&close, &properties, method);
                 }
                 group.append_column(&chunk, close)?;
@@ -170,12 +184,16 @@ impl<W: Write + Send> Writer<W> {
         group.close()?;
         self.taken_bytes += mem::take(&mut self.kept_bytes);
         self.rows = 0;
+        self.expanded_bytes.fill(0);
         Ok(())
     }
 
-    /// Rows of the open row group.
-    pub(super) fn rows(&self) -> usize {
-        self.rows
+    /// Whether the open row group should end: by what it takes in memory, by its rows, or by what one of its columns takes
+    /// while it is encoded, unless it holds one value only.
+    pub(super) fn is_full(&self) -> bool {
+        self.kept_bytes > ROW_GROUP_MEMORY_MAX
+            || self.rows >= ROW_GROUP_ROWS_MAX
+            || self.expanded_bytes.iter().any(|bytes| *bytes > COLUMN_BYTES_MAX)
     }
 
     /// Bytes in memory that [`Writer::end_group`] frees.
@@ -255,28 +273,50 @@ impl Habits {
             self.groups = 0;
             self.columns.fill(Habit::default());
         } else if self.groups.is_multiple_of(TRY_AGAIN_GROUPS) {
-            self.columns.iter_mut().for_each(|habit| habit.plain = false);
+            for habit in &mut self.columns {
+                habit.plain = false;
+                habit.method = habit.method.filter(|(_, method)| *method != Method::Raw);
+            }
         }
     }
 }
 
 impl Habit {
-    fn applied(self, properties: &WriterPropertiesPtr, column: &str) -> WriterPropertiesPtr {
-        if !self.plain {
+    fn applied(
+        self,
+        properties: &WriterPropertiesPtr,
+        field: &FieldRef,
+        terms: Terms,
+    ) -> WriterPropertiesPtr {
+        let is_delta = terms.integers == Integers::Delta && is_whole_number(field.data_type());
+        if !self.plain && !is_delta {
             return Arc::clone(properties);
         }
-        let path = ColumnPath::new(vec![column.to_owned()]);
-        let builder = properties.as_ref().clone().into_builder();
-        Arc::new(builder.set_column_dictionary_enabled(path, false).build())
+        let path = ColumnPath::new(vec![field.name().clone()]);
+        let mut builder = properties.as_ref().clone().into_builder();
+        if self.plain {
+            builder = builder.set_column_dictionary_enabled(path.clone(), false);
+        }
+        if is_delta {
+            builder = builder.set_column_encoding(path, Encoding::DELTA_BINARY_PACKED);
+        }
+        Arc::new(builder.build())
     }
 
     /// How the next chunk's pages are to be compressed, if that is known.
-    fn method(self, properties: &WriterProperties, column: &str, scarce: Scarce) -> Option<Method> {
-        let path = ColumnPath::new(vec![column.to_owned()]);
+    fn method(
+        self,
+        properties: &WriterProperties,
+        field: &FieldRef,
+        terms: Terms,
+    ) -> Option<Method> {
+        let path = ColumnPath::new(vec![field.name().clone()]);
         match self.method {
-            // The numbers of a dictionary always shrink, and say nothing of the values.
-            _ if properties.dictionary_enabled(&path) => Some(Method::Whole),
-            Some((of, method)) if of == scarce => Some(method),
+            // The numbers of a dictionary always shrink, and say nothing of the values; of a list there are some, too.
+            _ if field.data_type().is_nested() || properties.dictionary_enabled(&path) => {
+                Some(Method::Whole)
+            }
+            Some((of, method)) if of == terms.scarce => Some(method),
             _ => None,
         }
     }
@@ -298,7 +338,7 @@ impl Habit {
             let dictionary = packed - sizes.map(i64::from).sum::<i64>();
             let mut encodings = close.metadata.page_encoding_stats().into_iter().flatten();
             let missed = encodings.any(|pages| {
-                pages.page_type == PageType::DATA_PAGE && pages.encoding == Encoding::PLAIN
+                pages.page_type == PageType::DATA_PAGE && pages.encoding != Encoding::RLE_DICTIONARY
             });
             self.plain = missed || dictionary > packed / 2;
         } else {
@@ -307,9 +347,27 @@ impl Habit {
     }
 }
 
+/// Whether the values are whole numbers in the file, of at most 64 bits.
+fn is_whole_number(of: &DataType) -> bool {
+    match of {
+        DataType::Decimal128(precision, _) => *precision <= DECIMAL_DIGITS_64,
+        other => other.is_integer() || other.is_temporal(),
+    }
+}
+
+/// A row group ends when its rows, before they are encoded, hold this much memory.
+const ROW_GROUP_MEMORY_MAX: usize = 16 << 20;
+/// As above, by their number: of a table whose columns hold one value each they hold next to nothing.
+const ROW_GROUP_ROWS_MAX: usize = 1 << 20;
+/// As above, of one column with a value for each row.
+const COLUMN_BYTES_MAX: usize = 32 << 20;
+/// Of a decimal that is an INT32 or INT64 in the file
+/// (<https://github.com/apache/parquet-format/blob/master/LogicalTypes.md#decimal>).
+const DECIMAL_DIGITS_64: u8 = 18;
 /// A chunk of fewer bytes, before compression, shows nothing.
 const JUDGED_BYTES: i64 = 16 << 10;
-/// A dictionary that was given up is tried again after so many row groups: values change in the course of a table.
+/// A dictionary, or compression, that was given up is tried again after so many row groups: values change in the course
+/// of a table.
 const TRY_AGAIN_GROUPS: usize = 16;
 /// As above, all: to compress a page in several ways costs as much as some pages do.
 const TRY_ALL_AGAIN_GROUPS: usize = 64;
@@ -361,7 +419,7 @@ mod tests {
             &whole.schema(),
             properties.clone(),
             Habits::default(),
-            Scarce::Cpu,
+            Terms::default(),
         )
         .unwrap();
         writer.end_group().unwrap();
@@ -380,7 +438,7 @@ mod tests {
             ArrowWriter::try_new(vec![], whole.schema(), Some(properties.clone())).unwrap();
         library.write(&whole).unwrap();
         let mut writer =
-            Writer::new(vec![], &whole.schema(), properties, Habits::default(), Scarce::Cpu)
+            Writer::new(vec![], &whole.schema(), properties, Habits::default(), Terms::default())
                 .unwrap();
         writer.add(pieces(&whole));
         let (ours, theirs) = (writer.into_inner().unwrap(), library.into_inner().unwrap());
@@ -427,7 +485,7 @@ mod tests {
                 .build()
         };
         let mut writer =
-            Writer::new(vec![], &group.schema(), properties(), Habits::default(), Scarce::Cpu)
+            Writer::new(vec![], &group.schema(), properties(), Habits::default(), Terms::default())
                 .unwrap();
         for _ in 0..3 {
             writer.add(pieces(&group));
@@ -442,7 +500,7 @@ mod tests {
         assert_eq!(shapes[2], [first, plain, raw]);
         // The next file of the table begins with what this one has shown, and tries again at last.
         let mut writer =
-            Writer::new(vec![], &group.schema(), properties(), habits, Scarce::Cpu).unwrap();
+            Writer::new(vec![], &group.schema(), properties(), habits, Terms::default()).unwrap();
         for _ in 0..TRY_AGAIN_GROUPS {
             writer.add(pieces(&group));
             writer.end_group().unwrap();
@@ -464,7 +522,7 @@ mod tests {
             &schema,
             WriterProperties::default(),
             Habits::default(),
-            Scarce::Cpu,
+            Terms::default(),
         )
         .unwrap();
         let file = writer.into_inner().unwrap();

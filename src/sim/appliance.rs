@@ -41,7 +41,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    config::{self, Secret},
+    config::{self, Integers, Secret},
     disk::device::Device,
     error::{Classified, Exit},
     facts::{self, Facts},
@@ -261,6 +261,7 @@ impl Site {
             source: SOURCE.into(),
             object_bytes: self.setup.object_bytes,
             object_age: self.setup.object_age,
+            integers: Integers::Plain,
             encryption: SealEncryption::None,
             spool_dir: PathBuf::from(SPOOL_DIR),
             spool_key: Secret::new(vec![7; 32]),

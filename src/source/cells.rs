@@ -142,6 +142,7 @@ impl Cells {
     /// Sets a cell of the row that is being read: those of all columns, then [`Cells::end`].
     #[inline]
     pub fn set(&mut self, column: usize, place: Place) {
+        debug_assert!(self.rows < self.room, "it is full");
         self.places[column * self.room + self.rows] = place;
     }
 

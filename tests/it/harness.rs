@@ -39,6 +39,7 @@ pub(crate) struct Setup {
     pub(crate) tables: Vec<String>,
     pub(crate) object_bytes: String,
     pub(crate) object_age: String,
+    pub(crate) integers: String,
     pub(crate) journal_max: String,
     pub(crate) tls: bool,
     /// What the database serves TLS with, if it does.
@@ -63,6 +64,7 @@ impl Default for Setup {
             tables: ["*.*", "!public.scratch_*"].map(String::from).to_vec(),
             object_bytes: "8 MiB".into(),
             object_age: "1 s".into(),
+            integers: "plain".into(),
             journal_max: "4 GiB".into(),
             tls: false,
             certificate: None,
@@ -123,6 +125,7 @@ impl World {
             journal_max: setup.journal_max,
             object_bytes: setup.object_bytes,
             object_age: setup.object_age,
+            integers: setup.integers,
             listen: None,
         };
         let (path, audit) = site.write(&random_key().unwrap()).unwrap();

@@ -23,7 +23,7 @@ const RESIDENT_BYTES_MAX: u64 = 256 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_million_rows_and_every_type_come_back_equal() {
-    let setup = Setup { encryption: NONE.into(), ..Setup::default() };
+    let setup = Setup { encryption: NONE.into(), integers: "delta".into(), ..Setup::default() };
     let mut world = World::new("road", setup).await;
     world.execute(&dialect::types(TYPES, world.major())).await;
     let admin = world.admin().await;

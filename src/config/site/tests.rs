@@ -95,7 +95,8 @@ fn the_designs_file_is_read_whole() {
     assert_eq!(config.encryption, Encryption::Client { key_file });
     let journal = Journal { max_bytes: 50 << 30, key_file: None, segment_bytes: 64 << 20 };
     assert_eq!(config.journal, journal);
-    assert_eq!(config.seal, Seal { object_bytes: 64 << 20, object_age: Duration::from_secs(60) });
+    let (object_bytes, object_age) = (64 << 20, Duration::from_secs(60));
+    assert_eq!(config.seal, Seal { object_bytes, object_age, integers: Integers::Plain });
     assert_eq!(config.ship, Ship { part_bytes: 16 << 20, requests: 4 });
     let link = config.link.unwrap();
     assert_eq!((link.name.as_str(), link.interface.as_str()), ("dx-1", "eth1"));
@@ -139,6 +140,16 @@ fn how_tables_are_repaired_behind_a_gap_is_one_of_two_words() {
     let [wrong] = with("later").unwrap_err().try_into().unwrap();
     assert_eq!((wrong.key.as_str(), wrong.line), ("source.after_gap", 11));
     assert!(wrong.what.contains("no way to repair"), "{wrong}");
+}
+
+#[test]
+fn integers_are_laid_down_in_one_of_two_ways() {
+    let with =
+        |word: &str| parsed(&SITE.replace("\"60 s\"", &format!("\"60 s\"\nintegers = \"{word}\"")));
+    assert_eq!(with("plain").unwrap().seal.integers, Integers::Plain);
+    assert_eq!(with("delta").unwrap().seal.integers, Integers::Delta);
+    let [wrong] = with("zigzag").unwrap_err().try_into().unwrap();
+    assert_eq!((wrong.key.as_str(), wrong.line), ("seal.integers", 32));
 }
 
 #[test]

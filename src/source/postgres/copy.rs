@@ -114,7 +114,8 @@ pub fn block(
     let width = table.columns.len();
     while at < batch.len() && !cells.is_full() {
         let begin = at;
-        if batch[at] == COPY_DATA {
+        let framed = (batch[at] == COPY_DATA).then(|| read::<4>(batch, at + 1));
+        if framed.is_some() {
             at += FRAME_BYTES;
         }
         let count = read::<2>(batch, at).map(i16::from_be_bytes);
@@ -131,6 +132,11 @@ pub fn block(
                 let place = if sent(column) { field(batch, &mut at)? } else { Place::UNCHANGED };
                 cells.set(number, place);
             }
+        }
+        // A message counts its length, but not its tag.
+        let length = framed.map(|length| length.map(u32::from_be_bytes).map(u64::from));
+        if length.is_some_and(|length| length != Some((at - begin - 1) as u64)) {
+            return Err(DecodeError::cut(TUPLE));
         }
         cells.end(at - begin);
     }

@@ -74,7 +74,7 @@ impl Gulp {
     }
 
     /// Rows that are given in their messages, so many.
-    pub(crate) fn give(&mut self, bytes: Bytes, rows: u64) -> Rows {
+    pub(crate) fn give(&self, bytes: Bytes, rows: u64) -> Rows {
         debug_assert!(
             self.bytes.is_empty() && self.cursor.is_none(),
             "those before are given first"
@@ -169,7 +169,7 @@ impl Gulp {
 
     /// Whether a payload of this length should be handed on as it is, without a copy.
     pub(crate) fn passes(&self, length: usize) -> bool {
-        self.begun && length >= BATCH_BYTES
+        self.begun && !self.ended && length >= BATCH_BYTES
     }
 
     /// Takes a payload for which [`Gulp::passes`] said so, when nothing else is held: one row alone.
