@@ -14,9 +14,10 @@
 
 use std::{
     fmt,
-    io::{self, Cursor, Read},
+    io::{self, Read},
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    vec,
 };
 
 use bytes::Bytes;
@@ -65,11 +66,13 @@ pub(super) enum Method {
 #[derive(Clone)]
 pub(super) struct Packer(Arc<Mutex<Inner>>);
 
-/// A chunk's pages, ready to be written.
-pub(super) struct Chunk {
-    /// The dictionary's page, which comes first.
-    dictionary: Bytes,
-    data: Bytes,
+/// A chunk's pages, ready to be written: with their headers, the dictionary's first.
+pub(super) struct Chunk(Vec<Bytes>);
+
+/// What is left of a chunk.
+pub(super) struct Rest {
+    page: Bytes,
+    pages: vec::IntoIter<Bytes>,
 }
 
 struct Inner {
@@ -90,10 +93,9 @@ struct Inner {
 struct Leaf {
     /// Of the page whose body is next.
     header: Option<Bytes>,
-    dictionary: Vec<u8>,
-    data: Vec<u8>,
-    /// Lengths of the data pages with their headers, as they are written.
-    pages: Vec<usize>,
+    dictionary: Option<Bytes>,
+    /// Pages of data.
+    data: Vec<Bytes>,
 }
 
 /// What the encoder of one leaf hands its pages to.
@@ -146,17 +148,19 @@ impl Packer {
     ) -> Result<(Chunk, ColumnCloseResult)> {
         let mut inner = self.lock();
         let codec = inner.codec()?;
-        let Leaf { dictionary, data, pages, .. } =
+        let Leaf { dictionary, data, .. } =
             inner.leaves.get_mut(leaf).map(mem::take).unwrap_or_default();
         drop(inner);
-        let (begin, length) = (signed(dictionary.len())?, signed(data.len())?);
+        let begin = signed(dictionary.as_ref().map_or(0, Bytes::len))?;
+        let length = signed(data.iter().map(Bytes::len).sum())?;
         if let Some(offsets) = &mut close.offset_index {
-            if offsets.page_locations.len() != pages.len() {
+            if offsets.page_locations.len() != data.len() {
                 return Err(unlike("the number of its pages"));
             }
             let mut at = begin;
-            for (location, length) in offsets.page_locations.iter_mut().zip(pages) {
-                let length = i32::try_from(length).map_err(|_| unlike("the length of a page"))?;
+            for (location, page) in offsets.page_locations.iter_mut().zip(&data) {
+                let length =
+                    i32::try_from(page.len()).map_err(|_| unlike("the length of a page"))?;
                 (location.offset, location.compressed_page_size) = (at, length);
                 at += i64::from(length);
             }
@@ -170,7 +174,7 @@ impl Packer {
             .set_data_page_offset(begin);
         close.metadata = metadata.build()?;
         close.bytes_written = (begin + length).cast_unsigned();
-        Ok((Chunk { dictionary: dictionary.into(), data: data.into() }, close))
+        Ok((Chunk(dictionary.into_iter().chain(data).collect()), close))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -205,16 +209,15 @@ impl Inner {
             }
         };
         let (kind, before, after) = Header::parts(&header)?;
-        let Leaf { dictionary, data, pages, .. } = &mut self.leaves[leaf];
-        let to = if kind == DICTIONARY_PAGE { dictionary } else { data };
-        let begin = to.len();
-        to.extend_from_slice(before);
-        Header::put(signed(packed.len())?, to);
-        to.extend_from_slice(after);
-        to.extend_from_slice(packed);
-        if kind != DICTIONARY_PAGE {
-            let length = to.len() - begin;
-            pages.push(length);
+        let mut page = Vec::with_capacity(header.len() + LENGTH_BYTES_MAX + packed.len());
+        page.extend_from_slice(before);
+        Header::put(signed(packed.len())?, &mut page);
+        page.extend_from_slice(after);
+        page.extend_from_slice(packed);
+        let (page, leaf) = (Bytes::from(page), &mut self.leaves[leaf]);
+        match kind {
+            DICTIONARY_PAGE => leaf.dictionary = Some(page),
+            _ => leaf.data.push(page),
         }
         Ok(())
     }
@@ -343,23 +346,35 @@ impl fmt::Debug for Packer {
 
 impl Length for Chunk {
     fn len(&self) -> u64 {
-        (self.dictionary.len() + self.data.len()) as u64
+        self.0.iter().map(|page| page.len() as u64).sum()
     }
 }
 
 impl ChunkReader for Chunk {
-    type T = io::Chain<Cursor<Bytes>, Cursor<Bytes>>;
+    type T = Rest;
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
-        let mut whole = Cursor::new(self.dictionary.clone()).chain(Cursor::new(self.data.clone()));
-        io::copy(&mut (&mut whole).take(start), &mut io::sink())?;
-        Ok(whole)
+        let mut rest = Rest { page: Bytes::new(), pages: self.0.clone().into_iter() };
+        io::copy(&mut (&mut rest).take(start), &mut io::sink())?;
+        Ok(rest)
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
         let mut bytes = vec![0; length];
         self.get_read(start)?.read_exact(&mut bytes)?;
         Ok(bytes.into())
+    }
+}
+
+impl Read for Rest {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        while self.page.is_empty() {
+            let Some(page) = self.pages.next() else { return Ok(0) };
+            self.page = page;
+        }
+        let length = to.len().min(self.page.len());
+        to[..length].copy_from_slice(&self.page.split_to(length));
+        Ok(length)
     }
 }
 
@@ -377,6 +392,8 @@ const LEVEL: i32 = 1;
 const DENSE_LEVEL: i32 = 3;
 /// Of what comes once, in Thrift: one field on, of type i32.
 const NEXT_I32: u8 = 0x15;
+/// The most that the length of a page takes in its header.
+const LENGTH_BYTES_MAX: usize = 5;
 /// The kind of a dictionary's page, 2, in zigzag.
 const DICTIONARY_PAGE: u8 = 4;
 /// A page of fewer bytes shows nothing.
