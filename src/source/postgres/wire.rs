@@ -525,6 +525,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn rows_before_an_error_are_given_and_the_error_behind_them() {
+        for is_framed in [false, true] {
+            let (mut wire, mut server) = pair().await;
+            let header = [&b"PGCOPY\n\xff\r\n\0"[..], &[0; 8]].concat();
+            let sent = [
+                framed(b'H', &[1, 0, 0]),
+                framed(b'd', &[header, vec![0, 0]].concat()),
+                framed(b'd', &[0, 0]).repeat(9),
+                framed(b'E', b"C57014\0Mcancelled\0\0"),
+                framed(b'Z', b"I"),
+            ];
+            server.write_all(&sent.concat()).await.unwrap();
+            let gulp = wire.copy_out("test", "COPY").await.unwrap();
+            let mut gulp = if is_framed { gulp.framed() } else { gulp };
+            let mut rows = 0;
+            let refused = loop {
+                match wire.rows("test", &mut gulp, 1 << 20).await {
+                    Ok(some) => rows += some.unwrap().rows,
+                    Err(error) => break error,
+                }
+            };
+            // Those that were copied go with the error: the part is read again.
+            assert_eq!(rows, if is_framed { 10 } else { 0 });
+            assert!(refused.to_string().contains("57014"), "{refused}");
+            server.write_all(&framed(b'Z', b"I")).await.unwrap();
+            wire.query("test", "ROLLBACK").await.unwrap();
+        }
+    }
+
+    #[tokio::test]
     async fn the_version_is_read_from_what_the_server_reports() {
         let (mut wire, _server) = pair().await;
         for (text, number) in [("15.18 (Debian)", 150_018), ("18beta1", 180_000), ("", 0)] {
