@@ -41,4 +41,4 @@ const MMAP_BYTES: libc::c_int = 4 << 20;
 const HEAPS: libc::c_int = 4;
 /// Of each heap, at its end.
 #[cfg(target_env = "gnu")]
-const KEPT_BYTES: libc::c_int = 32 << 20;
+const KEPT_BYTES: libc::c_int = 8 << 20;

@@ -11,14 +11,14 @@ use arrow_array::{
     builder::{
         BinaryBuilder, BooleanBuilder, Date32Builder, Decimal128Builder, FixedSizeBinaryBuilder,
         Float32Builder, Float64Builder, Int16Builder, Int32Builder, Int64Builder, PrimitiveBuilder,
-        StringBuilder, TimestampMicrosecondBuilder,
+        TimestampMicrosecondBuilder,
     },
     cast::AsArray,
     types::ArrowPrimitiveType,
 };
 use arrow_schema::{DataType, TimeUnit};
 
-use super::pieces::Piece;
+use super::{pieces::Piece, texts::Texts};
 use crate::journal::{LakeType, Place, Plain, Value};
 
 /// A column's array, growing.
@@ -56,7 +56,7 @@ enum Growing {
     Decimal(Decimal128Builder),
     Binary(BinaryBuilder),
     Uuid(FixedSizeBinaryBuilder),
-    Text(StringBuilder),
+    Text(Texts),
 }
 
 /// The Arrow type of a column.
@@ -171,7 +171,7 @@ impl ColumnArray {
         }
         let bytes = match &self.growing {
             Growing::Binary(array) => array.values_slice().len(),
-            Growing::Text(array) => array.values_slice().len(),
+            Growing::Text(array) => array.bytes(),
             _ => 0,
         };
         let array = self.growing.finish();
@@ -202,7 +202,7 @@ impl Growing {
             LakeType::Uuid => {
                 Self::Uuid(FixedSizeBinaryBuilder::with_capacity(elements, UUID_BYTES))
             }
-            LakeType::Text => Self::Text(StringBuilder::with_capacity(elements, bytes)),
+            LakeType::Text => Self::Text(Texts::with_capacity(elements, bytes)),
         }
     }
 
@@ -227,19 +227,12 @@ impl Growing {
                     within.contains(&micros).then_some(micros)
                 })
             }
-            (Self::Text(array), Plain::Text) => each(
-                array,
-                places,
-                bytes,
-                |array, cell| {
-                    let text = std::str::from_utf8(cell).ok()?;
-                    fits(array.values_slice().len(), text.len())?;
-                    *held += text.len();
-                    array.append_value(text);
-                    Some(())
-                },
-                |array| array.append_null(),
-            ),
+            (Self::Text(array), Plain::Text | Plain::Versioned) => {
+                let (before, prefix) = (array.bytes(), plain.prefix());
+                let done = array.extend(places, bytes, prefix);
+                *held += array.bytes() - before;
+                done
+            }
             (growing, _) => each(
                 growing,
                 places,
@@ -272,7 +265,10 @@ impl Growing {
                     array.append_value(value).expect("both are of 16 bytes");
                 }
             }
-            Self::Text(array) => array.append_value_n(one.as_string::<i32>().value(0), rows),
+            Self::Text(array) => {
+                let done = array.repeat(one.as_string::<i32>().value(0), rows);
+                assert_eq!(done, rows, "a run of texts is bounded");
+            }
         }
     }
 
@@ -298,8 +294,7 @@ impl Growing {
                 return Some(bytes.len());
             }
             (Self::Text(array), Value::Text(text)) => {
-                fits(array.values_slice().len(), text.len())?;
-                array.append_value(text);
+                array.push(text)?;
                 return Some(text.len());
             }
             _ => return None,
@@ -320,7 +315,7 @@ impl Growing {
             Self::Decimal(array) => array.append_null(),
             Self::Binary(array) => array.append_null(),
             Self::Uuid(array) => array.append_null(),
-            Self::Text(array) => array.append_null(),
+            Self::Text(array) => array.push_null(),
         }
     }
 

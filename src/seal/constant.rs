@@ -35,7 +35,7 @@ use parquet::{
     schema::types::{ColumnPath, Type, TypePtr},
 };
 
-use super::{pieces::Piece, writer::encode};
+use super::{column::encode, pieces::Piece};
 
 /// The chunks of a column, ready to be written: of a flat column one.
 pub(super) struct Constant(Vec<(Bytes, ColumnCloseResult)>);
@@ -134,7 +134,7 @@ fn nothing(
 ) -> Result<Constant> {
     let properties = properties.as_ref().clone().into_builder().set_dictionary_enabled(false);
     let properties = Arc::new(properties.build());
-    let one = encode(field, leaves, &properties, vec![Piece::Same(Arc::clone(value), 1)], None)?;
+    let one = encode(field, leaves, &properties, vec![Piece::Same(Arc::clone(value), 1)])?;
     let level = u8::from(field.is_nullable() && value.is_valid(0));
     let chunks = one.into_iter().map(|chunk| {
         let mut close = chunk.close().clone();
@@ -211,7 +211,7 @@ fn one_row(
         .set_column_dictionary_enabled(path, true)
         .build();
     let properties = Arc::new(properties);
-    let chunks = encode(field, leaves, &properties, vec![Piece::Same(Arc::clone(value), 1)], None)?;
+    let chunks = encode(field, leaves, &properties, vec![Piece::Same(Arc::clone(value), 1)])?;
     let Ok([chunk]) = <[_; 1]>::try_from(chunks) else { return Ok(None) };
     let close = chunk.close().clone();
     let root = Type::group_type_builder("schema").with_fields(vec![Arc::clone(leaves)]).build()?;
@@ -263,7 +263,7 @@ fn run(rows: u32) -> Vec<u8> {
 }
 
 /// The value that stands everywhere, as an array of one.
-fn value(pieces: &[Piece]) -> Option<ArrayRef> {
+pub(super) fn value(pieces: &[Piece]) -> Option<ArrayRef> {
     let value = pieces.iter().find_map(|piece| match piece {
         Piece::Array(array) => (!array.is_empty()).then(|| array.slice(0, 1)),
         Piece::Same(value, rows) => (*rows > 0).then(|| Arc::clone(value)),
@@ -373,8 +373,9 @@ mod tests {
     use crate::{
         seal::{
             Op,
+            habits::{Habits, Terms},
             meta::{MetaArrays, RowMeta},
-            writer::{Habits, Terms, Writer},
+            writer::Writer,
         },
         units::{Position, Timestamp},
     };
@@ -492,8 +493,8 @@ mod tests {
         .unwrap();
         let mut library = ArrowWriter::try_new(vec![], whole.schema(), Some(properties)).unwrap();
         for _ in 0..2 {
-            writer.add(pieces(whole.slice(0, 17).columns()));
-            writer.add(halves(whole.slice(17, ROWS - 17).columns()));
+            writer.add(pieces(whole.slice(0, 17).columns())).unwrap();
+            writer.add(halves(whole.slice(17, ROWS - 17).columns())).unwrap();
             writer.end_group().unwrap();
             library.write(&whole).unwrap();
             library.flush().unwrap();

@@ -22,8 +22,9 @@ use parquet::{
 use super::{
     Op, SealError, Table,
     columns::{Block, RowBuilder, RowMeta, arrow_schema, file_metadata, file_name},
+    habits::Habits,
     object::{Draft, Maker, Sink},
-    writer::{Habits, Writer},
+    writer::Writer,
 };
 use crate::{
     heap::large::LARGE_BYTES,
@@ -167,7 +168,7 @@ impl Encoder {
         self.writer(maker)?;
         let writer = self.writer.as_mut().expect("made above");
         let failed = |why| SealError::parquet(&self.table.qualified(), why);
-        writer.add(pieces);
+        writer.add(pieces).map_err(failed)?;
         if writer.is_full() {
             writer.end_group().map_err(failed)?;
         }

@@ -189,6 +189,7 @@ mod tests {
             spool,
             encode: crate::seal::encode::parquet,
             habits: std::sync::Mutex::default(),
+            presses: Default::default(),
         }
     }
 

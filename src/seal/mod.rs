@@ -14,6 +14,7 @@ pub mod columns;
 pub mod key;
 mod arrays;
 mod changes;
+mod column;
 mod constant;
 mod cut;
 mod encode;
@@ -22,6 +23,7 @@ mod epoch;
 mod error;
 mod fates;
 mod gcm;
+mod habits;
 #[cfg(feature = "sim")]
 mod lines;
 #[cfg(test)]
@@ -37,6 +39,7 @@ mod series;
 mod snapshot;
 mod spool;
 mod sums;
+mod texts;
 mod told;
 mod unchanged;
 mod writer;

@@ -16,11 +16,11 @@ use super::{
     encode::EncodeWith,
     envelope::{self, Metadata},
     gcm::{Encryptor, PLAINTEXT_BYTES_MAX},
+    habits::{Habits, Terms},
     key::Keys,
-    pack::Scarce,
+    pack::{Presses, Scarce},
     spool::{Spool, SpoolFile},
     sums::Sums,
-    writer::{Habits, Terms},
 };
 use crate::config::Integers;
 
@@ -50,6 +50,7 @@ pub(super) struct Maker {
     pub(super) encode: EncodeWith,
     /// By table: its version, and what the columns of the last object showed.
     pub(super) habits: Mutex<BTreeMap<u32, (u32, Habits)>>,
+    pub(super) presses: Presses,
 }
 
 /// An object that is in the spool but in no group yet. Dropping it removes its file.
@@ -92,7 +93,7 @@ impl Maker {
     pub(super) fn terms(&self) -> Terms {
         let is_behind = self.spool.bytes_waiting() > BEHIND_BYTES;
         let scarce = if is_behind { Scarce::Link } else { Scarce::Cpu };
-        Terms { scarce, integers: self.integers }
+        Terms { scarce, integers: self.integers, presses: self.presses.clone() }
     }
 
     /// Begins an object of `table`.

@@ -62,7 +62,11 @@ pub(super) enum Method {
     Dense,
 }
 
-/// Compresses the pages of one chunk after the other: of a field's leaves at once.
+/// What compresses, for any number of threads: each takes one for a page, and puts it back.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Presses(Arc<Mutex<Vec<Press>>>);
+
+/// Compresses the pages of the chunks of one field: of its leaves.
 #[derive(Clone)]
 pub(super) struct Packer(Arc<Mutex<Inner>>);
 
@@ -75,17 +79,22 @@ pub(super) struct Rest {
     pages: vec::IntoIter<Bytes>,
 }
 
-struct Inner {
+/// A compressor, and where it puts what it makes.
+struct Press {
     compressor: Compressor<'static>,
     /// What the compressor is set to.
     set: Option<Method>,
+    packed: Vec<u8>,
+}
+
+struct Inner {
+    presses: Presses,
     /// What all pages of this chunk are compressed by; `None`: their first shows it.
     method: Option<Method>,
     /// Whether that is what its values advise.
     is_advised: bool,
     scarce: Scarce,
     leaves: Vec<Leaf>,
-    scratch: Vec<u8>,
 }
 
 /// What has come of one leaf.
@@ -104,30 +113,29 @@ struct Store {
     leaf: usize,
 }
 
-impl Packer {
-    /// For any number of chunks.
-    ///
-    /// # Errors
-    ///
-    /// There is no memory for it.
-    pub(super) fn new(scarce: Scarce) -> Result<Self> {
-        let inner = Inner {
-            compressor: Compressor::new(LEVEL)?,
-            set: None,
-            method: None,
-            is_advised: false,
-            scarce,
-            leaves: vec![],
-            scratch: Vec::with_capacity(compress_bound(SAMPLE_BYTES)),
-        };
-        Ok(Self(Arc::new(Mutex::new(inner))))
+impl Presses {
+    fn take(&self) -> Result<Press> {
+        let press = self.lock().pop();
+        press.map_or_else(Press::new, Ok)
     }
 
-    /// Begins the chunks of a field, whose pages are compressed by `method`, or as the first one advises.
-    pub(super) fn begin(&self, method: Option<Method>) {
-        let mut inner = self.lock();
-        (inner.method, inner.is_advised) = (method, method.is_some());
-        inner.leaves.clear();
+    fn put_back(&self, press: Press) {
+        let mut all = self.lock();
+        if all.len() < IDLE_PRESSES_MAX {
+            all.push(press);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Press>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Packer {
+    /// For the chunks of a field, whose pages are compressed by `method`, or as the first one advises.
+    pub(super) fn new(presses: &Presses, scarce: Scarce, method: Option<Method>) -> Self {
+        let (presses, is_advised) = (presses.clone(), method.is_some());
+        Self(Arc::new(Mutex::new(Inner { presses, method, is_advised, scarce, leaves: vec![] })))
     }
 
     /// What the pages were compressed by; `None`: the first was too small to show anything.
@@ -191,22 +199,21 @@ impl Inner {
             self.leaves[leaf].header = Some(blob);
             return Ok(());
         };
+        let presses = self.presses.clone();
+        let mut press = presses.take()?;
         let method = match self.method {
             Some(method) => method,
             None if blob.len() < JUDGED_BYTES => Method::Whole,
             None => {
                 self.is_advised = true;
-                self.advised(&blob)?
+                press.advised(self.scarce, &blob)?
             }
         };
         // Those that follow have the same codec, whatever they hold.
         self.method = Some(method);
         let packed = match method {
             Method::Raw => &blob[..],
-            method => {
-                self.compress(method, &blob)?;
-                &self.scratch
-            }
+            method => press.compress(method, &blob)?,
         };
         let (kind, before, after) = Header::parts(&header)?;
         let mut page = Vec::with_capacity(header.len() + LENGTH_BYTES_MAX + packed.len());
@@ -214,6 +221,7 @@ impl Inner {
         Header::put(signed(packed.len())?, &mut page);
         page.extend_from_slice(after);
         page.extend_from_slice(packed);
+        presses.put_back(press);
         let (page, leaf) = (Bytes::from(page), &mut self.leaves[leaf]);
         match kind {
             DICTIONARY_PAGE => leaf.dictionary = Some(page),
@@ -222,19 +230,31 @@ impl Inner {
         Ok(())
     }
 
+    fn codec(&self) -> Result<Compression> {
+        match self.method {
+            Some(Method::Raw) => Ok(Compression::UNCOMPRESSED),
+            _ => Ok(Compression::ZSTD(ZstdLevel::try_new(LEVEL)?)),
+        }
+    }
+}
+
+impl Press {
+    fn new() -> Result<Self> {
+        Ok(Self { compressor: Compressor::new(LEVEL)?, set: None, packed: vec![] })
+    }
+
     /// The cheapest method that makes about as little of these values as any does.
-    fn advised(&mut self, page: &[u8]) -> Result<Method> {
+    fn advised(&mut self, scarce: Scarce, page: &[u8]) -> Result<Method> {
         let sample = &page[..page.len().min(SAMPLE_BYTES)];
         let methods =
             [Method::Quickest, Method::Quick, Method::Small, Method::Whole, Method::Dense];
-        let (methods, near) = match self.scarce {
+        let (methods, near) = match scarce {
             Scarce::Cpu => (&methods[..4], NEAR_OF_CPU),
             Scarce::Link => (&methods[2..], NEAR_OF_LINK),
         };
         let mut sizes = vec![];
         for method in methods {
-            self.compress(*method, sample)?;
-            sizes.push((*method, self.scratch.len()));
+            sizes.push((*method, self.compress(*method, sample)?.len()));
         }
         let least = sizes.iter().map(|(_, size)| *size).min().unwrap_or(0);
         if least > sample.len() / 100 * INCOMPRESSIBLE_PERCENT {
@@ -244,8 +264,7 @@ impl Inner {
         Ok(method.map_or(Method::Whole, |(method, _)| method))
     }
 
-    /// Compresses into the scratch.
-    fn compress(&mut self, method: Method, plain: &[u8]) -> io::Result<()> {
+    fn compress(&mut self, method: Method, plain: &[u8]) -> io::Result<&[u8]> {
         if self.set != Some(method) {
             self.set = None;
             for parameter in method.parameters() {
@@ -253,17 +272,10 @@ impl Inner {
             }
             self.set = Some(method);
         }
-        self.scratch.clear();
-        self.scratch.reserve(compress_bound(plain.len()));
-        self.compressor.compress_to_buffer(plain, &mut self.scratch)?;
-        Ok(())
-    }
-
-    fn codec(&self) -> Result<Compression> {
-        match self.method {
-            Some(Method::Raw) => Ok(Compression::UNCOMPRESSED),
-            _ => Ok(Compression::ZSTD(ZstdLevel::try_new(LEVEL)?)),
-        }
+        self.packed.clear();
+        self.packed.reserve(compress_bound(plain.len()));
+        self.compressor.compress_to_buffer(plain, &mut self.packed)?;
+        Ok(&self.packed)
     }
 }
 
@@ -330,6 +342,12 @@ impl PageStore for Store {
     fn take(&mut self, _: PageKey) -> Result<Bytes> {
         Err(unlike("who asks for its pages"))
     }
+
+    fn memory_size(&self) -> usize {
+        let inner = self.packer.lock();
+        let Some(leaf) = inner.leaves.get(self.leaf) else { return 0 };
+        leaf.dictionary.iter().chain(&leaf.data).map(Bytes::len).sum()
+    }
 }
 
 impl PageStoreFactory for Packer {
@@ -341,6 +359,12 @@ impl PageStoreFactory for Packer {
 impl fmt::Debug for Packer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Packer").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Press {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Press").field("set", &self.set).finish_non_exhaustive()
     }
 }
 
@@ -398,6 +422,9 @@ const LENGTH_BYTES_MAX: usize = 5;
 const DICTIONARY_PAGE: u8 = 4;
 /// A page of fewer bytes shows nothing.
 const JUDGED_BYTES: usize = 16 << 10;
+/// As many threads seal a snapshot as a rule, and one more the changes; one that is made anew costs little
+/// beside the page that it compresses.
+const IDLE_PRESSES_MAX: usize = 3;
 /// So much of it does.
 const SAMPLE_BYTES: usize = 1 << 20;
 /// Of what was to be compressed.
@@ -422,8 +449,9 @@ mod tests {
     use super::*;
     use crate::config::Integers;
     use crate::seal::{
+        habits::{Habits, Terms},
         pieces::Piece,
-        writer::{Habits, Terms, Writer},
+        writer::Writer,
     };
 
     const ROWS: i64 = 20_000;
@@ -466,7 +494,7 @@ mod tests {
             )
             .unwrap();
             for _ in 0..3 {
-                writer.add(batch.columns().iter().cloned().map(Piece::Array).collect());
+                writer.add(batch.columns().iter().cloned().map(Piece::Array).collect()).unwrap();
                 writer.end_group().unwrap();
             }
             let file = Bytes::from(writer.into_inner().unwrap());
@@ -517,7 +545,7 @@ mod tests {
             let mut writer =
                 Writer::new(vec![], &batch.schema(), properties, habits, terms).unwrap();
             for _ in 0..2 {
-                writer.add(vec![Piece::Array(Arc::clone(batch.column(0)))]);
+                writer.add(vec![Piece::Array(Arc::clone(batch.column(0)))]).unwrap();
                 writer.end_group().unwrap();
             }
             let file = Bytes::from(writer.into_inner().unwrap());
@@ -530,11 +558,11 @@ mod tests {
     #[test]
     fn the_first_page_shows_the_method() {
         let advised = |scarce, page: &[u8]| {
-            let packer = Packer::new(scarce).unwrap();
-            let method = packer.lock().advised(page).unwrap();
+            let mut press = Press::new().unwrap();
+            let method = press.advised(scarce, page).unwrap();
             // What it makes is what zstd reads.
-            packer.lock().compress(method, page).unwrap();
-            assert_eq!(zstd::bulk::decompress(&packer.lock().scratch, page.len()).unwrap(), page);
+            let packed = press.compress(method, page).unwrap();
+            assert_eq!(zstd::bulk::decompress(packed, page.len()).unwrap(), page);
             method
         };
         let mut dice = fastrand::Rng::with_seed(1);

@@ -41,6 +41,17 @@ impl Piece {
         }
     }
 
+    /// The same rows; of one value for all of them no more than so many in one.
+    pub(super) fn parts(self, rows: usize) -> Vec<Self> {
+        match self {
+            Self::Array(_) => vec![self],
+            Self::Same(value, all) => {
+                let part = |at: usize| Self::Same(ArrayRef::clone(&value), rows.min(all - at));
+                (0..all).step_by(rows).map(part).collect()
+            }
+        }
+    }
+
     /// A value of each.
     ///
     /// # Errors
@@ -73,6 +84,8 @@ mod tests {
         assert_eq!((same.rows(), &same.array().unwrap()), (3, &whole));
         // A byte, and two offsets.
         assert_eq!(same.expanded(), 3 * 9);
+        let parts: Vec<_> = same.parts(2).iter().map(Piece::rows).collect();
+        assert_eq!(parts, [2, 1]);
         let array = Piece::Array(Arc::clone(&whole));
         assert_eq!((array.rows(), &array.array().unwrap()), (3, &whole));
         assert_eq!(Piece::Same(whole.slice(0, 1), 0).array().unwrap().len(), 0);

@@ -35,6 +35,7 @@ use super::{
     fates,
     key::Keys,
     object::{Draft, Maker},
+    pack::Presses,
     schema::{self, Versions},
     snapshot,
     spool::{Spool, SpoolReader},
@@ -152,6 +153,7 @@ impl Sealer {
                 spool,
                 encode,
                 habits: Mutex::default(),
+                presses: Presses::default(),
             },
             cut: Cut {
                 bytes: options.object_bytes,

@@ -203,6 +203,12 @@ pub enum Plain {
 }
 
 impl Plain {
+    /// The byte that stands before the value.
+    #[inline]
+    pub fn prefix(&self) -> Option<u8> {
+        matches!(self, Self::Versioned).then_some(1)
+    }
+
     /// The value; `None`: the bytes are none, or the typed column does not hold it.
     #[inline]
     pub fn value<'a>(&self, bytes: &'a [u8]) -> Option<Value<'a>> {

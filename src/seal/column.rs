@@ -1,0 +1,216 @@
+//! One column of the open row group: its rows on their way into chunks, one for each of its leaves.
+//!
+//! They are held as they are while they are few, or all the same; from [`EARLY_BYTES`] on an encoder takes them as they
+//! come, and what it makes of them is compressed page by page. So a row group takes little more memory than what is written of
+//! it. An encoder costs a hash table and page buffers whatever comes, some 130 KiB: one for every column
+//! from the first row on would be 200 MiB for the 1,600 that a table can have (`seal_encrypt` shows what a thousand take).
+//!
+//! **Invariant:** while the last array of a column is compressed it is there no more: of a large value no more than
+//! two copies are alive.
+
+use std::{
+    io::{self, Write},
+    mem,
+    sync::Arc,
+};
+
+use arrow_schema::{FieldRef, Schema};
+use parquet::{
+    arrow::arrow_writer::{
+        ArrowColumnChunk, ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves,
+    },
+    errors::Result,
+    file::{
+        properties::WriterPropertiesPtr,
+        writer::{SerializedFileWriter, SerializedRowGroupWriter},
+    },
+    schema::types::{Type, TypePtr},
+};
+
+use super::{
+    constant::{self, Constant},
+    habits::{Habit, Terms},
+    pack::Packer,
+    pieces::Piece,
+};
+
+/// A column of the open row group.
+#[derive(Default)]
+pub(super) struct Column {
+    /// Its rows, while they are held.
+    held: Vec<Piece>,
+    held_bytes: usize,
+    /// Bytes of all its rows with a value for each.
+    expanded_bytes: usize,
+    /// What takes them, from some row on.
+    open: Option<Open>,
+}
+
+/// What is being made of a column.
+struct Open {
+    encoders: Vec<ArrowColumnWriter>,
+    properties: WriterPropertiesPtr,
+    packer: Packer,
+}
+
+/// Which column it is, and what is to be made of it.
+pub(super) struct Of<'a> {
+    pub(super) field: &'a FieldRef,
+    pub(super) leaves: &'a TypePtr,
+    /// The file's, of its columns.
+    pub(super) properties: &'a WriterPropertiesPtr,
+    pub(super) terms: &'a Terms,
+    /// Whether pages are compressed here, and not by the library.
+    pub(super) packs: bool,
+}
+
+impl Column {
+    /// Adds rows. `habit`: how this chunk is encoded.
+    ///
+    /// # Errors
+    ///
+    /// They do not fit the schema.
+    pub(super) fn add(&mut self, of: &Of<'_>, habit: Habit, piece: Piece) -> Result<()> {
+        self.expanded_bytes = self.expanded_bytes.saturating_add(piece.expanded());
+        if let Some(open) = &mut self.open {
+            return write(&mut open.encoders, of.field, piece);
+        }
+        self.held_bytes += piece.memory();
+        self.held.push(piece);
+        if !of.packs || self.held_bytes < EARLY_BYTES {
+            return Ok(());
+        }
+        if let Some(value) = constant::value(&self.held) {
+            let rows = self.held.iter().map(Piece::rows).sum();
+            self.held = vec![Piece::Same(value, rows)];
+            self.held_bytes = self.held.iter().map(Piece::memory).sum();
+            return Ok(());
+        }
+        let mut open = Open::new(of, habit)?;
+        self.held_bytes = 0;
+        for piece in mem::take(&mut self.held) {
+            write(&mut open.encoders, of.field, piece)?;
+        }
+        self.open = Some(open);
+        Ok(())
+    }
+
+    /// Writes its chunks, and begins anew. `habit` takes what they show.
+    ///
+    /// # Errors
+    ///
+    /// Its rows do not fit the schema, or the file refuses them.
+    pub(super) fn end<W: Write + Send>(
+        &mut self,
+        of: &Of<'_>,
+        habit: &mut Habit,
+        group: &mut SerializedRowGroupWriter<'_, W>,
+    ) -> Result<()> {
+        let Self { held, open, .. } = mem::take(self);
+        if let Some(open) = open {
+            return open.end(of, habit, group);
+        }
+        if let Some(constant) = Constant::new(of.field, of.leaves, of.properties, &held)? {
+            return constant.append_to(group);
+        }
+        if of.packs {
+            let mut open = Open::new(of, *habit)?;
+            for piece in held {
+                write(&mut open.encoders, of.field, piece)?;
+            }
+            return open.end(of, habit, group);
+        }
+        let properties = habit.applied(of.properties, of.field, of.terms);
+        let chunks = encode(of.field, of.leaves, &properties, held)?;
+        chunks.into_iter().try_for_each(|chunk| chunk.append_to_row_group(group))
+    }
+
+    /// Bytes that its rows take in memory, as they are or encoded.
+    pub(super) fn memory(&self) -> usize {
+        let open = self.open.iter().flat_map(|open| &open.encoders);
+        self.held_bytes + open.map(ArrowColumnWriter::memory_size).sum::<usize>()
+    }
+
+    /// Bytes of its rows, with a value for each.
+    pub(super) fn expanded(&self) -> usize {
+        self.expanded_bytes
+    }
+}
+
+impl Open {
+    fn new(of: &Of<'_>, habit: Habit) -> Result<Self> {
+        let properties = habit.applied(of.properties, of.field, of.terms);
+        let method = habit.method(&properties, of.field, of.terms);
+        let packer = Packer::new(&of.terms.presses, of.terms.scarce, method);
+        let encoders = encoders(of.field, of.leaves, &properties, Some(&packer))?;
+        Ok(Self { encoders, properties, packer })
+    }
+
+    fn end<W: Write + Send>(
+        self,
+        of: &Of<'_>,
+        habit: &mut Habit,
+        group: &mut SerializedRowGroupWriter<'_, W>,
+    ) -> Result<()> {
+        let Self { encoders, properties, packer } = self;
+        let is_flat = !of.field.data_type().is_nested();
+        for (leaf, encoder) in (0..).zip(encoders) {
+            let chunk = encoder.close()?;
+            let (chunk, close) = packer.end(leaf, chunk.close().clone())?;
+            if is_flat {
+                let method = packer.method().map(|method| (of.terms.scarce, method));
+                habit.learn(&close, &properties, method);
+            }
+            group.append_column(&chunk, close)?;
+        }
+        Ok(())
+    }
+}
+
+/// Encodes a column by itself, its pages within the chunks.
+pub(super) fn encode(
+    field: &FieldRef,
+    leaves: &TypePtr,
+    properties: &WriterPropertiesPtr,
+    pieces: Vec<Piece>,
+) -> Result<Vec<ArrowColumnChunk>> {
+    let mut encoders = encoders(field, leaves, properties, None)?;
+    for piece in pieces {
+        write(&mut encoders, field, piece)?;
+    }
+    encoders.into_iter().map(ArrowColumnWriter::close).collect()
+}
+
+/// The encoders of a column's `leaves`: asked for those of the whole schema, the library makes all of them at once. With a
+/// packer the pages go there, and not into the chunk.
+fn encoders(
+    field: &FieldRef,
+    leaves: &TypePtr,
+    properties: &WriterPropertiesPtr,
+    packer: Option<&Packer>,
+) -> Result<Vec<ArrowColumnWriter>> {
+    let root = Type::group_type_builder("schema").with_fields(vec![Arc::clone(leaves)]).build()?;
+    let alone = SerializedFileWriter::new(io::sink(), Arc::new(root), Arc::clone(properties))?;
+    let schema = Arc::new(Schema::new(vec![Arc::clone(field)]));
+    let mut factory = ArrowRowGroupWriterFactory::new(&alone, schema);
+    if let Some(packer) = packer {
+        factory = factory.with_page_store_factory(Arc::new(packer.clone()));
+    }
+    factory.create_column_writers(0)
+}
+
+fn write(encoders: &mut [ArrowColumnWriter], field: &FieldRef, piece: Piece) -> Result<()> {
+    for part in piece.parts(SAME_ROWS_MAX) {
+        let array = part.array()?;
+        drop(part);
+        for (encoder, leaf) in encoders.iter_mut().zip(compute_leaves(field, &array)?) {
+            encoder.write(&leaf)?;
+        }
+    }
+    Ok(())
+}
+
+/// From here on a column is worth an encoder.
+const EARLY_BYTES: usize = 256 << 10;
+/// One value for all rows is expanded to no more of them at once.
+const SAME_ROWS_MAX: usize = 8192;
