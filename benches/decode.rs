@@ -13,7 +13,7 @@ use std::hint::black_box;
 use lakehead::{
     clock::{Clock, SystemClock},
     journal::{Cells, Decode, DecodeError, Event, Op, RecordKind, Row, Table},
-    seal::columns::{Block, RowBuilder, RowMeta},
+    seal::columns::{Block, Metas, RowBuilder, RowMeta},
     source::postgres::pgoutput::PgDecoder,
     units::{Position, Timestamp},
 };
@@ -104,7 +104,8 @@ fn measure<S: Source + Clone>(source: &S, stage: Stage, total: usize) {
                 cells.clear();
                 at = decoder.block(&table, bytes, at, &mut cells).unwrap();
                 let block = Block { cells: &cells, bytes };
-                builder.append_block(meta(Op::Snapshot, 0, 1), &block, decoder).unwrap();
+                let metas = Metas::Same(meta(Op::Snapshot, 0, 1));
+                builder.append_block(metas, &block, decoder).unwrap();
                 rows += cells.rows() as u64;
                 values += (cells.rows() * cells.columns()) as u64;
                 if builder.rows() >= BATCH_ROWS || builder.bytes() >= BATCH_BYTES {

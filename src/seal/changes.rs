@@ -15,6 +15,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     mem,
+    ops::Range,
     sync::Arc,
     thread,
     time::Duration,
@@ -22,18 +23,19 @@ use std::{
 
 use super::{
     Defined, EPOCH_FACT, EpochEnd, Fates, GroupKind, Op, SealError, Table,
-    columns::RowMeta,
-    encode::{LARGE_ROW_BYTES, RowIn},
+    columns::{Block, Metas, RowMeta},
+    encode::{BlockIn, LARGE_ROW_BYTES, RowIn},
     epoch::{Epoch, OPEN_MAX},
     sealer::{Desk, Outlet, PAUSE, RELATION_FACTS, REST},
     told::Told,
     unchanged::Notes,
+    waiting::Waiting,
 };
 use crate::{
     facts::{self, FactBatch, FactDamaged},
     journal::{
         Batch, Change, Commit, Decode, DecodeError, Event, ORIGIN_FACT, OldRow, Origin, Piece,
-        ReadBatches, Row,
+        ReadBatches, RecordKind, Row,
         gap::{GAP_FACTS, Gap},
         split_record,
     },
@@ -56,6 +58,8 @@ pub(super) struct Changes<'a> {
     batch: u64,
     transaction: Option<Transaction>,
     epoch: Epoch,
+    /// Rows of the batch that is being read.
+    waiting: Waiting,
     /// Of the open epoch: rows that may have to be read again.
     notes: Notes,
     /// Of the open epoch: definitions that no row brought.
@@ -97,6 +101,7 @@ impl<'a> Changes<'a> {
             batch: sealed.map_or(0, |sealed| sealed.batch),
             transaction: None,
             epoch: Epoch::new(OPEN_MAX, desk.cut.bytes),
+            waiting: Waiting::default(),
             notes: Notes::default(),
             defined: vec![],
             told: Told::load(&*desk.facts)?,
@@ -149,13 +154,17 @@ impl<'a> Changes<'a> {
         while read < bytes.len() {
             let broken = || unreadable(DecodeError::Length { what: "a record" });
             let (kind, payload, rest) = split_record(&bytes[read..]).ok_or_else(broken)?;
+            read = bytes.len() - rest.len();
+            if self.wait(kind, &bytes, read - payload.len()..read)? {
+                continue;
+            }
             let event = self.decode.decode(kind, payload).map_err(unreadable)?;
+            self.go_on_before(&event, payload.len(), &bytes)?;
             let table = match &event {
                 Event::Change(change) if payload.len() >= LARGE_ROW_BYTES => Some(change.table),
                 _ => None,
             };
             self.follow(event, payload, &mut commits)?;
-            read = bytes.len() - rest.len();
             if let Some(table) = table {
                 // The record goes before its copy in the row builder is copied on.
                 bytes = bytes.split_off(read);
@@ -163,6 +172,10 @@ impl<'a> Changes<'a> {
                 self.epoch.write_out(&self.desk.maker, table)?;
             }
             self.epoch.relieve(&self.desk.maker)?;
+        }
+        self.all_go_on(&bytes)?;
+        if self.waiting.is_full() {
+            self.waiting.leave();
         }
         let found = self.to.sequence.0 + 1 - batch.first.0;
         self.expect("changes in a batch", batch.changes, found)?;
@@ -333,6 +346,84 @@ impl<'a> Changes<'a> {
         Ok(())
     }
 
+    /// Takes a record whose row can wait for others of its table. False: it is to be looked at by itself.
+    fn wait(
+        &mut self,
+        kind: RecordKind,
+        bytes: &[u8],
+        payload: Range<usize>,
+    ) -> Result<bool, SealError> {
+        let whole = self.decode.whole(kind, &bytes[payload.clone()]);
+        let Some((op, id)) = whole.filter(|_| payload.len() < LARGE_ROW_BYTES) else {
+            return Ok(false);
+        };
+        let Some(Transaction { position, at, xid }) = self.transaction else { return Ok(false) };
+        let place = match self.waiting.place(id) {
+            Some(place) => place,
+            None if self.waiting.is_full() => return Ok(false),
+            None => {
+                let table = self.table(id)?;
+                self.waiting.admit(&table, &*self.decode)
+            }
+        };
+        let sequence = self.to.sequence.0 + 1;
+        let meta = RowMeta { op, sequence, position, committed_at: at, xid: Some(xid) };
+        if self.waiting.is_of_another_day(&meta) {
+            self.all_go_on(bytes)?;
+        }
+        let Some(cells) = self.waiting.cells(place) else { return Ok(false) };
+        let read = self.decode.cells(bytes, payload, cells);
+        let what = || format!("change {sequence}");
+        if !read.map_err(|why| SealError::Decode { what: what(), why })? {
+            return Ok(false);
+        }
+        self.to.sequence = Sequence(sequence);
+        if self.waiting.add(place, meta) {
+            self.go_on(place, bytes)?;
+            self.epoch.relieve(&self.desk.maker)?;
+        }
+        Ok(true)
+    }
+
+    /// Before something comes that does not wait, those go on that came before it.
+    fn go_on_before(
+        &mut self,
+        event: &Event,
+        length: usize,
+        bytes: &[u8],
+    ) -> Result<(), SealError> {
+        match event {
+            // The bytes that all of them point into go with it.
+            _ if length >= LARGE_ROW_BYTES => self.all_go_on(bytes),
+            Event::Change(change) => match self.waiting.place(change.table) {
+                Some(place) => self.go_on(place, bytes),
+                None => Ok(()),
+            },
+            Event::Table(_) | Event::Defined(_) => {
+                self.all_go_on(bytes)?;
+                self.waiting.leave();
+                Ok(())
+            }
+            Event::Truncate { .. } => self.all_go_on(bytes),
+            Event::Begin { .. } | Event::Commit(_) | Event::Nothing => Ok(()),
+        }
+    }
+
+    /// The rows of all tables that wait are added to the epoch.
+    fn all_go_on(&mut self, bytes: &[u8]) -> Result<(), SealError> {
+        self.waiting.places().try_for_each(|place| self.go_on(place, bytes))
+    }
+
+    /// The rows that wait in a place, and point into `bytes`, are added to the epoch.
+    fn go_on(&mut self, place: usize, bytes: &[u8]) -> Result<(), SealError> {
+        let Some((table, cells, metas)) = self.waiting.rows(place) else { return Ok(()) };
+        let (block, at) = (Block { cells, bytes }, metas[0].committed_at);
+        let rows = BlockIn { metas: Metas::Each(metas), block, decode: &*self.decode };
+        self.epoch.append_block(&self.desk.maker, table, at, &rows)?;
+        self.waiting.gone(place);
+        Ok(())
+    }
+
     /// The table at the version in force.
     fn table(&mut self, id: u32) -> Result<Arc<Table>, SealError> {
         let (table, versioned) = self.tables.get_mut(&id).ok_or_else(|| SealError::Decode {
@@ -400,7 +491,9 @@ mod tests {
         seal::{
             Group,
             key::{Keys, Stem},
-            memory::{Bench, Hand, Log, NOON, change, epochs, forget, relation, table, truncate},
+            memory::{
+                Bench, Hand, Log, NOON, change, epochs, forget, left_out, relation, table, truncate,
+            },
         },
     };
 
@@ -680,6 +773,88 @@ mod tests {
                 reached = bounds(epoch).1;
             }
             prop_assert_eq!(bench.spooled(), passed.iter().map(|group| group.objects.len()).sum::<usize>());
+        }
+    }
+
+    /// What happens to one row, and what stands of it: op, id and note.
+    type Expected = (String, Option<i64>, Option<String>);
+
+    /// A record of the table, and the rows that it makes.
+    fn step(of: u32, kind: u8, id: i64, bytes: usize) -> (Vec<u8>, Vec<Expected>) {
+        let note = "n".repeat(bytes);
+        let values = [&*id.to_string(), &*note];
+        let row = |op: &str| (op.to_owned(), Some(id), Some(note.clone()));
+        match kind {
+            0..10 => (change(b'I', of, &values), vec![row("I")]),
+            10..14 => (change(b'U', of, &values), vec![row("U")]),
+            14 | 15 => (change(b'D', of, &values), vec![row("D")]),
+            16 => {
+                let (op, id) = ("U".to_owned(), Some(id));
+                (left_out(of, values[0]), vec![(op, id, None)])
+            }
+            17 => (truncate(&[1, 2]), vec![("T".to_owned(), None, None); 2]),
+            18 => {
+                let note = "l".repeat(LARGE_ROW_BYTES);
+                let record = change(b'I', of, &[values[0], &note]);
+                (record, vec![("I".to_owned(), Some(id), Some(note))])
+            }
+            _ => (relation(&table(of, ["a", "b", "c"][of as usize - 1])), vec![]),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        /// I11: rows that waited for others of their table stand as if none had.
+        #[test]
+        fn rows_that_wait_go_on_once_and_in_order(
+            steps in prop::collection::vec((1_u32..4, 0_u8..20, 0_usize..3000), 1..400),
+            lengths in prop::collection::vec(1_usize..40, 4), day in prop::option::of(1_usize..9),
+        ) {
+            let mut bench = Bench::new();
+            bench.clock = Hand::stepping(Duration::ZERO);
+            let mut log = Log::default();
+            let tables = [(1, "a"), (2, "b"), (3, "c")].map(|(id, name)| relation(&table(id, name)));
+            log.whole(NOON, &[&tables]);
+            let mut expected = vec![];
+            let (mut left, mut lengths, mut number) = (&steps[..], lengths.into_iter().cycle(), 0);
+            while !left.is_empty() {
+                let mut transactions = vec![];
+                for _ in 0..3 {
+                    let (these, rest) = left.split_at(lengths.next().unwrap().min(left.len()));
+                    let made = these.iter().map(|(of, kind, bytes)| {
+                        let id = i64::try_from(expected.len()).unwrap();
+                        let (record, rows) = step(*of, *kind, id, *bytes);
+                        expected.extend(rows);
+                        record
+                    });
+                    transactions.push(made.collect::<Vec<_>>());
+                    left = rest;
+                }
+                number += 1;
+                let at = NOON + day.map_or(0, |day| DAY * i64::try_from(number / day).unwrap());
+                let transactions: Vec<&[Vec<u8>]> = transactions.iter().map(Vec::as_slice).collect();
+                if number % 3 == 0 { log.pieces(at, &transactions) } else { log.whole(at, &transactions) };
+            }
+            let groups = bench.run(log.batches.clone()).unwrap();
+            bench.clock = Hand::stepping(Duration::from_secs(3600));
+            let rest = bench.run({ log.whole(NOON, &[&[]]); log.batches }).unwrap();
+            let objects = groups.iter().chain(&rest).flat_map(|group| &group.objects);
+            let data = objects.filter(|object| object.key.ends_with(".parquet"));
+            let mut found = vec![];
+            for object in data {
+                let rows = bench.rows(object);
+                prop_assert!(rows.is_sorted_by_key(|row| row.sequence));
+                let counted: u64 = object.rows.values().sum();
+                prop_assert_eq!(counted, rows.len() as u64);
+                found.extend(rows);
+            }
+            found.sort_by_key(|row| row.sequence);
+            let sequences: Vec<_> = found.iter().map(|row| row.sequence).collect();
+            let count = i64::try_from(expected.len()).unwrap();
+            prop_assert_eq!(sequences, (1..=count).collect::<Vec<_>>());
+            let found: Vec<Expected> =
+                found.into_iter().map(|row| (row.op, row.id, row.note)).collect();
+            prop_assert!(found == expected);
         }
     }
 

@@ -1,6 +1,6 @@
 //! One column of the open row group: its rows on their way into chunks, one for each of its leaves.
 //!
-//! They are held as they are while they are few, or all the same; from [`EARLY_BYTES`] on an encoder takes them as they
+//! They are held as they are while they are few, or all the same; from [`Of::early_bytes`] on an encoder takes them as they
 //! come, and what it makes of them is compressed page by page. So a row group takes little more memory than what is written of
 //! it. An encoder costs a hash table and page buffers whatever comes, some 130 KiB: one for every column
 //! from the first row on would be 200 MiB for the 1,600 that a table can have (`seal_encrypt` shows what a thousand take).
@@ -62,6 +62,8 @@ pub(super) struct Of<'a> {
     pub(super) terms: &'a Terms,
     /// Whether pages are compressed here, and not by the library.
     pub(super) packs: bool,
+    /// From here on a column is worth an encoder.
+    pub(super) early_bytes: usize,
 }
 
 impl Column {
@@ -77,7 +79,7 @@ impl Column {
         }
         self.held_bytes += piece.memory();
         self.held.push(piece);
-        if !of.packs || self.held_bytes < EARLY_BYTES {
+        if !of.packs || self.held_bytes < of.early_bytes {
             return Ok(());
         }
         if let Some(value) = constant::value(&self.held) {
@@ -210,7 +212,12 @@ fn write(encoders: &mut [ArrowColumnWriter], field: &FieldRef, piece: Piece) -> 
     Ok(())
 }
 
-/// From here on a column is worth an encoder.
-const EARLY_BYTES: usize = 256 << 10;
+/// [`Of::early_bytes`] of a table with so many columns: of those that have many, no more than 64 have an encoder.
+pub(super) fn early_bytes(columns: usize) -> usize {
+    if columns <= NARROW { 64 << 10 } else { 256 << 10 }
+}
+
+/// Columns of a table that is not wide.
+const NARROW: usize = 32;
 /// One value for all rows is expanded to no more of them at once.
 const SAME_ROWS_MAX: usize = 8192;

@@ -29,7 +29,10 @@ use super::{
     arrays::{ColumnArray, data_type, width_bytes},
     meta::{self, MetaArrays, Pairs},
 };
-pub use super::{meta::RowMeta, pieces::Piece};
+pub use super::{
+    meta::{Metas, RowMeta},
+    pieces::Piece,
+};
 use crate::journal::{
     Cell, Cells, Column, Decode, DecodeError, Identity, LakeType, OldRow, Plain, Row, Table, Value,
 };
@@ -54,7 +57,7 @@ pub struct RowBuilder {
     row_bytes: usize,
 }
 
-/// Rows of one table that differ in their values alone: of a snapshot, or read again.
+/// Rows of one table that are read a column after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct Block<'a> {
     /// Their cells.
@@ -157,15 +160,15 @@ impl RowBuilder {
         Ok(())
     }
 
-    /// Appends rows that were read and not streamed, a column after the other: what [`RowBuilder::append`] would for each of
-    /// them, at less cost.
+    /// Appends rows a column after the other: what [`RowBuilder::append`] would for each of them, were its cells those of its
+    /// new row and no old one there, at less cost. `metas` has as many as the block has rows.
     ///
     /// # Errors
     ///
     /// As [`RowBuilder::append`].
     pub fn append_block(
         &mut self,
-        meta: RowMeta,
+        metas: Metas<'_>,
         block: &Block<'_>,
         decode: &dyn Decode,
     ) -> Result<(), DecodeError> {
@@ -180,7 +183,7 @@ impl RowBuilder {
             self.append_column(index, block, decode, &mut odd)?;
         }
         if odd.is_empty() {
-            self.meta.append_alike(meta, rows);
+            self.meta.append_all(&metas, rows);
         } else {
             // Stable: of a row they stay in the order of the columns.
             odd.sort_by_key(|(row, ..)| *row);
@@ -197,7 +200,7 @@ impl RowBuilder {
                         }
                     }
                 }
-                self.meta.append(meta, false);
+                self.meta.append(metas.of(row), false);
             }
         }
         self.rows += rows;
@@ -733,7 +736,7 @@ mod tests {
         let mut builder = RowBuilder::new(&table);
         let mut add = |rows: &[Cell]| {
             let block = Block { cells: &block(2, rows), bytes: &bytes };
-            builder.append_block(meta(Op::Snapshot), &block, &Plain).unwrap();
+            builder.append_block(Metas::Same(meta(Op::Snapshot)), &block, &Plain).unwrap();
         };
         add(&[row(0), row(0)].concat());
         add(&[row(0), row(1), row(0)].concat());
@@ -777,7 +780,7 @@ mod tests {
             let (first, second) = cells.split_at(at.index(cells.len() / 3) * 3);
             let blocks = [first, second].into_iter().try_for_each(|cells| {
                 let block = Block { cells: &block(3, cells), bytes: &bytes };
-                together.append_block(meta(Op::Snapshot), &block, &Plain)
+                together.append_block(Metas::Same(meta(Op::Snapshot)), &block, &Plain)
             });
             prop_assert_eq!(single.is_ok(), blocks.is_ok());
             if single.is_ok() {
@@ -796,7 +799,7 @@ mod tests {
         assert!(matches!(refused, Err(DecodeError::Columns { expected: 2, found: 1, .. })));
         let cells = block(1, &[Cell::Null, Cell::Null, Cell::Null]);
         let block = Block { cells: &cells, bytes: b"" };
-        let refused = builder.append_block(meta(Op::Snapshot), &block, &Plain);
+        let refused = builder.append_block(Metas::Same(meta(Op::Snapshot)), &block, &Plain);
         assert!(matches!(refused, Err(DecodeError::Columns { expected: 2, found: 1, .. })));
         let row = vec![Cell::Null, Cell::Null];
         builder.append(meta(Op::Insert), Some(&row), None, b"", &Plain).unwrap();

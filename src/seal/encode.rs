@@ -21,7 +21,7 @@ use parquet::{
 
 use super::{
     Op, SealError, Table,
-    columns::{Block, RowBuilder, RowMeta, arrow_schema, file_metadata, file_name},
+    columns::{Block, Metas, RowBuilder, RowMeta, arrow_schema, file_metadata, file_name},
     habits::Habits,
     object::{Draft, Maker, Sink},
     writer::Writer,
@@ -42,11 +42,11 @@ pub(super) struct RowIn<'a> {
     weight: usize,
 }
 
-/// Rows of a snapshot on their way into an object.
+/// Rows on their way into an object together.
 pub(super) struct BlockIn<'a> {
-    /// What we add to each.
-    pub(super) meta: RowMeta,
-    /// At least one.
+    /// What we add to them.
+    pub(super) metas: Metas<'a>,
+    /// At least one row.
     pub(super) block: Block<'a>,
     pub(super) decode: &'a dyn Decode,
 }
@@ -58,9 +58,9 @@ pub(super) trait Encode: Send {
     /// Adds rows, of which none is large.
     fn append_block(&mut self, maker: &Maker, rows: &BlockIn<'_>) -> Result<(), SealError> {
         let Block { cells, bytes } = rows.block;
-        for row in 0..cells.rows() {
-            let row = cells.row(row).collect();
-            self.append(maker, &RowIn::new(rows.meta, Some(&row), None, bytes, rows.decode))?;
+        for number in 0..cells.rows() {
+            let (meta, row) = (rows.metas.of(number), cells.row(number).collect());
+            self.append(maker, &RowIn::new(meta, Some(&row), None, bytes, rows.decode))?;
         }
         Ok(())
     }
@@ -153,10 +153,21 @@ impl Encoder {
         }
     }
 
-    fn count(&mut self, meta: &RowMeta, rows: u64) {
-        let sequence = Sequence(meta.sequence);
-        *self.rows.entry(meta.op).or_default() += rows;
-        self.range = Some((self.range.map_or(sequence, |(first, _)| first), sequence));
+    fn count(&mut self, metas: &Metas<'_>, rows: usize) {
+        let (first, last) = (metas.of(0), metas.of(rows - 1));
+        self.range = Some((
+            self.range.map_or(Sequence(first.sequence), |(first, _)| first),
+            Sequence(last.sequence),
+        ));
+        let mut count = |op, rows: usize| *self.rows.entry(op).or_default() += rows as u64;
+        match metas {
+            Metas::Same(meta) => count(meta.op, rows),
+            Metas::Each(metas) => {
+                metas
+                    .chunk_by(|one, next| one.op == next.op)
+                    .for_each(|run| count(run[0].op, run.len()));
+            }
+        }
     }
 
     /// Hands the gathered rows to the writer, and ends the row group when it is large enough.
@@ -200,16 +211,16 @@ impl Encode for Encoder {
         self.builder
             .append(row.meta, row.row, row.old, row.bytes, row.decode)
             .map_err(|why| SealError::Decode { what: self.table.qualified(), why })?;
-        self.count(&row.meta, 1);
+        self.count(&Metas::Same(row.meta), 1);
         Ok(())
     }
 
     fn append_block(&mut self, maker: &Maker, rows: &BlockIn<'_>) -> Result<(), SealError> {
         self.make_room(maker, rows.block.cells.bytes())?;
         self.builder
-            .append_block(rows.meta, &rows.block, rows.decode)
+            .append_block(rows.metas, &rows.block, rows.decode)
             .map_err(|why| SealError::Decode { what: self.table.qualified(), why })?;
-        self.count(&rows.meta, rows.block.cells.rows() as u64);
+        self.count(&rows.metas, rows.block.cells.rows());
         Ok(())
     }
 
@@ -333,6 +344,7 @@ fn properties(source: &str, table: &Table, layout: Layout) -> WriterProperties {
             .map(|column| ColumnPath::new(vec![column]))
             .fold(properties, |to, path| to.set_column_dictionary_enabled(path, false))
             .set_dictionary_page_size_limit(DICTIONARY_BYTES_MAX)
+            .set_data_page_size_limit(PAGE_BYTES)
             .build(),
         Layout::Large => properties
             .set_writer_version(WriterVersion::PARQUET_2_0)
@@ -364,6 +376,9 @@ const BATCH_ROWS: usize = 8192;
 const BATCH_BYTES: usize = 1 << 20;
 /// Of a column: one with more distinct values soon costs more to look up than it saves.
 const DICTIONARY_BYTES_MAX: usize = 128 << 10;
+/// Of a column, before it is compressed, about: what is written, copied and compressed of it stays in the processor's
+/// cache meanwhile.
+const PAGE_BYTES: usize = 256 << 10;
 /// Level 1: level 3 buys nothing inside Parquet (FACTS §4).
 const ZSTD_LEVEL: i32 = 1;
 /// `_op`, `_sequence` and so on, as leaves.

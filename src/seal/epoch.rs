@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use super::{
     SealError, Table,
     cut::{Progress, day},
-    encode::RowIn,
+    encode::{BlockIn, RowIn},
     object::{Draft, Maker},
     series::{Covers, Series},
 };
@@ -75,12 +75,29 @@ impl Epoch {
         at: Timestamp,
         row: &RowIn<'_>,
     ) -> Result<(), SealError> {
-        self.dates |= self.day.replace(day(at)).is_some_and(|before| before != day(at));
-        let new = || Series::new(Covers::Changes, self.object_bytes);
-        let series = self.series.entry(table.id).or_insert_with(new);
-        series.append(maker, table, at, row)?;
+        self.series(table, at).append(maker, table, at, row)?;
         self.unweighed += row.weight() + ROW_MEMORY;
         Ok(())
+    }
+
+    /// Adds rows of transactions of one day, of which one was committed at `at`.
+    pub(super) fn append_block(
+        &mut self,
+        maker: &Maker,
+        table: &Arc<Table>,
+        at: Timestamp,
+        rows: &BlockIn<'_>,
+    ) -> Result<(), SealError> {
+        self.series(table, at).append_block(maker, table, at, rows)?;
+        let cells = rows.block.cells;
+        self.unweighed += cells.bytes() + cells.rows() * ROW_MEMORY;
+        Ok(())
+    }
+
+    fn series(&mut self, table: &Table, at: Timestamp) -> &mut Series {
+        self.dates |= self.day.replace(day(at)).is_some_and(|before| before != day(at));
+        let new = || Series::new(Covers::Changes, self.object_bytes);
+        self.series.entry(table.id).or_insert_with(new)
     }
 
     /// Writes what the table holds in memory.

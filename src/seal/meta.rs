@@ -39,6 +39,29 @@ pub struct RowMeta {
     pub xid: Option<u32>,
 }
 
+/// What the rows of a block have besides their values.
+#[derive(Clone, Copy, Debug)]
+pub enum Metas<'a> {
+    /// The same.
+    Same(RowMeta),
+    /// Each its own.
+    Each(&'a [RowMeta]),
+}
+
+impl Metas<'_> {
+    /// That of a row.
+    ///
+    /// # Panics
+    ///
+    /// There is no such row.
+    pub fn of(&self, row: usize) -> RowMeta {
+        match self {
+            Self::Same(meta) => *meta,
+            Self::Each(metas) => metas[row],
+        }
+    }
+}
+
 /// The columns after the table's own, growing.
 #[derive(Debug)]
 pub(super) struct MetaArrays {
@@ -125,7 +148,7 @@ impl MetaArrays {
     pub(super) fn append(&mut self, meta: RowMeta, key: bool) {
         self.spread();
         match self.runs.last_mut() {
-            Some(run) if run.takes(&meta) => run.rows += 1,
+            Some(run) if run.first.is_like(&meta) => run.rows += 1,
             _ => self.runs.push(Run { first: meta, rows: 1 }),
         }
         self.sequence.push(sequence(meta));
@@ -141,7 +164,20 @@ impl MetaArrays {
             None if self.sequence.is_empty() => self.alike = Some(Run { first: meta, rows }),
             _ => {
                 self.spread();
-                self.append_each(meta, rows);
+                self.append_each(meta, rows, iter::repeat_n(sequence(meta), rows));
+            }
+        }
+    }
+
+    /// Ends rows for which nothing was pushed.
+    pub(super) fn append_all(&mut self, metas: &Metas<'_>, rows: usize) {
+        match metas {
+            Metas::Same(meta) => self.append_alike(*meta, rows),
+            Metas::Each(metas) => {
+                self.spread();
+                for run in metas.chunk_by(|one, next| one.is_like(next)) {
+                    self.append_each(run[0], run.len(), run.iter().map(|meta| sequence(*meta)));
+                }
             }
         }
     }
@@ -149,16 +185,16 @@ impl MetaArrays {
     /// What comes next differs from the rows so far: from here on each is held.
     fn spread(&mut self) {
         if let Some(Run { first, rows }) = self.alike.take() {
-            self.append_each(first, rows);
+            self.append_each(first, rows, iter::repeat_n(sequence(first), rows));
         }
     }
 
-    fn append_each(&mut self, meta: RowMeta, rows: usize) {
+    fn append_each(&mut self, meta: RowMeta, rows: usize, sequence: impl Iterator<Item = i64>) {
         match self.runs.last_mut() {
-            Some(run) if run.takes(&meta) => run.rows += rows,
+            Some(run) if run.first.is_like(&meta) => run.rows += rows,
             _ => self.runs.push(Run { first: meta, rows }),
         }
-        self.sequence.extend(iter::repeat_n(sequence(meta), rows));
+        self.sequence.extend(sequence);
         self.unchanged.bounds.extend(iter::repeat_n(bound(&self.unchanged.names), rows));
         for (pairs, present) in [(&mut self.exact, true), (&mut self.key, false)] {
             pairs.bounds.extend(iter::repeat_n(bound(&pairs.names), rows));
@@ -171,7 +207,7 @@ impl MetaArrays {
 
     pub(super) fn finish(&mut self) -> [Piece; 8] {
         if let Some(Run { first, rows }) = self.alike.take() {
-            self.append_each(first, 1);
+            self.append_each(first, 1, iter::once(sequence(first)));
             return self.arrays().map(|value| Piece::Same(value, rows));
         }
         self.arrays().map(Piece::Array)
@@ -208,9 +244,10 @@ impl MetaArrays {
     }
 }
 
-impl Run {
-    fn takes(&self, meta: &RowMeta) -> bool {
-        RowMeta { sequence: self.first.sequence, ..*meta } == self.first
+impl RowMeta {
+    /// Whether the other differs in its sequence at most.
+    fn is_like(&self, other: &Self) -> bool {
+        Self { sequence: self.sequence, ..*other } == *self
     }
 }
 

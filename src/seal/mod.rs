@@ -42,6 +42,7 @@ mod sums;
 mod texts;
 mod told;
 mod unchanged;
+mod waiting;
 mod writer;
 
 pub use envelope::{LakeKey, Metadata};

@@ -65,7 +65,7 @@ impl Series {
         self.fitting(maker, table, at, large)?.append(maker, row)
     }
 
-    /// Adds rows of `table`, committed at `at`, none of them large.
+    /// Adds rows of `table`, committed on the day of `at`, none of them large.
     pub(super) fn append_block(
         &mut self,
         maker: &Maker,

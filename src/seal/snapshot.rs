@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{Receiver, error::TryRecvError};
 
 use super::{
     Fates, GroupKind, Op, SealError, Table,
-    columns::{Block, RowMeta},
+    columns::{Block, Metas, RowMeta},
     encode::{BlockIn, LARGE_ROW_BYTES, RowIn},
     fates,
     object::Maker,
@@ -222,7 +222,7 @@ impl Into<'_> {
                 cells.clear();
                 done = decode.block(table, &batch, done, cells).map_err(wrong)?;
                 let block = Block { cells, bytes: &batch };
-                let block = BlockIn { meta, block, decode: *decode };
+                let block = BlockIn { metas: Metas::Same(meta), block, decode: *decode };
                 series.append_block(maker, table, at, &block)?;
                 rows += cells.rows() as u64;
             }
@@ -252,7 +252,7 @@ impl Into<'_> {
 
 /// Room for rows of the table that are read at once, if no value takes much more in its column than it does as the
 /// source sent it. (Ten bytes of a numeric can be 131,072 digits: of such rows each has to be looked at before the next.)
-fn cells(table: &Table, decode: &dyn Decode) -> Option<Cells> {
+pub(super) fn cells(table: &Table, decode: &dyn Decode) -> Option<Cells> {
     let fixed = |lake| !matches!(lake, LakeType::Text | LakeType::Binary);
     let mut columns = table.columns.iter();
     let width = table.columns.len();

@@ -18,7 +18,7 @@ use parquet::{
 };
 
 use super::{
-    column::{Column, Of},
+    column::{Column, Of, early_bytes},
     habits::{Habit, Habits, Terms},
     pieces::Piece,
 };
@@ -94,13 +94,18 @@ impl<W: Write + Send> Writer<W> {
         }
         self.rows += pieces.first().map_or(0, Piece::rows);
         let root = self.file.schema_descr().root_schema_ptr();
+        let early_bytes = early_bytes(self.columns.len());
         let fields = self.schema.fields().iter().zip(root.get_fields());
         let columns = self.columns.iter_mut().zip(&self.habits.columns);
         self.kept_bytes = 0;
         for (((field, leaves), (column, habit)), piece) in fields.zip(columns).zip(pieces) {
             let (properties, terms, packs) = (&self.properties, &self.terms, self.packs);
             self.came_bytes += piece.memory();
-            column.add(&Of { field, leaves, properties, terms, packs }, *habit, piece)?;
+            column.add(
+                &Of { field, leaves, properties, terms, packs, early_bytes },
+                *habit,
+                piece,
+            )?;
             self.kept_bytes += column.memory();
         }
         Ok(())
@@ -117,11 +122,16 @@ impl<W: Write + Send> Writer<W> {
         }
         let root = self.file.schema_descr().root_schema_ptr();
         let mut group = self.file.next_row_group()?;
+        let early_bytes = early_bytes(self.columns.len());
         let fields = self.schema.fields().iter().zip(root.get_fields());
         let columns = self.columns.iter_mut().zip(&mut self.habits.columns);
         for ((field, leaves), (column, habit)) in fields.zip(columns) {
             let (properties, terms, packs) = (&self.properties, &self.terms, self.packs);
-            column.end(&Of { field, leaves, properties, terms, packs }, habit, &mut group)?;
+            column.end(
+                &Of { field, leaves, properties, terms, packs, early_bytes },
+                habit,
+                &mut group,
+            )?;
         }
         group.close()?;
         self.taken_bytes += mem::take(&mut self.came_bytes);

@@ -306,6 +306,29 @@ pub trait Decode: Send {
     /// The record is none of this source's; nothing was remembered of it.
     fn decode(&mut self, kind: RecordKind, payload: &[u8]) -> Result<Event, DecodeError>;
 
+    /// What a record does to one row, and of which table, if the cells of one row say all of it: the row came, or became
+    /// so where nothing is told of the old one, or has gone. Cheap: what more there is of the record is not looked at.
+    fn whole(&self, kind: RecordKind, payload: &[u8]) -> Option<(Op, u32)> {
+        let _ = (kind, payload);
+        None
+    }
+
+    /// Reads the row of such a record, whose payload is that part of `bytes`, as the next row of `cells`: they point into
+    /// `bytes`. False, and no row is added: the source left values out that it has ([`Cell::Unchanged`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`Decode::decode`].
+    fn cells(
+        &self,
+        bytes: &[u8],
+        payload: Range<usize>,
+        cells: &mut Cells,
+    ) -> Result<bool, DecodeError> {
+        let _ = (bytes, payload, cells);
+        Ok(false)
+    }
+
     /// The commit that this record is, if it is one. Cheap, and remembers nothing: readers look ahead with
     /// it, because a row's position is where its transaction's commit ends.
     fn commit(&self, kind: RecordKind, payload: &[u8]) -> Option<Commit>;

@@ -4,7 +4,7 @@
 //! values, `T` table ids, `N` nothing. A value is its length and its text; of one left out the length is
 //! [`LEFT_OUT`].
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use crate::{
     journal::{
@@ -152,6 +152,32 @@ impl Decode for Plain {
             _ => (Some(row), None),
         };
         Ok(Event::Change(Change { op, table, new, old }))
+    }
+
+    fn whole(&self, _: RecordKind, payload: &[u8]) -> Option<(Op, u32)> {
+        let op = match payload[0] {
+            b'I' => Op::Insert,
+            b'U' => Op::Update,
+            b'D' => Op::Delete,
+            _ => return None,
+        };
+        Some((op, Cursor(payload, 1).u32().ok()?))
+    }
+
+    fn cells(
+        &self,
+        bytes: &[u8],
+        payload: Range<usize>,
+        cells: &mut Cells,
+    ) -> Result<bool, DecodeError> {
+        let mut cursor = Cursor(&bytes[..payload.end], payload.start + 5);
+        let row = cursor.cells(cells.columns())?;
+        if row.contains(&Cell::Unchanged) {
+            return Ok(false);
+        }
+        (0..).zip(&row).for_each(|(column, cell)| cells.set(column, Place::of(cell).unwrap()));
+        cells.end(payload.len());
+        Ok(true)
     }
 
     fn commit(&self, _: RecordKind, payload: &[u8]) -> Option<Commit> {

@@ -16,13 +16,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::Range,
     sync::Arc,
 };
 
 use super::{
     super::{
         Cell, Cells, Change, Column, Commit, Decode, DecodeError, Event, Identity, OldRow, Op,
-        Plain, RecordKind, Row, Table, Value, records,
+        Place, Plain, RecordKind, Row, Table, Value,
     },
     builtin, copy,
     fields::Reader,
@@ -30,6 +31,10 @@ use super::{
     types,
 };
 use crate::units::{Position, Timestamp};
+
+mod run;
+
+pub use run::read_run;
 
 /// Reads PostgreSQL's records. Holds the tables it was told of, by id.
 #[derive(Clone, Debug, Default)]
@@ -225,6 +230,45 @@ impl Decode for PgDecoder {
         }
     }
 
+    fn whole(&self, kind: RecordKind, payload: &[u8]) -> Option<(Op, u32)> {
+        let [tag, id @ .., row] = payload.first_chunk::<ROW_HEAD_BYTES>()?;
+        let op = match (kind, tag, row) {
+            (RecordKind::Message, b'I', b'N') => Op::Insert,
+            (RecordKind::Message, b'U', b'N') => Op::Update,
+            (RecordKind::Message, b'D', b'K' | b'O') => Op::Delete,
+            _ => return None,
+        };
+        Some((op, u32::from_be_bytes(*id)))
+    }
+
+    fn cells(
+        &self,
+        bytes: &[u8],
+        payload: Range<usize>,
+        cells: &mut Cells,
+    ) -> Result<bool, DecodeError> {
+        let whole = self.whole(RecordKind::Message, bytes.get(payload.clone()).unwrap_or(&[]));
+        let (_, id) = whole.ok_or_else(|| DecodeError::cut(WHAT))?;
+        let table = self.table(id)?;
+        let expected = table.columns.len();
+        if cells.columns() != expected {
+            let (table, found) = (table.qualified(), cells.columns());
+            return Err(DecodeError::Columns { table, expected, found });
+        }
+        let mut reader = Reader::new(&bytes[..payload.end]);
+        reader.take(payload.start + ROW_HEAD_BYTES, WHAT)?;
+        let sent = sent(table, usize::from(reader.u16("a row")?))?;
+        for (number, column) in table.columns.iter().enumerate() {
+            let place =
+                if sent(column) { place(column, &mut reader)? } else { Some(Place::UNCHANGED) };
+            let Some(place) = place else { return Ok(false) };
+            cells.set(number, place);
+        }
+        reader.end(WHAT)?;
+        cells.end(payload.len());
+        Ok(true)
+    }
+
     fn commit(&self, kind: RecordKind, payload: &[u8]) -> Option<Commit> {
         Self::commit(self, kind, payload)
     }
@@ -255,31 +299,6 @@ impl Decode for PgDecoder {
     fn tables(&self) -> Vec<Arc<Table>> {
         self.tables.values().cloned().collect()
     }
-}
-
-/// Reads any bytes as a run of records, and every value in it: for fuzzers. Gives the rows read.
-///
-/// # Errors
-///
-/// The first record that cannot be read.
-pub fn read_run(bytes: &[u8]) -> Result<u64, DecodeError> {
-    let mut decoder = PgDecoder::default();
-    let mut rows = 0;
-    for record in records(bytes) {
-        let (kind, payload) = record.ok_or(DecodeError::Length { what: "a record" })?;
-        let Event::Change(change) = decoder.decode(kind, payload)? else { continue };
-        let table = decoder.table(change.table)?;
-        let old = change.old.map(|(_, row)| row);
-        for row in change.new.iter().chain(&old) {
-            for (column, cell) in table.columns.iter().zip(row) {
-                if *cell != Cell::Unchanged {
-                    types::value(column, cell, payload)?;
-                }
-            }
-            rows += 1;
-        }
-    }
-    Ok(rows)
 }
 
 fn begin(reader: &mut Reader<'_>) -> Result<Event, DecodeError> {
@@ -327,7 +346,16 @@ fn cell(column: &Column, reader: &mut Reader<'_>) -> Result<Cell, DecodeError> {
     })
 }
 
-fn range(reader: &mut Reader<'_>) -> Result<std::ops::Range<usize>, DecodeError> {
+/// [`cell`]; `None`: it is one that the source left out, and may have.
+#[inline]
+fn place(column: &Column, reader: &mut Reader<'_>) -> Result<Option<Place>, DecodeError> {
+    Ok(match cell(column, reader)? {
+        Cell::Unchanged if !column.is_computed() => None,
+        cell => Some(Place::of(&cell)?),
+    })
+}
+
+fn range(reader: &mut Reader<'_>) -> Result<Range<usize>, DecodeError> {
     let length = reader.length("a column's value")?;
     reader.take(length, "a column's value")
 }
@@ -420,6 +448,8 @@ fn quoted(name: &str) -> String {
     }
 }
 
+/// Of a message with a row: what it is, the table, and what kind of row comes.
+const ROW_HEAD_BYTES: usize = 6;
 const WHAT: &str = "a pgoutput message";
 
 #[cfg(test)]
