@@ -227,6 +227,16 @@ impl Growing {
                     within.contains(&micros).then_some(micros)
                 })
             }
+            (Self::Decimal(array), Plain::Groups { precision, scale }) => each(
+                array,
+                places,
+                bytes,
+                |array, cell| {
+                    array.append_value(Plain::decimal(cell, *precision, *scale)?.into());
+                    Some(())
+                },
+                |array| array.append_null(),
+            ),
             (Self::Text(array), Plain::Text | Plain::Versioned) => {
                 let (before, prefix) = (array.bytes(), plain.prefix());
                 let done = array.extend(places, bytes, prefix);

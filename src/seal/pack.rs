@@ -2,9 +2,9 @@
 //!
 //! The library would compress them itself, but with nothing to choose than a level, and a context made anew for each
 //! chunk. How well a column's values lend themselves shows in its first page: a smaller hash table, and longer steps
-//! while nothing matches, cost a third less and find as much in values that are random or all alike; in prose
-//! they find a fifth less. [`Method`] is the cheapest of those that come near the best; how near is a question of
-//! what is [`Scarce`].
+//! while nothing matches, cost a third less and find as much in values that are random or all alike; in prose they find
+//! a fifth less. In digits at random there is nothing to be found. [`Method`] is the cheapest of those that come near
+//! the best; how near is a question of what is [`Scarce`].
 //!
 //! A page is its header, in Thrift's compact protocol, and its body
 //! (<https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>, `PageHeader`); of the
@@ -50,6 +50,8 @@ pub(super) enum Scarce {
 pub(super) enum Method {
     /// Not at all.
     Raw,
+    /// By how often each byte comes alone: nothing is looked for that came before.
+    Literals,
     /// With a hash table of 16 KiB, and in steps of four bytes.
     Quickest,
     /// With a hash table of 16 KiB, and in steps of three bytes.
@@ -246,11 +248,17 @@ impl Press {
     /// The cheapest method that makes about as little of these values as any does.
     fn advised(&mut self, scarce: Scarce, page: &[u8]) -> Result<Method> {
         let sample = &page[..page.len().min(SAMPLE_BYTES)];
-        let methods =
-            [Method::Quickest, Method::Quick, Method::Small, Method::Whole, Method::Dense];
+        let methods = [
+            Method::Literals,
+            Method::Quickest,
+            Method::Quick,
+            Method::Small,
+            Method::Whole,
+            Method::Dense,
+        ];
         let (methods, near) = match scarce {
-            Scarce::Cpu => (&methods[..4], NEAR_OF_CPU),
-            Scarce::Link => (&methods[2..], NEAR_OF_LINK),
+            Scarce::Cpu => (&methods[..5], NEAR_OF_CPU),
+            Scarce::Link => (&methods[3..], NEAR_OF_LINK),
         };
         let mut sizes = vec![];
         for method in methods {
@@ -283,6 +291,7 @@ impl Method {
     fn parameters(self) -> [CParameter; 4] {
         // 0: as the level has it. Steps longer than two would leave literals as they are.
         let (level, hash, step, literals) = match self {
+            Self::Literals => (LEVEL, 12, STEP_MAX, ParamSwitch::Enable),
             Self::Quickest => (LEVEL, 12, 3, ParamSwitch::Enable),
             Self::Quick => (LEVEL, 12, 2, ParamSwitch::Enable),
             Self::Small => (LEVEL, 13, 0, ParamSwitch::Auto),
@@ -410,6 +419,8 @@ fn signed(length: usize) -> Result<i64> {
     i64::try_from(length).map_err(|_| unlike("the length of a page"))
 }
 
+/// A whole block: what zstd compresses at once.
+const STEP_MAX: u32 = 128 << 10;
 /// What is usual: of many values level 3 makes no less (FACTS §4).
 const LEVEL: i32 = 1;
 /// Where every byte counts.
@@ -570,7 +581,7 @@ mod tests {
         assert_eq!(advised(Scarce::Cpu, &noise), Method::Raw);
         assert_eq!(advised(Scarce::Link, &noise), Method::Raw);
         let digits = hex::encode(&noise);
-        assert_eq!(advised(Scarce::Cpu, digits.as_bytes()), Method::Quickest);
+        assert_eq!(advised(Scarce::Cpu, digits.as_bytes()), Method::Literals);
         // Words in many orders: what a larger table finds, a small one has forgotten.
         let words: Vec<String> = (0..3000).map(|n| hex::encode(&noise[n * 9..n * 9 + 7])).collect();
         let prose: String = (0..70_000).map(|_| dice.choice(&words).unwrap().as_str()).collect();

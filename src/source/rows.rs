@@ -192,6 +192,14 @@ pub enum Plain {
         /// What the typed column holds, in days since 1970-01-01.
         within: Range<i64>,
     },
+    /// A decimal: how many groups, the power of 10,000 that the first stands for, 0 or 0x4000 if it is negative, digits
+    /// after the point, two bytes each; then the groups, of four digits, two bytes each. Of up to 16 digits.
+    Groups {
+        /// Digits that the typed column holds.
+        precision: u8,
+        /// Digits after the point, here as there.
+        scale: u8,
+    },
     /// Sixteen bytes.
     Uuid,
     /// The bytes themselves.
@@ -231,6 +239,9 @@ impl Plain {
                 let days = zero + i64::from(i32::from_be_bytes(bytes.try_into().ok()?));
                 Value::Date(i32::try_from(days).ok().filter(|_| within.contains(&days))?)
             }
+            Self::Groups { precision, scale } => {
+                Value::Decimal(Self::decimal(bytes, *precision, *scale)?.into())
+            }
             Self::Uuid if bytes.len() == 16 => Value::Bytes(Cow::Borrowed(bytes)),
             Self::Uuid => return None,
             Self::Bytes => Value::Bytes(Cow::Borrowed(bytes)),
@@ -240,7 +251,45 @@ impl Plain {
             }
         })
     }
+
+    /// The number × 10^scale that a cell of [`Plain::Groups`] holds; `None`: none, or one that is not read so.
+    #[inline]
+    pub fn decimal(bytes: &[u8], precision: u8, scale: u8) -> Option<i64> {
+        let (head, groups) = bytes.split_first_chunk::<8>()?;
+        let field = |at: usize| i16::from_be_bytes([head[at], head[at + 1]]);
+        let (count, weight, sign) = (field(0), field(2), field(4));
+        let fits = (0..=4).contains(&count) && groups.len() == 2 * usize::try_from(count).ok()?;
+        if !fits || !matches!(sign, 0 | 0x4000) || field(6) != i16::from(scale) {
+            return None;
+        }
+        let mut digits = 0_i64;
+        for group in groups.chunks_exact(2) {
+            let group = u16::from_be_bytes([group[0], group[1]]);
+            digits = digits * 10_000 + i64::from((group < 10_000).then_some(group)?);
+        }
+        // Of 16 digits and two more: within an i64.
+        let power = 4 * (i32::from(weight) + 1 - i32::from(count)) + i32::from(scale);
+        let unscaled = match power {
+            _ if digits == 0 => 0,
+            0..=2 => digits * POWERS[usize::try_from(power).ok()?],
+            -16..0 => digits / POWERS[usize::try_from(-power).ok()?],
+            _ => return None,
+        };
+        let fits = POWERS.get(usize::from(precision)).is_none_or(|bound| unscaled < *bound);
+        fits.then_some(if sign == 0 { unscaled } else { -unscaled })
+    }
 }
+
+/// Of ten.
+const POWERS: [i64; 19] = {
+    let mut powers = [1; 19];
+    let mut power = 1;
+    while power < 19 {
+        powers[power] = powers[power - 1] * 10;
+        power += 1;
+    }
+    powers
+};
 
 /// Why bytes from the source cannot be read. Never skipped: the source stops (I16).
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]

@@ -144,6 +144,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::source::Plain;
 
     /// The binary form of a decimal, as `numeric_send` would give it.
     fn send(unscaled: i128, scale: u8) -> Vec<u8> {
@@ -216,11 +217,31 @@ mod tests {
             prop_assert_eq!(print(&bytes), expected.clone());
             prop_assert_eq!(Numeric::read(&bytes).unwrap().unscaled(38, scale), Some(unscaled));
             prop_assert_eq!(unscaled_of_text(&expected, 38, scale), Some(unscaled));
+            if let Some(small) = Plain::decimal(&bytes, 38, scale) {
+                prop_assert_eq!(i128::from(small), unscaled);
+            }
+            prop_assert!(unscaled.abs() >= 10_000_000_000_000 || Plain::decimal(&bytes, 38, scale).is_some());
             prop_assert!(is_numeric(&expected));
         }
 
         #[test]
+        fn what_is_read_of_a_few_digits_is_what_is_read_of_many(
+            fields in [0_i16..5, -6_i16..6, 0_i16..2, 0_i16..9], groups: [i16; 4], scale in 0_u8..9,
+            precision in 1_u8..38, room in 1_i16..10_001,
+        ) {
+            let [count, weight, sign, digits] = fields;
+            let groups = groups.iter().map(|group| group.rem_euclid(room)).take(usize::try_from(count).unwrap());
+            let head = [count, weight, sign * 0x4000, digits];
+            let bytes: Vec<u8> = head.into_iter().chain(groups).flat_map(i16::to_be_bytes).collect();
+            if let Some(small) = Plain::decimal(&bytes, precision, scale) {
+                let whole = Numeric::read(&bytes).and_then(|whole| whole.unscaled(precision, scale));
+                prop_assert_eq!(whole, Some(small.into()));
+            }
+        }
+
+        #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+            let _ = Plain::decimal(&bytes, 38, 0);
             if let Some(read) = Numeric::read(&bytes) {
                 let mut text = String::new();
                 read.print(&mut text);

@@ -62,6 +62,9 @@ pub fn plain(column: &Column) -> Option<Plain> {
         (LakeType::Date, Form::Date) => {
             Plain::Days { zero: EPOCH_DAYS, within: FIRST_DAY..LAST_DAY + 1 }
         }
+        (LakeType::Decimal { precision, scale }, Form::Numeric) => {
+            Plain::Groups { precision, scale }
+        }
         (LakeType::Uuid, Form::Uuid) => Plain::Uuid,
         (LakeType::Binary, Form::Bytea) => Plain::Bytes,
         (LakeType::Text, Form::Raw) => Plain::Text,
@@ -277,7 +280,11 @@ mod tests {
                 match plain.value(&bytes) {
                     // A float that is no number equals nothing.
                     Some(read) => prop_assert_eq!(format!("{:?}", Some(read)), format!("{known:?}")),
-                    None => prop_assert!(matches!(known, None | Some(Value::Exact(_)))),
+                    // Of a decimal it reads those of a few digits.
+                    None => prop_assert!(matches!(
+                        known,
+                        None | Some(Value::Exact(_) | Value::Decimal(_))
+                    )),
                 }
             }
         }
@@ -288,7 +295,9 @@ mod tests {
         for type_id in [16, 20, 21, 23, 25, 700, 701, 1043, 1114, 1184, 17] {
             assert!(plain(&column(type_id, -1)).is_some(), "{type_id}");
         }
-        assert_eq!(plain(&column(1700, NUMERIC_5_2)), None);
+        let decimal = Some(Plain::Groups { precision: 5, scale: 2 });
+        assert_eq!(plain(&column(1700, NUMERIC_5_2)), decimal);
+        assert_eq!(plain(&column(1700, -1)), None);
         assert!(
             builtin::ALL.iter().all(|(id, _)| renders_binary(*id) == (form(*id) != Form::Opaque))
         );
