@@ -118,6 +118,10 @@ bench-guest: bench-tools ## What pgbench feels of a snapshot, full and gentle: m
 	cargo build --release --locked --features demo
 	@env SECONDS=$(SECONDS) python3 benches/guest.py
 
+bench-growth: bench-tools ## A row's CPU as tables grow: make bench-growth ROWS="100000 1000000 10000000" TABLES="1 100 1000"
+	cargo build --release --locked --features demo
+	@python3 benches/growth.py
+
 bench-charts: ## target/bench/*.json as benches/charts/*.svg
 	@python3 benches/charts.py
 
@@ -220,6 +224,6 @@ clean: ## What was built, and the demo's folder
 	rm -rf demo-data
 
 .PHONY: help demo build test check matrix conformance fuzz fuzz-corpus fuzz-tools bench bench-snapshot bench-stream \
-	bench-upload bench-journal bench-latency bench-idle bench-guest bench-charts instructions instructions-tools sizes deny campaign damage large regress schemas extensions simulate \
+	bench-upload bench-journal bench-latency bench-idle bench-guest bench-growth bench-charts instructions instructions-tools sizes deny campaign damage large regress schemas extensions simulate \
 	prove-source unit-test \
 	power-loss python demo-tools test-tools power-tools bench-tools conformance-tools clean
