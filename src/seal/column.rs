@@ -202,7 +202,7 @@ fn encoders(
 }
 
 fn write(encoders: &mut [ArrowColumnWriter], field: &FieldRef, piece: Piece) -> Result<()> {
-    for part in piece.parts(SAME_ROWS_MAX) {
+    for part in piece.parts() {
         let array = part.array()?;
         drop(part);
         for (encoder, leaf) in encoders.iter_mut().zip(compute_leaves(field, &array)?) {
@@ -219,5 +219,3 @@ pub(super) fn early_bytes(columns: usize) -> usize {
 
 /// Columns of a table that is not wide.
 const NARROW: usize = 32;
-/// One value for all rows is expanded to no more of them at once.
-const SAME_ROWS_MAX: usize = 8192;

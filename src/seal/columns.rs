@@ -757,7 +757,7 @@ mod tests {
             rows in prop::collection::vec(
                 (any_cell(LakeType::Int64), any_cell(LakeType::Text), any_cell(DECIMAL)), 1..40,
             ),
-            at in any::<prop::sample::Index>(),
+            at in any::<prop::sample::Index>(), kinds in prop::option::of([0_u32..4, 0..4, 0..4]),
         ) {
             let columns = [("n", LakeType::Int64), ("t", LakeType::Text), ("d", DECIMAL)]
                 .map(|(name, lake)| column(name, lake, name == "n"));
@@ -773,14 +773,31 @@ mod tests {
                 });
             }
             let (mut one_by_one, mut together) = (RowBuilder::new(&table), RowBuilder::new(&table));
-            let mut rows = cells.chunks(3).map(<[_]>::to_vec);
-            let single = rows.try_for_each(|row| {
-                one_by_one.append(meta(Op::Snapshot), Some(&row), None, &bytes, &Plain)
+            // Runs of a few rows of each kind, or all the same.
+            let meta_of = |row: usize| match kinds {
+                None => meta(Op::Snapshot),
+                Some(kinds) => {
+                    let kind = kinds[row / 5 % 3];
+                    RowMeta {
+                        op: [Op::Insert, Op::Update, Op::Delete][row / 2 % 3],
+                        sequence: row as u64,
+                        position: Position(kind.into()),
+                        committed_at: Timestamp(kind.into()),
+                        xid: (kind > 0).then_some(kind),
+                    }
+                }
+            };
+            let metas: Vec<_> = (0..cells.len() / 3).map(meta_of).collect();
+            let mut rows = cells.chunks(3).map(<[_]>::to_vec).zip(&metas);
+            let single = rows.try_for_each(|(row, meta)| {
+                one_by_one.append(*meta, Some(&row), None, &bytes, &Plain)
             });
-            let (first, second) = cells.split_at(at.index(cells.len() / 3) * 3);
-            let blocks = [first, second].into_iter().try_for_each(|cells| {
+            let at = at.index(cells.len() / 3);
+            let parts = [(&cells[..at * 3], &metas[..at]), (&cells[at * 3..], &metas[at..])];
+            let blocks = parts.into_iter().try_for_each(|(cells, metas)| {
                 let block = Block { cells: &block(3, cells), bytes: &bytes };
-                together.append_block(Metas::Same(meta(Op::Snapshot)), &block, &Plain)
+                let metas = kinds.map_or(Metas::Same(meta(Op::Snapshot)), |_| Metas::Each(metas));
+                together.append_block(metas, &block, &Plain)
             });
             prop_assert_eq!(single.is_ok(), blocks.is_ok());
             if single.is_ok() {

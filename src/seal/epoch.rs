@@ -1,6 +1,6 @@
 //! The open objects of all tables within one epoch, bounded in memory and in number.
 //!
-//! **Invariant:** all of them together hold at most about [`OPEN_MAX`], plus one row, whatever the
+//! **Invariant:** all of them together hold at most about [`OPEN_MAX`], plus one row or block of rows, whatever the
 //! transaction: the table that holds most writes its row group; where there is nothing to write, the object
 //! of the table that was silent longest is ended as a part.
 
@@ -137,6 +137,12 @@ impl Epoch {
         }
     }
 
+    /// Bytes in memory that all open objects take.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.series.values().map(Series::memory).map(|(free, fixed)| free + fixed).sum()
+    }
+
     /// How far it is; `None` before its first batch.
     pub(super) fn progress(&self) -> Option<Progress> {
         Some(Progress {
@@ -234,8 +240,7 @@ mod tests {
             let row = RowIn::new(meta(sequence), Some(&cells), None, bytes.as_bytes(), &decoder);
             epoch.append(&maker, table, Timestamp(0), &row).unwrap();
             epoch.relieve(&maker).unwrap();
-            let held = epoch.series.values().map(Series::memory).map(|(free, fixed)| free + fixed);
-            most = most.max(held.sum());
+            most = most.max(epoch.held());
             files = files.max(epoch.series.values().filter(|series| series.has_file()).count());
         }
         assert!(most < bounds.memory + (1 << 20), "{most}");

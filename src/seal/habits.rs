@@ -52,7 +52,9 @@ impl Habits {
         } else if self.groups.is_multiple_of(TRY_AGAIN_GROUPS) {
             for habit in &mut self.columns {
                 habit.plain = false;
-                habit.method = habit.method.filter(|(_, method)| *method != Method::Raw);
+                // Those that would not see that values come again.
+                let looks = |(_, method): &_| !matches!(method, Method::Raw | Method::Literals);
+                habit.method = habit.method.filter(looks);
             }
         }
     }

@@ -9,7 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arrow_array::{Array, RecordBatch, cast::AsArray, types::Int64Type};
+use arrow_array::{
+    Array, RecordBatch,
+    cast::AsArray,
+    types::{Int64Type, TimestampMicrosecondType},
+};
 use bytes::Bytes;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use tempfile::TempDir;
@@ -85,6 +89,9 @@ pub(super) struct Sealed {
     pub(super) op: String,
     pub(super) sequence: i64,
     pub(super) position: String,
+    /// In microseconds since 1970.
+    pub(super) committed_at: i64,
+    pub(super) xid: i64,
     pub(super) id: Option<i64>,
     pub(super) note: Option<String>,
 }
@@ -200,12 +207,16 @@ fn sealed(batch: &RecordBatch) -> Vec<Sealed> {
     let number =
         |name: &str| batch.column_by_name(name).unwrap().as_primitive::<Int64Type>().clone();
     let (op, position, note) = (text("_op"), text("_position"), text("note"));
-    let (sequence, id) = (number("_sequence"), number("id"));
+    let (sequence, id, xid) = (number("_sequence"), number("id"), number("_xid"));
+    let committed_at = batch.column_by_name("_committed_at").unwrap();
+    let committed_at = committed_at.as_primitive::<TimestampMicrosecondType>();
     let rows = 0..batch.num_rows();
     rows.map(|row| Sealed {
         op: op.value(row).into(),
         sequence: sequence.value(row),
         position: position.value(row).into(),
+        committed_at: committed_at.value(row),
+        xid: xid.value(row),
         id: id.is_valid(row).then(|| id.value(row)),
         note: note.is_valid(row).then(|| note.value(row).into()),
     })

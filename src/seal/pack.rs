@@ -121,7 +121,11 @@ impl Presses {
         press.map_or_else(Press::new, Ok)
     }
 
-    fn put_back(&self, press: Press) {
+    fn put_back(&self, mut press: Press) {
+        // Of a page with a large value it was more.
+        if press.packed.capacity() > IDLE_BYTES_MAX {
+            press.packed = vec![];
+        }
         let mut all = self.lock();
         if all.len() < IDLE_PRESSES_MAX {
             all.push(press);
@@ -436,6 +440,8 @@ const JUDGED_BYTES: usize = 16 << 10;
 /// As many threads seal a snapshot as a rule, and one more the changes; one that is made anew costs little
 /// beside the page that it compresses.
 const IDLE_PRESSES_MAX: usize = 3;
+/// Each keeps no more room than this beside the compressor: as pages take as a rule.
+const IDLE_BYTES_MAX: usize = 512 << 10;
 /// So much of it does.
 const SAMPLE_BYTES: usize = 1 << 20;
 /// Of what was to be compressed.

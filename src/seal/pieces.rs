@@ -41,15 +41,16 @@ impl Piece {
         }
     }
 
-    /// The same rows; of one value for all of them no more than so many in one.
-    pub(super) fn parts(self, rows: usize) -> Vec<Self> {
-        match self {
-            Self::Array(_) => vec![self],
-            Self::Same(value, all) => {
-                let part = |at: usize| Self::Same(ArrayRef::clone(&value), rows.min(all - at));
-                (0..all).step_by(rows).map(part).collect()
-            }
-        }
+    /// The same rows; of one value for all of them no more in one than take [`PART_BYTES`] with a value for each.
+    pub(super) fn parts(self) -> Vec<Self> {
+        let (value, all) = match self {
+            Self::Array(_) => return vec![self],
+            Self::Same(value, all) => (value, all),
+        };
+        let each = Self::Same(ArrayRef::clone(&value), 1).expanded().max(1);
+        let rows = (PART_BYTES / each).clamp(1, PART_ROWS);
+        let part = |at: usize| Self::Same(ArrayRef::clone(&value), rows.min(all - at));
+        (0..all).step_by(rows).map(part).collect()
     }
 
     /// A value of each.
@@ -68,6 +69,11 @@ impl Piece {
     }
 }
 
+/// As large as a batch of rows.
+const PART_BYTES: usize = 1 << 20;
+/// As above.
+const PART_ROWS: usize = 8192;
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -84,8 +90,11 @@ mod tests {
         assert_eq!((same.rows(), &same.array().unwrap()), (3, &whole));
         // A byte, and two offsets.
         assert_eq!(same.expanded(), 3 * 9);
-        let parts: Vec<_> = same.parts(2).iter().map(Piece::rows).collect();
-        assert_eq!(parts, [2, 1]);
+        let parts = |piece: Piece| piece.parts().iter().map(Piece::rows).collect::<Vec<_>>();
+        assert_eq!((parts(same), parts(Piece::Array(Arc::clone(&whole)))), (vec![3], vec![3]));
+        let long: ArrayRef = Arc::new(StringArray::from(vec!["x".repeat(400_000)]));
+        assert_eq!(parts(Piece::Same(long, 5)), [2, 2, 1]);
+        assert_eq!(parts(Piece::Same(whole.slice(0, 1), PART_ROWS + 1)), [PART_ROWS, 1]);
         let array = Piece::Array(Arc::clone(&whole));
         assert_eq!((array.rows(), &array.array().unwrap()), (3, &whole));
         assert_eq!(Piece::Same(whole.slice(0, 1), 0).array().unwrap().len(), 0);

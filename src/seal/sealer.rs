@@ -213,6 +213,12 @@ impl Sealer {
         Changes::resume(&self.0, outlet, decode)?.run(&mut *reader)
     }
 
+    /// The desk.
+    #[cfg(test)]
+    pub(super) fn desk(&self) -> &Desk {
+        &self.0
+    }
+
     /// [`Sealer::run_changes`] turned by hand: each call reads what is there, one batch at most, and cuts
     /// what is due.
     #[cfg(feature = "sim")]

@@ -88,6 +88,7 @@ impl Waiting {
         rows.cells.iter_mut().for_each(Cells::clear);
         self.rows -= rows.metas.len();
         rows.metas.clear();
+        rows.metas.shrink_to(METAS_KEPT);
     }
 
     /// Gives up all places, where nothing waits any more.
@@ -97,5 +98,7 @@ impl Waiting {
     }
 }
 
-/// Each holds 16 KiB, whether or not rows wait.
+/// Each holds 26 KiB, whether or not rows wait: 16 of cells, and room for [`METAS_KEPT`].
 const TABLES_MAX: usize = 64;
+/// More are only in a block of few columns.
+const METAS_KEPT: usize = 256;

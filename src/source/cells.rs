@@ -1,4 +1,4 @@
-//! Cells of some rows that were read and not streamed, a column after the other: each where its bytes lie. Pure.
+//! Cells of some rows, a column after the other: each where its bytes lie. Pure.
 //!
 //! Eight bytes a cell, those of a column side by side: what reads a column next goes through them in order.
 //!

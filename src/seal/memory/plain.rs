@@ -251,6 +251,17 @@ impl Log {
         self.push(run, None)
     }
 
+    /// A batch with whole transactions, each committed at a time of its own.
+    pub(in crate::seal) fn each(&mut self, transactions: &[(i64, Vec<Vec<u8>>)]) -> &mut Self {
+        let mut run = Run::new(Piece::Whole);
+        for (at, records) in transactions {
+            self.begin(&mut run, *at);
+            self.records(&mut run, records);
+            self.commit(&mut run, *at);
+        }
+        self.push(run, None)
+    }
+
     /// A batch that says that nothing was in the log up to `position`.
     pub(in crate::seal) fn mark(&mut self, at: i64, position: u64) -> &mut Self {
         let (position, begins) = (Position(position), Position(position - 1));

@@ -104,6 +104,11 @@ impl<'a> Numeric<'a> {
         (unscaled < bound).then_some(if self.sign == Sign::Negative { -unscaled } else { unscaled })
     }
 
+    /// Whether a column of at most 38 digits could hold it: else a few bytes may stand for 131,072 digits.
+    pub(super) fn is_short(&self) -> bool {
+        self.weight <= 9 && self.scale <= 38
+    }
+
     /// The group that stands for 10000^power.
     fn group(&self, power: i32) -> i32 {
         usize::try_from(self.weight - power).map_or(0, |index| self.stored(index))

@@ -132,9 +132,12 @@ fn of_binary(lake: LakeType, type_id: u32, bytes: &[u8]) -> Option<Value<'_>> {
             }
         }
         LakeType::Decimal { precision, scale } => {
-            match Numeric::read(bytes)?.unscaled(precision, scale) {
+            let read = Numeric::read(bytes)?;
+            match read.unscaled(precision, scale) {
                 Some(unscaled) => Value::Decimal(unscaled),
-                None => exact(type_id, bytes)?,
+                None if read.is_short() => exact(type_id, bytes)?,
+                // No server keeps such a one in such a column.
+                None => return None,
             }
         }
         LakeType::Binary => Value::Bytes(Cow::Borrowed(bytes)),
@@ -304,6 +307,16 @@ mod tests {
     }
 
     const NUMERIC_5_2: i32 = (5 << 16 | 2) + 4;
+
+    #[test]
+    fn a_decimal_of_more_digits_than_its_column_has_is_no_value() {
+        let bytes = |weight: i16| [1, weight, 0, 2, 7].map(i16::to_be_bytes).concat();
+        let read = |weight| {
+            value(&column(1700, NUMERIC_5_2), &Cell::Binary(0..10), &bytes(weight)).map(drop)
+        };
+        assert!(read(0).is_ok() && read(9).is_ok());
+        assert!(read(10).is_err() && read(i16::MAX).is_err());
+    }
 
     #[test]
     fn a_decimal_needs_a_precision_that_a_reader_has() {
