@@ -84,6 +84,8 @@ impl Column {
         }
         if let Some(value) = constant::value(&self.held) {
             let rows = self.held.iter().map(Piece::rows).sum();
+            // By itself, and not as a part of all those that it came with.
+            let value = Piece::Same(value, 1).array()?;
             self.held = vec![Piece::Same(value, rows)];
             self.held_bytes = self.held.iter().map(Piece::memory).sum();
             return Ok(());

@@ -395,6 +395,24 @@ mod tests {
     }
 
     #[test]
+    fn of_what_is_one_value_everywhere_one_is_held() {
+        let texts: ArrayRef = Arc::new(StringArray::from(vec!["the same text again"; 20_000]));
+        let whole = RecordBatch::try_from_iter([("text", texts)]).unwrap();
+        let zstd = Compression::ZSTD(parquet::basic::ZstdLevel::default());
+        let properties = WriterProperties::builder().set_compression(zstd).build();
+        let (habits, terms) = (Habits::default(), Terms::default());
+        let mut writer = Writer::new(vec![], &whole.schema(), properties, habits, terms).unwrap();
+        for rows in 1..4 {
+            writer.add(pieces(&whole)).unwrap();
+            assert!(writer.memory() < 1 << 10, "{} after {rows}", writer.memory());
+        }
+        let reader = Bytes::from(writer.into_inner().unwrap());
+        let reader = ParquetRecordBatchReaderBuilder::try_new(reader).unwrap();
+        let found = reader.with_batch_size(20_000).build().unwrap().map(Result::unwrap);
+        assert!(found.collect::<Vec<_>>() == vec![whole; 3]);
+    }
+
+    #[test]
     fn a_file_without_rows_has_its_schema() {
         let schema = batch(0, 1).schema();
         let writer = Writer::new(

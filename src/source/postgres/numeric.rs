@@ -104,9 +104,10 @@ impl<'a> Numeric<'a> {
         (unscaled < bound).then_some(if self.sign == Sign::Negative { -unscaled } else { unscaled })
     }
 
-    /// Whether a column of at most 38 digits could hold it: else a few bytes may stand for 131,072 digits.
+    /// Whether any column that is declared with a precision could hold it (1,000 digits): else a few bytes may stand for
+    /// 131,072 of them.
     pub(super) fn is_short(&self) -> bool {
-        self.weight <= 9 && self.scale <= 38
+        self.weight < 250 && self.scale <= 1000
     }
 
     /// The group that stands for 10000^power.
