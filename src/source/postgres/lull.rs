@@ -43,8 +43,8 @@ impl Drop for Lull<'_> {
     }
 }
 
-/// Without it all works, at more expense.
-fn wake_at(stream: &TcpStream, bytes: libc::c_int) {
+/// Has the kernel tell of what came once it is so much. Without it all works, at more expense.
+pub(super) fn wake_at(stream: &TcpStream, bytes: libc::c_int) {
     if let Err(why) = socket::setsockopt(stream, WakeAt, &bytes) {
         tracing::debug!(%why, "SO_RCVLOWAT");
     }
@@ -64,10 +64,8 @@ setsockopt_impl!(
 
 /// In the stream of changes.
 pub(super) const NAP: Duration = Duration::from_millis(1);
-/// In a COPY, whose rows nobody waits for: half as many wake-ups.
-pub(super) const COPY_NAP: Duration = Duration::from_millis(2);
 /// More than a nap brings. The kernel makes room for twice as much; 2 MiB were measured, and brought nothing.
-const LULL_BYTES: libc::c_int = 256 << 10;
+pub(super) const LULL_BYTES: libc::c_int = 256 << 10;
 
 #[cfg(test)]
 mod tests {

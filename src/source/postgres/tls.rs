@@ -65,6 +65,16 @@ impl Channel {
             }
         }
     }
+
+    /// Has whoever waits for something to read woken once it is so many bytes, or the end.
+    pub(super) fn wake_at(&self, bytes: i32) {
+        match self {
+            Self::Plain(stream) => lull::wake_at(stream, bytes),
+            Self::Tls(stream) => lull::wake_at(stream.get_ref().0, bytes),
+            #[cfg(feature = "sim")]
+            Self::Memory(_) => {}
+        }
+    }
 }
 
 /// The TLS settings of a URL; `None` for connections in the clear.

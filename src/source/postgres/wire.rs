@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     error::SourceError,
-    lull::NAP,
+    lull::{LULL_BYTES, NAP},
     message::{self, Head, TextRow, unknown},
     tls::{self, Channel},
 };
@@ -34,6 +34,8 @@ pub(crate) struct Wire {
     output: BytesMut,
     /// What the server reported of itself: `server_version`, `TimeZone`, ….
     pub(crate) parameters: BTreeMap<String, String>,
+    /// How many bytes must have come for us to be woken.
+    wakes_at: i32,
     /// An exchange is under way.
     busy: bool,
     /// The input buffer holds, or held, a message of unusual length.
@@ -54,6 +56,7 @@ impl Wire {
             walked: (0, 0),
             output,
             parameters,
+            wakes_at: ONE,
             busy: false,
             grown: false,
             of_table: false,
@@ -98,6 +101,26 @@ impl Wire {
 
     /// Waits for bytes and takes what is there. How many. Cancel-safe: nothing is taken and lost.
     pub(crate) async fn fill(&mut self) -> Result<usize, SourceError> {
+        self.wake_at(ONE);
+        self.read().await
+    }
+
+    /// As [`Wire::fill`], of what nobody waits for: many bytes, or after [`GATHER_LIMIT`] what is there. Cancel-safe.
+    async fn gather(&mut self) -> Result<usize, SourceError> {
+        self.wake_at(LULL_BYTES);
+        match timeout(GATHER_LIMIT, self.read()).await {
+            Ok(read) => read,
+            Err(_) => self.fill().await,
+        }
+    }
+
+    fn wake_at(&mut self, bytes: i32) {
+        if std::mem::replace(&mut self.wakes_at, bytes) != bytes {
+            self.channel.wake_at(bytes);
+        }
+    }
+
+    async fn read(&mut self) -> Result<usize, SourceError> {
         self.make_room()?;
         match self.channel.read_buf(&mut self.input).await {
             Ok(0) => Err(self.broken("read", "the server closed the connection")),
@@ -119,11 +142,16 @@ impl Wire {
         if whole > READ_BYTES {
             self.grown = true;
             self.input.reserve((self.walked.0 + whole).saturating_sub(self.input.len()));
-        } else if self.input.capacity() - self.input.len() < SMALL_READ_BYTES {
+        } else if self.is_short() {
             // Of rows that are given as they lie here, a batch and a read.
             self.input.reserve(READ_BYTES + SMALL_READ_BYTES);
         }
         Ok(())
+    }
+
+    /// Whether there is no room for a good read.
+    fn is_short(&self) -> bool {
+        self.input.capacity() - self.input.len() < SMALL_READ_BYTES
     }
 
     /// The head of the first message, even if its body is not there yet.
@@ -308,6 +336,10 @@ impl Wire {
 const READ_BYTES: usize = 256 << 10;
 /// A read below it has taken all there was, and is followed by a nap. Reads have more room than that.
 pub(super) const SMALL_READ_BYTES: usize = READ_BYTES / 4;
+/// In a COPY, how long its rows are waited for to be many: those of a server that is slow come as they are.
+const GATHER_LIMIT: Duration = Duration::from_millis(2);
+/// Whatever comes wakes us.
+const ONE: i32 = 1;
 /// A query of the catalog. Locks are waited for less long (`lock_timeout`).
 const QUERY_LIMIT: Duration = Duration::from_secs(60);
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
@@ -354,6 +386,35 @@ mod tests {
         }
         let head = wire.head().unwrap().unwrap();
         assert_eq!(wire.body(head), [7; 1000]);
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_comes_many_at_a_time() {
+        let (mut wire, mut server) = pair().await;
+        let many = usize::try_from(LULL_BYTES).unwrap();
+        // The runtime takes a socket for readable until it was found empty.
+        assert!(wire.gather().now_or_never().is_none());
+        let send = async {
+            for _ in 0..2 * many / 1000 {
+                server.write_all(&[7; 1000]).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        let ((), read) = tokio::join!(send, wire.gather());
+        assert!(read.unwrap() > SMALL_READ_BYTES, "of a server that sends them one by one");
+        let mut left = 2 * many / 1000 * 1000 - wire.input.len();
+        wire.input.clear();
+        while left > 0 {
+            left -= wire.fill().await.unwrap();
+            wire.input.clear();
+        }
+        // A few come as well, and whoever waits for one byte gets it at once.
+        server.write_all(&[7]).await.unwrap();
+        assert_eq!(wire.gather().await.unwrap(), 1);
+        assert!(wire.gather().now_or_never().is_none());
+        assert_eq!(wire.wakes_at, LULL_BYTES);
+        server.write_all(&[7]).await.unwrap();
+        assert_eq!(timeout(WRITE_LIMIT, wire.fill()).await.unwrap().unwrap(), 1);
     }
 
     #[tokio::test]

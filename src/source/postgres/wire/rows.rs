@@ -12,10 +12,9 @@ use super::{
     super::{
         error::SourceError,
         gulp::{BATCH_BYTES, Gulp, Rows},
-        lull::COPY_NAP,
         message::{Head, unknown},
     },
-    SMALL_READ_BYTES, Wire,
+    READ_BYTES, SMALL_READ_BYTES, Wire,
 };
 
 impl Wire {
@@ -124,13 +123,14 @@ impl Wire {
             if !asked && self.row_ahead()? > alone {
                 return Ok(Some(self.held(gulp).unwrap_or_default()));
             }
-            let read = match timeout(COPY_LIMIT, self.fill()).await {
+            let read = match gulp.is_plenty() {
+                true => timeout(COPY_LIMIT, self.gather()).await,
+                false => timeout(COPY_LIMIT, self.fill()).await,
+            };
+            match read {
                 Ok(read) => read?,
                 Err(_) => return Err(self.broken(doing, "no rows in time")),
             };
-            if read < SMALL_READ_BYTES && gulp.is_plenty() {
-                self.channel.nap(COPY_NAP).await;
-            }
         }
     }
 
@@ -149,9 +149,10 @@ impl Wire {
         ask.await.map(|()| true)
     }
 
-    /// Whether a batch is worth handing on.
+    /// Whether a batch is worth handing on; of rows that are given as they lie here also where there is no room for more:
+    /// they would be copied.
     fn is_full(&self, gulp: &Gulp) -> bool {
-        gulp.is_full() || self.walked.0 >= BATCH_BYTES
+        gulp.is_full() || self.walked.0 >= BATCH_BYTES || (self.walked.1 > 0 && self.is_short())
     }
 
     /// The rows that are held, if any.
@@ -170,11 +171,11 @@ impl Wire {
         Some(gulp.give(bytes, rows))
     }
 
-    /// Goes past the rows that are there one after the other, until the batch is full or something else comes. Whether
-    /// there was one.
+    /// Goes past the rows that are there one after the other, until something else comes: those that would be left of a batch
+    /// would be copied. Whether there was one.
     fn walk(&mut self, gulp: &Gulp) -> Result<bool, SourceError> {
         let (mut at, mut rows) = self.walked;
-        while at < BATCH_BYTES {
+        while at < WALK_BYTES_MAX {
             let rest = &self.input[at..];
             let Some(Head { tag: b'd', length }) = self.head_of(rest)? else { break };
             if length > rest.len() || gulp.passes(length - 5) || Gulp::is_trailer(&rest[5..length])
@@ -217,5 +218,7 @@ impl Wire {
 const CURSOR: &str = "lakehead";
 /// How its columns are sent.
 const BINARY: i16 = 1;
+/// What the buffer takes as a rule: a large value leaves a larger one.
+const WALK_BYTES_MAX: usize = READ_BYTES + SMALL_READ_BYTES;
 /// Between two rows; a scan may pass over much that is dead.
 const COPY_LIMIT: Duration = Duration::from_secs(300);
