@@ -31,6 +31,7 @@ use super::{
     constant::{self, Constant},
     habits::{Habit, Terms},
     pack::Packer,
+    pages::Pages,
     pieces::Piece,
 };
 
@@ -48,9 +49,16 @@ pub(super) struct Column {
 
 /// What is being made of a column.
 struct Open {
-    encoders: Vec<ArrowColumnWriter>,
+    encoding: Encoding,
     properties: WriterPropertiesPtr,
     packer: Packer,
+}
+
+/// Who makes its pages.
+enum Encoding {
+    /// The library, of each leaf.
+    Leaves(Vec<ArrowColumnWriter>),
+    Own(Box<Pages>),
 }
 
 /// Which column it is, and what is to be made of it.
@@ -75,7 +83,7 @@ impl Column {
     pub(super) fn add(&mut self, of: &Of<'_>, habit: Habit, piece: Piece) -> Result<()> {
         self.expanded_bytes = self.expanded_bytes.saturating_add(piece.expanded());
         if let Some(open) = &mut self.open {
-            return write(&mut open.encoders, of.field, piece);
+            return open.add(of, piece);
         }
         self.held_bytes += piece.memory();
         self.held.push(piece);
@@ -92,9 +100,7 @@ impl Column {
         }
         let mut open = Open::new(of, habit)?;
         self.held_bytes = 0;
-        for piece in mem::take(&mut self.held) {
-            write(&mut open.encoders, of.field, piece)?;
-        }
+        mem::take(&mut self.held).into_iter().try_for_each(|piece| open.add(of, piece))?;
         self.open = Some(open);
         Ok(())
     }
@@ -119,9 +125,7 @@ impl Column {
         }
         if of.packs {
             let mut open = Open::new(of, *habit)?;
-            for piece in held {
-                write(&mut open.encoders, of.field, piece)?;
-            }
+            held.into_iter().try_for_each(|piece| open.add(of, piece))?;
             return open.end(of, habit, group);
         }
         let properties = habit.applied(of.properties, of.field, of.terms);
@@ -131,8 +135,7 @@ impl Column {
 
     /// Bytes that its rows take in memory, as they are or encoded.
     pub(super) fn memory(&self) -> usize {
-        let open = self.open.iter().flat_map(|open| &open.encoders);
-        self.held_bytes + open.map(ArrowColumnWriter::memory_size).sum::<usize>()
+        self.held_bytes + self.open.as_ref().map_or(0, Open::memory)
     }
 
     /// Bytes of its rows, with a value for each.
@@ -146,8 +149,28 @@ impl Open {
         let properties = habit.applied(of.properties, of.field, of.terms);
         let method = habit.method(&properties, of.field, of.terms);
         let packer = Packer::new(&of.terms.presses, of.terms.scarce, method);
-        let encoders = encoders(of.field, of.leaves, &properties, Some(&packer))?;
-        Ok(Self { encoders, properties, packer })
+        let encoding = match Pages::new(of, &properties, &packer) {
+            Some(pages) => Encoding::Own(Box::new(pages)),
+            None => Encoding::Leaves(encoders(of.field, of.leaves, &properties, Some(&packer))?),
+        };
+        Ok(Self { encoding, properties, packer })
+    }
+
+    fn add(&mut self, of: &Of<'_>, piece: Piece) -> Result<()> {
+        let encoders = match &mut self.encoding {
+            Encoding::Leaves(encoders) => encoders,
+            Encoding::Own(pages) => {
+                return piece.parts().iter().try_for_each(|part| pages.add(&part.array()?));
+            }
+        };
+        write(encoders, of.field, piece)
+    }
+
+    fn memory(&self) -> usize {
+        match &self.encoding {
+            Encoding::Leaves(encoders) => encoders.iter().map(ArrowColumnWriter::memory_size).sum(),
+            Encoding::Own(pages) => pages.memory() + self.packer.memory(0),
+        }
     }
 
     fn end<W: Write + Send>(
@@ -156,11 +179,17 @@ impl Open {
         habit: &mut Habit,
         group: &mut SerializedRowGroupWriter<'_, W>,
     ) -> Result<()> {
-        let Self { encoders, properties, packer } = self;
+        let Self { encoding, properties, packer } = self;
         let is_flat = !of.field.data_type().is_nested();
-        for (leaf, encoder) in (0..).zip(encoders) {
-            let chunk = encoder.close()?;
-            let (chunk, close) = packer.end(leaf, chunk.close().clone())?;
+        let closed = match encoding {
+            Encoding::Leaves(encoders) => encoders
+                .into_iter()
+                .map(|encoder| Ok(encoder.close()?.close().clone()))
+                .collect::<Result<_>>()?,
+            Encoding::Own(pages) => vec![pages.end(of, &properties)?],
+        };
+        for (leaf, close) in closed.into_iter().enumerate() {
+            let (chunk, close) = packer.end(leaf, close)?;
             if is_flat {
                 let method = packer.method().map(|method| (of.terms.scarce, method));
                 habit.learn(&close, &properties, method);

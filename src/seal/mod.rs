@@ -32,6 +32,7 @@ mod meta;
 mod object;
 mod open;
 mod pack;
+mod pages;
 mod pieces;
 mod schema;
 mod sealer;

@@ -150,6 +150,23 @@ impl Packer {
         inner.method.filter(|_| inner.is_advised)
     }
 
+    /// Takes the next page of a leaf: its header, with any length of the body that is written, and its body. Bytes of the
+    /// header as it is written.
+    ///
+    /// # Errors
+    ///
+    /// It has another header than a page has.
+    pub(super) fn page(&self, leaf: usize, header: &[u8], body: &[u8]) -> Result<usize> {
+        let mut inner = self.lock();
+        inner.know(leaf);
+        inner.page(leaf, header, body)
+    }
+
+    /// Bytes of a leaf's pages.
+    pub(super) fn memory(&self, leaf: usize) -> usize {
+        self.lock().memory(leaf)
+    }
+
     /// Ends the chunk of a leaf: its pages, and what is said of them.
     ///
     /// # Errors
@@ -198,34 +215,38 @@ impl Packer {
 
 impl Inner {
     fn put(&mut self, leaf: usize, blob: Bytes) -> Result<()> {
-        if self.leaves.len() <= leaf {
-            self.leaves.resize_with(leaf + 1, Leaf::default);
-        }
+        self.know(leaf);
         let Some(header) = self.leaves[leaf].header.take() else {
             self.leaves[leaf].header = Some(blob);
             return Ok(());
         };
+        self.page(leaf, &header, &blob).map(drop)
+    }
+
+    /// See [`Packer::page`].
+    fn page(&mut self, leaf: usize, header: &[u8], body: &[u8]) -> Result<usize> {
         let presses = self.presses.clone();
         let mut press = presses.take()?;
         let method = match self.method {
             Some(method) => method,
-            None if blob.len() < JUDGED_BYTES => Method::Whole,
+            None if body.len() < JUDGED_BYTES => Method::Whole,
             None => {
                 self.is_advised = true;
-                press.advised(self.scarce, &blob)?
+                press.advised(self.scarce, body)?
             }
         };
         // Those that follow have the same codec, whatever they hold.
         self.method = Some(method);
         let packed = match method {
-            Method::Raw => &blob[..],
-            method => press.compress(method, &blob)?,
+            Method::Raw => body,
+            method => press.compress(method, body)?,
         };
-        let (kind, before, after) = Header::parts(&header)?;
+        let (kind, before, after) = Header::parts(header)?;
         let mut page = Vec::with_capacity(header.len() + LENGTH_BYTES_MAX + packed.len());
         page.extend_from_slice(before);
         Header::put(signed(packed.len())?, &mut page);
         page.extend_from_slice(after);
+        let header_bytes = page.len();
         page.extend_from_slice(packed);
         presses.put_back(press);
         let (page, leaf) = (Bytes::from(page), &mut self.leaves[leaf]);
@@ -233,7 +254,18 @@ impl Inner {
             DICTIONARY_PAGE => leaf.dictionary = Some(page),
             _ => leaf.data.push(page),
         }
-        Ok(())
+        Ok(header_bytes)
+    }
+
+    fn know(&mut self, leaf: usize) {
+        if self.leaves.len() <= leaf {
+            self.leaves.resize_with(leaf + 1, Leaf::default);
+        }
+    }
+
+    fn memory(&self, leaf: usize) -> usize {
+        let Some(leaf) = self.leaves.get(leaf) else { return 0 };
+        leaf.dictionary.iter().chain(&leaf.data).map(Bytes::len).sum()
     }
 
     fn codec(&self) -> Result<Compression> {
@@ -357,9 +389,7 @@ impl PageStore for Store {
     }
 
     fn memory_size(&self) -> usize {
-        let inner = self.packer.lock();
-        let Some(leaf) = inner.leaves.get(self.leaf) else { return 0 };
-        leaf.dictionary.iter().chain(&leaf.data).map(Bytes::len).sum()
+        self.packer.memory(self.leaf)
     }
 }
 

@@ -102,13 +102,15 @@ impl Wire {
     /// Waits for bytes and takes what is there. How many. Cancel-safe: nothing is taken and lost.
     pub(crate) async fn fill(&mut self) -> Result<usize, SourceError> {
         self.wake_at(ONE);
-        self.read().await
+        self.read(SMALL_READ_BYTES).await
     }
 
     /// As [`Wire::fill`], of what nobody waits for: many bytes, or after [`GATHER_LIMIT`] what is there. Cancel-safe.
     async fn gather(&mut self) -> Result<usize, SourceError> {
         self.wake_at(LULL_BYTES);
-        match timeout(GATHER_LIMIT, self.read()).await {
+        // Behind rows that are held there is less room: they would be copied.
+        let room = if self.walked.1 > 0 { SMALL_READ_BYTES } else { READ_BYTES };
+        match timeout(GATHER_LIMIT, self.read(room)).await {
             Ok(read) => read,
             Err(_) => self.fill().await,
         }
@@ -120,8 +122,9 @@ impl Wire {
         }
     }
 
-    async fn read(&mut self) -> Result<usize, SourceError> {
-        self.make_room()?;
+    /// Reads what is there, into `room` at least.
+    async fn read(&mut self, room: usize) -> Result<usize, SourceError> {
+        self.make_room(room)?;
         match self.channel.read_buf(&mut self.input).await {
             Ok(0) => Err(self.broken("read", "the server closed the connection")),
             Ok(read) => Ok(read),
@@ -136,22 +139,22 @@ impl Wire {
         self.channel.nap(NAP).await
     }
 
-    /// Room for the rest of the first message, or for a good read.
-    fn make_room(&mut self) -> Result<(), SourceError> {
+    /// Room for the rest of the first message, or so much.
+    fn make_room(&mut self, room: usize) -> Result<(), SourceError> {
         let whole = self.peek()?.map_or(0, |head| head.length);
         if whole > READ_BYTES {
             self.grown = true;
             self.input.reserve((self.walked.0 + whole).saturating_sub(self.input.len()));
-        } else if self.is_short() {
+        } else if self.room() < room {
             // Of rows that are given as they lie here, a batch and a read.
             self.input.reserve(READ_BYTES + SMALL_READ_BYTES);
         }
         Ok(())
     }
 
-    /// Whether there is no room for a good read.
-    fn is_short(&self) -> bool {
-        self.input.capacity() - self.input.len() < SMALL_READ_BYTES
+    /// Bytes that can be read into the buffer as it is.
+    fn room(&self) -> usize {
+        self.input.capacity() - self.input.len()
     }
 
     /// The head of the first message, even if its body is not there yet.

@@ -152,7 +152,9 @@ impl Wire {
     /// Whether a batch is worth handing on; of rows that are given as they lie here also where there is no room for more:
     /// they would be copied.
     fn is_full(&self, gulp: &Gulp) -> bool {
-        gulp.is_full() || self.walked.0 >= BATCH_BYTES || (self.walked.1 > 0 && self.is_short())
+        gulp.is_full()
+            || self.walked.0 >= BATCH_BYTES
+            || (self.walked.1 > 0 && self.room() < SMALL_READ_BYTES)
     }
 
     /// The rows that are held, if any.
