@@ -87,8 +87,11 @@ impl ColumnArray {
     /// Before the first push: takes memory for as much as the array before had, within bounds.
     pub(super) fn make_room(&mut self) {
         let (elements, bytes) = self.before;
+        // It may have a few more.
+        let more = |of: usize| of + of / 8;
         if elements > 0 {
-            self.growing = Growing::new(self.lake, elements, bytes.min(ROOM_BYTES_MAX));
+            let bytes = more(bytes).min(ROOM_BYTES_MAX);
+            self.growing = Growing::new(self.lake, more(elements), bytes);
         }
     }
 

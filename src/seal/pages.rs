@@ -102,9 +102,12 @@ impl Pages {
         let is_nullable = of.field.is_nullable();
         // What bits take of so many rows, and their lengths.
         let room = if is_nullable { page_rows.div_ceil(8) + LEVELS_HEAD_BYTES } else { 0 };
+        let page_bytes = properties.column_data_page_size_limit(&path);
+        let mut body = Vec::with_capacity(room + page_bytes + page_bytes / 8);
+        body.resize(room, 0);
         let page = Page {
             is_text,
-            body: vec![0; room],
+            body,
             room,
             valid: is_nullable.then(|| BooleanBufferBuilder::new(0)),
             rows: 0,
@@ -112,7 +115,6 @@ impl Pages {
             least: None,
             most: None,
         };
-        let page_bytes = properties.column_data_page_size_limit(&path);
         Some(Self { packer: packer.clone(), page, done: vec![], page_bytes, page_rows })
     }
 

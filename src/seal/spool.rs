@@ -226,13 +226,15 @@ impl SpoolReader {
             scratch.resize(size(sealed), 0);
             let place = HEAD_BYTES as u64 + first * (CHUNK_BYTES + TAG_BYTES as u64);
             file.read_exact_at(&mut scratch, place).map_err(read)?;
-            let mut piece = Vec::with_capacity(size(until - begin));
-            let stride = size(CHUNK_BYTES) + TAG_BYTES;
-            for (number, chunk) in (first..).zip(scratch.chunks_mut(stride)) {
-                let plain = key
-                    .open_in_place(nonce(number, number == last), Aad::empty(), chunk)
-                    .map_err(|_| wrong("a chunk's tag does not match"))?;
-                piece.extend_from_slice(plain);
+            let mut piece = vec![0; size(until - begin)];
+            let sealed = scratch.chunks(size(CHUNK_BYTES) + TAG_BYTES);
+            let chunks = sealed.zip(piece.chunks_mut(size(CHUNK_BYTES)));
+            for (number, (sealed, plain)) in (first..).zip(chunks) {
+                let torn = || wrong("a chunk's tag does not match");
+                let (sealed, tag) = sealed.split_last_chunk::<TAG_BYTES>().ok_or_else(torn)?;
+                let nonce = nonce(number, number == last);
+                key.open_separate_gather(nonce, Aad::empty(), sealed, tag, plain)
+                    .map_err(|_| torn())?;
             }
             let wanted = size(at - begin)..size(until.min(range.end) - begin);
             if !each(Bytes::from(piece).slice(wanted)) {
