@@ -87,39 +87,36 @@ bench: ## The rooms by themselves: decode, seal, journal
 instructions: instructions-tools ## What a row takes, counted, beside what is written down: make instructions UPDATE=1 writes it
 	@UPDATE=$(UPDATE) python3 benches/instructions.py
 
-bench-snapshot: bench-tools ## Beside COPY | zstd | openssl | aws: make bench-snapshot SCALE=1 TURNS=3 SETS="wide tpcb"
+bench-binaries: bench-tools ## The gateway as it is shipped, and the store beside it: target/release/lakehead, target/bench-store
 	cargo build --release --locked --features demo
+	@cp target/release/lakehead target/bench-store
+	cargo build --release --locked
+
+bench-snapshot: bench-binaries ## Beside COPY | zstd | openssl | aws: make bench-snapshot SCALE=1 TURNS=3 SETS="wide tpcb"
 	@python3 benches/snapshot.py
 
-bench-stream: bench-tools ## Beside pg_recvlogical: make bench-stream SCALE=1 TURNS=3 LOADS="ins upd"
-	cargo build --release --locked --features demo
+bench-stream: bench-binaries ## Beside pg_recvlogical: make bench-stream SCALE=1 TURNS=3 LOADS="ins upd"
 	@python3 benches/stream.py
 
-bench-upload: bench-tools ## Beside aws s3 cp, TLS, ciphertext: make bench-upload SCALE=1 TURNS=3
-	cargo build --release --locked --features demo
+bench-upload: bench-binaries ## Beside aws s3 cp, TLS, ciphertext: make bench-upload SCALE=1 TURNS=3
 	@python3 benches/upload.py
 
-bench-journal: bench-tools ## The journal beside fio, append and fdatasync: make bench-journal SCALE=1 TURNS=3
-	cargo build --release --locked --features demo
+bench-journal: bench-binaries ## The journal beside fio, append and fdatasync: make bench-journal SCALE=1 TURNS=3
 	@python3 benches/journal.py
 
 bench-latency: SECONDS = 60
-bench-latency: bench-tools ## From COMMIT to durable and to proven, idle and loaded: make bench-latency SECONDS=60 RATE=5000
-	cargo build --release --locked --features demo
+bench-latency: bench-binaries ## From COMMIT to durable and to proven, idle and loaded: make bench-latency SECONDS=60 RATE=5000
 	@env SECONDS=$(SECONDS) python3 benches/latency.py
 
 bench-idle: SECONDS = 60
-bench-idle: bench-tools ## A box at rest, and its start: make bench-idle SECONDS=60 JOURNAL_GIB=1
-	cargo build --release --locked --features demo
+bench-idle: bench-binaries ## A box at rest, and its start: make bench-idle SECONDS=60 JOURNAL_GIB=1
 	@env SECONDS=$(SECONDS) python3 benches/idle.py
 
 bench-guest: SECONDS = 8
-bench-guest: bench-tools ## What pgbench feels of a snapshot, full and gentle: make bench-guest SECONDS=8 CYCLES=15 RATE=200
-	cargo build --release --locked --features demo
+bench-guest: bench-binaries ## What pgbench feels of a snapshot, full and gentle: make bench-guest SECONDS=8 CYCLES=15 RATE=200
 	@env SECONDS=$(SECONDS) python3 benches/guest.py
 
-bench-growth: bench-tools ## A row's CPU as tables grow: make bench-growth ROWS="100000 1000000 10000000" TABLES="1 100 1000"
-	cargo build --release --locked --features demo
+bench-growth: bench-binaries ## A row's CPU as tables grow: make bench-growth ROWS="100000 1000000 10000000" TABLES="1 100 1000"
 	@python3 benches/growth.py
 
 bench-charts: ## target/bench/*.json as benches/charts/*.svg
@@ -223,7 +220,7 @@ clean: ## What was built, and the demo's folder
 	cargo clean
 	rm -rf demo-data
 
-.PHONY: help demo build test check matrix conformance fuzz fuzz-corpus fuzz-tools bench bench-snapshot bench-stream \
+.PHONY: help demo build test check matrix conformance fuzz fuzz-corpus fuzz-tools bench bench-binaries bench-snapshot bench-stream \
 	bench-upload bench-journal bench-latency bench-idle bench-guest bench-growth bench-charts instructions instructions-tools sizes deny campaign damage large regress schemas extensions simulate \
 	prove-source unit-test \
 	power-loss python demo-tools test-tools power-tools bench-tools conformance-tools clean

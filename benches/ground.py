@@ -21,6 +21,8 @@ import meter
 
 HERE = Path(__file__).resolve().parent
 BINARY = Path(os.environ.get("LAKEHEAD", HERE.parent / "target/release/lakehead")).resolve()
+# Has the store, which the gateway as it is shipped has not.
+STORE = Path(os.environ.get("LAKEHEAD_STORE", HERE.parent / "target/bench-store")).resolve()
 AWS = HERE.parent / "target/bench-py/bin/aws"
 # What comes before the command of a box and of a store: to have them wait for others.
 BEHIND = []
@@ -201,12 +203,12 @@ class Store:
 
     def start(self):
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [*BEHIND, str(BINARY), "store", "--json", "--dir", str(self.folder)]
+        command = [*BEHIND, str(STORE), "store", "--json", "--dir", str(self.folder)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         meter.LIVE.append(self)
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"no store: {BINARY} is a build without the feature demo, or cannot listen")
+            sys.exit(f"no store: {STORE} is a build without the feature demo, or cannot listen")
         said = json.loads(line)
         self.endpoint, self.bucket, self.region = said["endpoint"], said["bucket"], said["region"]
 
@@ -365,8 +367,9 @@ def guarded():
 @contextlib.contextmanager
 def standing():
     """The cluster, started; in the end it is stopped, after all that still runs."""
-    if not BINARY.exists():
-        sys.exit(f"{BINARY} is not there: cargo build --release --features demo")
+    for binary in (BINARY, STORE):
+        if not binary.exists():
+            sys.exit(f"{binary} is not there: make bench-binaries")
     cluster = Cluster(FOLDER)
     signal.signal(signal.SIGTERM, _terminated)
     cluster.start()

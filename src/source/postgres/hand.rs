@@ -100,8 +100,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Batches of 256 KiB between the server and seal, per worker: 1 MiB.
-pub(super) const BATCHES: usize = 4;
+/// Batches between the server and seal, per worker: of 320 KiB at most, as the connection's buffer. More comes into the kernel's.
+pub(super) const BATCHES: usize = 2;
 /// A larger batch is one row, and waits until the ones before it are taken.
 const ROW_BYTES: usize = 1 << 20;
 const SEALED_POLL: Duration = Duration::from_millis(200);
