@@ -24,6 +24,7 @@ use super::{
     pack::Density,
     queue::{self, Admission, Counted, Queue},
     quota::{Full, Quota},
+    recent::Recent,
     record::{self, FactMap},
     segment::Segment,
     upkeep::Mailbox,
@@ -55,6 +56,7 @@ pub(crate) struct Shared {
     pub(crate) facts: RwLock<FactMap>,
     pub(crate) quota: Mutex<Quota>,
     pub(crate) published: Mutex<Published>,
+    pub(crate) recent: Mutex<Recent>,
     /// [`Shared::published`] changed: for readers, which are threads.
     pub(crate) moved: Condvar,
     pub(crate) durable: watch::Sender<Durable>,

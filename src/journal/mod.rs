@@ -15,7 +15,7 @@
 //! ```
 //!
 //! The way in: `keep` (waits for room) → `queue` → `writer` (compresses; gathers a group, seals,
-//! writes, syncs, publishes) → `segment`. The way out: `reader`. At the start: `recover`, `tail`.
+//! writes, syncs, publishes) → `segment`. The way out: `reader`, of the last batches `recent`. At the start: `recover`, `tail`.
 //! Beside them: `upkeep` (checkpoints, unlinks), `scrub` (reads closed segments again), `quota`,
 //! `reserve`, `inspect` (for people).
 
@@ -44,6 +44,7 @@ mod upkeep;
 mod scrub;
 mod open;
 mod begin;
+mod recent;
 mod reader;
 mod rewind;
 #[cfg(feature = "sim")]

@@ -76,6 +76,12 @@ impl Journal {
         Box::new(Reader::new(self.shared.clone(), after_batch))
     }
 
+    /// [`Journal::reader`] for the one who reads behind the writer: the last batches are given as they came.
+    pub fn follow(&self, after_batch: u64) -> Box<dyn ReadBatches> {
+        lock(&self.shared.recent).follow();
+        Box::new(Reader::following(self.shared.clone(), after_batch))
+    }
+
     /// Gives up all batches through `through_batch`: they are in the lake, and the ledger says so
     /// (I8). Answers at once; the segments are unlinked soon after.
     pub fn trim(&self, through_batch: u64) {
@@ -325,6 +331,7 @@ fn share(
         facts: RwLock::default(),
         quota: Mutex::new(Quota::new(options.max_bytes, used_bytes)),
         published: Mutex::default(),
+        recent: Mutex::default(),
         moved: Condvar::new(),
         durable: watch::Sender::default(),
         grown: Notify::new(),

@@ -5,10 +5,14 @@
 
 use std::io::{self, Cursor};
 
-use super::record::{self, BATCH_PREFIX_BYTES, BatchPrefix, Fields, PAYLOAD_BYTES_MAX};
+use super::{
+    Batch,
+    record::{self, BATCH_PREFIX_BYTES, BatchPrefix, Fields, PAYLOAD_BYTES_MAX},
+};
 use crate::{
     facts::FactBatch,
     source::{Commit, Piece, Run},
+    units::Sequence,
 };
 
 /// Bytes of a run in one frame, before compression.
@@ -41,6 +45,10 @@ pub(crate) struct Packed {
     pub(crate) commit: Option<Commit>,
     /// Plaintexts of its frames, at least one.
     pub(crate) parts: Vec<Vec<u8>>,
+    /// As it came, if it is to be kept.
+    pub(crate) came: Option<Vec<u8>>,
+    /// Number of the batch, and of its first change, once it is written.
+    pub(crate) place: (u64, u64),
 }
 
 /// Compresses; one for each thread, since its context is costly to make.
@@ -49,23 +57,32 @@ pub(crate) struct Packer(zstd::bulk::Compressor<'static>);
 /// Decompresses.
 pub(crate) struct Unpacker(zstd::bulk::Decompressor<'static>);
 
+impl Packed {
+    /// The batch, as it came; `None`: it is not to be kept.
+    pub(crate) fn came(self) -> Option<Batch> {
+        let Self { piece, changes, commit, came, place: (number, first), .. } = self;
+        let first = Sequence(first);
+        came.map(|bytes| Batch { number, piece, first, changes, commit, ends: None, bytes })
+    }
+}
+
 impl Packer {
     pub(crate) fn new() -> io::Result<Self> {
         zstd::bulk::Compressor::new(DENSE_LEVEL).map(Self)
     }
 
-    /// Compresses a run.
-    pub(crate) fn run(&mut self, run: Run, density: Density) -> io::Result<Packed> {
+    /// Compresses a run. `keeps`: it is to be kept as it came.
+    pub(crate) fn run(&mut self, run: Run, density: Density, keeps: bool) -> io::Result<Packed> {
         self.0.set_compression_level(match density {
             Density::Fast => FAST_LEVEL,
             Density::Dense => DENSE_LEVEL,
         })?;
-        let packed = self.parts(run);
+        let packed = self.parts(run, keeps);
         self.0.set_compression_level(DENSE_LEVEL)?;
         packed
     }
 
-    fn parts(&mut self, run: Run) -> io::Result<Packed> {
+    fn parts(&mut self, run: Run, keeps: bool) -> io::Result<Packed> {
         let run_bytes = run.bytes.len() as u64;
         let mut parts = vec![];
         let mut rest = &run.bytes[..];
@@ -82,6 +99,8 @@ impl Packer {
                     changes: run.changes,
                     commit: run.commit,
                     parts,
+                    came: keeps.then_some(run.bytes),
+                    place: (0, 0),
                 });
             }
         }
@@ -174,7 +193,7 @@ mod tests {
             piece: Piece::Last,
             ..Run::new(Piece::Last)
         };
-        let packed = Packer::new().unwrap().run(run.clone(), Density::Fast).unwrap();
+        let packed = Packer::new().unwrap().run(run.clone(), Density::Fast, true).unwrap();
         let mut unpacker = Unpacker::new().unwrap();
         let mut read = vec![];
         let mut commit = None;
@@ -201,7 +220,8 @@ mod tests {
     #[test]
     fn a_length_that_is_not_true_takes_no_memory() {
         let run = Run { bytes: vec![1; 100], ..Run::new(Piece::First) };
-        let mut part = Packer::new().unwrap().run(run, Density::Dense).unwrap().parts.remove(0);
+        let mut part =
+            Packer::new().unwrap().run(run, Density::Dense, false).unwrap().parts.remove(0);
         part[29..37].fill(0xFF);
         let mut read = vec![];
         assert_eq!(Unpacker::new().unwrap().part(&part, true, &mut read), None);
@@ -212,7 +232,8 @@ mod tests {
     #[test]
     fn a_part_that_claims_another_length_is_refused() {
         let run = Run { bytes: vec![1; 100], ..Run::new(Piece::First) };
-        let mut part = Packer::new().unwrap().run(run, Density::Dense).unwrap().parts.remove(0);
+        let mut part =
+            Packer::new().unwrap().run(run, Density::Dense, false).unwrap().parts.remove(0);
         part[37] = 99;
         assert_eq!(Unpacker::new().unwrap().part(&part, true, &mut vec![]), None);
     }

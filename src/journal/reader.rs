@@ -37,6 +37,8 @@ pub(crate) struct Reader {
     is_open: bool,
     /// The batch that was given last is a large one.
     large: Option<Held<'static>>,
+    /// The last batches are taken as they came.
+    follows: bool,
 }
 
 /// Where the reader stands in a segment.
@@ -53,7 +55,24 @@ impl Reader {
     pub(crate) fn new(shared: Arc<Shared>, after_batch: u64) -> Self {
         let next = after_batch + 1;
         let (place, unpacker, ends, large) = (None, None, None, None);
-        Self { shared, next, place, unpacker, ends, is_open: false, large }
+        Self { shared, next, place, unpacker, ends, is_open: false, large, follows: false }
+    }
+
+    /// The one who reads behind the writer.
+    pub(crate) fn following(shared: Arc<Shared>, after_batch: u64) -> Self {
+        Self { follows: true, ..Self::new(shared, after_batch) }
+    }
+
+    /// Batch `next`, which is durable and not torn, as it came.
+    fn take(&mut self) -> Option<Batch> {
+        if !self.follows || self.is_open || self.shared.is_lost(self.next) {
+            return None;
+        }
+        let batch = lock(&self.shared.recent).take(self.next)?;
+        // A segment that is not read from must not keep its room.
+        self.close();
+        self.next += 1;
+        Some(batch)
     }
 
     /// Reads batch `next`, which is durable and not torn.
@@ -167,6 +186,9 @@ impl ReadBatches for Reader {
                 Standing::Torn(end) => self.next = end + 1,
                 Standing::Durable => break,
             }
+        }
+        if let Some(batch) = self.take() {
+            return Ok(Some(batch));
         }
         let number = self.next;
         let batch = self.read();

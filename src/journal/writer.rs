@@ -13,7 +13,7 @@ use super::{
     JournalError,
     catalogue::Entry,
     device::Device,
-    keep::Shared,
+    keep::{Shared, lock},
     pack::Packer,
     queue::{Admission, Answer, Facts, Raw, Taken, Work},
     record::Kind,
@@ -82,12 +82,18 @@ pub(crate) fn pack(shared: &Arc<Shared>, mut packer: Packer) {
 pub(crate) fn pack_one(shared: &Shared, packer: &mut Packer, raw: Raw) -> Result<(), JournalError> {
     let work = match raw {
         Raw::Session(to, answer) => Work::Session(to, answer),
-        Raw::Run(run, admission) => match packer.run(run, shared.density()) {
-            Ok(packed) => Work::Run(packed, admission),
-            Err(why) => {
-                return Err(JournalError::Write { path: shared.dir.display().to_string(), why });
+        Raw::Run(run, admission) => {
+            let keeps = lock(&shared.recent).wants(run.piece, run.bytes.len());
+            match packer.run(run, shared.density(), keeps) {
+                Ok(packed) => Work::Run(packed, admission),
+                Err(why) => {
+                    return Err(JournalError::Write {
+                        path: shared.dir.display().to_string(),
+                        why,
+                    });
+                }
             }
-        },
+        }
     };
     shared.queue.push_work(work);
     Ok(())
@@ -133,7 +139,7 @@ impl Writer {
         let mark = self.segment.begin();
         let before = self.progress.clone();
         let bytes_before = self.segment.bytes();
-        let written = group.iter().try_for_each(|work| self.write(work));
+        let written = group.iter_mut().try_for_each(|work| self.write(work));
         match written.and_then(|()| self.segment.sync()) {
             Ok(()) => {}
             Err(JournalError::Full { .. }) => {
@@ -154,7 +160,12 @@ impl Writer {
         let mut outcome = Outcome { facts: vec![], sessions: vec![], admissions: vec![] };
         for work in group {
             match work {
-                Work::Run(_, admission) => outcome.admissions.push(admission),
+                Work::Run(packed, admission) => {
+                    if let Some(batch) = packed.came() {
+                        lock(&self.shared.recent).put(batch);
+                    }
+                    outcome.admissions.push(admission);
+                }
                 Work::Session(_, answer) => outcome.sessions.push(answer),
                 Work::Facts(facts) => outcome.facts.push(facts),
             }
@@ -163,7 +174,7 @@ impl Writer {
         Ok(())
     }
 
-    fn write(&mut self, work: &Work) -> Result<(), JournalError> {
+    fn write(&mut self, work: &mut Work) -> Result<(), JournalError> {
         match work {
             Work::Run(packed, _) => {
                 let (batch, first) = (self.progress.next_batch, self.progress.next_sequence);
@@ -173,6 +184,7 @@ impl Writer {
                     let (piece, changes) = (packed.piece, packed.changes);
                     self.segment.push(Label { kind, piece, batch, first, changes }, plain)?;
                 }
+                packed.place = (batch, first);
                 self.progress.advance(packed.piece, packed.changes, packed.commit);
                 Ok(())
             }

@@ -53,7 +53,7 @@ impl Road {
                     Box::new(PgDecoder::new(tables))
                 };
                 let (out, token) = (out.clone(), changes.token.clone());
-                sealer.run_changes(journal.reader(after), decoder, out, token)
+                sealer.run_changes(journal.follow(after), decoder, out, token)
             });
         };
         tasks.thread("seal-changes", work).map_err(RunError::Thread)?;

@@ -334,7 +334,7 @@ impl Site {
         groups: mpsc::Sender<Group>,
     ) -> Result<(), SealError> {
         let after = sealer.sealed()?.map_or(0, |end| end.batch);
-        let reader = halved::seen(engine.journal.reader(after), self.planted);
+        let reader = halved::seen(engine.journal.follow(after), self.planted);
         let mut turn = sealer.turns(reader, decoder, groups)?;
         let mut durable = engine.journal.durable();
         let mut seen = after;

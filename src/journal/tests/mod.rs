@@ -16,6 +16,7 @@ mod campaign;
 mod damage;
 mod faults;
 mod harm;
+mod following;
 mod large;
 mod model;
 mod story;
