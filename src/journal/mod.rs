@@ -15,8 +15,8 @@
 //! ```
 //!
 //! The way in: `keep` (waits for room) → `queue` → `writer` (compresses; gathers a group, seals,
-//! writes, syncs, publishes) → `segment`. The way out: `reader`, of the last batches `recent`. At the start: `recover`, `tail`.
-//! Beside them: `upkeep` (checkpoints, unlinks), `scrub` (reads closed segments again), `quota`,
+//! writes, syncs, publishes) → `segment`. The way out: `reader`; of the last batches, `recent`. At the
+//! start: `recover`, `tail`. Beside them: `upkeep` (checkpoints, unlinks), `scrub` (reads closed segments again), `quota`,
 //! `reserve`, `inspect` (for people).
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};

@@ -22,7 +22,8 @@ use crate::{
     source::{Durable, Run},
 };
 
-/// Bytes of runs taken over and not yet durable, before compression.
+/// Bytes of runs taken over and not yet durable, before compression. Those that are kept as they came ([`super::recent`])
+/// stand beside their compressed parts until then: of rows that nothing compresses twice as much.
 pub(crate) const QUEUE_BYTES: usize = 8 << 20;
 
 /// Bytes of facts that wait.

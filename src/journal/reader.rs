@@ -3,7 +3,8 @@
 //! **Invariant (I4):** only what is at or behind the durable watermark is read, and torn ranges are
 //! passed over; so a `First` is given only when its `Last` is durable, and everything given is part
 //! of a whole transaction. A damaged batch is an error that names its range, each time it is asked for,
-//! until the log goes on before it.
+//! until the log goes on before it. Who follows the writer is given a batch that is still in memory ([`super::recent`])
+//! whatever becomes of its frames.
 
 use std::{sync::Arc, time::Duration};
 

@@ -31,7 +31,7 @@ impl Recent {
 
     /// Keeps a batch, which is durable, in place of those before it.
     pub(crate) fn put(&mut self, batch: Batch) {
-        self.bytes += batch.bytes.capacity();
+        self.bytes += weight(&batch);
         self.batches.push_back(batch);
         while self.bytes > BYTES_MAX {
             self.pop();
@@ -49,9 +49,14 @@ impl Recent {
 
     fn pop(&mut self) -> Option<Batch> {
         let batch = self.batches.pop_front()?;
-        self.bytes -= batch.bytes.capacity();
+        self.bytes -= weight(&batch);
         Some(batch)
     }
+}
+
+/// Bytes that a batch takes, also one without rows.
+fn weight(batch: &Batch) -> usize {
+    size_of::<Batch>() + batch.bytes.capacity()
 }
 
 /// Of all that are kept: what comes while a row group ends.
@@ -83,8 +88,11 @@ mod tests {
         assert_eq!((recent.take(3), recent.take(5)), (Some(batch(3, 1000)), Some(batch(5, 1000))));
         assert_eq!((recent.bytes, recent.batches.len()), (0, 0));
         (6..=10).for_each(|number| recent.put(batch(number, BYTES_MAX / 4)));
-        assert_eq!(recent.batches.len(), 4, "no more than is allowed");
-        assert_eq!(recent.take(6), None);
-        assert_eq!(recent.take(7).map(|batch| batch.number), Some(7));
+        assert_eq!(recent.batches.len(), 3, "no more than is allowed");
+        assert_eq!(recent.take(7), None);
+        assert_eq!(recent.take(8).map(|batch| batch.number), Some(8));
+        // Marks have no rows, and take memory all the same.
+        (11..=100_000).for_each(|number| recent.put(batch(number, 0)));
+        assert!(recent.batches.len() * size_of::<Batch>() <= BYTES_MAX);
     }
 }

@@ -147,8 +147,10 @@ impl Writer {
                 self.progress = before;
                 // Who makes room for them may have to wait for his turn.
                 for work in &mut group {
-                    if let Work::Run(_, admission) = work {
+                    if let Work::Run(packed, admission) = work {
                         admission.turn = Turn::default();
+                        // It may be long until there is room.
+                        packed.came = None;
                     }
                 }
                 self.shared.queue.put_back(group);

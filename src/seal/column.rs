@@ -2,11 +2,11 @@
 //!
 //! They are held as they are while they are few, or all the same; from [`Of::early_bytes`] on an encoder takes them as they
 //! come, and what it makes of them is compressed page by page. So a row group takes little more memory than what is written of
-//! it. An encoder costs a hash table and page buffers whatever comes, some 130 KiB: one for every column
+//! it. An encoder costs a hash table and page buffers, some 130 to 300 KiB: one for every column
 //! from the first row on would be 200 MiB for the 1,600 that a table can have (`seal_encrypt` shows what a thousand take).
 //!
-//! **Invariant:** while the last array of a column is compressed it is there no more: of a large value no more than
-//! two copies are alive.
+//! **Invariant:** of large rows the last array of a column is there no more while it is compressed: of a large value no
+//! more than two copies are alive.
 
 use std::{
     io::{self, Write},

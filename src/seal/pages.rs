@@ -7,7 +7,8 @@
 //! What is said of them is the library's, from a chunk of the least and the most value of each page.
 //!
 //! **Invariant:** what stands in such a chunk, and what its statistics and indexes say, is as if the library had written
-//! the same rows, in pages that may end elsewhere.
+//! the same rows, in pages that may end elsewhere. (Whether the bounds of its pages ascend is judged by their first
+//! [`BOUND_BYTES_MAX`] bytes, more than the index has of them.)
 
 use std::{ops::Range, sync::Arc};
 
@@ -46,7 +47,8 @@ pub(super) struct Pages {
     packer: Packer,
     page: Page,
     done: Vec<Done>,
-    page_bytes: usize,
+    /// Of the bounds in `done`.
+    bounds_bytes: usize,
     page_rows: usize,
 }
 
@@ -56,6 +58,8 @@ struct Page {
     /// Room for the levels, and the values behind it.
     body: Vec<u8>,
     room: usize,
+    /// A page with so many bytes of values ends.
+    bytes_max: usize,
     /// Of each row, in a column that may be NULL: whether there is a value.
     valid: Option<BooleanBufferBuilder>,
     rows: usize,
@@ -80,7 +84,7 @@ struct Done {
     value_bytes: usize,
     /// With its header, before it was compressed.
     plain_bytes: usize,
-    /// Least and most, or as much of them as matters.
+    /// Least and most, or as much of them as matters, until the library has them; `None`: all its rows are NULL.
     bounds: Option<[Vec<u8>; 2]>,
 }
 
@@ -95,27 +99,28 @@ impl Pages {
         let path = ColumnPath::new(vec![of.field.name().clone()]);
         let is_plain = properties.encoding(&path).is_none_or(|of| of == Encoding::PLAIN);
         let is_told = properties.statistics_enabled(&path) == EnabledStatistics::Page;
-        if properties.dictionary_enabled(&path) || !is_plain || !is_told {
+        let is_more = properties.dictionary_enabled(&path)
+            || properties.bloom_filter_properties(&path).is_some()
+            || properties.offset_index_disabled();
+        if is_more || !is_plain || !is_told {
             return None;
         }
         let page_rows = properties.column_data_page_row_count_limit(&path);
         let is_nullable = of.field.is_nullable();
         // What bits take of so many rows, and their lengths.
         let room = if is_nullable { page_rows.div_ceil(8) + LEVELS_HEAD_BYTES } else { 0 };
-        let page_bytes = properties.column_data_page_size_limit(&path);
-        let mut body = Vec::with_capacity(room + page_bytes + page_bytes / 8);
-        body.resize(room, 0);
         let page = Page {
             is_text,
-            body,
+            body: vec![0; room],
             room,
+            bytes_max: properties.column_data_page_size_limit(&path),
             valid: is_nullable.then(|| BooleanBufferBuilder::new(0)),
             rows: 0,
             values: 0,
             least: None,
             most: None,
         };
-        Some(Self { packer: packer.clone(), page, done: vec![], page_bytes, page_rows })
+        Some(Self { packer: packer.clone(), page, done: vec![], bounds_bytes: 0, page_rows })
     }
 
     /// Adds rows.
@@ -140,7 +145,7 @@ impl Pages {
                 self.page.push(&bytes[at(ends[0])..at(ends[1])]);
             }
             self.page.rows += 1;
-            if self.page.rows >= self.page_rows || self.page.value_bytes() >= self.page_bytes {
+            if self.page.rows >= self.page_rows || self.page.value_bytes() >= self.page.bytes_max {
                 self.page.tell(nulls, from..row + 1)?;
                 from = row + 1;
                 self.end_page()?;
@@ -149,13 +154,13 @@ impl Pages {
         self.page.tell(nulls, from..array.len())
     }
 
-    /// Bytes that its rows take in memory, but for those that were compressed.
+    /// Bytes that it takes in memory, but for the pages that were compressed.
     pub(super) fn memory(&self) -> usize {
-        self.page.body.len()
+        self.page.body.capacity() + self.bounds_bytes
     }
 
     fn end_page(&mut self) -> Result<()> {
-        let Self { page, packer, done, .. } = self;
+        let Self { page, packer, done, bounds_bytes, .. } = self;
         let levels = page.levels()?;
         let from = page.room - levels.len();
         page.body[from..page.room].copy_from_slice(&levels);
@@ -163,17 +168,19 @@ impl Pages {
         let header = header(page.rows, body.len())?;
         let header_bytes = packer.page(0, &header, body)?;
         let bounds = page.least.take().zip(page.most.take());
+        let bounds = bounds.map(|(least, most)| [page.begin(&least).to_vec(), page.above(&most)]);
+        *bounds_bytes += bounds.iter().flatten().map(Vec::len).sum::<usize>();
         done.push(Done {
             rows: page.rows,
             nulls: page.rows - page.values,
             value_bytes: page.value_bytes() - page.values * LENGTH_BYTES,
             plain_bytes: header_bytes + body.len(),
-            bounds: bounds.map(|(least, most)| [least, most].map(|of| page.cut(&of))),
+            bounds,
         });
         (page.rows, page.values) = (0, 0);
         page.body.truncate(page.room);
         // Of a large value it was more.
-        page.body.shrink_to(page.room + 2 * self.page_bytes);
+        page.body.shrink_to(page.usual_bytes());
         Ok(())
     }
 
@@ -190,11 +197,11 @@ impl Pages {
         if self.page.rows > 0 {
             self.end_page()?;
         }
+        let mut close = self.bounds(of, properties)?;
         let total = |of: fn(&Done) -> usize| signed(self.done.iter().map(of).sum());
         let (rows, nulls) = (total(|page| page.rows)?, total(|page| page.nulls)?);
         let (value_bytes, plain_bytes) =
             (total(|page| page.value_bytes)?, total(|page| page.plain_bytes)?);
-        let mut close = self.bounds(of, properties)?;
         let is_nullable = close.metadata.column_descr().max_def_level() > 0;
         let levels =
             |rows, nulls| is_nullable.then(|| LevelHistogram::from(vec![nulls, rows - nulls]));
@@ -203,11 +210,14 @@ impl Pages {
         };
         let mut index = ColumnIndexBuilder::new(close.metadata.column_type());
         let mut offsets = OffsetIndexBuilder::new();
+        if bounds.num_pages() != self.done.len() as u64 {
+            return Err(unlike("the number of its pages"));
+        }
         for (at, page) in self.done.iter().enumerate() {
             let (rows, nulls) = (signed(page.rows)?, signed(page.nulls)?);
             let bound = |bound: Option<&[u8]>| bound.unwrap_or_default().to_vec();
             let (least, most) = (bound(bounds.min_value(at)), bound(bounds.max_value(at)));
-            index.append(page.bounds.is_none(), least, most, nulls, None);
+            index.append(page.nulls == page.rows, least, most, nulls, None);
             index.append_histograms(&None, &levels(rows, nulls));
             offsets.append_row_count(rows);
             offsets.append_offset_and_size(0, 0);
@@ -241,15 +251,17 @@ impl Pages {
     }
 
     /// What the library says of a chunk whose pages have two rows each: the least and the most value of each of ours.
-    fn bounds(&self, of: &Of<'_>, properties: &WriterProperties) -> Result<ColumnCloseResult> {
-        let bounds = self.done.iter().flat_map(|page| match &page.bounds {
-            Some([least, most]) => [Some(&least[..]), Some(&most[..])],
+    fn bounds(&mut self, of: &Of<'_>, properties: &WriterProperties) -> Result<ColumnCloseResult> {
+        let bounds = self.done.iter_mut().flat_map(|page| match page.bounds.take() {
+            Some(bounds) => bounds.map(Some),
             None => [None, None],
         });
         let array: ArrayRef = match self.page.is_text {
             true => {
-                let text = |of: &[u8]| String::from_utf8_lossy(of).into_owned();
-                Arc::new(StringArray::from_iter(bounds.map(|of| of.map(text))))
+                let text = |of: Vec<u8>| String::from_utf8(of).map_err(|_| unlike("a text"));
+                let texts =
+                    bounds.map(|of| of.map(text).transpose()).collect::<Result<Vec<_>>>()?;
+                Arc::new(StringArray::from(texts))
             }
             false => Arc::new(BinaryArray::from_iter(bounds)),
         };
@@ -258,6 +270,7 @@ impl Pages {
             .into_builder()
             .set_data_page_row_count_limit(2)
             .set_write_batch_size(2)
+            .set_data_page_size_limit(usize::MAX)
             .build();
         let chunks = encode(of.field, of.leaves, &properties.into(), vec![Piece::Array(array)])?;
         match <[_; 1]>::try_from(chunks) {
@@ -273,7 +286,21 @@ impl Page {
         self.body.len() - self.room
     }
 
+    /// What the body has room for as a rule.
+    fn usual_bytes(&self) -> usize {
+        self.room + self.bytes_max + self.bytes_max / 8
+    }
+
+    fn make_room(&mut self, more: usize) {
+        let (held, has) = (self.body.len(), self.body.capacity());
+        if has - held < more {
+            let room = (2 * has).min(self.usual_bytes()).max(held + more);
+            self.body.reserve_exact(room - held);
+        }
+    }
+
     fn push(&mut self, value: &[u8]) {
+        self.make_room(LENGTH_BYTES + value.len());
         // As Arrow's offsets, which tell it.
         let length = u32::try_from(value.len()).expect("an array has less than 2 GiB");
         self.body.extend_from_slice(&length.to_le_bytes());
@@ -334,18 +361,23 @@ impl Page {
         Ok(levels)
     }
 
-    /// A value of it; of a long one as much as the library makes a bound of.
-    fn cut(&self, bound: &Bound) -> Vec<u8> {
+    /// How a value of it begins: the library makes a bound below it of that.
+    fn begin(&self, bound: &Bound) -> &[u8] {
         let value = &self.body[bound.at.clone()];
         let mut length = value.len().min(BOUND_BYTES_MAX);
         // A character is whole, as the library wants it.
         while self.is_text && length < value.len() && value[length] & 0xC0 == 0x80 {
             length -= 1;
         }
-        let begin = &value[..length];
-        match length < value.len() && has_next(begin, self.is_text) {
+        &value[..length]
+    }
+
+    /// As much of a value of it as the library makes a bound above it of.
+    fn above(&self, bound: &Bound) -> Vec<u8> {
+        let begin = self.begin(bound);
+        match has_next(begin, self.is_text) {
             true => begin.to_vec(),
-            false => value.to_vec(),
+            false => self.body[bound.at.clone()].to_vec(),
         }
     }
 }
@@ -447,8 +479,12 @@ mod tests {
         let schema = batches[0].schema();
         let mut writer = Writer::new(vec![], &schema, properties.clone(), habits, terms).unwrap();
         for batch in batches {
-            let pieces = batch.columns().iter().map(|array| Piece::Array(Arc::clone(array)));
-            writer.add(pieces.collect()).unwrap();
+            // As parts of others, too, whose values do not begin at the beginning.
+            let half = batch.num_rows() / 2;
+            for part in [batch.slice(0, half), batch.slice(half, batch.num_rows() - half)] {
+                let pieces = part.columns().iter().map(|array| Piece::Array(Arc::clone(array)));
+                writer.add(pieces.collect()).unwrap();
+            }
         }
         writer.into_inner().unwrap()
     }
@@ -473,12 +509,14 @@ mod tests {
             4 => some(dice, "\u{7F}"),
             5 => some(dice, "é") + &some(dice, "x"),
             6 => "same".to_owned(),
+            // No longer than bounds are compared.
+            7 => "\u{FFFF}\u{D7FF}".repeat(dice.usize(..25)),
             _ => (0..dice.usize(..12)).map(|_| dice.char(..)).collect(),
         }
     }
 
     fn batches(dice: &mut fastrand::Rng) -> Vec<RecordBatch> {
-        let (kind, nullable) = (dice.u8(..8), dice.bool());
+        let (kind, nullable) = (dice.u8(..9), dice.bool());
         let nulls = [0, 0, 10, 95, 100][dice.usize(..5)];
         let mut row = 0;
         let mut batch = |dice: &mut fastrand::Rng| {
@@ -560,6 +598,45 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn values_above_which_there_is_none_of_their_length_bound_their_own_pages() {
+        let (large, small) = (vec![0xFF; 300 << 10], b"small".to_vec());
+        let rows = [&large, &large, &small, &small].map(|row| Some(&row[..]));
+        let array: ArrayRef = Arc::new(BinaryArray::from_iter(rows));
+        let batch = RecordBatch::try_from_iter_with_nullable([("bytes", array, true)]).unwrap();
+        let properties = terms().set_data_page_size_limit(256 << 10).build();
+        let (metadata, found) = read(written(std::slice::from_ref(&batch), &properties));
+        assert_eq!(found, [batch]);
+        let index = metadata.page_index_for_row_group(0);
+        let Some(ColumnIndexMetaData::BYTE_ARRAY(bounds)) = index.column_index(0) else {
+            panic!("it has none");
+        };
+        let most: Vec<_> = bounds.max_values_iter().flatten().collect();
+        assert_eq!(most, [&large[..], &large[..], &small[..]]);
+        let least: Vec<_> = bounds.min_values_iter().flatten().collect();
+        assert_eq!(least, [&large[..64], &large[..64], &small[..]]);
+    }
+
+    #[test]
+    fn what_it_holds_is_counted() {
+        let long = "é".repeat(40_000);
+        let texts: ArrayRef = Arc::new(StringArray::from(vec![&long[..]; 20]));
+        let field = Arc::new(arrow_schema::Field::new("text", DataType::Utf8, true));
+        let properties = Arc::new(terms().set_data_page_size_limit(256 << 10).build());
+        let schema = arrow_schema::Schema::new(vec![Arc::clone(&field)]);
+        let schema = parquet::arrow::ArrowSchemaConverter::new().convert(&schema).unwrap();
+        let leaves = &schema.root_schema().get_fields()[0];
+        let terms = Terms::default();
+        let (properties, packs, early_bytes) = (&properties, true, 0);
+        let of = Of { field: &field, leaves, properties, terms: &terms, packs, early_bytes };
+        let packer = Packer::new(&terms.presses, terms.scarce, None);
+        let mut pages = Pages::new(&of, properties, &packer).unwrap();
+        assert!(pages.memory() < 4 << 10, "little before the first value");
+        pages.add(&texts).unwrap();
+        assert!((256 << 10..400 << 10).contains(&pages.memory()), "{}", pages.memory());
+        assert_eq!(pages.done.len(), 5);
     }
 
     #[test]

@@ -334,7 +334,12 @@ impl Site {
         groups: mpsc::Sender<Group>,
     ) -> Result<(), SealError> {
         let after = sealer.sealed()?.map_or(0, |end| end.batch);
-        let reader = halved::seen(engine.journal.follow(after), self.planted);
+        // Now one who is given the last batches as they came, now one who reads all from the log.
+        let reader = match after.is_multiple_of(2) {
+            true => engine.journal.follow(after),
+            false => engine.journal.reader(after),
+        };
+        let reader = halved::seen(reader, self.planted);
         let mut turn = sealer.turns(reader, decoder, groups)?;
         let mut durable = engine.journal.durable();
         let mut seen = after;

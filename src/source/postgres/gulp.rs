@@ -224,7 +224,7 @@ const TRAILER: &[u8] = &[0xff, 0xff];
 pub(crate) const FRAME_BYTES: usize = 5;
 /// A batch is handed on from this size.
 pub(crate) const BATCH_BYTES: usize = 256 << 10;
-/// Asked for at once, from here on it is worth a nap.
+/// Asked for at once, from here on one waits until many bytes have come.
 const PLENTY_BYTES: u64 = 1 << 20;
 /// Asked for while nothing is known of their size.
 const ROWS_FIRST: u64 = 16;

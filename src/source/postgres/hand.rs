@@ -100,7 +100,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Batches between the server and seal, per worker: of 320 KiB at most, as the connection's buffer. More comes into the kernel's.
+/// Batches between the server and seal, per worker: of some 320 KiB each, as the connection's buffer. More waits in the
+/// kernel's.
 pub(super) const BATCHES: usize = 2;
 /// A larger batch is one row, and waits until the ones before it are taken.
 const ROW_BYTES: usize = 1 << 20;

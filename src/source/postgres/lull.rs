@@ -1,12 +1,14 @@
-//! A nap during which the kernel does not wake us for what a connection receives.
+//! How much a connection must have received for the kernel to wake us.
 //!
 //! The server sends message by message, and the runtime's poller hears of each, whether or not anyone
-//! wants to read: thousands of wake-ups a second. While `SO_RCVLOWAT` asks for more than a nap brings,
+//! wants to read: thousands of wake-ups a second. While `SO_RCVLOWAT` asks for more than has come
 //! the kernel keeps still; when it is lowered again, it tells at once of what has come (`tcp_set_rcvlowat`
 //! in <https://github.com/torvalds/linux/blob/v6.1/net/ipv4/tcp.c>). The end of a connection is told in
-//! any case.
+//! any case. Through a nap it asks for more than comes ([`Lull`]); of rows that nobody waits for, for many
+//! ([`wake_at`], kept by the connection).
 //!
-//! **Invariant:** when no [`Lull`] is alive, one byte is enough to wake us.
+//! **Invariant:** who waits for one byte is woken by one: when no [`Lull`] is alive, and after
+//! `wake_at(1)`.
 
 use std::{os::fd::AsRawFd, time::Duration};
 
@@ -39,7 +41,7 @@ impl<'a> Lull<'a> {
 
 impl Drop for Lull<'_> {
     fn drop(&mut self) {
-        wake_at(self.0, 1);
+        wake_at(self.0, ONE);
     }
 }
 
@@ -62,6 +64,8 @@ setsockopt_impl!(
     SetStruct<'_, libc::c_int>
 );
 
+/// Whatever comes wakes us.
+pub(super) const ONE: libc::c_int = 1;
 /// In the stream of changes.
 pub(super) const NAP: Duration = Duration::from_millis(1);
 /// More than a nap brings. The kernel makes room for twice as much; 2 MiB were measured, and brought nothing.

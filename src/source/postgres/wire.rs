@@ -1,8 +1,8 @@
 //! One connection to a PostgreSQL server: simple queries, rows of COPY OUT ([`rows`]), and COPY BOTH for replication.
 //!
-//! **Invariants:** every read has a limit in time; filling the buffer can be cancelled without losing
-//! a byte (cancel-safe: [`Wire::fill`]); a connection on which an exchange was abandoned half-way
-//! refuses the next one.
+//! **Invariants:** every read has a limit in time; one byte ends each wait, but for the first milliseconds of
+//! [`Wire::gather`]; filling the buffer can be cancelled without losing a byte (cancel-safe:
+//! [`Wire::fill`]); a connection on which an exchange was abandoned half-way refuses the next one.
 
 use std::{collections::BTreeMap, io, time::Duration};
 
@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     error::SourceError,
-    lull::{LULL_BYTES, NAP},
+    lull::{LULL_BYTES, NAP, ONE},
     message::{self, Head, TextRow, unknown},
     tls::{self, Channel},
 };
@@ -135,7 +135,9 @@ impl Wire {
     }
 
     /// Naps, so that the server's messages come many at a time. Whether something came. Cancel-safe.
-    pub(crate) async fn nap(&self) -> bool {
+    pub(crate) async fn nap(&mut self) -> bool {
+        // As it is behind a nap.
+        self.wake_at(ONE);
         self.channel.nap(NAP).await
     }
 
@@ -337,12 +339,10 @@ impl Wire {
 
 /// A good read: several hundred messages. Also the input buffer's usual size.
 const READ_BYTES: usize = 256 << 10;
-/// A read below it has taken all there was, and is followed by a nap. Reads have more room than that.
+/// A read below it has taken all there was; in the stream a nap follows. Reads have more room than that.
 pub(super) const SMALL_READ_BYTES: usize = READ_BYTES / 4;
 /// In a COPY, how long its rows are waited for to be many: those of a server that is slow come as they are.
 const GATHER_LIMIT: Duration = Duration::from_millis(2);
-/// Whatever comes wakes us.
-const ONE: i32 = 1;
 /// A query of the catalog. Locks are waited for less long (`lock_timeout`).
 const QUERY_LIMIT: Duration = Duration::from_secs(60);
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
