@@ -35,7 +35,7 @@ use parquet::{
     schema::types::{ColumnPath, Type, TypePtr},
 };
 
-use super::{column::encode, pieces::Piece};
+use super::{column::encode, pack::varint, pieces::Piece};
 
 /// The chunks of a column, ready to be written: of a flat column one.
 pub(super) struct Constant(Vec<(Bytes, ColumnCloseResult)>);
@@ -245,7 +245,7 @@ fn page(rows: u32, encoding: Encoding, body: Vec<u8>) -> Result<Vec<u8>> {
 }
 
 /// Levels of a page of version 1 that are one in every row.
-fn levels(rows: u32, level: u8) -> Vec<u8> {
+pub(super) fn levels(rows: u32, level: u8) -> Vec<u8> {
     let run = run(rows);
     let length = u32::try_from(run.len() + 1).expect("a run's head is a few bytes");
     [&length.to_le_bytes()[..], &run, &[level]].concat()
@@ -253,12 +253,8 @@ fn levels(rows: u32, level: u8) -> Vec<u8> {
 
 /// The head of a run: what is repeated, if it takes any bits, follows.
 fn run(rows: u32) -> Vec<u8> {
-    let (mut run, mut rest) = (vec![], u64::from(rows) << 1);
-    while rest > 0x7F {
-        run.push(rest.to_le_bytes()[0] | 0x80);
-        rest >>= 7;
-    }
-    run.push(rest.to_le_bytes()[0]);
+    let mut run = vec![];
+    varint(u64::from(rows) << 1, &mut run);
     run
 }
 

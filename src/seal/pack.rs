@@ -369,13 +369,18 @@ impl Header {
 
     /// Appends a number, in zigzag and as a varint.
     fn put(number: i64, to: &mut Vec<u8>) {
-        let mut rest = number.cast_unsigned() << 1;
-        while rest > 0x7F {
-            to.push(rest.to_le_bytes()[0] | 0x80);
-            rest >>= 7;
-        }
-        to.push(rest.to_le_bytes()[0]);
+        varint(number.cast_unsigned() << 1, to);
     }
+}
+
+/// Appends a number, seven bits to a byte, the lowest first.
+pub(super) fn varint(number: u64, to: &mut Vec<u8>) {
+    let mut rest = number;
+    while rest > 0x7F {
+        to.push(rest.to_le_bytes()[0] | 0x80);
+        rest >>= 7;
+    }
+    to.push(rest.to_le_bytes()[0]);
 }
 
 impl PageStore for Store {

@@ -17,7 +17,7 @@ use arrow_array::{
     cast::AsArray,
     types::{BinaryType, ByteArrayType, Utf8Type},
 };
-use arrow_buffer::{BooleanBufferBuilder, NullBuffer, bit_util};
+use arrow_buffer::{BooleanBufferBuilder, NullBuffer};
 use arrow_schema::DataType;
 use parquet::{
     basic::{BoundaryOrder, Encoding, PageType},
@@ -38,7 +38,8 @@ use parquet::{
 
 use super::{
     column::{Of, encode},
-    pack::Packer,
+    constant,
+    pack::{Packer, varint},
     pieces::Piece,
 };
 
@@ -342,18 +343,17 @@ impl Page {
     /// The levels of its rows; begins anew.
     fn levels(&mut self) -> Result<Vec<u8>> {
         let Some(valid) = &mut self.valid else { return Ok(vec![]) };
-        let mut levels = vec![0; LENGTH_BYTES];
         if self.values == self.rows || self.values == 0 {
-            put(self.rows << 1, &mut levels);
-            levels.push(u8::from(self.values > 0));
             valid.truncate(0);
-        } else {
-            let bits = valid.finish();
-            put(bit_util::ceil(self.rows, 8) << 1 | 1, &mut levels);
-            levels.extend_from_slice(&bits.inner().as_slice()[..bit_util::ceil(self.rows, 8)]);
-            if let (Some(last), 1..) = (levels.last_mut(), self.rows % 8) {
-                *last &= (1 << (self.rows % 8)) - 1;
-            }
+            let rows = u32::try_from(self.rows).map_err(|_| unlike("its rows"))?;
+            return Ok(constant::levels(rows, u8::from(self.values > 0)));
+        }
+        let (bits, groups) = (valid.finish(), self.rows.div_ceil(8));
+        let mut levels = vec![0; LENGTH_BYTES];
+        varint((groups as u64) << 1 | 1, &mut levels);
+        levels.extend_from_slice(&bits.inner().as_slice()[..groups]);
+        if let (Some(last), 1..) = (levels.last_mut(), self.rows % 8) {
+            *last &= (1 << (self.rows % 8)) - 1;
         }
         let length =
             u32::try_from(levels.len() - LENGTH_BYTES).map_err(|_| unlike("its levels"))?;
@@ -418,16 +418,6 @@ fn with_nulls(statistics: &Statistics, nulls: u64) -> Statistics {
     let with = ValueStatistics::new(least, most, None, Some(nulls), false);
     let with = with.with_min_is_exact(of.min_is_exact()).with_max_is_exact(of.max_is_exact());
     Statistics::ByteArray(with)
-}
-
-/// Appends a number as a varint.
-fn put(number: usize, to: &mut Vec<u8>) {
-    let mut rest = number;
-    while rest > 0x7F {
-        to.push(rest.to_le_bytes()[0] | 0x80);
-        rest >>= 7;
-    }
-    to.push(rest.to_le_bytes()[0]);
 }
 
 fn unlike(what: &str) -> ParquetError {
