@@ -98,6 +98,7 @@ impl ChainHead {
                     (next.kind, next.from, next.to) = (EntryKind::Gap, *from, *to);
                     next.lost = Some(what.clone());
                 }
+                // Among definitions, too: `merges` lets them share an entry.
                 GroupKind::Snapshot { table, position, completes, .. } => {
                     next.kind = EntryKind::Snapshot;
                     if *completes {
@@ -105,7 +106,7 @@ impl ChainHead {
                     }
                 }
                 GroupKind::Repair { .. } => next.kind = EntryKind::Repair,
-                GroupKind::Schema => next.kind = EntryKind::Schema,
+                GroupKind::Schema => {}
             }
             for object in &group.objects {
                 raise(&mut next.tables, &object.table, object.version);
@@ -176,14 +177,22 @@ fn raise(versions: &mut BTreeMap<String, u32>, table: &str, version: u32) {
     *known = version.max(*known);
 }
 
+/// Whether an entry of `group` may be one of others, too. Epochs stand alone: an entry is where the whole
+/// source is consistent.
+pub fn shares(group: &Group) -> bool {
+    merges(group, 0, group)
+}
+
 /// Whether `next` may share an entry with the groups before it, of which `last` is the last and which
-/// hold `objects` in all. Epochs stand alone: an entry is where the whole source is consistent.
+/// hold `objects` in all. Tables that are read for the first time come as definition and rows in turn, and
+/// an entry of rows may name definitions.
 pub fn merges(last: &Group, objects: usize, next: &Group) -> bool {
     let same = matches!(
         (&last.kind, &next.kind),
-        (GroupKind::Snapshot { .. }, GroupKind::Snapshot { .. })
-            | (GroupKind::Repair { .. }, GroupKind::Repair { .. })
-            | (GroupKind::Schema, GroupKind::Schema)
+        (
+            GroupKind::Snapshot { .. } | GroupKind::Schema,
+            GroupKind::Snapshot { .. } | GroupKind::Schema
+        ) | (GroupKind::Repair { .. }, GroupKind::Repair { .. })
     );
     same && objects + next.objects.len() <= MERGED_OBJECTS_MAX
 }
@@ -352,15 +361,27 @@ mod tests {
     }
 
     #[test]
-    fn only_groups_of_one_kind_merge_and_epochs_never() {
+    fn definitions_and_rows_of_snapshots_merge_and_epochs_never() {
         let (a, b) = (snapshot(1, 1), snapshot(2, 1));
         assert!(merges(&a, 1, &b));
         assert!(merges(&a, MERGED_OBJECTS_MAX - 1, &b));
         assert!(!merges(&a, MERGED_OBJECTS_MAX, &b));
         assert!(merges(&schema(1), 1, &schema(2)));
-        assert!(!merges(&schema(1), 1, &b));
+        assert!(merges(&schema(1), 1, &b) && merges(&a, 1, &schema(2)));
         let epoch = changes(2, point(0, 1), point(1, 2), 0);
         assert!(!merges(&a, 1, &epoch) && !merges(&epoch, 0, &a) && !merges(&epoch, 0, &epoch));
+        assert!(!merges(&schema(1), 1, &epoch) && !merges(&epoch, 0, &schema(3)));
+        assert!(shares(&a) && shares(&schema(1)) && !shares(&epoch));
+    }
+
+    #[test]
+    fn an_entry_of_rows_and_definitions_is_one_of_rows_in_whatever_order_they_come() {
+        for groups in
+            [[schema(1), snapshot(2, 1), schema(3)], [snapshot(1, 1), schema(2), schema(3)]]
+        {
+            let (entry, head) = start().next(&groups, stamp()).unwrap();
+            assert_eq!((entry.kind, entry.objects.len(), head.group), (EntryKind::Snapshot, 3, 3));
+        }
     }
 
     proptest! {

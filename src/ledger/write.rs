@@ -62,6 +62,8 @@ pub struct Ledger {
     pauses: Pauses,
     /// When it was looked for uploads that are not needed.
     swept_at: Option<Instant>,
+    /// When groups were last gathered that may share an entry.
+    gathered_at: Option<Instant>,
     remember: Remember,
 }
 
@@ -98,7 +100,7 @@ impl Ledger {
             return Err(LedgerError::KeyChanged { signed: head.signed_by, found });
         }
         let pauses = Pauses::default();
-        let swept_at = None;
+        let (swept_at, gathered_at) = (None, None);
         let path = head_file(&options);
         let remember: Remember =
             Arc::new(move |head| Box::pin(write_head(path.clone(), head)) as BoxFuture<'_, _>);
@@ -113,6 +115,7 @@ impl Ledger {
             head,
             pauses,
             swept_at,
+            gathered_at,
             remember,
         };
         ledger.show(None);
@@ -173,7 +176,7 @@ impl Ledger {
 
     /// The groups of the next entry; `None` when there will be no more.
     async fn collect(
-        &self,
+        &mut self,
         shipped: &mut mpsc::Receiver<Shipped>,
         held: &mut Option<Group>,
         out: &Outlets<'_>,
@@ -195,17 +198,41 @@ impl Ledger {
             }
             out.give(next).await?;
         };
-        let mut objects = first.objects.len();
         let mut groups = vec![first];
-        while let (Some(last), Ok(next)) = (groups.last(), shipped.try_recv()) {
+        if groups.iter().all(chain::shares) {
+            *held = self.gather(shipped, &mut groups, out.token).await?;
+        }
+        Ok(Some(groups))
+    }
+
+    /// Takes what may share the entry of `groups`: what is there, and what comes until [`GATHER_EVERY`] has
+    /// passed since the last time. Gives the first group that may not.
+    async fn gather(
+        &mut self,
+        shipped: &mut mpsc::Receiver<Shipped>,
+        groups: &mut Vec<Group>,
+        token: &CancellationToken,
+    ) -> Result<Option<Group>, LedgerError> {
+        let mut objects: usize = groups.iter().map(|group| group.objects.len()).sum();
+        let since = self.gathered_at.map(|at| self.clock.now().saturating_duration_since(at));
+        let wait = since.map_or(Duration::ZERO, |since| GATHER_EVERY.saturating_sub(since));
+        let mut end = std::pin::pin!(tokio::time::sleep(wait));
+        let other = loop {
+            let next = tokio::select! {
+                biased;
+                () = token.cancelled() => return Err(LedgerError::Stopped),
+                next = shipped.recv() => next,
+                () = &mut end => None,
+            };
+            let (Some(last), Some(next)) = (groups.last(), next) else { break None };
             if !chain::merges(last, objects, &next.group) {
-                *held = Some(next.group);
-                break;
+                break Some(next.group);
             }
             objects += next.group.objects.len();
             groups.push(next.group);
-        }
-        Ok(Some(groups))
+        };
+        self.gathered_at = Some(self.clock.now());
+        Ok(other)
     }
 
     fn build(&self, groups: &[Group]) -> Result<Pending, LedgerError> {
@@ -313,6 +340,10 @@ impl Outlets<'_> {
     }
 }
 
+/// How often an entry of rows of snapshots or of definitions is written while more of them come: of many small
+/// tables each would have one of its own, with three requests, a signature, and facts to be fsynced. The first
+/// does not wait, nor does an epoch behind them.
+const GATHER_EVERY: Duration = Duration::from_millis(250);
 /// How often uploads that are not needed are looked for, after an entry.
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 /// More than a head and its folder's entry.
@@ -595,16 +626,48 @@ mod tests {
         let End::Finished { proven, done } = world.live().await else { panic!() };
         world.assert_proven(&all);
         assert_eq!(done, [1, 2, 3, 4, 5, 6, 7]);
-        // Schema, two chunks in one, four epochs.
-        assert_eq!(proven, Proven { point: point(70, 170), batch: 7, entry: 6 });
+        // A schema and two chunks in one, four epochs.
+        assert_eq!(proven, Proven { point: point(70, 170), batch: 7, entry: 5 });
         let status = world.board.read();
-        assert_eq!((status.entry, status.shipped), (6, point(70, 170)));
+        assert_eq!((status.entry, status.shipped), (5, point(70, 170)));
         assert_eq!(status.transactions_shipped, 4 * testing::TRANSACTIONS);
         assert_eq!(status.shipped_at, Some(Timestamp(1_800_000_000_000_000)));
         let log = world.lake.log();
         let count = |name| log.iter().filter(|(known, _)| *known == name).count();
-        assert_eq!((count("create"), count("part"), count("complete")), (6, 6, 6));
+        assert_eq!((count("create"), count("part"), count("complete")), (5, 5, 5));
         assert_eq!((count("parts"), count("abort")), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_within_a_moment_shares_an_entry_and_an_epoch_does_not_wait() {
+        let epoch = changes(31, point(0, 100), point(10, 110), 1);
+        let mut all: Vec<_> = (1..=30)
+            .map(|id| if id % 2 == 1 { testing::schema(id) } else { testing::snapshot(id, 1) })
+            .collect();
+        all.push(epoch);
+        let world = World::new(Bucket::new(), &all);
+        let (give, shipped) = mpsc::channel(1);
+        let (proven, proved) = watch::channel(Proven::default());
+        let (done, _given) = mpsc::channel(100);
+        let began = tokio::time::Instant::now();
+        let ship = async {
+            for group in all.clone() {
+                // As fast as is usual where tables are small; the last ones at once.
+                if group.id < 24 {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                give.send(Shipped { group }).await.unwrap();
+            }
+            drop(give);
+        };
+        let token = CancellationToken::new();
+        let ledger = world.open().unwrap();
+        let (ended, ()) = tokio::join!(ledger.run(shipped, proven, done, token), ship);
+        ended.unwrap();
+        // The first by itself, those of a quarter of a second, the rest as soon as the epoch is there, the epoch.
+        assert_eq!(proved.borrow().entry, 4);
+        assert!(began.elapsed() < Duration::from_millis(23 * 20 + 10), "{:?}", began.elapsed());
+        assert_eq!(world.audit().objects, 31);
     }
 
     #[tokio::test]
@@ -617,7 +680,7 @@ mod tests {
         batch.put(all[4].fact(), &all[4]);
         world.memory.record_blocking(batch).unwrap();
         let End::Finished { done, proven } = world.live().await else { panic!() };
-        assert_eq!((done, proven.entry), (vec![5], 4));
+        assert_eq!((done, proven.entry), (vec![5], 3));
         assert_eq!(world.lake.bucket(), before);
     }
 

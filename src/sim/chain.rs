@@ -220,7 +220,7 @@ fn i2_what_an_entry_names_is_there(
         let Some(bytes) = bucket.get(&object.key) else {
             return Err(("I2", format!("names {}, which is not there", object.key)));
         };
-        if boxes > 1 && entry.kind == EntryKind::Schema {
+        if boxes > 1 && is_definition(&object.key) {
             continue;
         }
         let sha256 = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
@@ -245,10 +245,15 @@ fn rows_of(
     Ok(rows)
 }
 
+/// Whether a key is that of a table's definition.
+fn is_definition(key: &str) -> bool {
+    key.contains("/_schema/")
+}
+
 /// The lines of an entry's objects: the sequence, and the rest.
 fn lines_of(bucket: &BTreeMap<String, Bytes>, entry: &Entry) -> Result<Vec<(u64, String)>, Broken> {
     let mut rows = vec![];
-    for object in &entry.objects {
+    for object in entry.objects.iter().filter(|object| !is_definition(&object.key)) {
         let bytes = bucket.get(&object.key).cloned().unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let mut count = 0;
