@@ -221,8 +221,14 @@ impl Growing {
             (Self::Int64(array), Plain::Int64) => {
                 numbers(array, places, bytes, |cell| Some(i64::from_be_bytes(cell)))
             }
+            (Self::Float32(array), Plain::Float32) => {
+                numbers(array, places, bytes, |cell| Some(f32::from_be_bytes(cell)))
+            }
             (Self::Float64(array), Plain::Float64) => {
                 numbers(array, places, bytes, |cell| Some(f64::from_be_bytes(cell)))
+            }
+            (Self::Date(array), Plain::Days { zero, within }) => {
+                numbers(array, places, bytes, |cell| Plain::day(cell, *zero, within))
             }
             (Self::Micros(array), Plain::Micros { zero, within }) => {
                 numbers(array, places, bytes, |cell| {
@@ -230,16 +236,27 @@ impl Growing {
                     within.contains(&micros).then_some(micros)
                 })
             }
-            (Self::Decimal(array), Plain::Groups { precision, scale }) => each(
-                array,
-                places,
-                bytes,
-                |array, cell| {
-                    array.append_value(Plain::decimal(cell, *precision, *scale)?.into());
+            (Self::Decimal(array), Plain::Groups { precision, scale }) => {
+                natives(array, places, |place| {
+                    Plain::decimal(place.value(bytes)?, *precision, *scale).map(i128::from)
+                })
+            }
+            (Self::Uuid(array), Plain::Uuid) => {
+                let push = |array: &mut FixedSizeBinaryBuilder, cell: &[u8]| {
+                    let cell: &[u8; 16] = cell.try_into().ok()?;
+                    array.append_value(cell).ok()
+                };
+                each(array, places, bytes, push, FixedSizeBinaryBuilder::append_null)
+            }
+            (Self::Binary(array), Plain::Bytes) => {
+                let push = |array: &mut BinaryBuilder, cell: &[u8]| {
+                    fits(array.values_slice().len(), cell.len())?;
+                    array.append_value(cell);
+                    *held += cell.len();
                     Some(())
-                },
-                |array| array.append_null(),
-            ),
+                };
+                each(array, places, bytes, push, BinaryBuilder::append_null)
+            }
             (Self::Text(array), Plain::Text | Plain::Versioned) => {
                 let (before, prefix) = (array.bytes(), plain.prefix());
                 let done = array.extend(places, bytes, prefix);
@@ -370,7 +387,7 @@ fn each<A>(
     refused.unwrap_or(places.len())
 }
 
-/// [`each`] of a column of numbers of `N` bytes.
+/// [`natives`] of cells of `N` bytes.
 #[inline]
 fn numbers<T: ArrowPrimitiveType, const N: usize>(
     array: &mut PrimitiveBuilder<T>,
@@ -378,18 +395,37 @@ fn numbers<T: ArrowPrimitiveType, const N: usize>(
     bytes: &[u8],
     read: impl Fn([u8; N]) -> Option<T::Native>,
 ) -> usize {
-    let refused = places.iter().position(|place| match place.number(bytes).and_then(&read) {
-        Some(number) => {
-            array.append_value(number);
-            false
+    natives(array, places, |place| place.number(bytes).and_then(&read))
+}
+
+/// Appends what `read` makes of each place, or NULL, until it makes nothing of one: how many. Those without NULL are
+/// appended together.
+#[inline]
+fn natives<T: ArrowPrimitiveType>(
+    array: &mut PrimitiveBuilder<T>,
+    places: &[Place],
+    read: impl Fn(&Place) -> Option<T::Native>,
+) -> usize {
+    let (mut some, mut done) = ([T::Native::default(); TOGETHER], 0);
+    while done < places.len() {
+        let rest = &places[done..];
+        let each = rest.iter().zip(&mut some).map_while(|(place, into)| {
+            *into = read(place)?;
+            Some(())
+        });
+        let count = each.count();
+        array.append_slice(&some[..count]);
+        let nulls = match count {
+            TOGETHER => 0,
+            _ => rest[count..].iter().take_while(|place| place.is_null()).count(),
+        };
+        array.append_nulls(nulls);
+        if count + nulls == 0 {
+            break;
         }
-        None if place.is_null() => {
-            array.append_null();
-            false
-        }
-        None => true,
-    });
-    refused.unwrap_or(places.len())
+        done += count + nulls;
+    }
+    done
 }
 
 /// [`Growing::repeat`] of a column of numbers.
@@ -421,9 +457,112 @@ fn signed(scale: u8) -> i8 {
     i8::try_from(scale).expect("a scale is at most 38")
 }
 
+/// Numbers that are appended at once.
+const TOGETHER: usize = 64;
 /// A longer value is not held beside its array, to be compared with the next.
 const RUN_BYTES_MAX: usize = 4 << 10;
 /// The array before may have held a value as large as they come.
 const ROOM_BYTES_MAX: usize = 1 << 20;
 const UTC: &str = "UTC";
 const UUID_BYTES: i32 = 16;
+
+#[cfg(test)]
+mod tests {
+    use arrow_array::Array;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Each form, with the type of its column and its usual length.
+    fn forms() -> Vec<(LakeType, Plain, usize)> {
+        vec![
+            (LakeType::Boolean, Plain::Boolean, 1),
+            (LakeType::Int16, Plain::Int16, 2),
+            (LakeType::Int32, Plain::Int32, 4),
+            (LakeType::Int64, Plain::Int64, 8),
+            (LakeType::Float32, Plain::Float32, 4),
+            (LakeType::Float64, Plain::Float64, 8),
+            (LakeType::Date, Plain::Days { zero: 10_957, within: -900_000..900_000 }, 4),
+            (LakeType::Timestamp, Plain::Micros { zero: 1 << 40, within: -(1 << 61)..1 << 62 }, 8),
+            (
+                LakeType::Decimal { precision: 14, scale: 2 },
+                Plain::Groups { precision: 14, scale: 2 },
+                14,
+            ),
+            (LakeType::Uuid, Plain::Uuid, 16),
+            (LakeType::Binary, Plain::Bytes, 40),
+            (LakeType::Text, Plain::Text, 20),
+            (LakeType::Text, Plain::Versioned, 33),
+        ]
+    }
+
+    /// Three groups or fewer, of a number with two digits after the point.
+    fn decimal(dice: &mut fastrand::Rng) -> Vec<u8> {
+        let groups: Vec<u16> = (0..dice.u16(0..4)).map(|_| dice.u16(0..10_001)).collect();
+        let sign = if dice.bool() { 0x4000 } else { 0 };
+        let count = u16::try_from(groups.len()).unwrap();
+        let head = [count, dice.i16(-2..3).cast_unsigned(), sign, 2];
+        head.into_iter().chain(groups).flat_map(u16::to_be_bytes).collect()
+    }
+
+    fn cell(plain: &Plain, usual: usize, dice: &mut fastrand::Rng) -> Vec<u8> {
+        match plain {
+            Plain::Boolean => vec![dice.u8(0..2)],
+            Plain::Groups { .. } => decimal(dice),
+            Plain::Days { .. } => dice.i32(-1_000_000..1_000_000).to_be_bytes().into(),
+            Plain::Text | Plain::Versioned => {
+                let letters =
+                    (0..dice.usize(..2 * usual)).map(|_| dice.choice(['a', 'é']).unwrap());
+                let text = plain.prefix().map(char::from).into_iter().chain(letters);
+                text.collect::<String>().into()
+            }
+            Plain::Bytes => (0..dice.usize(..2 * usual)).map(|_| dice.u8(..)).collect(),
+            _ => (0..usual).map(|_| dice.u8(..)).collect(),
+        }
+    }
+
+    proptest! {
+        /// What cells are together is what each is by itself, with NULLs and cells of another form between.
+        #[test]
+        fn cells_are_read_together_as_each_by_itself(seed: u64, rows in 0..300_usize, odd in 0..40_usize) {
+            for (lake, plain, usual) in forms() {
+                let mut dice = fastrand::Rng::with_seed(seed);
+                let (mut bytes, mut places) = (vec![], vec![]);
+                for _ in 0..rows {
+                    let from = bytes.len();
+                    match dice.usize(..100) {
+                        kind if kind >= odd => bytes.extend(cell(&plain, usual, &mut dice)),
+                        kind if kind % 2 == 0 => {
+                            places.push(Place::NULL);
+                            continue;
+                        }
+                        // No text, and of a length that nothing has.
+                        _ => bytes.extend([0xFF; 5]),
+                    }
+                    places.push(Place::binary(from..bytes.len()).unwrap());
+                }
+                let (mut together, mut alone) = (ColumnArray::new(lake), ColumnArray::new(lake));
+                let (mut held, mut expected, mut done) = (0, 0, 0);
+                while done < rows {
+                    done += together.extend(&plain, &places[done..], &bytes, &mut held);
+                    if done < rows {
+                        prop_assert!(plain.value(places[done].value(&bytes).unwrap()).is_none());
+                        together.push_null();
+                        done += 1;
+                    }
+                }
+                for place in &places {
+                    let value = place.value(&bytes).and_then(|cell| plain.value(cell));
+                    match value.and_then(|value| alone.push(&value)) {
+                        Some(held) => expected += held,
+                        None => alone.push_null(),
+                    }
+                }
+                let [together, alone] = [together, alone].map(|mut of| of.finish().array().unwrap());
+                prop_assert_eq!(together.len(), rows);
+                prop_assert_eq!(&together, &alone, "{:?}", plain);
+                prop_assert_eq!(held, expected, "{:?}", plain);
+            }
+        }
+    }
+}

@@ -41,6 +41,7 @@ use super::{
     constant,
     pack::{Packer, varint},
     pieces::Piece,
+    texts::{STEP_BYTES, copy},
 };
 
 /// What takes the rows of a column.
@@ -143,7 +144,7 @@ impl Pages {
         let mut from = 0;
         for (row, ends) in ends.windows(2).enumerate() {
             if nulls.is_none_or(|nulls| nulls.is_valid(row)) {
-                self.page.push(&bytes[at(ends[0])..at(ends[1])]);
+                self.page.push(&bytes[at(ends[0])..at(ends[1])], &bytes[at(ends[0])..]);
             }
             self.page.rows += 1;
             if self.page.rows >= self.page_rows || self.page.value_bytes() >= self.page.bytes_max {
@@ -300,13 +301,14 @@ impl Page {
         }
     }
 
-    fn push(&mut self, value: &[u8]) {
-        self.make_room(LENGTH_BYTES + value.len());
+    /// `behind`: the value, and what stands behind it.
+    fn push(&mut self, value: &[u8], behind: &[u8]) {
+        self.make_room(LENGTH_BYTES + value.len() + STEP_BYTES);
         // As Arrow's offsets, which tell it.
         let length = u32::try_from(value.len()).expect("an array has less than 2 GiB");
         self.body.extend_from_slice(&length.to_le_bytes());
         let from = self.body.len();
-        self.body.extend_from_slice(value);
+        copy(&mut self.body, value, behind);
         self.values += 1;
         let head = match value.first_chunk() {
             Some(head) => u64::from_be_bytes(*head),

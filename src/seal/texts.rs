@@ -37,7 +37,7 @@ impl Texts {
 
     /// Appends a text; `None`, and nothing appended, if it has no room.
     pub(super) fn push(&mut self, text: &str) -> Option<()> {
-        self.put(text.as_bytes())?;
+        self.put(text.as_bytes(), &[])?;
         self.present.append_non_null();
         Some(())
     }
@@ -73,12 +73,13 @@ impl Texts {
         for place in places {
             match place.value(bytes) {
                 Some(cell) => {
-                    let text = match (prefix, cell.split_first()) {
-                        (None, _) => cell,
-                        (Some(prefix), Some((first, text))) if *first == prefix => text,
+                    let skip = match (prefix, cell.first()) {
+                        (None, _) => 0,
+                        (Some(prefix), Some(first)) if *first == prefix => 1,
                         _ => break,
                     };
-                    if self.put(text).is_none() {
+                    let behind = &place.from(bytes)[skip..];
+                    if self.put(&cell[skip..], behind).is_none() {
                         break;
                     }
                 }
@@ -109,9 +110,10 @@ impl Texts {
         array.expect("each text was looked at when it came")
     }
 
-    fn put(&mut self, text: &[u8]) -> Option<()> {
+    /// `behind`: the text, and what stands behind it.
+    fn put(&mut self, text: &[u8], behind: &[u8]) -> Option<()> {
         fits(self.values.len(), text.len())?;
-        self.values.extend_from_slice(text);
+        copy(&mut self.values, text, behind);
         self.end();
         Some(())
     }
@@ -135,6 +137,22 @@ impl Texts {
     }
 }
 
+/// Appends `bytes`, with which `behind` begins if it is long enough: short ones are copied in a step of fixed length, and
+/// cut, which takes a third of asking for their length first.
+#[inline]
+pub(super) fn copy(to: &mut Vec<u8>, bytes: &[u8], behind: &[u8]) {
+    match behind.first_chunk::<STEP_BYTES>() {
+        Some(step) if bytes.len() <= STEP_BYTES => {
+            let end = to.len() + bytes.len();
+            to.extend_from_slice(step);
+            to.truncate(end);
+        }
+        _ => to.extend_from_slice(bytes),
+    }
+}
+
+/// Short bytes are as many at most.
+pub(super) const STEP_BYTES: usize = 32;
 /// So many are looked at together: where one is no text, those behind it were copied for nothing.
 const TOGETHER: usize = 64;
 

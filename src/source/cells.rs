@@ -88,6 +88,12 @@ impl Place {
         if self.length >= LENGTH_END { None } else { bytes.get(self.range()) }
     }
 
+    /// The bytes of a value, and all that stand behind it.
+    #[inline]
+    pub fn from(self, bytes: &[u8]) -> &[u8] {
+        bytes.get(self.at as usize..).unwrap_or_default()
+    }
+
     /// Those of a value of `N` bytes in binary form.
     #[inline]
     pub fn number<const N: usize>(self, bytes: &[u8]) -> Option<[u8; N]> {

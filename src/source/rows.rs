@@ -236,8 +236,7 @@ impl Plain {
                 Value::Micros(within.contains(&micros).then_some(micros)?)
             }
             Self::Days { zero, within } => {
-                let days = zero + i64::from(i32::from_be_bytes(bytes.try_into().ok()?));
-                Value::Date(i32::try_from(days).ok().filter(|_| within.contains(&days))?)
+                Value::Date(Self::day(bytes.try_into().ok()?, *zero, within)?)
             }
             Self::Groups { precision, scale } => {
                 Value::Decimal(Self::decimal(bytes, *precision, *scale)?.into())
@@ -250,6 +249,13 @@ impl Plain {
                 Value::Text(Cow::Borrowed(std::str::from_utf8(bytes.strip_prefix(&[1])?).ok()?))
             }
         })
+    }
+
+    /// The day that a cell of [`Plain::Days`] holds, since 1970-01-01; `None`: the typed column does not hold it.
+    #[inline]
+    pub fn day(cell: [u8; 4], zero: i64, within: &Range<i64>) -> Option<i32> {
+        let days = zero + i64::from(i32::from_be_bytes(cell));
+        i32::try_from(days).ok().filter(|_| within.contains(&days))
     }
 
     /// The number × 10^scale that a cell of [`Plain::Groups`] holds; `None`: none, or one that is not read so.
@@ -272,7 +278,11 @@ impl Plain {
         let unscaled = match power {
             _ if digits == 0 => 0,
             0..=2 => digits * POWERS[usize::try_from(power).ok()?],
-            -16..0 => digits / POWERS[usize::try_from(-power).ok()?],
+            // By what is known here, which takes no division.
+            -1 => digits / 10,
+            -2 => digits / 100,
+            -3 => digits / 1000,
+            -16..-3 => digits / POWERS[usize::try_from(-power).ok()?],
             _ => return None,
         };
         let fits = POWERS.get(usize::from(precision)).is_none_or(|bound| unscaled < *bound);
