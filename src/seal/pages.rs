@@ -1,24 +1,17 @@
-//! The pages of a column of texts or bytes that has no dictionary.
+//! The pages of a column that has no dictionary, of texts, bytes, integers, moments, decimals of up to 18 digits, or uuids.
 //!
 //! Most bytes of most tables are such. The library's encoder grows a buffer for each page, and copies it once more,
-//! behind its levels; here a value is copied once, to where it is compressed, and the room stays for the next page. A page is
-//! of version 1: levels as runs or in bits, with their length in front, and the values, each with its length
-//! (<https://parquet.apache.org/docs/file-format/data-pages/encodings/>, "Plain" and "Run Length Encoding").
+//! behind its levels; decimals it copies to others before, and of each uuid it makes a value by itself. Here a value is copied
+//! once, to where it is compressed, and the room stays for the next page. A page is
+//! of version 1: levels as runs or in bits, with their length in front, and the values, those of texts and bytes each with its
+//! length (<https://parquet.apache.org/docs/file-format/data-pages/encodings/>, "Plain" and "Run Length Encoding").
 //! What is said of them is the library's, from a chunk of the least and the most value of each page.
 //!
 //! **Invariant:** what stands in such a chunk, and what its statistics and indexes say, is as if the library had written
-//! the same rows, in pages that may end elsewhere. (Whether the bounds of its pages ascend is judged by their first
-//! [`BOUND_BYTES_MAX`] bytes, more than the index has of them.)
+//! the same rows, in pages that may end elsewhere. (Whether the bounds of pages of texts or bytes ascend is judged by their first
+//! [`BOUND_BYTES_MAX`](page::BOUND_BYTES_MAX) bytes, more than the index has of them.)
 
-use std::{ops::Range, sync::Arc};
-
-use arrow_array::{
-    Array, ArrayRef, BinaryArray, StringArray,
-    cast::AsArray,
-    types::{BinaryType, ByteArrayType, Utf8Type},
-};
-use arrow_buffer::{BooleanBufferBuilder, NullBuffer};
-use arrow_schema::DataType;
+use arrow_array::{Array, ArrayRef};
 use parquet::{
     basic::{BoundaryOrder, Encoding, PageType},
     column::{
@@ -30,19 +23,20 @@ use parquet::{
         metadata::{ColumnIndexBuilder, LevelHistogram, OffsetIndexBuilder, PageEncodingStats},
         page_index::column_index::ColumnIndexMetaData,
         properties::{EnabledStatistics, WriterProperties},
-        statistics::{Statistics, ValueStatistics},
         writer::{SerializedPageWriter, TrackedWrite},
     },
     schema::types::ColumnPath,
 };
 
+use self::page::{Kind, LENGTH_BYTES, Page};
 use super::{
     column::{Of, encode},
-    constant,
-    pack::{Packer, varint},
+    pack::Packer,
     pieces::Piece,
-    texts::{STEP_BYTES, copy},
 };
+
+mod bounds;
+mod page;
 
 /// What takes the rows of a column.
 pub(super) struct Pages {
@@ -51,31 +45,6 @@ pub(super) struct Pages {
     done: Vec<Done>,
     /// Of the bounds in `done`.
     bounds_bytes: usize,
-    page_rows: usize,
-}
-
-/// The page that is being made.
-struct Page {
-    is_text: bool,
-    /// Room for the levels, and the values behind it.
-    body: Vec<u8>,
-    room: usize,
-    /// A page with so many bytes of values ends.
-    bytes_max: usize,
-    /// Of each row, in a column that may be NULL: whether there is a value.
-    valid: Option<BooleanBufferBuilder>,
-    rows: usize,
-    values: usize,
-    least: Option<Bound>,
-    most: Option<Bound>,
-}
-
-/// A value of the page.
-#[derive(Clone)]
-struct Bound {
-    /// Its first bytes, as a number: they tell most values apart.
-    head: u64,
-    at: Range<usize>,
 }
 
 /// What is known of a page that was written.
@@ -93,11 +62,7 @@ struct Done {
 impl Pages {
     /// For the next chunk of a column; `None`: it is not of this kind.
     pub(super) fn new(of: &Of<'_>, properties: &WriterProperties, packer: &Packer) -> Option<Self> {
-        let is_text = match of.field.data_type() {
-            DataType::Utf8 => true,
-            DataType::Binary => false,
-            _ => return None,
-        };
+        let kind = Kind::of(of.field.data_type())?;
         let path = ColumnPath::new(vec![of.field.name().clone()]);
         let is_plain = properties.encoding(&path).is_none_or(|of| of == Encoding::PLAIN);
         let is_told = properties.statistics_enabled(&path) == EnabledStatistics::Page;
@@ -107,22 +72,10 @@ impl Pages {
         if is_more || !is_plain || !is_told {
             return None;
         }
-        let page_rows = properties.column_data_page_row_count_limit(&path);
-        let is_nullable = of.field.is_nullable();
-        // What bits take of so many rows, and their lengths.
-        let room = if is_nullable { page_rows.div_ceil(8) + LEVELS_HEAD_BYTES } else { 0 };
-        let page = Page {
-            is_text,
-            body: vec![0; room],
-            room,
-            bytes_max: properties.column_data_page_size_limit(&path),
-            valid: is_nullable.then(|| BooleanBufferBuilder::new(0)),
-            rows: 0,
-            values: 0,
-            least: None,
-            most: None,
-        };
-        Some(Self { packer: packer.clone(), page, done: vec![], bounds_bytes: 0, page_rows })
+        let rows_max = properties.column_data_page_row_count_limit(&path);
+        let bytes_max = properties.column_data_page_size_limit(&path);
+        let page = Page::new(kind, of.field.is_nullable(), rows_max, bytes_max);
+        Some(Self { packer: packer.clone(), page, done: vec![], bounds_bytes: 0 })
     }
 
     /// Adds rows.
@@ -131,58 +84,39 @@ impl Pages {
     ///
     /// A page could not be written.
     pub(super) fn add(&mut self, array: &ArrayRef) -> Result<()> {
-        match self.page.is_text {
-            true => self.add_as::<Utf8Type>(array),
-            false => self.add_as::<BinaryType>(array),
-        }
-    }
-
-    fn add_as<T: ByteArrayType<Offset = i32>>(&mut self, array: &ArrayRef) -> Result<()> {
-        let Some(array) = array.as_bytes_opt::<T>() else { return Err(unlike("a column's type")) };
-        let (ends, bytes, nulls) = (array.value_offsets(), array.value_data(), array.nulls());
-        let at = |end: i32| usize::try_from(end).unwrap_or_default();
         let mut from = 0;
-        for (row, ends) in ends.windows(2).enumerate() {
-            if nulls.is_none_or(|nulls| nulls.is_valid(row)) {
-                self.page.push(&bytes[at(ends[0])..at(ends[1])], &bytes[at(ends[0])..]);
-            }
-            self.page.rows += 1;
-            if self.page.rows >= self.page_rows || self.page.value_bytes() >= self.page.bytes_max {
-                self.page.tell(nulls, from..row + 1)?;
-                from = row + 1;
+        while from < array.len() {
+            from = self.page.take(array, from)?;
+            if self.page.is_full() {
                 self.end_page()?;
             }
         }
-        self.page.tell(nulls, from..array.len())
+        Ok(())
     }
 
     /// Bytes that it takes in memory, but for the pages that were compressed.
     pub(super) fn memory(&self) -> usize {
-        self.page.body.capacity() + self.bounds_bytes
+        self.page.memory() + self.bounds_bytes
     }
 
     fn end_page(&mut self) -> Result<()> {
-        let Self { page, packer, done, bounds_bytes, .. } = self;
-        let levels = page.levels()?;
-        let from = page.room - levels.len();
-        page.body[from..page.room].copy_from_slice(&levels);
-        let body = &page.body[from..];
-        let header = header(page.rows, body.len())?;
+        let Self { page, packer, done, bounds_bytes } = self;
+        let (rows, values) = (page.rows(), page.values());
+        let bounds = page.bounds();
+        let lengths = if page.kind().has_lengths() { values * LENGTH_BYTES } else { 0 };
+        let value_bytes = page.value_bytes() - lengths;
+        let body = page.body()?;
+        let header = header(rows, body.len())?;
         let header_bytes = packer.page(0, &header, body)?;
-        let bounds = page.least.take().zip(page.most.take());
-        let bounds = bounds.map(|(least, most)| [page.begin(&least).to_vec(), page.above(&most)]);
         *bounds_bytes += bounds.iter().flatten().map(Vec::len).sum::<usize>();
         done.push(Done {
-            rows: page.rows,
-            nulls: page.rows - page.values,
-            value_bytes: page.value_bytes() - page.values * LENGTH_BYTES,
+            rows,
+            nulls: rows - values,
+            value_bytes,
             plain_bytes: header_bytes + body.len(),
             bounds,
         });
-        (page.rows, page.values) = (0, 0);
-        page.body.truncate(page.room);
-        // Of a large value it was more.
-        page.body.shrink_to(page.usual_bytes());
+        page.begin();
         Ok(())
     }
 
@@ -196,7 +130,7 @@ impl Pages {
         of: &Of<'_>,
         properties: &WriterProperties,
     ) -> Result<ColumnCloseResult> {
-        if self.page.rows > 0 {
+        if self.page.rows() > 0 {
             self.end_page()?;
         }
         let mut close = self.bounds(of, properties)?;
@@ -207,7 +141,8 @@ impl Pages {
         let is_nullable = close.metadata.column_descr().max_def_level() > 0;
         let levels =
             |rows, nulls| is_nullable.then(|| LevelHistogram::from(vec![nulls, rows - nulls]));
-        let Some(ColumnIndexMetaData::BYTE_ARRAY(bounds)) = &close.column_index else {
+        let has_lengths = self.page.kind().has_lengths();
+        let Some(bounds) = &close.column_index else {
             return Err(unlike("what is said of its pages"));
         };
         let mut index = ColumnIndexBuilder::new(close.metadata.column_type());
@@ -217,13 +152,13 @@ impl Pages {
         }
         for (at, page) in self.done.iter().enumerate() {
             let (rows, nulls) = (signed(page.rows)?, signed(page.nulls)?);
-            let bound = |bound: Option<&[u8]>| bound.unwrap_or_default().to_vec();
-            let (least, most) = (bound(bounds.min_value(at)), bound(bounds.max_value(at)));
+            let [least, most] = bounds::told(bounds, at)?;
             index.append(page.nulls == page.rows, least, most, nulls, None);
             index.append_histograms(&None, &levels(rows, nulls));
             offsets.append_row_count(rows);
             offsets.append_offset_and_size(0, 0);
-            offsets.append_unencoded_byte_array_data_bytes(Some(signed(page.value_bytes)?));
+            let bytes = has_lengths.then(|| signed(page.value_bytes)).transpose()?;
+            offsets.append_unencoded_byte_array_data_bytes(bytes);
         }
         let order = close.column_index.as_ref().and_then(ColumnIndexMetaData::get_boundary_order);
         index.set_boundary_order(order.unwrap_or(BoundaryOrder::UNORDERED));
@@ -241,10 +176,10 @@ impl Pages {
             .set_num_values(rows)
             .set_total_uncompressed_size(plain_bytes)
             .set_page_encoding_stats(vec![pages])
-            .set_unencoded_byte_array_data_bytes(Some(value_bytes))
+            .set_unencoded_byte_array_data_bytes(has_lengths.then_some(value_bytes))
             .set_definition_level_histogram(levels(rows, nulls));
         let metadata = match statistics {
-            Some(of) => metadata.set_statistics(with_nulls(&of, nulls.cast_unsigned())),
+            Some(of) => metadata.set_statistics(bounds::with_nulls(of, nulls.cast_unsigned())),
             None => metadata,
         };
         close.metadata = metadata.build()?;
@@ -258,15 +193,7 @@ impl Pages {
             Some(bounds) => bounds.map(Some),
             None => [None, None],
         });
-        let array: ArrayRef = match self.page.is_text {
-            true => {
-                let text = |of: Vec<u8>| String::from_utf8(of).map_err(|_| unlike("a text"));
-                let texts =
-                    bounds.map(|of| of.map(text).transpose()).collect::<Result<Vec<_>>>()?;
-                Arc::new(StringArray::from(texts))
-            }
-            false => Arc::new(BinaryArray::from_iter(bounds)),
-        };
+        let array = bounds::array(of.field.data_type(), bounds.collect())?;
         let properties = properties
             .clone()
             .into_builder()
@@ -279,122 +206,6 @@ impl Pages {
             Ok([chunk]) => Ok(chunk.close().clone()),
             Err(_) => Err(unlike("the number of its leaves")),
         }
-    }
-}
-
-impl Page {
-    /// Bytes of the values, with their lengths.
-    fn value_bytes(&self) -> usize {
-        self.body.len() - self.room
-    }
-
-    /// What the body has room for as a rule.
-    fn usual_bytes(&self) -> usize {
-        self.room + self.bytes_max + self.bytes_max / 8
-    }
-
-    fn make_room(&mut self, more: usize) {
-        let (held, has) = (self.body.len(), self.body.capacity());
-        if has - held < more {
-            let room = (2 * has).min(self.usual_bytes()).max(held + more);
-            self.body.reserve_exact(room - held);
-        }
-    }
-
-    /// `behind`: the value, and what stands behind it.
-    fn push(&mut self, value: &[u8], behind: &[u8]) {
-        self.make_room(LENGTH_BYTES + value.len() + STEP_BYTES);
-        // As Arrow's offsets, which tell it.
-        let length = u32::try_from(value.len()).expect("an array has less than 2 GiB");
-        self.body.extend_from_slice(&length.to_le_bytes());
-        let from = self.body.len();
-        copy(&mut self.body, value, behind);
-        self.values += 1;
-        let head = match value.first_chunk() {
-            Some(head) => u64::from_be_bytes(*head),
-            None => value.iter().rfold(0, |head, byte| (head >> 8) | (u64::from(*byte) << 56)),
-        };
-        let is_less = |bound: &Bound| head == bound.head && value < &self.body[bound.at.clone()];
-        let is_more = |bound: &Bound| head == bound.head && value > &self.body[bound.at.clone()];
-        let new = Bound { head, at: from..self.body.len() };
-        let least = self.least.as_ref();
-        if least.is_none_or(|least| head < least.head || is_less(least)) {
-            self.least = Some(new.clone());
-        }
-        let most = self.most.as_ref();
-        if most.is_none_or(|most| head > most.head || is_more(most)) {
-            self.most = Some(new);
-        }
-    }
-
-    /// Takes which of these rows are NULL.
-    fn tell(&mut self, nulls: Option<&NullBuffer>, rows: Range<usize>) -> Result<()> {
-        match (&mut self.valid, nulls) {
-            (Some(valid), Some(nulls)) => {
-                valid.append_buffer(&nulls.inner().slice(rows.start, rows.len()));
-            }
-            (Some(valid), None) => valid.append_n(rows.len(), true),
-            (None, Some(nulls)) if nulls.null_count() > 0 => {
-                return Err(unlike("a column that is never NULL"));
-            }
-            (None, _) => {}
-        }
-        Ok(())
-    }
-
-    /// The levels of its rows; begins anew.
-    fn levels(&mut self) -> Result<Vec<u8>> {
-        let Some(valid) = &mut self.valid else { return Ok(vec![]) };
-        if self.values == self.rows || self.values == 0 {
-            valid.truncate(0);
-            let rows = u32::try_from(self.rows).map_err(|_| unlike("its rows"))?;
-            return Ok(constant::levels(rows, u8::from(self.values > 0)));
-        }
-        let (bits, groups) = (valid.finish(), self.rows.div_ceil(8));
-        let mut levels = vec![0; LENGTH_BYTES];
-        varint((groups as u64) << 1 | 1, &mut levels);
-        levels.extend_from_slice(&bits.inner().as_slice()[..groups]);
-        if let (Some(last), 1..) = (levels.last_mut(), self.rows % 8) {
-            *last &= (1 << (self.rows % 8)) - 1;
-        }
-        let length =
-            u32::try_from(levels.len() - LENGTH_BYTES).map_err(|_| unlike("its levels"))?;
-        levels[..LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
-        Ok(levels)
-    }
-
-    /// How a value of it begins: the library makes a bound below it of that.
-    fn begin(&self, bound: &Bound) -> &[u8] {
-        let value = &self.body[bound.at.clone()];
-        let mut length = value.len().min(BOUND_BYTES_MAX);
-        // A character is whole, as the library wants it.
-        while self.is_text && length < value.len() && value[length] & 0xC0 == 0x80 {
-            length -= 1;
-        }
-        &value[..length]
-    }
-
-    /// As much of a value of it as the library makes a bound above it of.
-    fn above(&self, bound: &Bound) -> Vec<u8> {
-        let begin = self.begin(bound);
-        match has_next(begin, self.is_text) {
-            true => begin.to_vec(),
-            false => self.body[bound.at.clone()].to_vec(),
-        }
-    }
-}
-
-/// Whether the library finds a bound above all values that begin so, and as long as it cuts them: else it takes the value as it is.
-fn has_next(begin: &[u8], is_text: bool) -> bool {
-    match std::str::from_utf8(begin) {
-        Ok(text) if is_text => {
-            let mut told = text.char_indices().take_while(|(at, _)| *at < TOLD_BYTES_MIN);
-            told.any(|(_, one)| {
-                let next = char::from_u32(u32::from(one) + 1);
-                next.is_some_and(|next| next.len_utf8() == one.len_utf8())
-            })
-        }
-        _ => begin.iter().take(TOLD_BYTES_MIN).any(|byte| *byte < u8::MAX),
     }
 }
 
@@ -413,15 +224,6 @@ fn header(rows: usize, body_bytes: usize) -> Result<Vec<u8>> {
     sink.into_inner()
 }
 
-/// The same bounds of a chunk with so many NULLs.
-fn with_nulls(statistics: &Statistics, nulls: u64) -> Statistics {
-    let Statistics::ByteArray(of) = statistics else { return statistics.clone() };
-    let (least, most) = (of.min_opt().cloned(), of.max_opt().cloned());
-    let with = ValueStatistics::new(least, most, None, Some(nulls), false);
-    let with = with.with_min_is_exact(of.min_is_exact()).with_max_is_exact(of.max_is_exact());
-    Statistics::ByteArray(with)
-}
-
 fn unlike(what: &str) -> ParquetError {
     ParquetError::General(format!("{what} is not what the library says of such a column"))
 }
@@ -430,18 +232,15 @@ fn signed(number: usize) -> Result<i64> {
     i64::try_from(number).map_err(|_| unlike("a number"))
 }
 
-/// In front of a value, and of the levels.
-const LENGTH_BYTES: usize = 4;
-/// In front of levels in bits: their length, and a varint of how many there are.
-const LEVELS_HEAD_BYTES: usize = LENGTH_BYTES + 10;
-/// More than the library tells of a bound.
-const BOUND_BYTES_MAX: usize = 256;
-/// It tells 64 bytes, or fewer if the last character would be cut.
-const TOLD_BYTES_MIN: usize = 60;
-
 #[cfg(test)]
 mod tests {
-    use arrow_array::RecordBatch;
+    use std::sync::Arc;
+
+    use arrow_array::{
+        BinaryArray, Date32Array, Decimal128Array, FixedSizeBinaryArray, Int32Array, Int64Array,
+        RecordBatch, StringArray, TimestampMicrosecondArray,
+    };
+    use arrow_schema::DataType;
     use bytes::Bytes;
     use parquet::{
         arrow::{
@@ -492,19 +291,62 @@ mod tests {
 
     /// Texts that are ordered, or not, long, alike in their beginnings, or beyond which there is none of their length.
     fn text(dice: &mut fastrand::Rng, kind: u8, row: usize) -> String {
-        let some = |dice: &mut fastrand::Rng, of: &str| of.repeat(dice.usize(..120));
+        // With what bytes have behind them no longer than bounds are compared.
+        let some = |dice: &mut fastrand::Rng, of: &str| of.repeat(dice.usize(..160 / of.len()));
         match kind {
             0 => format!("{row:08}"),
             1 => format!("{:08}", 1_000_000 - row),
             2 => some(dice, "a") + &dice.u8(..).to_string(),
             3 => some(dice, "\u{10FFFF}"),
             4 => some(dice, "\u{7F}"),
-            5 => some(dice, "é") + &some(dice, "x"),
+            5 => some(dice, "é€") + "x",
             6 => "same".to_owned(),
-            // No longer than bounds are compared.
-            7 => "\u{FFFF}\u{D7FF}".repeat(dice.usize(..25)),
+            7 => some(dice, "\u{FFFF}\u{D7FF}"),
             _ => (0..dice.usize(..12)).map(|_| dice.char(..)).collect(),
         }
+    }
+
+    /// Columns of each type whose values are of one length, random, within a narrow range, or at the ends of it.
+    fn fixed(
+        dice: &mut fastrand::Rng,
+        kind: u8,
+        rows: usize,
+        nulls: u8,
+    ) -> Vec<(&'static str, ArrayRef)> {
+        let mut numbers = |bound: i128| -> Vec<Option<i128>> {
+            let mut number = || match kind {
+                0 => dice.i128(-bound..=bound),
+                1 => dice.i128(-3..3),
+                2 => -bound,
+                _ => *dice.choice(&[-bound, bound, 0, -1]).unwrap(),
+            };
+            let numbers: Vec<_> = (0..rows).map(|_| number()).collect();
+            numbers.into_iter().map(|of| (dice.u8(..100) >= nulls).then_some(of)).collect()
+        };
+        let long = |of: Vec<Option<i128>>| -> Vec<Option<i64>> {
+            of.into_iter().map(|of| Some(i64::try_from(of?).unwrap())).collect()
+        };
+        let short = |of: Vec<Option<i128>>| -> Vec<Option<i32>> {
+            of.into_iter().map(|of| Some(i32::try_from(of?).unwrap())).collect()
+        };
+        let (i32s, i64s) = (i32::MAX.into(), i64::MAX.into());
+        let mut decimal = |precision: u8, scale| -> ArrayRef {
+            let array = Decimal128Array::from(numbers(10_i128.pow(precision.into()) - 1));
+            Arc::new(array.with_precision_and_scale(precision, scale).unwrap())
+        };
+        let (nine, eighteen) = (decimal(9, 2), decimal(18, 4));
+        let uuids = numbers(i128::MAX).into_iter().map(|of| Some(of?.to_be_bytes()));
+        let uuids = FixedSizeBinaryArray::try_from_sparse_iter_with_size(uuids, 16).unwrap();
+        let moments = TimestampMicrosecondArray::from(long(numbers(i64s))).with_timezone("UTC");
+        vec![
+            ("int32", Arc::new(Int32Array::from(short(numbers(i32s))))),
+            ("int64", Arc::new(Int64Array::from(long(numbers(i64s))))),
+            ("date", Arc::new(Date32Array::from(short(numbers(i32s))))),
+            ("moment", Arc::new(moments)),
+            ("uuid", Arc::new(uuids)),
+            ("nine", nine),
+            ("eighteen", eighteen),
+        ]
     }
 
     fn batches(dice: &mut fastrand::Rng) -> Vec<RecordBatch> {
@@ -526,7 +368,9 @@ mod tests {
             });
             let bytes: ArrayRef = Arc::new(BinaryArray::from_iter(bytes));
             let texts: ArrayRef = Arc::new(StringArray::from_iter(texts));
-            let columns = [("text", texts, nullable), ("bytes", bytes, nullable)];
+            let mut columns = vec![("text", texts, nullable), ("bytes", bytes, nullable)];
+            let fixed = fixed(dice, kind, rows, if nullable { nulls } else { 0 });
+            columns.extend(fixed.into_iter().map(|(name, array)| (name, array, nullable)));
             RecordBatch::try_from_iter_with_nullable(columns).unwrap()
         };
         (0..dice.usize(1..5)).map(|_| batch(dice)).collect()
