@@ -218,6 +218,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_dense_is_so_behind_what_was_fast_and_facts_always_are() {
+        let words = ["insert", "update", "delete", "truncate", "ålesund", "oslo"];
+        let text = |_| format!("{} {} ", fastrand::choice(words).unwrap(), fastrand::u16(..));
+        let bytes = (0..20_000).map(text).collect::<String>().into_bytes();
+        let run = |packer: &mut Packer, density| {
+            let run = Run { bytes: bytes.clone(), ..Run::new(Piece::First) };
+            packer.run(run, density, false).unwrap().parts
+        };
+        let (mut one, mut other) = (Packer::new().unwrap(), Packer::new().unwrap());
+        let fast = run(&mut one, Density::Fast);
+        let facts = one.facts(&bytes).unwrap();
+        assert_eq!(facts, other.facts(&bytes).unwrap());
+        assert!(facts.len() < fast[0].len(), "{} of {}", facts.len(), fast[0].len());
+        assert_eq!(run(&mut one, Density::Dense), run(&mut other, Density::Dense));
+    }
+
+    #[test]
     fn a_length_that_is_not_true_takes_no_memory() {
         let run = Run { bytes: vec![1; 100], ..Run::new(Piece::First) };
         let mut part =
