@@ -98,7 +98,7 @@ impl ChainHead {
                     (next.kind, next.from, next.to) = (EntryKind::Gap, *from, *to);
                     next.lost = Some(what.clone());
                 }
-                // Among definitions, too: `merges` lets them share an entry.
+                // Among definitions, too: see `Shared`.
                 GroupKind::Snapshot { table, position, completes, .. } => {
                     next.kind = EntryKind::Snapshot;
                     if *completes {
@@ -114,6 +114,8 @@ impl ChainHead {
             }
             let Fates { whole, left, anew, rewritten, repaired, sequences, defined, large_objects } =
                 &group.fates;
+            // What was whole before it is read anew is so no more: whoever reads the entry takes `whole` for the last word.
+            next.fates.whole.retain(|name, _| !anew.contains_key(name));
             whole.iter().for_each(|(name, version)| raise(&mut next.fates.whole, name, *version));
             left.iter().for_each(|(name, version)| raise(&mut next.fates.left, name, *version));
             next.fates.anew.extend(anew.iter().map(|(name, position)| (name.clone(), *position)));
@@ -177,24 +179,77 @@ fn raise(versions: &mut BTreeMap<String, u32>, table: &str, version: u32) {
     *known = version.max(*known);
 }
 
-/// Whether an entry of `group` may be one of others, too. Epochs stand alone: an entry is where the whole
-/// source is consistent.
-pub fn shares(group: &Group) -> bool {
-    merges(group, 0, group)
+/// Groups that share an entry: those of tables that are read for the first time come as definition and rows in turn, and an
+/// entry of rows may name definitions. Epochs stand alone: an entry is where the whole source is consistent.
+///
+/// **Invariant:** a name has one version in such an entry. What is said there by name alone (`completes`, `anew`) is said of the
+/// table with that version.
+pub struct Shared {
+    groups: Vec<Group>,
+    objects: usize,
+    /// Of each name; `None`: rows without an object, of which nothing says it.
+    versions: BTreeMap<String, Option<u32>>,
 }
 
-/// Whether `next` may share an entry with the groups before it, of which `last` is the last and which
-/// hold `objects` in all. Tables that are read for the first time come as definition and rows in turn, and
-/// an entry of rows may name definitions.
-pub fn merges(last: &Group, objects: usize, next: &Group) -> bool {
-    let same = matches!(
-        (&last.kind, &next.kind),
+impl Shared {
+    /// `first` alone.
+    pub fn new(first: Group) -> Self {
+        let (objects, versions) = (first.objects.len(), versions(&first).collect());
+        Self { groups: vec![first], objects, versions }
+    }
+
+    /// Whether others of its kind may join.
+    pub fn is_open(&self) -> bool {
+        self.groups.first().is_some_and(|first| alike(&first.kind, &first.kind))
+    }
+
+    /// Adds the group that comes next.
+    ///
+    /// # Errors
+    ///
+    /// The group, if it is for another entry.
+    pub fn add(&mut self, next: Group) -> Result<(), Box<Group>> {
+        let is_alike = self.groups.first().is_some_and(|first| alike(&first.kind, &next.kind));
+        let fits = self.objects + next.objects.len() <= MERGED_OBJECTS_MAX;
+        let is_repair = matches!(next.kind, GroupKind::Repair { .. });
+        let agrees = |(name, version): (String, Option<u32>)| {
+            self.versions.get(&name).is_none_or(|known| known.is_some() && *known == version)
+        };
+        if !is_alike || !fits || !(is_repair || versions(&next).all(agrees)) {
+            return Err(Box::new(next));
+        }
+        self.versions.extend(versions(&next));
+        self.objects += next.objects.len();
+        self.groups.push(next);
+        Ok(())
+    }
+
+    /// The groups, in order.
+    pub fn into_groups(self) -> Vec<Group> {
+        self.groups
+    }
+}
+
+fn alike(one: &GroupKind, other: &GroupKind) -> bool {
+    matches!(
+        (one, other),
         (
             GroupKind::Snapshot { .. } | GroupKind::Schema,
             GroupKind::Snapshot { .. } | GroupKind::Schema
         ) | (GroupKind::Repair { .. }, GroupKind::Repair { .. })
-    );
-    same && objects + next.objects.len() <= MERGED_OBJECTS_MAX
+    )
+}
+
+/// The tables that a group speaks of, and their versions.
+fn versions(group: &Group) -> impl Iterator<Item = (String, Option<u32>)> {
+    let own = match &group.kind {
+        GroupKind::Snapshot { table, .. } if group.objects.is_empty() => {
+            Some((table.clone(), None))
+        }
+        _ => None,
+    };
+    let objects = group.objects.iter().map(|object| (object.table.clone(), Some(object.version)));
+    own.into_iter().chain(objects)
 }
 
 fn tiles(reached: Option<Point>, from: Point, to: Point, group: u64) -> Result<(), LedgerError> {
@@ -311,7 +366,7 @@ mod tests {
         let (_, head) =
             start().next(&[changes(1, point(0, 9), point(5, 200), 0)], stamp()).unwrap();
         let groups = [repair(2), repair(3)];
-        assert!(merges(&groups[0], 2, &groups[1]) && !merges(&groups[0], 2, &snapshot(3, 1)));
+        assert!(shares(&groups) && !shares(&[repair(2), snapshot(3, 1)]));
         let (entry, head) = head.next(&groups, stamp()).unwrap();
         assert_eq!((entry.kind, entry.objects.len()), (EntryKind::Repair, 4));
         assert_eq!((entry.from, entry.to), (point(5, 200), point(5, 200)));
@@ -360,18 +415,60 @@ mod tests {
         assert_eq!((after.group, after.batch, after.reached), (0, 0, Some(point(5, 200))));
     }
 
+    /// Whether all share an entry.
+    fn shares(groups: &[Group]) -> bool {
+        let mut groups = groups.iter().cloned();
+        let mut shared = Shared::new(groups.next().unwrap());
+        groups.all(|next| shared.add(next).is_ok())
+    }
+
     #[test]
-    fn definitions_and_rows_of_snapshots_merge_and_epochs_never() {
+    fn definitions_and_rows_of_snapshots_share_an_entry_and_epochs_never_do() {
         let (a, b) = (snapshot(1, 1), snapshot(2, 1));
-        assert!(merges(&a, 1, &b));
-        assert!(merges(&a, MERGED_OBJECTS_MAX - 1, &b));
-        assert!(!merges(&a, MERGED_OBJECTS_MAX, &b));
-        assert!(merges(&schema(1), 1, &schema(2)));
-        assert!(merges(&schema(1), 1, &b) && merges(&a, 1, &schema(2)));
+        assert!(shares(&[a.clone(), b.clone()]));
+        assert!(shares(&[snapshot(1, MERGED_OBJECTS_MAX - 1), b.clone()]));
+        assert!(!shares(&[snapshot(1, MERGED_OBJECTS_MAX), b.clone()]));
+        assert!(shares(&[schema(1), schema(2)]));
+        assert!(shares(&[schema(1), b]) && shares(&[a.clone(), schema(2)]));
         let epoch = changes(2, point(0, 1), point(1, 2), 0);
-        assert!(!merges(&a, 1, &epoch) && !merges(&epoch, 0, &a) && !merges(&epoch, 0, &epoch));
-        assert!(!merges(&schema(1), 1, &epoch) && !merges(&epoch, 0, &schema(3)));
-        assert!(shares(&a) && shares(&schema(1)) && !shares(&epoch));
+        assert!(!shares(&[a.clone(), epoch.clone()]) && !shares(&[epoch.clone(), a.clone()]));
+        assert!(!shares(&[epoch.clone(), epoch.clone()]) && !shares(&[schema(1), epoch.clone()]));
+        let is_open = |first: &Group| Shared::new(first.clone()).is_open();
+        assert!(is_open(&a) && is_open(&schema(1)) && !is_open(&epoch));
+    }
+
+    #[test]
+    fn a_name_that_two_tables_have_has_one_version_in_an_entry() {
+        let of = |mut group: Group, version| {
+            group.objects.iter_mut().for_each(|object| object.version = version);
+            group
+        };
+        let (young, rows) = (|| of(schema(2), 2), |version| of(snapshot(2, 1), version));
+        // Rows of the older one say that it is complete, and then the younger one's definition comes.
+        assert!(!shares(&[snapshot(1, 1), young()]) && !shares(&[snapshot(1, 0), young()]));
+        assert!(!shares(&[schema(1), young()]) && !shares(&[young(), snapshot(1, 1)]));
+        assert!(shares(&[young(), rows(2)]) && shares(&[rows(2), rows(2)]));
+        // A last part that had no rows: nothing says of which of them.
+        assert!(!shares(&[young(), snapshot(3, 0)]) && !shares(&[schema(1), snapshot(3, 0)]));
+        assert!(!shares(&[snapshot(3, 0), schema(1)]));
+        let mut other = young();
+        other.objects.iter_mut().for_each(|object| object.table = "public.other".into());
+        assert!(shares(&[snapshot(1, 1), other]));
+    }
+
+    #[test]
+    fn what_was_whole_before_it_is_read_anew_is_not_whole() {
+        let (whole, anew) = (
+            BTreeMap::from([("t".to_owned(), 1)]),
+            BTreeMap::from([("t".to_owned(), Position(9))]),
+        );
+        let of = |id, fates| Group { fates, ..snapshot(id, 1) };
+        let before = || of(1, Fates { whole: whole.clone(), ..Fates::default() });
+        let again = |whole| of(2, Fates { whole, anew: anew.clone(), ..Fates::default() });
+        let said = |groups: [Group; 2]| start().next(&groups, stamp()).unwrap().0.fates.whole;
+        assert_eq!(said([before(), again(BTreeMap::new())]), BTreeMap::new());
+        // Of one part it is whole with that.
+        assert_eq!(said([before(), again(whole.clone())]), whole);
     }
 
     #[test]
@@ -405,10 +502,14 @@ mod tests {
             }
             let mut rest = queue.into_iter().peekable();
             while let Some(first) = rest.next() {
-                let mut groups = vec![first];
-                while let Some(next) = rest.next_if(|next| {
-                    merges(&groups[groups.len() - 1], groups.iter().map(|group| group.objects.len()).sum(), next)
-                }) { groups.push(next); }
+                let mut shared = Shared::new(first);
+                while let Some(next) = rest.peek().cloned() {
+                    if shared.add(next).is_err() {
+                        break;
+                    }
+                    rest.next();
+                }
+                let groups = shared.into_groups();
                 let (entry, mut next) = head.next(&groups, stamp()).unwrap();
                 next.hash = format!("{:064}", entry.entry);
                 prop_assert_eq!(&entry.previous, &head.hash);

@@ -114,11 +114,11 @@ pub struct SourceIdentity {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EntryKind {
-    /// Rows of snapshots.
+    /// Rows of snapshots, and versions of tables' schemas that came with them.
     Snapshot,
     /// An epoch of whole transactions.
     Changes,
-    /// Versions of tables' schemas.
+    /// Versions of tables' schemas, alone.
     Schema,
     /// A range of the log that was lost.
     Gap,

@@ -21,7 +21,7 @@ use tracing::{debug, warn};
 
 use super::{
     Encryption, EntryKind, Group, Head, IdentityKey, LedgerError, Proven, Shipped, SourceIdentity,
-    chain::{self, ChainHead, Stamp},
+    chain::{ChainHead, Shared, Stamp},
     entry, on_thread,
     settle::{Pauses, Settle},
     store::{Pending, Stage, Store},
@@ -198,22 +198,21 @@ impl Ledger {
             }
             out.give(next).await?;
         };
-        let mut groups = vec![first];
-        if groups.iter().all(chain::shares) {
-            *held = self.gather(shipped, &mut groups, out.token).await?;
+        let mut shared = Shared::new(first);
+        if shared.is_open() {
+            *held = self.gather(shipped, &mut shared, out.token).await?;
         }
-        Ok(Some(groups))
+        Ok(Some(shared.into_groups()))
     }
 
-    /// Takes what may share the entry of `groups`: what is there, and what comes until [`GATHER_EVERY`] has
-    /// passed since the last time. Gives the first group that may not.
+    /// Takes what may share the entry: what is there, and what comes until [`GATHER_EVERY`] has passed since the last time.
+    /// Gives the first group that may not.
     async fn gather(
         &mut self,
         shipped: &mut mpsc::Receiver<Shipped>,
-        groups: &mut Vec<Group>,
+        shared: &mut Shared,
         token: &CancellationToken,
     ) -> Result<Option<Group>, LedgerError> {
-        let mut objects: usize = groups.iter().map(|group| group.objects.len()).sum();
         let since = self.gathered_at.map(|at| self.clock.now().saturating_duration_since(at));
         let wait = since.map_or(Duration::ZERO, |since| GATHER_EVERY.saturating_sub(since));
         let mut end = std::pin::pin!(tokio::time::sleep(wait));
@@ -224,12 +223,10 @@ impl Ledger {
                 next = shipped.recv() => next,
                 () = &mut end => None,
             };
-            let (Some(last), Some(next)) = (groups.last(), next) else { break None };
-            if !chain::merges(last, objects, &next.group) {
-                break Some(next.group);
+            let Some(next) = next else { break None };
+            if let Err(other) = shared.add(next.group) {
+                break Some(*other);
             }
-            objects += next.group.objects.len();
-            groups.push(next.group);
         };
         self.gathered_at = Some(self.clock.now());
         Ok(other)
@@ -340,9 +337,9 @@ impl Outlets<'_> {
     }
 }
 
-/// How often an entry of rows of snapshots or of definitions is written while more of them come: of many small
-/// tables each would have one of its own, with three requests, a signature, and facts to be fsynced. The first
-/// does not wait, nor does an epoch behind them.
+/// How often an entry of rows of snapshots, of definitions, or of rows read again is written while more of them come: of many
+/// small tables each would have one of its own, with three requests, a signature, and facts to be fsynced. The
+/// first does not wait, nor does an epoch behind them.
 const GATHER_EVERY: Duration = Duration::from_millis(250);
 /// How often uploads that are not needed are looked for, after an entry.
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);

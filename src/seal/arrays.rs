@@ -419,7 +419,10 @@ fn natives<T: ArrowPrimitiveType>(
             TOGETHER => 0,
             _ => rest[count..].iter().take_while(|place| place.is_null()).count(),
         };
-        array.append_nulls(nulls);
+        // Of none it would begin to keep which are NULL.
+        if nulls > 0 {
+            array.append_nulls(nulls);
+        }
         if count + nulls == 0 {
             break;
         }

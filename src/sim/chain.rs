@@ -253,7 +253,12 @@ fn is_definition(key: &str) -> bool {
 /// The lines of an entry's objects: the sequence, and the rest.
 fn lines_of(bucket: &BTreeMap<String, Bytes>, entry: &Entry) -> Result<Vec<(u64, String)>, Broken> {
     let mut rows = vec![];
-    for object in entry.objects.iter().filter(|object| !is_definition(&object.key)) {
+    // Only among rows of snapshots may be definitions.
+    let may_define = entry.kind == EntryKind::Snapshot;
+    for object in &entry.objects {
+        if may_define && is_definition(&object.key) {
+            continue;
+        }
         let bytes = bucket.get(&object.key).cloned().unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let mut count = 0;
