@@ -683,13 +683,22 @@ mod tests {
 
     #[tokio::test]
     async fn a_crash_anywhere_twice_loses_and_repeats_nothing() {
-        let all = epochs(2);
+        crash_twice(&epochs(2)).await;
+    }
+
+    /// A definition and rows share the first entry, an epoch has the second.
+    #[tokio::test]
+    async fn nor_does_a_crash_about_an_entry_of_several_groups() {
+        crash_twice(&groups(4)).await;
+    }
+
+    async fn crash_twice(all: &[Group]) {
         let mut crashes = 0;
         for first in 0.. {
             let mut reached_first = false;
             for second in 0..24 {
                 for effects in 0..4_u8 {
-                    let world = World::new(Bucket::new(), &all);
+                    let world = World::new(Bucket::new(), all);
                     let count = Arc::new(Mutex::new((0, 0)));
                     let counter = count.clone();
                     world.lake.decide(fates(move |_| {
@@ -705,7 +714,7 @@ mod tests {
                     }));
                     let end = world.live_on().await;
                     assert!(matches!(end, End::Finished { .. }), "{first} {second}: {end:?}");
-                    world.assert_proven(&all);
+                    world.assert_proven(all);
                     reached_first |= count.lock().unwrap().1 > 0;
                     crashes += count.lock().unwrap().1;
                 }

@@ -6,8 +6,8 @@ use arrow_array::{
     Array, ArrayRef,
     cast::AsArray,
     types::{
-        BinaryType, ByteArrayType, Date32Type, Decimal128Type, Int32Type, Int64Type,
-        TimestampMicrosecondType, Utf8Type,
+        ArrowPrimitiveType, BinaryType, ByteArrayType, Date32Type, Decimal128Type, Int32Type,
+        Int64Type, TimestampMicrosecondType, Utf8Type,
     },
 };
 use arrow_buffer::{BooleanBufferBuilder, NullBuffer};
@@ -159,37 +159,20 @@ impl Page {
             Kind::Text => self.take_bytes::<Utf8Type>(array, from)?,
             Kind::Bytes => self.take_bytes::<BinaryType>(array, from)?,
             Kind::Int32 => {
-                let dates = || Some(array.as_primitive_opt::<Date32Type>()?.values());
-                let numbers = array.as_primitive_opt::<Int32Type>().map(|array| array.values());
-                let raw = numbers.or_else(dates).ok_or_else(|| unlike(TYPE))?;
-                let (to, bounds) =
-                    self.take_fixed(raw, nulls, from, |of| Some(*of), i32::to_le_bytes)?;
-                self.number(bounds);
-                to
+                let raw = natives::<Int32Type, Date32Type>(array)?;
+                self.take_numbers(raw, nulls, from, |of| Some(*of), i32::to_le_bytes)?
             }
             Kind::Int64 => {
-                let moments =
-                    || Some(array.as_primitive_opt::<TimestampMicrosecondType>()?.values());
-                let numbers = array.as_primitive_opt::<Int64Type>().map(|array| array.values());
-                let raw = numbers.or_else(moments).ok_or_else(|| unlike(TYPE))?;
-                let (to, bounds) =
-                    self.take_fixed(raw, nulls, from, |of| Some(*of), i64::to_le_bytes)?;
-                self.number(bounds);
-                to
+                let raw = natives::<Int64Type, TimestampMicrosecondType>(array)?;
+                self.take_numbers(raw, nulls, from, |of| Some(*of), i64::to_le_bytes)?
             }
             Kind::Decimal32 => {
-                let raw = decimals(array)?;
-                let short = |of: &i128| i32::try_from(*of).ok();
-                let (to, bounds) = self.take_fixed(raw, nulls, from, short, i32::to_le_bytes)?;
-                self.number(bounds);
-                to
+                let raw = natives::<Decimal128Type, Decimal128Type>(array)?;
+                self.take_numbers(raw, nulls, from, |of| (*of).try_into().ok(), i32::to_le_bytes)?
             }
             Kind::Decimal64 => {
-                let raw = decimals(array)?;
-                let short = |of: &i128| i64::try_from(*of).ok();
-                let (to, bounds) = self.take_fixed(raw, nulls, from, short, i64::to_le_bytes)?;
-                self.number(bounds);
-                to
+                let raw = natives::<Decimal128Type, Decimal128Type>(array)?;
+                self.take_numbers(raw, nulls, from, |of| (*of).try_into().ok(), i64::to_le_bytes)?
             }
             Kind::Uuid => {
                 let array = array.as_fixed_size_binary_opt().ok_or_else(|| unlike(TYPE))?;
@@ -257,10 +240,20 @@ impl Page {
         Ok((from + raw.len(), bounds))
     }
 
-    fn number<V: Into<i64>>(&mut self, new: Option<[V; 2]>) {
+    /// [`Page::take_fixed`] of numbers.
+    fn take_numbers<R, V: Copy + Ord + Into<i64>, const N: usize>(
+        &mut self,
+        raw: &[R],
+        nulls: Option<&NullBuffer>,
+        from: usize,
+        of: impl Fn(&R) -> Option<V>,
+        bytes: impl Fn(V) -> [u8; N],
+    ) -> Result<usize> {
+        let (to, new) = self.take_fixed(raw, nulls, from, of, bytes)?;
         if let Bounds::Numbers(bounds) = &mut self.bounds {
             *bounds = both(*bounds, new.map(|new| new.map(Into::into)));
         }
+        Ok(to)
     }
 
     /// Least and most of its values, or as much of them as matters; of numbers eight bytes, the lowest first. `None`: there is
@@ -416,9 +409,15 @@ fn both<V: Copy + Ord>(one: Option<[V; 2]>, other: Option<[V; 2]>) -> Option<[V;
     Some(other.map_or([least, most], |other| [least.min(other[0]), most.max(other[1])]))
 }
 
-fn decimals(array: &ArrayRef) -> Result<&[i128]> {
-    let array = array.as_primitive_opt::<Decimal128Type>().ok_or_else(|| unlike(TYPE))?;
-    Ok(array.values())
+/// The numbers of an array of one of two types.
+fn natives<A, B>(array: &ArrayRef) -> Result<&[A::Native]>
+where
+    A: ArrowPrimitiveType,
+    B: ArrowPrimitiveType<Native = A::Native>,
+{
+    let one = array.as_primitive_opt::<A>().map(|array| array.values());
+    let other = || array.as_primitive_opt::<B>().map(|array| array.values());
+    Ok(one.or_else(other).ok_or_else(|| unlike(TYPE))?)
 }
 
 /// Whether the library finds a bound above all values that begin so, and as long as it cuts them: else it takes the value as it is.
