@@ -170,7 +170,7 @@ impl ColumnArray {
     pub(super) fn finish(&mut self) -> Piece {
         if let Some(run) = self.run.take().filter(|run| run.rows > 0) {
             self.before = (run.rows, run.rows * run.held);
-            return Piece::Same(self.growing.finish(), run.rows);
+            return Piece::same(self.growing.finish(), run.rows);
         }
         let bytes = match &self.growing {
             Growing::Binary(array) => array.values_slice().len(),

@@ -1,6 +1,6 @@
 //! One column of the open row group: its rows on their way into chunks, one for each of its leaves.
 //!
-//! They are held as they are while they are few, or all the same; from [`Of::early_bytes`] on an encoder takes them as they
+//! They are held as they are while they are few, or in runs; from [`Of::early_bytes`] on an encoder takes them as they
 //! come, and what it makes of them is compressed page by page. So a row group takes little more memory than what is written of
 //! it. An encoder costs a hash table and page buffers, some 130 to 300 KiB: one for every column
 //! from the first row on would be 200 MiB for the 1,600 that a table can have (`seal_encrypt` shows what a thousand take).
@@ -28,11 +28,12 @@ use parquet::{
 };
 
 use super::{
-    constant::{self, Constant},
     habits::{Habit, Terms},
     pack::Packer,
     pages::Pages,
     pieces::Piece,
+    run_chunks::RunChunks,
+    runs::Runs,
 };
 
 /// A column of the open row group.
@@ -90,12 +91,12 @@ impl Column {
         if !of.packs || self.held_bytes < of.early_bytes {
             return Ok(());
         }
-        if let Some(value) = constant::value(&self.held) {
-            let rows = self.held.iter().map(Piece::rows).sum();
-            // By itself, and not as a part of all those that it came with.
-            let value = Piece::Same(value, 1).array()?;
-            self.held = vec![Piece::Same(value, rows)];
-            self.held_bytes = self.held.iter().map(Piece::memory).sum();
+        // That of many runs is not asked again with each piece.
+        if let Some(runs) = Runs::of(&self.held)?
+            && (runs.is_one() || runs.memory() < of.early_bytes / 2)
+        {
+            self.held_bytes = runs.memory();
+            self.held = vec![Piece::Runs(runs)];
             return Ok(());
         }
         let mut open = Open::new(of, habit)?;
@@ -120,8 +121,8 @@ impl Column {
         if let Some(open) = open {
             return open.end(of, habit, group);
         }
-        if let Some(constant) = Constant::new(of.field, of.leaves, of.properties, &held)? {
-            return constant.append_to(group);
+        if let Some(chunks) = RunChunks::new(of.field, of.leaves, of.properties, &held)? {
+            return chunks.append_to(group);
         }
         if of.packs {
             let mut open = Open::new(of, *habit)?;

@@ -743,7 +743,7 @@ mod tests {
         assert_eq!(builder.bytes(), 5 * (builder.row_bytes + 4));
         let pieces = builder.take();
         assert!(pieces.iter().all(|piece| piece.rows() == 5));
-        let same = pieces.iter().map(|piece| matches!(piece, Piece::Same(..)));
+        let same = pieces.iter().map(|piece| matches!(piece, Piece::Runs(..)));
         assert_eq!(same.collect::<Vec<_>>(), [&[false][..], &[true; 9]].concat());
         let numbers = pieces[0].array().unwrap();
         assert_eq!(numbers.as_primitive::<Int64Type>().values(), &[7, 7, 7, 8, 7]);

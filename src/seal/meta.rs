@@ -1,16 +1,15 @@
 //! What a row has besides its values, as columns. Pure.
 //!
 //! Rows of one transaction, and all of a snapshot, differ in their sequence alone: they are counted,
-//! and their columns are made when the batch ends.
+//! and their columns are made when the batch ends. Lists and maps are held from the first row on that has something in them.
 //!
 //! **Invariant:** after each row all columns have the same length.
 
 use std::{iter, mem, sync::Arc};
 
 use arrow_array::{
-    ArrayRef, ListArray, MapArray, PrimitiveArray, StructArray,
+    Array, ArrayRef, Int64Array, ListArray, MapArray, StructArray,
     builder::{Int64Builder, StringBuilder, TimestampMicrosecondBuilder},
-    types::Int64Type,
 };
 use arrow_buffer::{NullBufferBuilder, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field, FieldRef, Fields};
@@ -18,6 +17,7 @@ use arrow_schema::{DataType, Field, FieldRef, Fields};
 use super::{
     arrays::{data_type, fits},
     pieces::Piece,
+    runs::{Runs, are_long},
 };
 use crate::{
     journal::{LakeType, Op},
@@ -65,10 +65,10 @@ impl Metas<'_> {
 /// The columns after the table's own, growing.
 #[derive(Debug)]
 pub(super) struct MetaArrays {
-    /// The rows so far, while they differ in nothing and nothing was pushed for them.
-    alike: Option<Run>,
     runs: Vec<Run>,
-    sequence: Vec<i64>,
+    /// Of all of them.
+    rows: usize,
+    sequence: Sequences,
     unchanged: Names,
     exact: Pairs,
     key: Pairs,
@@ -81,11 +81,20 @@ struct Run {
     rows: usize,
 }
 
+/// A sequence for each row.
+#[derive(Debug)]
+struct Sequences {
+    /// That of every row so far, while they do not differ.
+    same: Option<i64>,
+    /// Those of all rows, from then on.
+    each: Vec<i64>,
+}
+
 /// A list of column names for each row.
 #[derive(Debug)]
 pub(super) struct Names {
     names: StringBuilder,
-    /// Where each row begins, and the last one ends.
+    /// Where each row begins, and the last one ends; of rows without a name none.
     bounds: Vec<i32>,
 }
 
@@ -97,6 +106,8 @@ pub(super) struct Pairs {
     /// As of [`Names`].
     bounds: Vec<i32>,
     present: NullBufferBuilder,
+    /// Whether rows for which nothing was pushed are not NULL.
+    is_present: bool,
 }
 
 /// Their fields.
@@ -117,56 +128,46 @@ pub(super) fn fields() -> [Field; 8] {
 impl MetaArrays {
     pub(super) fn new() -> Self {
         Self {
-            alike: None,
             runs: vec![],
-            sequence: vec![],
-            unchanged: Names { names: text(), bounds: vec![0] },
-            exact: Pairs::new(),
-            key: Pairs::new(),
+            rows: 0,
+            sequence: Sequences { same: None, each: vec![] },
+            unchanged: Names { names: text(), bounds: vec![] },
+            exact: Pairs::new(true),
+            key: Pairs::new(false),
         }
     }
 
     /// `_unchanged` of the row that is open.
     pub(super) fn unchanged(&mut self) -> &mut Names {
-        self.spread();
+        self.unchanged.begin(self.rows);
         &mut self.unchanged
     }
 
     /// `_exact` of the row that is open.
     pub(super) fn exact(&mut self) -> &mut Pairs {
-        self.spread();
+        self.exact.begin(self.rows);
         &mut self.exact
     }
 
     /// `_key` of the row that is open.
     pub(super) fn key(&mut self) -> &mut Pairs {
-        self.spread();
+        self.key.begin(self.rows);
         &mut self.key
     }
 
     /// Ends a row, whose names and pairs were pushed before. Without `key` its key is NULL.
     pub(super) fn append(&mut self, meta: RowMeta, key: bool) {
-        self.spread();
-        match self.runs.last_mut() {
-            Some(run) if run.first.is_like(&meta) => run.rows += 1,
-            _ => self.runs.push(Run { first: meta, rows: 1 }),
+        if key {
+            self.key.begin(self.rows);
         }
-        self.sequence.push(sequence(meta));
-        self.unchanged.end();
-        self.exact.end(true);
-        self.key.end(key);
+        self.sequence.push(self.rows, iter::once(sequence(meta)));
+        self.end(meta, 1, key);
     }
 
     /// Ends `rows` rows that differ in nothing, and for which nothing was pushed.
     pub(super) fn append_alike(&mut self, meta: RowMeta, rows: usize) {
-        match &mut self.alike {
-            Some(run) if run.first == meta => run.rows += rows,
-            None if self.sequence.is_empty() => self.alike = Some(Run { first: meta, rows }),
-            _ => {
-                self.spread();
-                self.append_each(meta, rows, iter::repeat_n(sequence(meta), rows));
-            }
-        }
+        self.sequence.repeat(self.rows, sequence(meta), rows);
+        self.end(meta, rows, false);
     }
 
     /// Ends rows for which nothing was pushed.
@@ -174,53 +175,38 @@ impl MetaArrays {
         match metas {
             Metas::Same(meta) => self.append_alike(*meta, rows),
             Metas::Each(metas) => {
-                self.spread();
                 for run in metas.chunk_by(|one, next| one.is_like(next)) {
-                    self.append_each(run[0], run.len(), run.iter().map(|meta| sequence(*meta)));
+                    self.sequence.push(self.rows, run.iter().map(|meta| sequence(*meta)));
+                    self.end(run[0], run.len(), false);
                 }
             }
         }
     }
 
-    /// What comes next differs from the rows so far: from here on each is held.
-    fn spread(&mut self) {
-        if let Some(Run { first, rows }) = self.alike.take() {
-            self.append_each(first, rows, iter::repeat_n(sequence(first), rows));
-        }
-    }
-
-    fn append_each(&mut self, meta: RowMeta, rows: usize, sequence: impl Iterator<Item = i64>) {
+    /// Ends rows that differ in their sequence alone, which has been pushed.
+    fn end(&mut self, meta: RowMeta, rows: usize, key: bool) {
         match self.runs.last_mut() {
             Some(run) if run.first.is_like(&meta) => run.rows += rows,
             _ => self.runs.push(Run { first: meta, rows }),
         }
-        self.sequence.extend(sequence);
-        self.unchanged.bounds.extend(iter::repeat_n(bound(&self.unchanged.names), rows));
-        for (pairs, present) in [(&mut self.exact, true), (&mut self.key, false)] {
-            pairs.bounds.extend(iter::repeat_n(bound(&pairs.names), rows));
-            match present {
-                true => pairs.present.append_n_non_nulls(rows),
-                false => pairs.present.append_n_nulls(rows),
-            }
-        }
+        self.rows += rows;
+        self.unchanged.end(rows);
+        self.exact.end(rows, true);
+        self.key.end(rows, key);
     }
 
     pub(super) fn finish(&mut self) -> [Piece; 8] {
-        if let Some(Run { first, rows }) = self.alike.take() {
-            self.append_each(first, 1, iter::once(sequence(first)));
-            return self.arrays().map(|value| Piece::Same(value, rows));
-        }
-        self.arrays().map(Piece::Array)
-    }
-
-    fn arrays(&mut self) -> [ArrayRef; 8] {
-        let rows = self.sequence.len();
-        let mut op = StringBuilder::with_capacity(rows, rows);
-        let mut position = StringBuilder::with_capacity(rows, rows * POSITION_BYTES);
-        let mut committed_at = TimestampMicrosecondBuilder::with_capacity(rows)
+        let rows = mem::take(&mut self.rows);
+        let runs = mem::take(&mut self.runs);
+        // Few are not repeated in each of their rows.
+        let are_long = !runs.is_empty() && are_long(runs.len(), rows);
+        let mut op = StringBuilder::with_capacity(runs.len(), runs.len());
+        let mut position = StringBuilder::with_capacity(runs.len(), runs.len() * POSITION_BYTES);
+        let mut committed_at = TimestampMicrosecondBuilder::with_capacity(runs.len())
             .with_data_type(data_type(LakeType::TimestampUtc));
-        let mut xid = Int64Builder::with_capacity(rows);
-        for Run { first, rows } in self.runs.drain(..) {
+        let mut xid = Int64Builder::with_capacity(runs.len());
+        for Run { first, rows } in &runs {
+            let rows = if are_long { 1 } else { *rows };
             op.append_value_n(first.op.letter(), rows);
             position.append_value_n(first.position.to_string(), rows);
             committed_at.append_value_n(first.committed_at.0, rows);
@@ -229,17 +215,20 @@ impl MetaArrays {
                 None => xid.append_nulls(rows),
             }
         }
-        let ahead = Vec::with_capacity(rows);
-        let sequence = ScalarBuffer::from(mem::replace(&mut self.sequence, ahead));
+        let lengths: Vec<_> = runs.iter().map(|run| run.rows).collect();
+        let piece = |values: ArrayRef| match are_long {
+            true => Piece::Runs(Runs::new(values, lengths.clone())),
+            false => Piece::Array(values),
+        };
         [
-            Arc::new(op.finish()),
-            Arc::new(PrimitiveArray::<Int64Type>::new(sequence, None)),
-            Arc::new(position.finish()),
-            Arc::new(committed_at.finish()),
-            Arc::new(xid.finish()),
-            Arc::new(self.unchanged.finish()),
-            Arc::new(self.exact.finish()),
-            Arc::new(self.key.finish()),
+            piece(Arc::new(op.finish())),
+            self.sequence.finish(rows),
+            piece(Arc::new(position.finish())),
+            piece(Arc::new(committed_at.finish())),
+            piece(Arc::new(xid.finish())),
+            self.unchanged.finish(rows),
+            self.exact.finish(rows),
+            self.key.finish(rows),
         ]
     }
 }
@@ -251,26 +240,79 @@ impl RowMeta {
     }
 }
 
+impl Sequences {
+    /// Adds those of rows behind as many as `before`.
+    fn push(&mut self, before: usize, of_rows: impl Iterator<Item = i64>) {
+        self.spread(before);
+        self.each.extend(of_rows);
+    }
+
+    /// Adds one of so many rows.
+    fn repeat(&mut self, before: usize, of_all: i64, rows: usize) {
+        if before == 0 {
+            self.same = Some(of_all);
+        }
+        if self.same != Some(of_all) {
+            self.push(before, iter::repeat_n(of_all, rows));
+        }
+    }
+
+    /// What comes next may differ from the rows so far: from here on each is held.
+    fn spread(&mut self, before: usize) {
+        if let Some(same) = self.same.take() {
+            self.each.extend(iter::repeat_n(same, before));
+        }
+    }
+
+    fn finish(&mut self, rows: usize) -> Piece {
+        if let Some(same) = self.same.take().filter(|_| rows > 0) {
+            return Piece::same(Arc::new(Int64Array::from(vec![same])), rows);
+        }
+        let ahead = Vec::with_capacity(rows);
+        let each = ScalarBuffer::from(mem::replace(&mut self.each, ahead));
+        Piece::Array(Arc::new(Int64Array::new(each, None)))
+    }
+}
+
 impl Names {
+    /// Before a name is pushed for the first time: the rows so far have none.
+    fn begin(&mut self, rows: usize) {
+        if self.bounds.is_empty() {
+            self.bounds.extend(iter::repeat_n(0, rows + 1));
+        }
+    }
+
     /// Adds a name to the row that is open.
     pub(super) fn push(&mut self, name: &str) {
         self.names.append_value(name);
     }
 
-    fn end(&mut self) {
-        self.bounds.push(bound(&self.names));
+    fn end(&mut self, rows: usize) {
+        if !self.bounds.is_empty() {
+            self.bounds.extend(iter::repeat_n(bound(&self.names), rows));
+        }
     }
 
-    fn finish(&mut self) -> ListArray {
+    fn finish(&mut self, rows: usize) -> Piece {
+        let is_alike = self.bounds.is_empty();
+        self.begin(if is_alike { rows.min(1) } else { rows });
         let names = Arc::new(self.names.finish());
-        ListArray::new(element(), offsets(&mut self.bounds), names, None)
+        piece(ListArray::new(element(), offsets(&mut self.bounds), names, None), is_alike, rows)
     }
 }
 
 impl Pairs {
-    fn new() -> Self {
+    fn new(is_present: bool) -> Self {
         let present = NullBufferBuilder::new(0);
-        Self { names: text(), texts: text(), bounds: vec![0], present }
+        Self { names: text(), texts: text(), bounds: vec![], present, is_present }
+    }
+
+    /// As [`Names::begin`].
+    fn begin(&mut self, rows: usize) {
+        if self.bounds.is_empty() {
+            self.bounds.extend(iter::repeat_n(0, rows + 1));
+            self.are_present(rows, self.is_present);
+        }
     }
 
     /// Adds a pair to the row that is open; `None`, and nothing added, if it has no room.
@@ -282,16 +324,34 @@ impl Pairs {
         Some(())
     }
 
-    fn end(&mut self, present: bool) {
-        self.bounds.push(bound(&self.names));
-        self.present.append(present);
+    fn end(&mut self, rows: usize, present: bool) {
+        if !self.bounds.is_empty() {
+            self.bounds.extend(iter::repeat_n(bound(&self.names), rows));
+            self.are_present(rows, present);
+        }
     }
 
-    fn finish(&mut self) -> MapArray {
+    fn are_present(&mut self, rows: usize, present: bool) {
+        match present {
+            true => self.present.append_n_non_nulls(rows),
+            false => self.present.append_n_nulls(rows),
+        }
+    }
+
+    fn finish(&mut self, rows: usize) -> Piece {
+        let is_alike = self.bounds.is_empty();
+        self.begin(if is_alike { rows.min(1) } else { rows });
         let texts: [ArrayRef; 2] = [Arc::new(self.names.finish()), Arc::new(self.texts.finish())];
         let pairs = StructArray::new(pair(), texts.into(), None);
-        MapArray::new(entry(), offsets(&mut self.bounds), pairs, self.present.finish(), false)
+        let (bounds, present) = (offsets(&mut self.bounds), self.present.finish());
+        piece(MapArray::new(entry(), bounds, pairs, present, false), is_alike, rows)
     }
+}
+
+/// Of the one that alike rows have, so many; else itself.
+fn piece(array: impl Array + 'static, is_alike: bool, rows: usize) -> Piece {
+    let array = Arc::new(array);
+    if is_alike && rows > 0 { Piece::same(array, rows) } else { Piece::Array(array) }
 }
 
 fn sequence(meta: RowMeta) -> i64 {
@@ -303,11 +363,9 @@ fn bound(names: &StringBuilder) -> i32 {
     i32::try_from(names.offsets_slice().len() - 1).expect("each name takes a byte of an i32's")
 }
 
-/// The bounds of the rows so far; begins anew with as much room.
+/// The bounds of the rows so far.
 fn offsets(bounds: &mut Vec<i32>) -> OffsetBuffer<i32> {
-    let mut ahead = Vec::with_capacity(bounds.len());
-    ahead.push(0);
-    OffsetBuffer::new(ScalarBuffer::from(mem::replace(bounds, ahead)))
+    OffsetBuffer::new(ScalarBuffer::from(mem::take(bounds)))
 }
 
 fn text() -> StringBuilder {

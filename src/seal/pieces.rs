@@ -1,24 +1,30 @@
-//! Some rows of one column, on their way into a file: an array, or the value that stands in all of them. Pure.
+//! Some rows of one column, on their way into a file: an array, or runs of the same value. Pure.
 
-use arrow_array::{Array, ArrayRef, UInt32Array};
-use arrow_select::take::take;
+use arrow_array::{Array, ArrayRef};
 use parquet::errors::Result;
+
+use super::runs::Runs;
 
 /// Some rows of one column.
 #[derive(Clone, Debug)]
 pub enum Piece {
     /// A value of each.
     Array(ArrayRef),
-    /// So many rows, and the value of all of them, as an array of one.
-    Same(ArrayRef, usize),
+    /// Few values, one after the other.
+    Runs(Runs),
 }
 
 impl Piece {
+    /// So many rows, and the value of all of them, as an array of one.
+    pub(super) fn same(value: ArrayRef, rows: usize) -> Self {
+        Self::Runs(Runs::one(value, rows))
+    }
+
     /// How many there are.
     pub fn rows(&self) -> usize {
         match self {
             Self::Array(array) => array.len(),
-            Self::Same(_, rows) => *rows,
+            Self::Runs(runs) => runs.rows(),
         }
     }
 
@@ -26,9 +32,10 @@ impl Piece {
     pub(super) fn expanded(&self) -> usize {
         match self {
             Self::Array(array) => array.get_array_memory_size(),
-            Self::Same(value, rows) => {
-                let each = value.to_data().get_slice_memory_size();
-                each.map_or(usize::MAX, |each| each.saturating_mul(*rows))
+            Self::Runs(runs) => {
+                let of_run =
+                    |(value, rows): (ArrayRef, usize)| slice_bytes(&value).saturating_mul(rows);
+                runs.each().map(of_run).fold(0, usize::saturating_add)
             }
         }
     }
@@ -37,20 +44,22 @@ impl Piece {
     pub(super) fn memory(&self) -> usize {
         match self {
             Self::Array(array) => array.get_array_memory_size(),
-            Self::Same(value, _) => value.get_array_memory_size(),
+            Self::Runs(runs) => runs.memory(),
         }
     }
 
     /// The same rows; of one value for all of them no more in one than take [`PART_BYTES`] with a value for each.
     pub(super) fn parts(self) -> Vec<Self> {
-        let (value, all) = match self {
+        let runs = match self {
             Self::Array(_) => return vec![self],
-            Self::Same(value, all) => (value, all),
+            Self::Runs(runs) => runs,
         };
-        let each = Self::Same(ArrayRef::clone(&value), 1).expanded().max(1);
-        let rows = (PART_BYTES / each).clamp(1, PART_ROWS);
-        let part = |at: usize| Self::Same(ArrayRef::clone(&value), rows.min(all - at));
-        (0..all).step_by(rows).map(part).collect()
+        let parts = runs.each().flat_map(|(value, all)| {
+            let rows = (PART_BYTES / slice_bytes(&value).max(1)).clamp(1, PART_ROWS);
+            let part = move |at: usize| Self::same(ArrayRef::clone(&value), rows.min(all - at));
+            (0..all).step_by(rows).map(part)
+        });
+        parts.collect()
     }
 
     /// A value of each.
@@ -61,12 +70,14 @@ impl Piece {
     pub(super) fn array(&self) -> Result<ArrayRef> {
         match self {
             Self::Array(array) => Ok(ArrayRef::clone(array)),
-            Self::Same(value, rows) => {
-                let first = UInt32Array::from(vec![0; *rows]);
-                Ok(take(value, &first, None)?)
-            }
+            Self::Runs(runs) => runs.array(),
         }
     }
+}
+
+/// Bytes of the values of an array, and of no more than them.
+fn slice_bytes(array: &ArrayRef) -> usize {
+    array.to_data().get_slice_memory_size().unwrap_or(usize::MAX)
 }
 
 /// As large as a batch of rows.
@@ -85,7 +96,7 @@ mod tests {
     #[test]
     fn one_value_is_as_many_as_are_said() {
         let one: ArrayRef = Arc::new(StringArray::from(vec!["x"]));
-        let same = Piece::Same(one, 3);
+        let same = Piece::same(one, 3);
         let whole: ArrayRef = Arc::new(StringArray::from(vec!["x"; 3]));
         assert_eq!((same.rows(), &same.array().unwrap()), (3, &whole));
         // A byte, and two offsets.
@@ -93,10 +104,10 @@ mod tests {
         let parts = |piece: Piece| piece.parts().iter().map(Piece::rows).collect::<Vec<_>>();
         assert_eq!((parts(same), parts(Piece::Array(Arc::clone(&whole)))), (vec![3], vec![3]));
         let long: ArrayRef = Arc::new(StringArray::from(vec!["x".repeat(400_000)]));
-        assert_eq!(parts(Piece::Same(long, 5)), [2, 2, 1]);
-        assert_eq!(parts(Piece::Same(whole.slice(0, 1), PART_ROWS + 1)), [PART_ROWS, 1]);
+        assert_eq!(parts(Piece::same(long, 5)), [2, 2, 1]);
+        assert_eq!(parts(Piece::same(whole.slice(0, 1), PART_ROWS + 1)), [PART_ROWS, 1]);
         let array = Piece::Array(Arc::clone(&whole));
         assert_eq!((array.rows(), &array.array().unwrap()), (3, &whole));
-        assert_eq!(Piece::Same(whole.slice(0, 1), 0).array().unwrap().len(), 0);
+        assert_eq!(Piece::same(whole.slice(0, 1), 0).array().unwrap().len(), 0);
     }
 }

@@ -73,13 +73,14 @@ pub(super) fn told(index: &ColumnIndexMetaData, page: usize) -> Result<[Vec<u8>;
 }
 
 /// The same bounds of a chunk with so many NULLs.
-pub(super) fn with_nulls(statistics: Statistics, nulls: u64) -> Statistics {
+pub(in crate::seal) fn with_nulls(statistics: Statistics, nulls: u64) -> Statistics {
     // A macro: what these types have in common is private to the library.
     macro_rules! counted {
         ($kind:ident, $of:ident) => {{
             let (least, most) = ($of.min_opt().cloned(), $of.max_opt().cloned());
             let with = ValueStatistics::new(least, most, None, Some(nulls), false)
                 .with_backwards_compatible_min_max($of.is_min_max_backwards_compatible())
+                .with_nan_count($of.nan_count_opt())
                 .with_min_is_exact($of.min_is_exact())
                 .with_max_is_exact($of.max_is_exact());
             Statistics::$kind(with)
@@ -88,8 +89,11 @@ pub(super) fn with_nulls(statistics: Statistics, nulls: u64) -> Statistics {
     match statistics {
         Statistics::ByteArray(of) => counted!(ByteArray, of),
         Statistics::FixedLenByteArray(of) => counted!(FixedLenByteArray, of),
+        Statistics::Boolean(of) => counted!(Boolean, of),
         Statistics::Int32(of) => counted!(Int32, of),
         Statistics::Int64(of) => counted!(Int64, of),
-        other => other,
+        Statistics::Int96(of) => counted!(Int96, of),
+        Statistics::Float(of) => counted!(Float, of),
+        Statistics::Double(of) => counted!(Double, of),
     }
 }

@@ -16,8 +16,8 @@ use parquet::errors::Result;
 
 use super::unlike;
 use crate::seal::{
-    constant,
     pack::varint,
+    run_chunks,
     texts::{STEP_BYTES, copy},
 };
 
@@ -345,8 +345,7 @@ impl Page {
     fn levels(&mut self) -> Result<Vec<u8>> {
         let Some(valid) = &mut self.valid else { return Ok(vec![]) };
         if self.values == self.rows || self.values == 0 {
-            let rows = u32::try_from(self.rows).map_err(|_| unlike("its rows"))?;
-            return Ok(constant::levels(rows, u8::from(self.values > 0)));
+            return Ok(run_chunks::levels(self.rows, u8::from(self.values > 0)));
         }
         let (bits, groups) = (valid.finish(), self.rows.div_ceil(8));
         let mut levels = vec![0; LENGTH_BYTES];

@@ -1,21 +1,23 @@
-//! Column chunks in which one value stands in every row, written as one run.
+//! Column chunks in which few values stand in many rows each, written as runs.
 //!
-//! Of every snapshot such are all columns that the lake adds, and of many tables a state or a filler. The library's writer hashes and compares each row: of narrow rows that was a third of sealing.
-//! The value itself, its dictionary page and its statistics are the library's, from a chunk of one row; the
-//! data page is a run of that many rows
+//! Of every snapshot such are all columns that the lake adds, and of many tables a state, a filler, or what the table is ordered by. The
+//! library's writer hashes and compares each row: of narrow rows that was a third of sealing.
+//! The values themselves, their dictionary page and their statistics are the library's, from a chunk of one row of each; the
+//! data page is a run of that many rows for each
 //! (<https://parquet.apache.org/docs/file-format/data-pages/encodings/>, "Run Length Encoding").
 //!
 //! **Invariant:** what stands in such a chunk, and what its statistics and indexes say, is as if the library had
 //! written the same rows.
 
-use std::{io::Write, sync::Arc};
+use std::{collections::HashMap, io::Write, sync::Arc};
 
 use arrow_array::{
-    Array, ArrayRef,
+    Array, ArrayRef, UInt32Array,
     cast::AsArray,
     types::{Float32Type, Float64Type},
 };
 use arrow_schema::{DataType, FieldRef};
+use arrow_select::take::take;
 use bytes::Bytes;
 use parquet::{
     basic::{BoundaryOrder, Compression, Encoding, Type as PhysicalType},
@@ -23,11 +25,10 @@ use parquet::{
         page::{CompressedPage, Page, PageWriter},
         writer::ColumnCloseResult,
     },
-    errors::Result,
+    errors::{ParquetError, Result},
     file::{
         metadata::{ColumnIndexBuilder, LevelHistogram, OffsetIndexBuilder},
         properties::{EnabledStatistics, WriterPropertiesPtr},
-        statistics::Statistics,
         writer::{
             SerializedFileWriter, SerializedPageWriter, SerializedRowGroupWriter, TrackedWrite,
         },
@@ -35,13 +36,29 @@ use parquet::{
     schema::types::{ColumnPath, Type, TypePtr},
 };
 
-use super::{column::encode, pack::varint, pieces::Piece};
+use super::{
+    column::encode,
+    pack::varint,
+    pages::with_nulls,
+    pieces::Piece,
+    runs::{Cells, Runs},
+};
 
 /// The chunks of a column, ready to be written: of a flat column one.
-pub(super) struct Constant(Vec<(Bytes, ColumnCloseResult)>);
+pub(super) struct RunChunks(Vec<(Bytes, ColumnCloseResult)>);
 
-impl Constant {
-    /// The chunks of these rows; `None`: they do not hold one value only, or are few.
+/// A flat column in runs.
+struct Distinct {
+    /// Each value once, in the order in which they come.
+    values: ArrayRef,
+    /// Of each run, which of the values.
+    which: Vec<u32>,
+    /// Bytes of the values of all rows.
+    bytes: usize,
+}
+
+impl RunChunks {
+    /// The chunks of these rows; `None`: they hold too many values, or are few.
     ///
     /// # Errors
     ///
@@ -57,12 +74,19 @@ impl Constant {
             return Ok(None);
         }
         let rows: usize = pieces.iter().map(Piece::rows).sum();
-        let Some(value) = value(pieces).filter(|_| rows >= ROWS_MIN) else { return Ok(None) };
-        let Ok(rows) = u32::try_from(rows) else { return Ok(None) };
-        if value.data_type().is_nested() {
-            return nothing(field, leaves, properties, &value, rows).map(Some);
+        if rows < ROWS_MIN {
+            return Ok(None);
         }
-        let chunk = flat(field, leaves, properties, &value, rows)?;
+        let Some(runs) = Runs::of(pieces)? else { return Ok(None) };
+        let (values, _) = runs.values();
+        if values.data_type().is_nested() || values.null_count() > 0 {
+            return nothing(field, leaves, properties, values, rows).map(Some);
+        }
+        // Statistics count what is no number, one by one.
+        if is_nan(values) {
+            return Ok(None);
+        }
+        let chunk = flat(field, leaves, properties, &runs)?;
         Ok(chunk.map(|chunk| Self(vec![chunk])))
     }
 
@@ -79,44 +103,48 @@ impl Constant {
     }
 }
 
-/// The chunk of a flat column; `None`: its value has no bounds.
+/// The chunk of a flat column; `None`: its values have no bounds.
 fn flat(
     field: &FieldRef,
     leaves: &TypePtr,
     properties: &WriterPropertiesPtr,
-    value: &ArrayRef,
-    rows: u32,
+    runs: &Runs,
 ) -> Result<Option<(Bytes, ColumnCloseResult)>> {
-    let Some((dictionary, mut close)) = one_row(field, leaves, properties, value)? else {
+    let Some(distinct) = distinct(runs)? else { return Ok(None) };
+    let Some((dictionary, mut close)) = of_each(field, leaves, properties, &distinct.values)?
+    else {
         return Ok(None);
     };
-    let descriptor = close.metadata.column_descr_ptr();
+    let (rows, descriptor) = (runs.rows(), close.metadata.column_descr_ptr());
     let mut body = vec![];
     if descriptor.max_def_level() > 0 {
         body.extend(levels(rows, 1));
     }
-    // The width of an index: there is one.
-    body.push(0);
-    body.extend(run(rows));
+    let bits = (distinct.values.len() - 1).checked_ilog2().map_or(0, |highest| highest + 1);
+    body.push(u8::try_from(bits).expect("a number has no more than 64"));
+    for (which, rows) in distinct.which.iter().zip(runs.values().1) {
+        body.extend(run(*rows));
+        body.extend_from_slice(&which.to_le_bytes()[..bits.div_ceil(8) as usize]);
+    }
     let page = page(rows, Encoding::RLE_DICTIONARY, body)?;
     let statistics = close.metadata.statistics();
     let bounds =
         statistics.and_then(|found| Some((found.min_bytes_opt()?, found.max_bytes_opt()?)));
     let Some((least, most)) = bounds else { return Ok(None) };
-    let rows = i64::from(rows);
+    let rows = signed(rows);
     let levels = (descriptor.max_def_level() > 0).then(|| LevelHistogram::from(vec![0, rows]));
     let mut index = ColumnIndexBuilder::new(descriptor.physical_type());
     let is_float = matches!(descriptor.physical_type(), PhysicalType::FLOAT | PhysicalType::DOUBLE);
     index.append(false, least.to_vec(), most.to_vec(), 0, is_float.then_some(0));
     index.set_boundary_order(BoundaryOrder::ASCENDING);
     index.append_histograms(&None, &levels);
-    let long = close.metadata.unencoded_byte_array_data_bytes().map(|bytes| bytes * rows);
+    let has_lengths = close.metadata.unencoded_byte_array_data_bytes().is_some();
     let metadata = close
         .metadata
         .into_builder()
         .set_dictionary_page_offset(Some(0))
         .set_definition_level_histogram(levels)
-        .set_unencoded_byte_array_data_bytes(long);
+        .set_unencoded_byte_array_data_bytes(has_lengths.then(|| signed(distinct.bytes)));
     close.metadata = metadata.build()?;
     close.column_index = Some(index.build()?);
     let at = signed(dictionary.len());
@@ -124,51 +152,76 @@ fn flat(
     Ok(Some(([dictionary, page].concat().into(), close)))
 }
 
-/// The chunks of a list or map, one for each of its leaves, that is empty, or NULL, in every row.
+/// `None`: they are of a kind that is not looked at.
+fn distinct(runs: &Runs) -> Result<Option<Distinct>> {
+    let (values, rows) = runs.values();
+    let Some(cells) = Cells::of(values) else { return Ok(None) };
+    let (mut known, mut firsts, mut which, mut bytes) = (HashMap::new(), vec![], vec![], 0);
+    for (at, (run, rows)) in (0..).zip(rows.iter().enumerate()) {
+        let cell = cells.row(run);
+        let next = u32::try_from(firsts.len()).expect("not more than there are runs");
+        let of_it = *known.entry(cell).or_insert(next);
+        if of_it == next {
+            firsts.push(at);
+        }
+        which.push(of_it);
+        bytes += cell.len() * rows;
+    }
+    let values = take(values, &UInt32Array::from(firsts), None)?;
+    Ok(Some(Distinct { values, which, bytes }))
+}
+
+/// The chunks of a column that is NULL in every row, or of a list or map that is empty, or NULL: one for each of its leaves.
 fn nothing(
     field: &FieldRef,
     leaves: &TypePtr,
     properties: &WriterPropertiesPtr,
     value: &ArrayRef,
-    rows: u32,
-) -> Result<Constant> {
+    rows: usize,
+) -> Result<RunChunks> {
     let properties = properties.as_ref().clone().into_builder().set_dictionary_enabled(false);
     let properties = Arc::new(properties.build());
-    let one = encode(field, leaves, &properties, vec![Piece::Same(Arc::clone(value), 1)])?;
+    let one = encode(field, leaves, &properties, vec![Piece::same(Arc::clone(value), 1)])?;
     let level = u8::from(field.is_nullable() && value.is_valid(0));
     let chunks = one.into_iter().map(|chunk| {
         let mut close = chunk.close().clone();
         let descriptor = close.metadata.column_descr_ptr();
-        let page = page(rows, Encoding::PLAIN, [levels(rows, 0), levels(rows, level)].concat())?;
-        let rows = i64::from(rows);
+        let repeated = (descriptor.max_rep_level() > 0).then(|| levels(rows, 0));
+        let body = [repeated.unwrap_or_default(), levels(rows, level)].concat();
+        let page = page(rows, Encoding::PLAIN, body)?;
+        let rows = signed(rows);
         let histogram = |most: i16, level: u8| {
             let mut counts = vec![0; usize::try_from(most).unwrap_or(0) + 1];
             counts[usize::from(level)] = rows;
-            Some(LevelHistogram::from(counts))
+            (most > 0).then(|| LevelHistogram::from(counts))
         };
         let (repeated, defined) = (
             histogram(descriptor.max_rep_level(), 0),
             histogram(descriptor.max_def_level(), level),
         );
         let mut index = ColumnIndexBuilder::new(descriptor.physical_type());
-        index.append(true, vec![], vec![], rows, None);
+        let is_float =
+            matches!(descriptor.physical_type(), PhysicalType::FLOAT | PhysicalType::DOUBLE);
+        index.append(true, vec![], vec![], rows, is_float.then_some(0));
         index.set_boundary_order(BoundaryOrder::ASCENDING);
         index.append_histograms(&repeated, &defined);
-        let nulls = Some(rows.cast_unsigned());
-        let metadata = close
+        let statistics = close.metadata.statistics().cloned();
+        let mut metadata = close
             .metadata
             .into_builder()
             .set_compression(Compression::UNCOMPRESSED)
             .set_dictionary_page_offset(None)
-            .set_statistics(Statistics::byte_array(None, None, None, nulls, false))
             .set_repetition_level_histogram(repeated)
             .set_definition_level_histogram(defined);
+        if let Some(of_one) = statistics {
+            metadata = metadata.set_statistics(with_nulls(of_one, rows.cast_unsigned()));
+        }
         close.metadata = metadata.build()?;
         close.column_index = Some(index.build()?);
         let close = closed(close, (0, signed(page.len())), rows)?;
         Ok((page.into(), close))
     });
-    chunks.collect::<Result<_>>().map(Constant)
+    chunks.collect::<Result<_>>().map(RunChunks)
 }
 
 /// What is said of a chunk whose data page, of so many rows, is at `at` and has `length` bytes.
@@ -196,22 +249,23 @@ fn closed(
     Ok(close)
 }
 
-/// The dictionary page of a chunk that the library writes of one row, without compression, and what it says
+/// The dictionary page of a chunk that the library writes of a row of each value, without compression, and what it says
 /// of that chunk; `None`: it has none.
-fn one_row(
+fn of_each(
     field: &FieldRef,
     leaves: &TypePtr,
     properties: &WriterPropertiesPtr,
-    value: &ArrayRef,
+    values: &ArrayRef,
 ) -> Result<Option<(Vec<u8>, ColumnCloseResult)>> {
     let path = ColumnPath::new(vec![field.name().clone()]);
     let properties = WriterPropertiesPtr::clone(properties).as_ref().clone().into_builder();
     let properties = properties
         .set_column_compression(path.clone(), Compression::UNCOMPRESSED)
-        .set_column_dictionary_enabled(path, true)
+        .set_column_dictionary_enabled(path.clone(), true)
+        .set_column_dictionary_page_size_limit(path, usize::MAX)
         .build();
     let properties = Arc::new(properties);
-    let chunks = encode(field, leaves, &properties, vec![Piece::Same(Arc::clone(value), 1)])?;
+    let chunks = encode(field, leaves, &properties, vec![Piece::Array(Arc::clone(values))])?;
     let Ok([chunk]) = <[_; 1]>::try_from(chunks) else { return Ok(None) };
     let close = chunk.close().clone();
     let root = Type::group_type_builder("schema").with_fields(vec![Arc::clone(leaves)]).build()?;
@@ -230,11 +284,12 @@ fn one_row(
 }
 
 /// A data page of version 1, with its header.
-fn page(rows: u32, encoding: Encoding, body: Vec<u8>) -> Result<Vec<u8>> {
+fn page(rows: usize, encoding: Encoding, body: Vec<u8>) -> Result<Vec<u8>> {
     let (body_bytes, mut sink) = (body.len(), TrackedWrite::new(vec![]));
+    let num_values = u32::try_from(rows).map_err(|_| too_many(rows))?;
     let page = Page::DataPage {
         buf: body.into(),
-        num_values: rows,
+        num_values,
         encoding,
         def_level_encoding: Encoding::RLE,
         rep_level_encoding: Encoding::RLE,
@@ -245,37 +300,20 @@ fn page(rows: u32, encoding: Encoding, body: Vec<u8>) -> Result<Vec<u8>> {
 }
 
 /// Levels of a page of version 1 that are one in every row.
-pub(super) fn levels(rows: u32, level: u8) -> Vec<u8> {
+pub(super) fn levels(rows: usize, level: u8) -> Vec<u8> {
     let run = run(rows);
     let length = u32::try_from(run.len() + 1).expect("a run's head is a few bytes");
     [&length.to_le_bytes()[..], &run, &[level]].concat()
 }
 
 /// The head of a run: what is repeated, if it takes any bits, follows.
-fn run(rows: u32) -> Vec<u8> {
+fn run(rows: usize) -> Vec<u8> {
     let mut run = vec![];
-    varint(u64::from(rows) << 1, &mut run);
+    varint((rows as u64) << 1, &mut run);
     run
 }
 
-/// The value that stands everywhere, as an array of one.
-pub(super) fn value(pieces: &[Piece]) -> Option<ArrayRef> {
-    let value = pieces.iter().find_map(|piece| match piece {
-        Piece::Array(array) => (!array.is_empty()).then(|| array.slice(0, 1)),
-        Piece::Same(value, rows) => (*rows > 0).then(|| Arc::clone(value)),
-    })?;
-    let data = value.to_data();
-    let same = |piece: &Piece| match piece {
-        Piece::Array(array) => {
-            array.is_empty() || (is_alike(array) && array.slice(0, 1).to_data() == data)
-        }
-        Piece::Same(value, rows) => *rows == 0 || (is_alike(value) && value.to_data() == data),
-    };
-    let counts = !value.data_type().is_nested() && (value.null_count() > 0 || is_nan(&value));
-    (!counts && pieces.iter().all(same)).then_some(value)
-}
-
-/// Whether it is no number: statistics count such, one by one.
+/// Whether it is no number, of an array of one.
 fn is_nan(value: &ArrayRef) -> bool {
     match value.data_type() {
         DataType::Float32 => value.as_primitive::<Float32Type>().values()[0].is_nan(),
@@ -284,64 +322,12 @@ fn is_nan(value: &ArrayRef) -> bool {
     }
 }
 
-/// Whether all values are the same, and none NULL; of lists and maps, whether all are empty, or all NULL.
-fn is_alike(array: &ArrayRef) -> bool {
-    let bounds = match array.data_type() {
-        DataType::List(_) => Some(array.as_list::<i32>().offsets()),
-        DataType::Map(..) => Some(array.as_map().offsets()),
-        _ => None,
-    };
-    if let Some(bounds) = bounds {
-        let nulls = array.null_count();
-        return bounds.first() == bounds.last() && (nulls == 0 || nulls == array.len());
-    }
-    if array.null_count() > 0 {
-        return false;
-    }
-    match array.data_type() {
-        DataType::Utf8 => {
-            let array = array.as_string::<i32>();
-            is_repeated_text(array.offsets(), array.value_data())
-        }
-        DataType::Binary => {
-            let array = array.as_binary::<i32>();
-            is_repeated_text(array.offsets(), array.value_data())
-        }
-        DataType::FixedSizeBinary(_) => is_repeated(array),
-        flat if flat.primitive_width().is_some() => is_repeated(array),
-        _ => false,
-    }
+fn too_many(rows: usize) -> ParquetError {
+    ParquetError::General(format!("{rows} rows are too many for a page"))
 }
 
-fn is_repeated(array: &ArrayRef) -> bool {
-    let data = array.to_data();
-    let width = match array.data_type() {
-        DataType::FixedSizeBinary(width) => usize::try_from(*width).ok(),
-        flat => flat.primitive_width(),
-    };
-    let bytes = width.zip(data.buffers().first()).and_then(|(width, buffer)| {
-        buffer.get(data.offset() * width..(data.offset() + data.len()) * width)
-    });
-    bytes.zip(width).is_some_and(|(bytes, width)| repeats(bytes, width))
-}
-
-fn is_repeated_text(offsets: &[i32], values: &[u8]) -> bool {
-    let length = offsets[1] - offsets[0];
-    let bounds =
-        usize::try_from(offsets[0]).ok().zip(usize::try_from(offsets[offsets.len() - 1]).ok());
-    offsets.windows(2).all(|ends| ends[1] - ends[0] == length)
-        && bounds
-            .zip(usize::try_from(length).ok())
-            .is_some_and(|((from, to), length)| repeats(&values[from..to], length))
-}
-
-/// Whether each `width` bytes are those before them.
-fn repeats(bytes: &[u8], width: usize) -> bool {
-    bytes.len() <= width || bytes[width..] == bytes[..bytes.len() - width]
-}
-
-fn signed(length: usize) -> i64 {
-    i64::try_from(length).expect("a page of a few bytes and one value")
+fn signed(number: usize) -> i64 {
+    i64::try_from(number).expect("of what lies in memory")
 }
 
 /// Of fewer rows it costs more than it saves.
@@ -352,7 +338,7 @@ mod tests {
     use arrow_array::{
         BinaryArray, Date32Array, Decimal128Array, FixedSizeBinaryArray, Float32Array,
         Float64Array, Int16Array, Int32Array, Int64Array, RecordBatch, StringArray,
-        TimestampMicrosecondArray,
+        TimestampMicrosecondArray, new_null_array,
     };
     use parquet::{
         arrow::{
@@ -440,13 +426,63 @@ mod tests {
             ("gone", gone, true),
             ("no_pairs", empty, true),
             ("some", some, false),
-            ("none", Arc::new(Int32Array::from(vec![None; rows])), true),
             ("other", Arc::new(StringArray::from_iter_values((0..rows).map(last))), true),
+            (
+                "often",
+                Arc::new(Int32Array::from_iter_values((0..).map(|row| row / 200).take(rows))),
+                true,
+            ),
+        ]
+    }
+
+    /// Columns that are NULL everywhere, or hold some values in many rows each, again and again.
+    fn more_columns(rows: usize) -> Vec<(&'static str, ArrayRef, bool)> {
+        let bytes = || (0..rows).map(|row| u8::try_from(row / 500 * 7 % 23).unwrap());
+        let (numbers, shorts) = (|| bytes().map(i64::from), || bytes().map(i32::from));
+        let decimals = || Decimal128Array::from_iter_values(numbers().map(|n| i128::from(n) - 9));
+        let uuids = numbers().map(|n| (i128::from(n) << 70).to_be_bytes());
+        let of_type = |of: DataType| new_null_array(&of, rows);
+        vec![
+            ("numbers", Arc::new(Int64Array::from_iter_values(numbers())), true),
+            ("never", Arc::new(Int64Array::from_iter_values(numbers())), false),
+            ("shorts", Arc::new(Int32Array::from_iter_values(shorts())), true),
+            (
+                "smalls",
+                Arc::new(Int16Array::from_iter_values(bytes().map(|n| -i16::from(n)))),
+                true,
+            ),
+            ("days", Arc::new(Date32Array::from_iter_values(shorts())), true),
+            (
+                "moments",
+                Arc::new(
+                    TimestampMicrosecondArray::from_iter_values(numbers()).with_timezone("UTC"),
+                ),
+                true,
+            ),
+            ("nines", Arc::new(decimals().with_precision_and_scale(9, 2).unwrap()), true),
+            ("longs", Arc::new(decimals().with_precision_and_scale(38, 2).unwrap()), true),
+            ("uuids", Arc::new(FixedSizeBinaryArray::try_from_iter(uuids).unwrap()), true),
+            (
+                "texts",
+                Arc::new(StringArray::from_iter_values(
+                    bytes().map(|n| "x".repeat(7 * usize::from(n))),
+                )),
+                true,
+            ),
+            ("blobs", Arc::new(BinaryArray::from_iter_values(bytes().map(|n| vec![n; 90]))), true),
+            ("null", of_type(DataType::Int32), true),
+            ("null_bit", of_type(DataType::Boolean), true),
+            ("null_long", of_type(DataType::Int64), true),
+            ("null_float", of_type(DataType::Float64), true),
+            ("null_text", of_type(DataType::Utf8), true),
+            ("null_decimal", of_type(DataType::Decimal128(38, 2)), true),
+            ("null_uuid", of_type(DataType::FixedSizeBinary(16)), true),
         ]
     }
 
     fn batch(rows: usize) -> RecordBatch {
-        RecordBatch::try_from_iter_with_nullable(columns(rows)).unwrap()
+        let columns = [columns(rows), more_columns(rows)].concat();
+        RecordBatch::try_from_iter_with_nullable(columns).unwrap()
     }
 
     fn pieces(arrays: &[ArrayRef]) -> Vec<Piece> {
@@ -455,9 +491,9 @@ mod tests {
 
     /// Of what is one value, one.
     fn halves(arrays: &[ArrayRef]) -> Vec<Piece> {
-        let half = |array: &ArrayRef| match is_alike(array) {
-            true => Piece::Same(array.slice(0, 1), array.len()),
-            false => Piece::Array(Arc::clone(array)),
+        let half = |array: &ArrayRef| {
+            let piece = Piece::Array(Arc::clone(array));
+            Runs::of(std::slice::from_ref(&piece)).unwrap().map_or(piece, Piece::Runs)
         };
         arrays.iter().map(half).collect()
     }
@@ -518,29 +554,42 @@ mod tests {
                 let is_run = ours.compression() == Compression::UNCOMPRESSED;
                 runs += usize::from(is_run);
                 let column = name.split('.').next().unwrap();
-                let others = ["nan", "none", "other", "some"];
+                let others = ["nan", "often", "some"];
                 assert_eq!(is_run, !others.contains(&column), "{name}");
             }
         }
         // A map has two leaves.
-        assert_eq!(runs, 2 * (columns(1).len() - 4 + 3));
+        let columns = columns(1).len() + more_columns(1).len();
+        assert_eq!(runs, 2 * (columns - 3 + 3));
     }
 
     #[test]
-    fn few_rows_and_other_values_are_no_run() {
-        let value = |arrays: &[ArrayRef]| value(&pieces(arrays));
-        let number = |values: Vec<i64>| Arc::new(Int64Array::from(values)) as ArrayRef;
-        assert!(value(&[]).is_none());
-        assert!(value(&[number(vec![])]).is_none());
-        assert!(value(&[number(vec![1, 1]), number(vec![1, 2])]).is_none());
-        assert!(value(&[number(vec![1, 1]), number(vec![2, 2])]).is_none());
-        assert!(value(&[number(vec![1, 1]), number(vec![]), number(vec![1])]).is_some());
-        // Sliced: what lies before and behind does not count.
-        assert!(value(&[number(vec![3, 1, 1, 4]).slice(1, 2)]).is_some());
-        let text = |values: Vec<&str>| Arc::new(StringArray::from(values)) as ArrayRef;
-        assert!(value(&[text(vec!["x", "ab", "ab", "y"]).slice(1, 2)]).is_some());
-        assert!(value(&[text(vec!["a", "aa"])]).is_none());
-        assert!(value(&[text(vec!["ab", "ba"])]).is_none());
+    fn of_more_than_256_values_an_index_takes_two_bytes() {
+        let numbers = Int64Array::from_iter_values((0..300_000).map(|row| row / 257 * 3 % 2000));
+        let texts = (0..300_000).map(|row| format!("day {}", row / 1000));
+        let texts: ArrayRef = Arc::new(StringArray::from_iter_values(texts));
+        let columns = [("numbers", Arc::new(numbers) as ArrayRef, true), ("texts", texts, false)];
+        let whole = RecordBatch::try_from_iter_with_nullable(columns).unwrap();
+        let zstd = Compression::ZSTD(parquet::basic::ZstdLevel::default());
+        let properties = WriterProperties::builder().set_compression(zstd).build();
+        let (habits, terms) = (Habits::default(), Terms::default());
+        let mut writer = Writer::new(vec![], &whole.schema(), properties, habits, terms).unwrap();
+        for from in (0..300_000).step_by(8192) {
+            let part = whole.slice(from, 8192.min(300_000 - from));
+            writer.add(pieces(part.columns())).unwrap();
+        }
+        let (metadata, found) = read(writer.into_inner().unwrap());
+        let found: Vec<_> = found.iter().flat_map(RecordBatch::columns).cloned().collect();
+        let column = |at: usize| {
+            let parts: Vec<_> = found.iter().skip(at).step_by(2).map(|part| &**part).collect();
+            arrow_select::concat::concat(&parts).unwrap()
+        };
+        assert_eq!([column(0), column(1)], whole.columns());
+        let sizes =
+            metadata.row_group(0).columns().iter().map(ColumnChunkMetaData::compressed_size);
+        let sizes: Vec<_> = sizes.collect();
+        // A value, and a run's head and index: of 1,168 and of 300 runs.
+        assert!(sizes[0] < 1168 * (8 + 4) + 200 && sizes[1] < 300 * (11 + 4) + 200, "{sizes:?}");
     }
 
     #[test]
