@@ -17,6 +17,7 @@ use arrow_array::{
 use arrow_schema::{DataType, TimeUnit};
 use parquet::{
     arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder},
+    basic::{ConvertedType, Type as PhysicalType},
     file::metadata::RowGroupMetaData,
 };
 
@@ -273,11 +274,22 @@ fn is_ours(name: &str, data_type: &DataType) -> bool {
     }
 }
 
-/// What a row takes in memory on average: a dictionary may hold its values once for many rows.
+/// What a row takes in memory on average: a dictionary, or a run, may hold its values once for many rows.
 fn row_bytes(group: &RowGroupMetaData) -> usize {
-    let plain =
-        group.columns().iter().filter_map(|column| column.unencoded_byte_array_data_bytes());
-    let bytes = group.total_byte_size().max(plain.sum());
+    let columns = group.columns().iter().map(|column| {
+        let width = match column.column_type() {
+            // Where it begins, beside its bytes.
+            PhysicalType::BYTE_ARRAY => 4,
+            _ if column.column_descr().converted_type() == ConvertedType::DECIMAL => 16,
+            PhysicalType::BOOLEAN => 1,
+            PhysicalType::INT32 | PhysicalType::FLOAT => 4,
+            PhysicalType::INT64 | PhysicalType::DOUBLE => 8,
+            PhysicalType::INT96 | PhysicalType::FIXED_LEN_BYTE_ARRAY => 16,
+        };
+        let values = column.num_values().saturating_mul(width);
+        values.saturating_add(column.unencoded_byte_array_data_bytes().unwrap_or(0))
+    });
+    let bytes = group.total_byte_size().max(columns.fold(0, i64::saturating_add));
     usize::try_from(bytes / group.num_rows().max(1)).unwrap_or(usize::MAX)
 }
 
@@ -299,8 +311,28 @@ const BATCH_ROWS: usize = 4_096;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+    use bytes::Bytes;
+    use parquet::arrow::ArrowWriter;
+
     use super::*;
     use crate::replay::sample::{self, Sample};
+
+    #[test]
+    fn a_row_takes_what_it_takes_in_memory_however_small_its_file_is() {
+        let numbers: ArrayRef = Arc::new(Int64Array::from(vec![None; 5000]));
+        let texts: ArrayRef = Arc::new(StringArray::from(vec!["twelve bytes"; 5000]));
+        let columns = (0..50).map(|at| (format!("n{at}"), Arc::clone(&numbers), true));
+        let columns = columns.chain([("t".to_owned(), texts, true)]);
+        let batch = RecordBatch::try_from_iter_with_nullable(columns).unwrap();
+        let mut writer = ArrowWriter::try_new(vec![], batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        let file = Bytes::from(writer.into_inner().unwrap());
+        let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+        assert_eq!(row_bytes(reader.metadata().row_group(0)), 50 * 8 + 4 + 12);
+    }
 
     #[test]
     fn what_was_sealed_reads_back_as_it_was_printed() {

@@ -185,6 +185,9 @@ impl MetaArrays {
 
     /// Ends rows that differ in their sequence alone, which has been pushed.
     fn end(&mut self, meta: RowMeta, rows: usize, key: bool) {
+        if rows == 0 {
+            return;
+        }
         match self.runs.last_mut() {
             Some(run) if run.first.is_like(&meta) => run.rows += rows,
             _ => self.runs.push(Run { first: meta, rows }),
@@ -200,11 +203,12 @@ impl MetaArrays {
         let runs = mem::take(&mut self.runs);
         // Few are not repeated in each of their rows.
         let are_long = !runs.is_empty() && are_long(runs.len(), rows);
-        let mut op = StringBuilder::with_capacity(runs.len(), runs.len());
-        let mut position = StringBuilder::with_capacity(runs.len(), runs.len() * POSITION_BYTES);
-        let mut committed_at = TimestampMicrosecondBuilder::with_capacity(runs.len())
+        let values = if are_long { runs.len() } else { rows };
+        let mut op = StringBuilder::with_capacity(values, values);
+        let mut position = StringBuilder::with_capacity(values, values * POSITION_BYTES);
+        let mut committed_at = TimestampMicrosecondBuilder::with_capacity(values)
             .with_data_type(data_type(LakeType::TimestampUtc));
-        let mut xid = Int64Builder::with_capacity(runs.len());
+        let mut xid = Int64Builder::with_capacity(values);
         for Run { first, rows } in &runs {
             let rows = if are_long { 1 } else { *rows };
             op.append_value_n(first.op.letter(), rows);
@@ -387,3 +391,122 @@ fn pair() -> Fields {
 
 /// Of a position as text.
 const POSITION_BYTES: usize = 17;
+
+#[cfg(test)]
+mod tests {
+    use arrow_array::{
+        cast::AsArray,
+        types::{Int64Type, TimestampMicrosecondType},
+    };
+
+    use super::*;
+
+    /// What stands in a row: what it is, its names, its pairs, and its key.
+    type Told = (RowMeta, Vec<String>, Vec<String>, Option<Vec<String>>);
+
+    /// Rows as they are told, in whatever order they come.
+    struct Model {
+        arrays: MetaArrays,
+        rows: Vec<Told>,
+        dice: fastrand::Rng,
+    }
+
+    impl Model {
+        fn meta(&mut self) -> RowMeta {
+            let kind = self.dice.u8(..3);
+            RowMeta {
+                op: [Op::Insert, Op::Update, Op::Delete]
+                    [usize::from(self.dice.u8(..10) / 9 * kind)],
+                sequence: self.rows.len() as u64 * u64::from(self.dice.bool()),
+                position: Position(kind.into()),
+                committed_at: Timestamp(kind.into()),
+                xid: (kind > 0).then_some(kind.into()),
+            }
+        }
+
+        fn step(&mut self) {
+            let (meta, rows) = (self.meta(), self.dice.usize(..700));
+            match self.dice.u8(..4) {
+                0 => {
+                    self.arrays.append_alike(meta, rows);
+                    self.rows.extend((0..rows).map(|_| (meta, vec![], vec![], None)));
+                }
+                1 | 2 => {
+                    let metas: Vec<_> = (0..rows as u64)
+                        .map(|row| RowMeta { sequence: meta.sequence + row, ..meta })
+                        .collect();
+                    self.arrays.append_all(&Metas::Each(&metas), rows);
+                    self.rows.extend(metas.into_iter().map(|meta| (meta, vec![], vec![], None)));
+                }
+                _ => {
+                    let mut told = (meta, vec![], vec![], None);
+                    if self.dice.u8(..8) == 0 {
+                        self.arrays.unchanged().push("name");
+                        told.1.push("name".to_owned());
+                    }
+                    if self.dice.u8(..8) == 0 {
+                        self.arrays.exact().push("pair", Some("text")).unwrap();
+                        told.2.push("pair".to_owned());
+                    }
+                    if self.dice.bool() {
+                        told.3 = Some(vec![]);
+                    }
+                    if let (Some(key), true) = (&mut told.3, self.dice.bool()) {
+                        self.arrays.key().push("key", None).unwrap();
+                        key.push("key".to_owned());
+                    }
+                    self.arrays.append(meta, told.3.is_some());
+                    self.rows.push(told);
+                }
+            }
+        }
+
+        /// Whether there were runs of several values.
+        fn check(&mut self) -> bool {
+            let pieces = self.arrays.finish();
+            let rows = mem::take(&mut self.rows);
+            assert!(pieces.iter().all(|piece| piece.rows() == rows.len()));
+            let is_several =
+                |piece: &Piece| matches!(piece, Piece::Runs(runs) if runs.values().1.len() > 1);
+            let several = pieces.iter().any(is_several);
+            let [op, sequence, position, at, xid, unchanged, exact, key] =
+                pieces.map(|piece| piece.array().unwrap());
+            let names = |of: ArrayRef| -> Vec<String> {
+                of.as_string::<i32>().iter().map(|name| name.unwrap().to_owned()).collect()
+            };
+            for (row, (meta, is_unchanged, is_exact, is_key)) in rows.iter().enumerate() {
+                assert_eq!(op.as_string::<i32>().value(row), meta.op.letter());
+                let number = sequence.as_primitive::<Int64Type>().value(row);
+                assert_eq!(number.cast_unsigned(), meta.sequence);
+                let text = position.as_string::<i32>().value(row);
+                assert_eq!(text, meta.position.to_string());
+                let at = at.as_primitive::<TimestampMicrosecondType>();
+                assert_eq!(at.value(row), meta.committed_at.0);
+                let xid = xid.as_primitive::<Int64Type>();
+                assert_eq!(xid.is_valid(row).then(|| xid.value(row)), meta.xid.map(i64::from));
+                assert_eq!(&names(unchanged.as_list::<i32>().value(row)), is_unchanged);
+                let [exact, key] = [&exact, &key].map(|map| {
+                    let map = map.as_map();
+                    map.is_valid(row).then(|| names(ArrayRef::clone(map.value(row).column(0))))
+                });
+                assert_eq!((exact.as_ref(), &key), (Some(is_exact), is_key), "row {row}");
+            }
+            several
+        }
+    }
+
+    #[test]
+    fn columns_are_what_was_told_of_their_rows() {
+        let mut several = 0;
+        for seed in 0..200 {
+            let dice = fastrand::Rng::with_seed(seed);
+            let mut model = Model { arrays: MetaArrays::new(), rows: vec![], dice };
+            // Again with what is left of the first time.
+            for _ in 0..3 {
+                (0..model.dice.usize(..6)).for_each(|_| model.step());
+                several += u32::from(model.check());
+            }
+        }
+        assert!(several > 20, "{several}");
+    }
+}

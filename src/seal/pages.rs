@@ -28,7 +28,7 @@ use parquet::{
     schema::types::ColumnPath,
 };
 
-pub(super) use self::bounds::with_nulls;
+pub(super) use self::bounds::{told, with_nulls};
 use self::page::{Kind, LENGTH_BYTES, Page};
 use super::{
     column::{Of, encode},
@@ -153,7 +153,7 @@ impl Pages {
         }
         for (at, page) in self.done.iter().enumerate() {
             let (rows, nulls) = (signed(page.rows)?, signed(page.nulls)?);
-            let [least, most] = bounds::told(bounds, at)?;
+            let [least, most] = told(bounds, at)?;
             index.append(page.nulls == page.rows, least, most, nulls, None);
             index.append_histograms(&None, &levels(rows, nulls));
             offsets.append_row_count(rows);

@@ -76,7 +76,7 @@ impl Piece {
 }
 
 /// Bytes of the values of an array, and of no more than them.
-fn slice_bytes(array: &ArrayRef) -> usize {
+pub(super) fn slice_bytes(array: &ArrayRef) -> usize {
     array.to_data().get_slice_memory_size().unwrap_or(usize::MAX)
 }
 

@@ -2,14 +2,14 @@
 //!
 //! Of every snapshot such are all columns that the lake adds, and of many tables a state, a filler, or what the table is ordered by. The
 //! library's writer hashes and compares each row: of narrow rows that was a third of sealing.
-//! The values themselves, their dictionary page and their statistics are the library's, from a chunk of one row of each; the
+//! The values themselves, their dictionary page and their statistics are the library's, from a chunk of one row of each; a
 //! data page is a run of that many rows for each
 //! (<https://parquet.apache.org/docs/file-format/data-pages/encodings/>, "Run Length Encoding").
 //!
 //! **Invariant:** what stands in such a chunk, and what its statistics and indexes say, is as if the library had
-//! written the same rows.
+//! written the same rows, in pages that end with a run.
 
-use std::{collections::HashMap, io::Write, sync::Arc};
+use std::{collections::HashMap, io::Write, iter, ops::Range, sync::Arc};
 
 use arrow_array::{
     Array, ArrayRef, UInt32Array,
@@ -33,13 +33,13 @@ use parquet::{
             SerializedFileWriter, SerializedPageWriter, SerializedRowGroupWriter, TrackedWrite,
         },
     },
-    schema::types::{ColumnPath, Type, TypePtr},
+    schema::types::{ColumnDescriptor, ColumnPath, Type, TypePtr},
 };
 
 use super::{
     column::encode,
     pack::varint,
-    pages::with_nulls,
+    pages::{told, with_nulls},
     pieces::Piece,
     runs::{Cells, Runs},
 };
@@ -47,14 +47,11 @@ use super::{
 /// The chunks of a column, ready to be written: of a flat column one.
 pub(super) struct RunChunks(Vec<(Bytes, ColumnCloseResult)>);
 
-/// A flat column in runs.
-struct Distinct {
-    /// Each value once, in the order in which they come.
-    values: ArrayRef,
-    /// Of each run, which of the values.
-    which: Vec<u32>,
-    /// Bytes of the values of all rows.
-    bytes: usize,
+/// A data page of runs.
+struct RunPage {
+    /// Which runs.
+    runs: Range<usize>,
+    rows: usize,
 }
 
 impl RunChunks {
@@ -103,72 +100,90 @@ impl RunChunks {
     }
 }
 
-/// The chunk of a flat column; `None`: its values have no bounds.
+/// The chunk of a flat column; `None`: its values have no bounds, or are long.
 fn flat(
     field: &FieldRef,
     leaves: &TypePtr,
     properties: &WriterPropertiesPtr,
     runs: &Runs,
 ) -> Result<Option<(Bytes, ColumnCloseResult)>> {
-    let Some(distinct) = distinct(runs)? else { return Ok(None) };
-    let Some((dictionary, mut close)) = of_each(field, leaves, properties, &distinct.values)?
-    else {
+    let (values, rows) = runs.values();
+    let Some(cells) = Cells::of(values) else { return Ok(None) };
+    let path = ColumnPath::new(vec![field.name().clone()]);
+    let pages = pages(rows, properties.column_data_page_row_count_limit(&path));
+    let Some((mut chunk, mut close)) = of_each(field, leaves, properties, values, &pages)? else {
         return Ok(None);
     };
-    let (rows, descriptor) = (runs.rows(), close.metadata.column_descr_ptr());
-    let mut body = vec![];
-    if descriptor.max_def_level() > 0 {
-        body.extend(levels(rows, 1));
+    let is_long = chunk.len() > DICTIONARY_BYTES_MAX && rows.len() > 1;
+    let (Some(bounds), false) = (close.column_index.take(), is_long) else { return Ok(None) };
+    let is_bound = close.metadata.statistics().is_some_and(|found| found.min_bytes_opt().is_some());
+    if !is_bound || bounds.num_pages() != pages.len() as u64 {
+        return Ok(None);
     }
-    let bits = (distinct.values.len() - 1).checked_ilog2().map_or(0, |highest| highest + 1);
-    body.push(u8::try_from(bits).expect("a number has no more than 64"));
-    for (which, rows) in distinct.which.iter().zip(runs.values().1) {
-        body.extend(run(*rows));
-        body.extend_from_slice(&which.to_le_bytes()[..bits.div_ceil(8) as usize]);
-    }
-    let page = page(rows, Encoding::RLE_DICTIONARY, body)?;
-    let statistics = close.metadata.statistics();
-    let bounds =
-        statistics.and_then(|found| Some((found.min_bytes_opt()?, found.max_bytes_opt()?)));
-    let Some((least, most)) = bounds else { return Ok(None) };
-    let rows = signed(rows);
-    let levels = (descriptor.max_def_level() > 0).then(|| LevelHistogram::from(vec![0, rows]));
-    let mut index = ColumnIndexBuilder::new(descriptor.physical_type());
-    let is_float = matches!(descriptor.physical_type(), PhysicalType::FLOAT | PhysicalType::DOUBLE);
-    index.append(false, least.to_vec(), most.to_vec(), 0, is_float.then_some(0));
-    index.set_boundary_order(BoundaryOrder::ASCENDING);
-    index.append_histograms(&None, &levels);
+    let (descriptor, begin) = (close.metadata.column_descr_ptr(), chunk.len());
+    let is_nullable = descriptor.max_def_level() > 0;
+    let levels_of = |rows| is_nullable.then(|| LevelHistogram::from(vec![0, signed(rows)]));
     let has_lengths = close.metadata.unencoded_byte_array_data_bytes().is_some();
+    let which = which(&cells, rows.len());
+    let bits = which.iter().max().and_then(|most| most.checked_ilog2()).map_or(0, |top| top + 1);
+    let mut index = ColumnIndexBuilder::new(descriptor.physical_type());
+    let (mut offsets, mut bytes) = (OffsetIndexBuilder::new(), 0);
+    for (at, of) in pages.iter().enumerate() {
+        let levels = if is_nullable { levels(of.rows, 1) } else { vec![] };
+        let mut body = [levels, vec![u8::try_from(bits).expect("a u32 has 32")]].concat();
+        let mut page_bytes = 0;
+        for at in of.runs.clone() {
+            body.extend(run(rows[at]));
+            body.extend_from_slice(&which[at].to_le_bytes()[..bits.div_ceil(8) as usize]);
+            page_bytes += cells.row(at).len() * rows[at];
+        }
+        let page = page(of.rows, Encoding::RLE_DICTIONARY, body)?;
+        let [least, most] = told(&bounds, at)?;
+        index.append(false, least, most, 0, is_float(&descriptor).then_some(0));
+        index.append_histograms(&None, &levels_of(of.rows));
+        offsets.append_row_count(signed(of.rows));
+        let length = i32::try_from(page.len()).map_err(|_| too_many(of.rows))?;
+        offsets.append_offset_and_size(signed(chunk.len()), length);
+        offsets.append_unencoded_byte_array_data_bytes(has_lengths.then(|| signed(page_bytes)));
+        bytes += page_bytes;
+        chunk.extend(page);
+    }
+    index.set_boundary_order(bounds.get_boundary_order().unwrap_or(BoundaryOrder::UNORDERED));
     let metadata = close
         .metadata
         .into_builder()
         .set_dictionary_page_offset(Some(0))
-        .set_definition_level_histogram(levels)
-        .set_unencoded_byte_array_data_bytes(has_lengths.then(|| signed(distinct.bytes)));
+        .set_definition_level_histogram(levels_of(runs.rows()))
+        .set_unencoded_byte_array_data_bytes(has_lengths.then(|| signed(bytes)));
     close.metadata = metadata.build()?;
-    close.column_index = Some(index.build()?);
-    let at = signed(dictionary.len());
-    let close = closed(close, (at, signed(page.len())), rows)?;
-    Ok(Some(([dictionary, page].concat().into(), close)))
+    (close.column_index, close.offset_index) = (Some(index.build()?), Some(offsets.build()));
+    let close = closed(close, begin, chunk.len(), runs.rows())?;
+    Ok(Some((chunk.into(), close)))
 }
 
-/// `None`: they are of a kind that is not looked at.
-fn distinct(runs: &Runs) -> Result<Option<Distinct>> {
-    let (values, rows) = runs.values();
-    let Some(cells) = Cells::of(values) else { return Ok(None) };
-    let (mut known, mut firsts, mut which, mut bytes) = (HashMap::new(), vec![], vec![], 0);
-    for (at, (run, rows)) in (0..).zip(rows.iter().enumerate()) {
-        let cell = cells.row(run);
-        let next = u32::try_from(firsts.len()).expect("not more than there are runs");
-        let of_it = *known.entry(cell).or_insert(next);
-        if of_it == next {
-            firsts.push(at);
+/// Runs by pages, which end with a run: none that is not long has many more rows than `rows_max`.
+fn pages(rows: &[usize], rows_max: usize) -> Vec<RunPage> {
+    let mut pages: Vec<RunPage> = vec![];
+    for (at, run_rows) in rows.iter().enumerate() {
+        match pages.last_mut() {
+            Some(page) if page.rows < rows_max && page.runs.len() < PAGE_RUNS_MAX => {
+                page.runs.end = at + 1;
+                page.rows += run_rows;
+            }
+            _ => pages.push(RunPage { runs: at..at + 1, rows: *run_rows }),
         }
-        which.push(of_it);
-        bytes += cell.len() * rows;
     }
-    let values = take(values, &UInt32Array::from(firsts), None)?;
-    Ok(Some(Distinct { values, which, bytes }))
+    pages
+}
+
+/// Of each run, which of the values it has, in the order in which they come.
+fn which(cells: &Cells, runs: usize) -> Vec<u32> {
+    let mut known = HashMap::new();
+    let which = (0..runs).map(|run| {
+        let next = u32::try_from(known.len()).expect("not more than there are runs");
+        *known.entry(cells.row(run)).or_insert(next)
+    });
+    which.collect()
 }
 
 /// The chunks of a column that is NULL in every row, or of a list or map that is empty, or NULL: one for each of its leaves.
@@ -189,10 +204,9 @@ fn nothing(
         let repeated = (descriptor.max_rep_level() > 0).then(|| levels(rows, 0));
         let body = [repeated.unwrap_or_default(), levels(rows, level)].concat();
         let page = page(rows, Encoding::PLAIN, body)?;
-        let rows = signed(rows);
         let histogram = |most: i16, level: u8| {
             let mut counts = vec![0; usize::try_from(most).unwrap_or(0) + 1];
-            counts[usize::from(level)] = rows;
+            counts[usize::from(level)] = signed(rows);
             (most > 0).then(|| LevelHistogram::from(counts))
         };
         let (repeated, defined) = (
@@ -200,9 +214,7 @@ fn nothing(
             histogram(descriptor.max_def_level(), level),
         );
         let mut index = ColumnIndexBuilder::new(descriptor.physical_type());
-        let is_float =
-            matches!(descriptor.physical_type(), PhysicalType::FLOAT | PhysicalType::DOUBLE);
-        index.append(true, vec![], vec![], rows, is_float.then_some(0));
+        index.append(true, vec![], vec![], signed(rows), is_float(&descriptor).then_some(0));
         index.set_boundary_order(BoundaryOrder::ASCENDING);
         index.append_histograms(&repeated, &defined);
         let statistics = close.metadata.statistics().cloned();
@@ -214,58 +226,70 @@ fn nothing(
             .set_repetition_level_histogram(repeated)
             .set_definition_level_histogram(defined);
         if let Some(of_one) = statistics {
-            metadata = metadata.set_statistics(with_nulls(of_one, rows.cast_unsigned()));
+            metadata = metadata.set_statistics(with_nulls(of_one, rows as u64));
         }
         close.metadata = metadata.build()?;
-        close.column_index = Some(index.build()?);
-        let close = closed(close, (0, signed(page.len())), rows)?;
+        let mut offsets = OffsetIndexBuilder::new();
+        offsets.append_row_count(signed(rows));
+        let length = i32::try_from(page.len()).map_err(|_| too_many(rows))?;
+        offsets.append_offset_and_size(0, length);
+        let bytes = close.metadata.unencoded_byte_array_data_bytes();
+        offsets.append_unencoded_byte_array_data_bytes(bytes);
+        (close.column_index, close.offset_index) = (Some(index.build()?), Some(offsets.build()));
+        let close = closed(close, 0, page.len(), rows)?;
         Ok((page.into(), close))
     });
     chunks.collect::<Result<_>>().map(RunChunks)
 }
 
-/// What is said of a chunk whose data page, of so many rows, is at `at` and has `length` bytes.
+/// What is said of a chunk of so many bytes and rows, whose first data page is at `begin`.
 fn closed(
     mut close: ColumnCloseResult,
-    (at, length): (i64, i64),
-    rows: i64,
+    begin: usize,
+    bytes: usize,
+    rows: usize,
 ) -> Result<ColumnCloseResult> {
-    let mut offsets = OffsetIndexBuilder::new();
-    offsets.append_row_count(rows);
-    offsets.append_offset_and_size(at, i32::try_from(length).unwrap_or(i32::MAX));
-    offsets
-        .append_unencoded_byte_array_data_bytes(close.metadata.unencoded_byte_array_data_bytes());
-    close.offset_index = Some(offsets.build());
     close.metadata = close
         .metadata
         .into_builder()
-        .set_num_values(rows)
-        .set_total_compressed_size(at + length)
-        .set_total_uncompressed_size(at + length)
-        .set_data_page_offset(at)
+        .set_num_values(signed(rows))
+        .set_total_compressed_size(signed(bytes))
+        .set_total_uncompressed_size(signed(bytes))
+        .set_data_page_offset(signed(begin))
         .build()?;
-    (close.rows_written, close.bytes_written) =
-        (rows.cast_unsigned(), (at + length).cast_unsigned());
+    (close.rows_written, close.bytes_written) = (rows as u64, bytes as u64);
     Ok(close)
 }
 
-/// The dictionary page of a chunk that the library writes of a row of each value, without compression, and what it says
-/// of that chunk; `None`: it has none.
+/// The dictionary page of a chunk that the library writes of a row of each run, without compression, and what it says
+/// of that chunk, page by page; `None`: it has none.
 fn of_each(
     field: &FieldRef,
     leaves: &TypePtr,
     properties: &WriterPropertiesPtr,
     values: &ArrayRef,
+    pages: &[RunPage],
 ) -> Result<Option<(Vec<u8>, ColumnCloseResult)>> {
+    // Its pages have as many rows each: the last value of ours again and again.
+    let width = pages.iter().map(|page| page.runs.len()).max().unwrap_or(1);
+    let filled = pages.iter().flat_map(|page| {
+        let last = page.runs.end.saturating_sub(1);
+        page.runs.clone().chain(iter::repeat(last)).take(width)
+    });
+    let filled = filled.map(|run| u32::try_from(run).expect("Arrow's offsets are shorter"));
+    let values = take(values, &UInt32Array::from_iter_values(filled), None)?;
     let path = ColumnPath::new(vec![field.name().clone()]);
     let properties = WriterPropertiesPtr::clone(properties).as_ref().clone().into_builder();
     let properties = properties
         .set_column_compression(path.clone(), Compression::UNCOMPRESSED)
         .set_column_dictionary_enabled(path.clone(), true)
-        .set_column_dictionary_page_size_limit(path, usize::MAX)
+        .set_column_dictionary_page_size_limit(path.clone(), usize::MAX)
+        .set_column_data_page_size_limit(path.clone(), usize::MAX)
+        .set_column_data_page_row_count_limit(path, width)
+        .set_write_batch_size(width)
         .build();
     let properties = Arc::new(properties);
-    let chunks = encode(field, leaves, &properties, vec![Piece::Array(Arc::clone(values))])?;
+    let chunks = encode(field, leaves, &properties, vec![Piece::Array(values)])?;
     let Ok([chunk]) = <[_; 1]>::try_from(chunks) else { return Ok(None) };
     let close = chunk.close().clone();
     let root = Type::group_type_builder("schema").with_fields(vec![Arc::clone(leaves)]).build()?;
@@ -322,6 +346,10 @@ fn is_nan(value: &ArrayRef) -> bool {
     }
 }
 
+fn is_float(descriptor: &ColumnDescriptor) -> bool {
+    matches!(descriptor.physical_type(), PhysicalType::FLOAT | PhysicalType::DOUBLE)
+}
+
 fn too_many(rows: usize) -> ParquetError {
     ParquetError::General(format!("{rows} rows are too many for a page"))
 }
@@ -332,9 +360,15 @@ fn signed(number: usize) -> i64 {
 
 /// Of fewer rows it costs more than it saves.
 const ROWS_MIN: usize = 256;
+/// Of a page, however few rows they are.
+const PAGE_RUNS_MAX: usize = 128;
+/// Values that take more are worth being compressed: they are left to who does it.
+const DICTIONARY_BYTES_MAX: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use arrow_array::{
         BinaryArray, Date32Array, Decimal128Array, FixedSizeBinaryArray, Float32Array,
         Float64Array, Int16Array, Int32Array, Int64Array, RecordBatch, StringArray,
@@ -346,7 +380,10 @@ mod tests {
             arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
         },
         file::{
-            metadata::{ColumnChunkMetaData, PageIndexPolicy, ParquetMetaData},
+            metadata::{
+                ColumnChunkMetaData, PageIndexPolicy, ParquetMetaData,
+                page_index::RowGroupPageIndex,
+            },
             properties::WriterProperties,
         },
     };
@@ -366,7 +403,7 @@ mod tests {
 
     /// Columns of one value each, then two that are not; with and without NULLs allowed.
     fn columns(rows: usize) -> Vec<(&'static str, ArrayRef, bool)> {
-        let uuids = std::iter::repeat_n([7; 16], rows);
+        let uuids = iter::repeat_n([7; 16], rows);
         let decimal =
             Decimal128Array::from(vec![-5; rows]).with_precision_and_scale(38, 2).unwrap();
         let mut own = MetaArrays::new();
@@ -392,11 +429,7 @@ mod tests {
             ),
             ("decimal", Arc::new(decimal), true),
             ("uuid", Arc::new(FixedSizeBinaryArray::try_from_iter(uuids).unwrap()), true),
-            (
-                "blob",
-                Arc::new(BinaryArray::from_iter_values(std::iter::repeat_n([255, 0], rows))),
-                true,
-            ),
+            ("blob", Arc::new(BinaryArray::from_iter_values(iter::repeat_n([255, 0], rows))), true),
             ("text", Arc::new(StringArray::from(vec!["0000000A/00000001"; rows])), false),
             ("empty", Arc::new(StringArray::from(vec![""; rows])), true),
             ("large", Arc::new(StringArray::from(vec!["é".repeat(70); rows])), true),
@@ -418,7 +451,7 @@ mod tests {
             ),
             (
                 "most",
-                Arc::new(BinaryArray::from_iter_values(std::iter::repeat_n([255; 90], rows))),
+                Arc::new(BinaryArray::from_iter_values(iter::repeat_n([255; 90], rows))),
                 true,
             ),
             ("names", names, false),
@@ -441,8 +474,14 @@ mod tests {
         let (numbers, shorts) = (|| bytes().map(i64::from), || bytes().map(i32::from));
         let decimals = || Decimal128Array::from_iter_values(numbers().map(|n| i128::from(n) - 9));
         let uuids = numbers().map(|n| (i128::from(n) << 70).to_be_bytes());
+        // Ten runs in a page, then one.
+        let uneven = (0_i64..).take(rows).map(|row| match row / 5000 % 2 {
+            0 => row / 500,
+            _ => 1000 + row / 5000,
+        });
         let of_type = |of: DataType| new_null_array(&of, rows);
         vec![
+            ("uneven", Arc::new(Int64Array::from_iter_values(uneven)), true),
             ("numbers", Arc::new(Int64Array::from_iter_values(numbers())), true),
             ("never", Arc::new(Int64Array::from_iter_values(numbers())), false),
             ("shorts", Arc::new(Int32Array::from_iter_values(shorts())), true),
@@ -509,11 +548,39 @@ mod tests {
 
     #[test]
     fn a_run_reads_as_the_rows_that_the_library_writes() {
+        read_as_the_library_writes(ROWS);
+    }
+
+    #[test]
+    fn runs_of_several_pages_read_as_the_rows_that_the_library_writes() {
+        // Ten runs.
+        read_as_the_library_writes(5000);
+    }
+
+    /// What a file says of a chunk.
+    fn said(of: &ColumnChunkMetaData) -> String {
+        let histogram = of.definition_level_histogram();
+        let repeated = of.repetition_level_histogram();
+        let bytes = of.unencoded_byte_array_data_bytes();
+        let (values, statistics) = (of.num_values(), of.statistics());
+        format!("{values} {statistics:?} {histogram:?} {repeated:?} {bytes:?}")
+    }
+
+    /// What a file says of the pages of a chunk: where they begin, what they take, and their bounds.
+    fn pages_of(index: &RowGroupPageIndex, at: usize) -> (Vec<i64>, Option<Vec<i64>>, String) {
+        let offsets = index.offset_index(at).unwrap();
+        let rows = offsets.page_locations().iter().map(|page| page.first_row_index);
+        let bytes = offsets.unencoded_byte_array_data_bytes().cloned();
+        (rows.collect(), bytes, format!("{:?}", index.column_index(at)))
+    }
+
+    fn read_as_the_library_writes(page_rows: usize) {
         let whole = batch(ROWS);
         let zstd = Compression::ZSTD(parquet::basic::ZstdLevel::default());
         let properties = WriterProperties::builder()
             .set_compression(zstd)
-            .set_data_page_row_count_limit(ROWS)
+            .set_data_page_row_count_limit(page_rows)
+            .set_write_batch_size(500)
             .build();
         let mut writer = Writer::new(
             vec![],
@@ -534,24 +601,31 @@ mod tests {
         let (ours, found) = read(writer.into_inner().unwrap());
         let (theirs, expected) = read(library.into_inner().unwrap());
         assert_eq!(format!("{found:?}"), format!("{expected:?}"));
-        let mut runs = 0;
+        let (mut runs, mut several) = (0, 0);
         for group in 0..2 {
             let indexes = [&ours, &theirs].map(|of| of.page_index_for_row_group(group));
             let chunks = [&ours, &theirs].map(|of| of.row_group(group).columns().iter());
             let [ours, theirs] = chunks;
             for (at, (ours, theirs)) in ours.zip(theirs).enumerate() {
                 let name = ours.column_path().string();
-                let said = |of: &ColumnChunkMetaData| {
-                    let histogram = of.definition_level_histogram();
-                    let repeated = of.repetition_level_histogram();
-                    let bytes = of.unencoded_byte_array_data_bytes();
-                    let (values, statistics) = (of.num_values(), of.statistics());
-                    format!("{values} {statistics:?} {histogram:?} {repeated:?} {bytes:?}")
-                };
                 assert_eq!(said(ours), said(theirs), "{name}");
-                let index = |index: usize| format!("{:?}", indexes[index].column_index(at));
-                assert_eq!(index(0), index(1), "{name}");
                 let is_run = ours.compression() == Compression::UNCOMPRESSED;
+                let [of_ours, of_theirs] = [0, 1].map(|of| pages_of(&indexes[of], at));
+                // What is the same everywhere has one page; what is nearly so, or no runs, has pages that end elsewhere.
+                let is_several = is_run && of_ours.0.len() > 1 && name != "other";
+                if is_several || page_rows == ROWS {
+                    assert_eq!(of_ours, of_theirs, "{name}");
+                }
+                several += usize::from(is_several);
+                if is_run {
+                    let encodings = |of: &ColumnChunkMetaData| {
+                        of.encodings().map(|of| of.to_string()).collect::<BTreeSet<_>>()
+                    };
+                    if ours.dictionary_page_offset().is_some() {
+                        assert_eq!(encodings(ours), encodings(theirs), "{name}");
+                    }
+                    assert_eq!(ours.byte_range().1, ours.compressed_size().cast_unsigned());
+                }
                 runs += usize::from(is_run);
                 let column = name.split('.').next().unwrap();
                 let others = ["nan", "often", "some"];
@@ -561,6 +635,8 @@ mod tests {
         // A map has two leaves.
         let columns = columns(1).len() + more_columns(1).len();
         assert_eq!(runs, 2 * (columns - 3 + 3));
+        // Of twelve columns.
+        assert_eq!(several, if page_rows < ROWS { 24 } else { 0 });
     }
 
     #[test]
@@ -588,8 +664,8 @@ mod tests {
         let sizes =
             metadata.row_group(0).columns().iter().map(ColumnChunkMetaData::compressed_size);
         let sizes: Vec<_> = sizes.collect();
-        // A value, and a run's head and index: of 1,168 and of 300 runs.
-        assert!(sizes[0] < 1168 * (8 + 4) + 200 && sizes[1] < 300 * (11 + 4) + 200, "{sizes:?}");
+        // A value, and a run's head and index: of 1,168 and of 300 runs; and the heads of 16 pages.
+        assert!(sizes[0] < 1168 * (8 + 4) + 500 && sizes[1] < 300 * (11 + 4) + 500, "{sizes:?}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use arrow_schema::DataType;
 use arrow_select::{concat::concat, take::take};
 use parquet::errors::Result;
 
-use super::pieces::Piece;
+use super::pieces::{Piece, slice_bytes};
 
 /// Values, and in how many rows each of them stands.
 #[derive(Clone, Debug)]
@@ -34,7 +34,7 @@ impl Runs {
 
     /// As many rows of each value.
     pub(super) fn new(values: ArrayRef, rows: Vec<usize>) -> Self {
-        debug_assert_eq!(values.len(), rows.len(), "each value has its rows");
+        debug_assert!(values.len() == rows.len() && !rows.contains(&0), "each value has its rows");
         Self { values, rows }
     }
 
@@ -48,8 +48,12 @@ impl Runs {
         let (mut values, mut rows) = (vec![], vec![]);
         for piece in pieces.iter().filter(|piece| piece.rows() > 0) {
             match piece {
+                // Few, and large: of such a value no more copies are made.
+                Piece::Array(array) if slice_bytes(array) / array.len() > VALUE_BYTES_MAX => {
+                    return Ok(None);
+                }
                 Piece::Array(array) => {
-                    let Some(starts) = starts(array, 1 + array.len() / ROWS_MIN) else {
+                    let Some(starts) = starts(array, SPARE_RUNS + array.len() / ROWS_MIN) else {
                         return Ok(None);
                     };
                     rows.extend(lengths(&starts, array.len()));
@@ -125,28 +129,25 @@ impl Runs {
 impl Cells {
     /// Those of an array; `None`: it is nested, or of bits.
     pub(super) fn of(array: &dyn Array) -> Option<Self> {
-        let width = match array.data_type() {
-            DataType::Utf8 | DataType::Binary => None,
-            DataType::FixedSizeBinary(width) => Some(usize::try_from(*width).ok()?),
-            flat => Some(flat.primitive_width()?),
+        let (width, buffers) = match array.data_type() {
+            DataType::Utf8 | DataType::Binary => (None, 2),
+            DataType::FixedSizeBinary(width) => (Some(usize::try_from(*width).ok()?), 1),
+            flat => (Some(flat.primitive_width()?), 1),
         };
-        Some(Self { data: array.to_data(), width })
+        let data = array.to_data();
+        (data.buffers().len() == buffers).then_some(Self { data, width })
     }
 
     /// That of a row.
     pub(super) fn row(&self, row: usize) -> &[u8] {
-        match (self.width, self.data.buffers()) {
-            (Some(width), [bytes, ..]) => {
-                let from = (self.data.offset() + row) * width;
-                &bytes[from..from + width]
-            }
-            (None, [_, bytes]) => {
-                let bounds = &self.data.buffer::<i32>(0)[row..row + 2];
-                let at = |bound: i32| usize::try_from(bound).expect("offsets begin at 0");
-                &bytes[at(bounds[0])..at(bounds[1])]
-            }
-            _ => &[],
+        let buffers = self.data.buffers();
+        if let Some(width) = self.width {
+            let from = (self.data.offset() + row) * width;
+            return &buffers[0][from..from + width];
         }
+        let bounds = &self.data.buffer::<i32>(0)[row..row + 2];
+        let at = |bound: i32| usize::try_from(bound).expect("offsets begin at 0");
+        &buffers[1][at(bounds[0])..at(bounds[1])]
     }
 }
 
@@ -209,6 +210,10 @@ fn at(array: &ArrayRef, rows: &[usize]) -> Result<ArrayRef> {
 
 /// A run of fewer rows, of one among several, costs more than it saves.
 const ROWS_MIN: usize = 256;
+/// So many more may be in a piece: others have fewer.
+const SPARE_RUNS: usize = 8;
+/// Larger values are not looked at.
+const VALUE_BYTES_MAX: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -58,16 +58,23 @@ pub(super) fn array(data_type: &DataType, bounds: Vec<Option<Vec<u8>>>) -> Resul
 }
 
 /// Least and most of a page, as the index has them; of one whose rows are all NULL nothing.
-pub(super) fn told(index: &ColumnIndexMetaData, page: usize) -> Result<[Vec<u8>; 2]> {
+pub(in crate::seal) fn told(index: &ColumnIndexMetaData, page: usize) -> Result<[Vec<u8>; 2]> {
     let bytes = |of: Option<&[u8]>| of.unwrap_or_default().to_vec();
+    // A macro: what these types have in common is private to the library.
+    macro_rules! number {
+        ($of:ident) => {
+            [$of.min_value(page), $of.max_value(page)]
+                .map(|of| bytes(of.map(|of| of.to_le_bytes()).as_ref().map(|of| &of[..])))
+        };
+    }
     Ok(match index {
         ColumnIndexMetaData::BYTE_ARRAY(of) | ColumnIndexMetaData::FIXED_LEN_BYTE_ARRAY(of) => {
             [of.min_value(page), of.max_value(page)].map(bytes)
         }
-        ColumnIndexMetaData::INT32(of) => [of.min_value(page), of.max_value(page)]
-            .map(|of| bytes(of.map(|of| of.to_le_bytes()).as_ref().map(|of| &of[..]))),
-        ColumnIndexMetaData::INT64(of) => [of.min_value(page), of.max_value(page)]
-            .map(|of| bytes(of.map(|of| of.to_le_bytes()).as_ref().map(|of| &of[..]))),
+        ColumnIndexMetaData::INT32(of) => number!(of),
+        ColumnIndexMetaData::INT64(of) => number!(of),
+        ColumnIndexMetaData::FLOAT(of) => number!(of),
+        ColumnIndexMetaData::DOUBLE(of) => number!(of),
         _ => return Err(unlike("what is said of its pages")),
     })
 }
