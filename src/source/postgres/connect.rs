@@ -127,7 +127,7 @@ impl Target {
         let name = ServerName::try_from(host.name.clone()).map_err(|why| {
             SourceError::Certificate { host: host.to_string(), why: why.to_string() }
         })?;
-        let shaken = TlsConnector::from(Arc::clone(tls)).connect(name, stream);
+        let shaken = TlsConnector::from(Arc::clone(tls)).connect(name, tls::protected(stream));
         match timeout(DIAL_LIMIT, shaken).await.map_err(late)? {
             Ok(stream) => Ok(Channel::Tls(Box::new(stream))),
             Err(why) => Err(handshake(host, &why)),

@@ -25,7 +25,7 @@ use rustls::{
     server::ParsedCertificate,
 };
 use tokio::{
-    io::{self, AsyncRead, AsyncWrite, ReadBuf},
+    io::{self, AsyncRead, AsyncWrite, BufReader, ReadBuf},
     net::TcpStream,
 };
 use tokio_rustls::client::TlsStream;
@@ -46,10 +46,18 @@ pub(crate) enum Channel {
     /// In the clear.
     Plain(TcpStream),
     /// Over TLS.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Protected>>),
     /// In memory, to a server in the same process.
     #[cfg(feature = "sim")]
     Memory(io::DuplexStream),
+}
+
+/// What TLS reads from: by itself it would ask the kernel for 4 KiB at a time.
+pub(super) type Protected = BufReader<TcpStream>;
+
+/// Below TLS, once the server is ready for it.
+pub(super) fn protected(stream: TcpStream) -> Protected {
+    BufReader::with_capacity(PROTECTED_BYTES, stream)
 }
 
 impl Channel {
@@ -57,7 +65,10 @@ impl Channel {
     pub(super) async fn nap(&self, length: Duration) -> bool {
         match self {
             Self::Plain(stream) => lull::nap(stream, length).await,
-            Self::Tls(stream) => lull::nap(stream.get_ref().0, length).await,
+            Self::Tls(stream) => {
+                let (below, _) = stream.get_ref();
+                lull::nap(below.get_ref(), length).await || !below.buffer().is_empty()
+            }
             #[cfg(feature = "sim")]
             Self::Memory(_) => {
                 tokio::time::sleep(length).await;
@@ -70,7 +81,7 @@ impl Channel {
     pub(super) fn wake_at(&self, bytes: i32) {
         match self {
             Self::Plain(stream) => lull::wake_at(stream, bytes),
-            Self::Tls(stream) => lull::wake_at(stream.get_ref().0, bytes),
+            Self::Tls(stream) => lull::wake_at(stream.get_ref().0.get_ref(), bytes),
             #[cfg(feature = "sim")]
             Self::Memory(_) => {}
         }
@@ -267,7 +278,7 @@ impl Channel {
     pub(crate) fn peer(&self) -> io::Result<SocketAddr> {
         match self {
             Self::Plain(stream) => stream.peer_addr(),
-            Self::Tls(stream) => stream.get_ref().0.peer_addr(),
+            Self::Tls(stream) => stream.get_ref().0.get_ref().peer_addr(),
             #[cfg(feature = "sim")]
             Self::Memory(_) => Err(io::ErrorKind::AddrNotAvailable.into()),
         }
@@ -389,11 +400,87 @@ impl tokio_postgres::tls::TlsStream for Channel {
     }
 }
 
+/// As much as a record of the largest, four times.
+const PROTECTED_BYTES: usize = 64 << 10;
+
 #[cfg(test)]
 mod tests {
+    use bytes::BytesMut;
     use proptest::prelude::*;
+    use rustls::ServerConfig;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+    use tokio_rustls::{TlsAcceptor, TlsConnector, server};
 
     use super::*;
+
+    /// A channel, and the server at its other end.
+    async fn pair() -> (Channel, server::TlsStream<TcpStream>) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(made.signing_key.serialize_pem().as_bytes());
+        let theirs = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key.unwrap())
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        let url = Url::parse("postgresql://box@localhost/shop?sslmode=require").unwrap();
+        let ours = TlsConnector::from(settings(&url).unwrap().unwrap());
+        let name = ServerName::try_from("localhost").unwrap();
+        let (client, server) = tokio::join!(
+            ours.connect(name, protected(stream)),
+            TlsAcceptor::from(Arc::new(theirs)).accept(accepted)
+        );
+        (Channel::Tls(Box::new(client.unwrap())), server.unwrap())
+    }
+
+    async fn send(server: &mut server::TlsStream<TcpStream>, bytes: &[u8]) {
+        server.write_all(bytes).await.unwrap();
+        server.flush().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn all_records_that_have_come_are_read_at_once() {
+        let (mut channel, mut server) = pair().await;
+        for n in 0..20 {
+            send(&mut server, &[n; 1000]).await;
+        }
+        assert!(channel.nap(Duration::from_millis(50)).await);
+        let mut read = BytesMut::with_capacity(64 << 10);
+        assert_eq!(channel.read_buf(&mut read).await.unwrap(), 20_000);
+        assert!(read.chunks(1000).zip(0..).all(|(chunk, n)| chunk == [n; 1000]));
+        assert!(!channel.nap(Duration::from_millis(1)).await);
+        // No more than there is room for; the rest is there, in whatever buffer.
+        send(&mut server, &[7; 9000]).await;
+        assert!(channel.nap(Duration::from_millis(50)).await);
+        channel.read_exact(&mut [0; 8999]).await.unwrap();
+        assert_eq!(channel.read(&mut [0; 2]).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_came_before_an_end_is_read_before_it() {
+        for is_in_order in [true, false] {
+            let (mut channel, mut server) = pair().await;
+            send(&mut server, &[7; 100]).await;
+            match is_in_order {
+                true => server.shutdown().await.unwrap(),
+                false => server.get_mut().0.shutdown().await.unwrap(),
+            }
+            assert!(channel.nap(Duration::from_millis(50)).await);
+            let mut read = BytesMut::with_capacity(64 << 10);
+            assert_eq!(channel.read_buf(&mut read).await.unwrap(), 100);
+            let end = channel.read_buf(&mut read).await;
+            match is_in_order {
+                true => assert_eq!(end.unwrap(), 0),
+                false => assert_eq!(end.unwrap_err().kind(), io::ErrorKind::UnexpectedEof),
+            }
+        }
+    }
 
     /// A DER element.
     fn element(tag: u8, content: &[u8]) -> Vec<u8> {
