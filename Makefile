@@ -26,7 +26,7 @@ SETS ?= wide tpcb
 LOADS ?= ins upd
 RATE ?= 5000
 JOURNAL_GIB ?= 1
-export SCALE TURNS SETS LOADS COLD RATE JOURNAL_GIB
+export SCALE TURNS SETS LOADS SSLMODE COLD RATE JOURNAL_GIB
 PY := target/py/bin/python
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 export SSL_CERT_FILE ?= /etc/ssl/certs/ca-certificates.crt
@@ -92,10 +92,10 @@ bench-binaries: bench-tools ## The gateway as it is shipped, and the store besid
 	@cp target/release/lakehead target/bench-store
 	cargo build --release --locked
 
-bench-snapshot: bench-binaries ## Beside COPY | zstd | openssl | aws: make bench-snapshot SCALE=1 TURNS=3 SETS="wide tpcb"
+bench-snapshot: bench-binaries ## Beside COPY | zstd | openssl | aws: make bench-snapshot SCALE=1 TURNS=3 SETS="wide tpcb" SSLMODE=disable
 	@python3 benches/snapshot.py
 
-bench-stream: bench-binaries ## Beside pg_recvlogical: make bench-stream SCALE=1 TURNS=3 LOADS="ins upd"
+bench-stream: bench-binaries ## Beside pg_recvlogical: make bench-stream SCALE=1 TURNS=3 LOADS="ins upd" SSLMODE=disable
 	@python3 benches/stream.py
 
 bench-upload: bench-binaries ## Beside aws s3 cp, TLS, ciphertext: make bench-upload SCALE=1 TURNS=3

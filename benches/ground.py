@@ -27,6 +27,8 @@ AWS = HERE.parent / "target/bench-py/bin/aws"
 # What comes before the command of a box and of a store: to have them wait for others.
 BEHIND = []
 FOLDER = Path(os.environ.get("BENCH_DIR", "/var/tmp/lakehead-bench")).resolve()
+# Of all connections to PostgreSQL, the peers' too: `require` for TLS.
+SSLMODE = os.environ.get("SSLMODE") or "disable"
 SERVER_OPTIONS = """
 listen_addresses = '127.0.0.1'
 wal_level = logical
@@ -97,6 +99,11 @@ def all_shipped(status):
     return whole(status["snapshot"]) and sent and status["entry"] > 0
 
 
+def named(bench):
+    """What its results are called: with TLS they are not those that the charts are made of."""
+    return bench if SSLMODE == "disable" else f"{bench}-{SSLMODE}"
+
+
 def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -122,6 +129,7 @@ class Cluster:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "PG_VERSION").exists():
             self._create()
+        self._certify()
         self.password = self.password_file.read_text()
         if (self.folder / "postmaster.pid").exists():
             with contextlib.suppress(subprocess.CalledProcessError):
@@ -136,7 +144,7 @@ class Cluster:
             PGPORT=str(self.port),
             PGUSER="postgres",
             PGPASSWORD=self.password,
-            PGSSLMODE="disable",
+            PGSSLMODE=SSLMODE,
             PATH=f"{self.bin}:{os.environ['PATH']}",
         )
         self.version = self.sql("postgres", "SHOW server_version").split()[0]
@@ -153,6 +161,22 @@ class Cluster:
         self._tool("initdb", "-D", str(self.folder), *words, "--pwfile", str(self.password_file))
         with open(self.folder / "postgresql.conf", "a") as file:
             file.write(SERVER_OPTIONS)
+
+    def _certify(self):
+        """A certificate that it signs itself, so that it speaks TLS to whoever asks for it."""
+        certificate, key = self.folder / "server.crt", self.folder / "server.key"
+        if certificate.exists():
+            return
+        words = ["openssl", "req", "-x509", "-nodes", "-days", "3650", "-subj", "/CN=localhost"]
+        words += ["-keyout", str(key), "-out", str(certificate)]
+        subprocess.run(words, check=True, stderr=subprocess.DEVNULL)
+        key.chmod(0o600)
+        if self.user:
+            owner = pwd.getpwnam(self.user)
+            os.chown(certificate, owner.pw_uid, owner.pw_gid)
+            os.chown(key, owner.pw_uid, owner.pw_gid)
+        with open(self.folder / "postgresql.conf", "a") as file:
+            file.write("ssl = on\n")
 
     def stop(self):
         self._tool("pg_ctl", "-D", str(self.folder), "-m", "fast", "-w", "stop")
@@ -259,7 +283,7 @@ data_dir = "{folder}/data"
 [[source]]
 name = "{source}"
 kind = "postgres"
-url = "postgresql://postgres@127.0.0.1:{cluster.port}/{database}?sslmode=disable"
+url = "postgresql://postgres@127.0.0.1:{cluster.port}/{database}?sslmode={SSLMODE}"
 password_file = "{folder}/source.password"
 tables = {json.dumps(tables)}
 snapshot_pace = "{pace}"
