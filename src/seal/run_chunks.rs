@@ -110,12 +110,14 @@ fn flat(
     let (values, rows) = runs.values();
     let Some(cells) = Cells::of(values) else { return Ok(None) };
     let path = ColumnPath::new(vec![field.name().clone()]);
-    let pages = pages(rows, properties.column_data_page_row_count_limit(&path));
-    let Some((mut chunk, mut close)) = of_each(field, leaves, properties, values, &pages)? else {
+    let (which, dictionary_bytes) = which(&cells, rows.len());
+    if rows.len() > 1 && dictionary_bytes > DICTIONARY_BYTES_MAX {
         return Ok(None);
-    };
-    let is_long = chunk.len() > DICTIONARY_BYTES_MAX && rows.len() > 1;
-    let (Some(bounds), false) = (close.column_index.take(), is_long) else { return Ok(None) };
+    }
+    let pages = pages(rows, properties.column_data_page_row_count_limit(&path));
+    let chunk = of_each(field, leaves, properties, (values, &cells), &pages)?;
+    let Some((mut chunk, mut close)) = chunk else { return Ok(None) };
+    let Some(bounds) = close.column_index.take() else { return Ok(None) };
     let is_bound = close.metadata.statistics().is_some_and(|found| found.min_bytes_opt().is_some());
     if !is_bound || bounds.num_pages() != pages.len() as u64 {
         return Ok(None);
@@ -124,7 +126,6 @@ fn flat(
     let is_nullable = descriptor.max_def_level() > 0;
     let levels_of = |rows| is_nullable.then(|| LevelHistogram::from(vec![0, signed(rows)]));
     let has_lengths = close.metadata.unencoded_byte_array_data_bytes().is_some();
-    let which = which(&cells, rows.len());
     let bits = which.iter().max().and_then(|most| most.checked_ilog2()).map_or(0, |top| top + 1);
     let mut index = ColumnIndexBuilder::new(descriptor.physical_type());
     let (mut offsets, mut bytes) = (OffsetIndexBuilder::new(), 0);
@@ -176,14 +177,15 @@ fn pages(rows: &[usize], rows_max: usize) -> Vec<RunPage> {
     pages
 }
 
-/// Of each run, which of the values it has, in the order in which they come.
-fn which(cells: &Cells, runs: usize) -> Vec<u32> {
+/// Of each run, which of the values it has, in the order in which they come; and bytes of the values.
+fn which(cells: &Cells, runs: usize) -> (Vec<u32>, usize) {
     let mut known = HashMap::new();
     let which = (0..runs).map(|run| {
         let next = u32::try_from(known.len()).expect("not more than there are runs");
         *known.entry(cells.row(run)).or_insert(next)
     });
-    which.collect()
+    let which = which.collect();
+    (which, known.keys().map(|cell| cell.len()).sum())
 }
 
 /// The chunks of a column that is NULL in every row, or of a list or map that is empty, or NULL: one for each of its leaves.
@@ -267,14 +269,15 @@ fn of_each(
     field: &FieldRef,
     leaves: &TypePtr,
     properties: &WriterPropertiesPtr,
-    values: &ArrayRef,
+    (values, cells): (&ArrayRef, &Cells),
     pages: &[RunPage],
 ) -> Result<Option<(Vec<u8>, ColumnCloseResult)>> {
-    // Its pages have as many rows each: the last value of ours again and again.
+    // Its pages have as many rows each: the shortest value of ours again and again.
     let width = pages.iter().map(|page| page.runs.len()).max().unwrap_or(1);
     let filled = pages.iter().flat_map(|page| {
-        let last = page.runs.end.saturating_sub(1);
-        page.runs.clone().chain(iter::repeat(last)).take(width)
+        let shortest = page.runs.clone().min_by_key(|run| cells.row(*run).len());
+        let again = iter::repeat(shortest.unwrap_or(page.runs.start));
+        page.runs.clone().chain(again).take(width)
     });
     let filled = filled.map(|run| u32::try_from(run).expect("Arrow's offsets are shorter"));
     let values = take(values, &UInt32Array::from_iter_values(filled), None)?;
@@ -384,6 +387,7 @@ mod tests {
                 ColumnChunkMetaData, PageIndexPolicy, ParquetMetaData,
                 page_index::RowGroupPageIndex,
             },
+            page_index::column_index::ColumnIndexMetaData,
             properties::WriterProperties,
         },
     };
@@ -666,6 +670,57 @@ mod tests {
         let sizes: Vec<_> = sizes.collect();
         // A value, and a run's head and index: of 1,168 and of 300 runs; and the heads of 16 pages.
         assert!(sizes[0] < 1168 * (8 + 4) + 500 && sizes[1] < 300 * (11 + 4) + 500, "{sizes:?}");
+    }
+
+    /// What a writer makes of a column that comes in pieces of so many rows.
+    fn chunk_of(column: &ArrayRef, rows: usize) -> (Arc<ParquetMetaData>, ArrayRef) {
+        let whole = RecordBatch::try_from_iter([("column", Arc::clone(column))]).unwrap();
+        let zstd = Compression::ZSTD(parquet::basic::ZstdLevel::default());
+        let properties = WriterProperties::builder().set_compression(zstd).build();
+        let (habits, terms) = (Habits::default(), Terms::default());
+        let mut writer = Writer::new(vec![], &whole.schema(), properties, habits, terms).unwrap();
+        for from in (0..whole.num_rows()).step_by(rows) {
+            let part = whole.slice(from, rows.min(whole.num_rows() - from));
+            writer.add(pieces(part.columns())).unwrap();
+        }
+        let (metadata, found) = read(writer.into_inner().unwrap());
+        let found: Vec<_> = found.iter().map(|batch| &**batch.column(0)).collect();
+        (metadata, arrow_select::concat::concat(&found).unwrap())
+    }
+
+    #[test]
+    fn long_values_are_left_to_who_compresses_them() {
+        let texts = (0..36_000).map(|row| format!("{:0>200}", row / 300));
+        let texts: ArrayRef = Arc::new(StringArray::from_iter_values(texts));
+        let (metadata, found) = chunk_of(&texts, 8192);
+        assert_eq!(&found, &texts);
+        let column = metadata.row_group(0).column(0);
+        assert!(column.compression() != Compression::UNCOMPRESSED);
+        assert!(column.compressed_size() < 8000, "{}", column.compressed_size());
+    }
+
+    #[test]
+    fn a_page_ends_after_so_many_runs_and_tells_its_bounds() {
+        // A long run, 200 of a row each, and a long one.
+        let rows = (0..200_000_i64).map(|row| match row {
+            100_000..100_200 => 500 - (row - 100_000),
+            _ => 7,
+        });
+        let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(rows));
+        let (metadata, found) = chunk_of(&numbers, 1 << 16);
+        assert_eq!(&found, &numbers);
+        let index = metadata.page_index_for_row_group(0);
+        let (rows, _, _) = pages_of(&index, 0);
+        assert_eq!(rows, [0, 100_000, 100_128]);
+        let Some(ColumnIndexMetaData::INT64(bounds)) = index.column_index(0) else {
+            panic!("it has none");
+        };
+        let bounds: Vec<_> = bounds
+            .min_values_iter()
+            .zip(bounds.max_values_iter())
+            .map(|(a, b)| (*a.unwrap(), *b.unwrap()))
+            .collect();
+        assert_eq!(bounds, [(7, 7), (373, 500), (7, 372)]);
     }
 
     #[test]

@@ -66,8 +66,10 @@ impl Channel {
         match self {
             Self::Plain(stream) => lull::nap(stream, length).await,
             Self::Tls(stream) => {
-                let (below, _) = stream.get_ref();
-                lull::nap(below.get_ref(), length).await || !below.buffer().is_empty()
+                let (below, session) = stream.get_ref();
+                let came = lull::nap(below.get_ref(), length).await;
+                // What is taken from the kernel already: records, and what stands in them.
+                came || !below.buffer().is_empty() || !session.wants_read()
             }
             #[cfg(feature = "sim")]
             Self::Memory(_) => {
@@ -459,6 +461,7 @@ mod tests {
         send(&mut server, &[7; 9000]).await;
         assert!(channel.nap(Duration::from_millis(50)).await);
         channel.read_exact(&mut [0; 8999]).await.unwrap();
+        assert!(channel.nap(Duration::from_millis(1)).await);
         assert_eq!(channel.read(&mut [0; 2]).await.unwrap(), 1);
     }
 
