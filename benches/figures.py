@@ -105,14 +105,17 @@ def keep(name, results, cluster, scale):
         "machine": machine(),
         "lakehead": f"{said([str(ground.BINARY), 'version'])} ({commit})",
         "postgresql": cluster and cluster.version,
+        "sslmode": cluster and ground.SSLMODE,
         "scale": scale,
         "load": round(os.getloadavg()[1], 1),
         "results": results,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    # With TLS they are not those that the charts are made of.
+    is_plain = not cluster or ground.SSLMODE == "disable"
+    path = RESULTS / (f"{name}.json" if is_plain else f"{name}-tls.json")
     path.write_text(json.dumps(document, indent=1) + "\n")
-    server = f", PostgreSQL {cluster.version}" if cluster else ""
+    server = f", PostgreSQL {cluster.version}{'' if is_plain else ' over TLS'}" if cluster else ""
     print(f"{document['date']}, {document['machine']}, load {document['load']}, {document['lakehead']}{server}\n")
 
 

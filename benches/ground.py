@@ -29,6 +29,8 @@ BEHIND = []
 FOLDER = Path(os.environ.get("BENCH_DIR", "/var/tmp/lakehead-bench")).resolve()
 # Of all connections to PostgreSQL, the peers' too: `require` for TLS.
 SSLMODE = os.environ.get("SSLMODE") or "disable"
+if SSLMODE not in ("disable", "require"):
+    sys.exit(f"SSLMODE={SSLMODE}: disable or require")
 SERVER_OPTIONS = """
 listen_addresses = '127.0.0.1'
 wal_level = logical
@@ -99,11 +101,6 @@ def all_shipped(status):
     return whole(status["snapshot"]) and sent and status["entry"] > 0
 
 
-def named(bench):
-    """What its results are called: with TLS they are not those that the charts are made of."""
-    return bench if SSLMODE == "disable" else f"{bench}-{SSLMODE}"
-
-
 def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -135,7 +132,7 @@ class Cluster:
             with contextlib.suppress(subprocess.CalledProcessError):
                 self.stop()
         self.port = free_port()
-        options = f"-p {self.port} -c unix_socket_directories={self.folder}"
+        options = f"-p {self.port} -c unix_socket_directories={self.folder} -c ssl=on"
         log = str(self.folder / "server.log")
         self._tool("pg_ctl", "-D", str(self.folder), "-l", log, "-o", options, "-w", "start")
         self.pid = int((self.folder / "postmaster.pid").read_text().split()[0])
@@ -167,16 +164,16 @@ class Cluster:
         certificate, key = self.folder / "server.crt", self.folder / "server.key"
         if certificate.exists():
             return
+        made = self.folder / "made.crt"
         words = ["openssl", "req", "-x509", "-nodes", "-days", "3650", "-subj", "/CN=localhost"]
-        words += ["-keyout", str(key), "-out", str(certificate)]
+        words += ["-keyout", str(key), "-out", str(made)]
         subprocess.run(words, check=True, stderr=subprocess.DEVNULL)
         key.chmod(0o600)
         if self.user:
             owner = pwd.getpwnam(self.user)
-            os.chown(certificate, owner.pw_uid, owner.pw_gid)
+            os.chown(made, owner.pw_uid, owner.pw_gid)
             os.chown(key, owner.pw_uid, owner.pw_gid)
-        with open(self.folder / "postgresql.conf", "a") as file:
-            file.write("ssl = on\n")
+        made.rename(certificate)
 
     def stop(self):
         self._tool("pg_ctl", "-D", str(self.folder), "-m", "fast", "-w", "stop")

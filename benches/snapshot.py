@@ -159,7 +159,7 @@ def main():
             results[name] = figures.summary(runs, ["cpu_s", "wall_s", "bytes_out", "server_cpu_s"])
             title = f"snapshot, {name}: {ROWS[name]:,} rows, {snapshot.bytes / 1e6:,.0f} MB of COPY"
             tables.append(figures.markdown(title, results[name], columns))
-        figures.keep(ground.named("snapshot"), results, cluster, SCALE)
+        figures.keep("snapshot", results, cluster, SCALE)
     print("\n".join(tables))
 
 

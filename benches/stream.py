@@ -195,7 +195,7 @@ def main():
             title = f"stream, {name}: {ROWS:,} rows, {stream.bytes / 1e6:,.0f} MB of messages"
             tables.append(figures.markdown(title, results[name], columns))
         cluster.drop_database(DATABASE)
-        figures.keep(ground.named("stream"), results, cluster, SCALE)
+        figures.keep("stream", results, cluster, SCALE)
     print("\n".join(tables))
 
 
