@@ -285,12 +285,14 @@ mod tests {
     }
 
     #[test]
-    fn texts_of_other_lengths_zeros_of_both_signs_and_some_nulls_are_no_run() {
+    fn texts_of_other_lengths_large_ones_zeros_of_both_signs_and_some_nulls_are_no_run() {
         let one = |array: ArrayRef| Runs::of(&[Piece::Array(array)]).unwrap().is_some();
         let text = |values: Vec<&str>| Arc::new(StringArray::from(values)) as ArrayRef;
         assert!(one(text(vec!["x", "ab", "ab", "y"]).slice(1, 2)));
         assert!(!one(text(vec!["a", "aa"])));
         assert!(!one(text(vec!["ab", "ba"])));
+        let (small, large) = ("x".repeat(VALUE_BYTES_MAX / 2), "x".repeat(VALUE_BYTES_MAX));
+        assert!(one(text(vec![&small; 2])) && !one(text(vec![&large; 2])));
         let zeros = [vec![0.0; 900], vec![-0.0; 900]];
         assert!(one(Arc::new(Float64Array::from(zeros[1].clone()))));
         assert!(!one(Arc::new(Float64Array::from(zeros.concat()))));
