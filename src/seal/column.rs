@@ -91,7 +91,7 @@ impl Column {
         if !of.packs || self.held_bytes < of.early_bytes {
             return Ok(());
         }
-        // That of many runs is not asked again with each piece.
+        // Of runs that fill nearly what may be held, every piece would ask anew.
         if let Some(runs) = Runs::of(&self.held)?
             && (runs.is_one() || runs.memory() < of.early_bytes / 2)
         {
