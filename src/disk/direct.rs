@@ -32,7 +32,7 @@ pub(crate) struct Blocks {
 
 impl Blocks {
     /// Room for `more` bytes behind those that are there.
-    pub(crate) fn reserve(&mut self, more: usize) {
+    fn reserve(&mut self, more: usize) {
         let needed = self.length + more;
         if needed <= self.capacity() {
             return;
@@ -46,10 +46,15 @@ impl Blocks {
 
     /// Adds `bytes`.
     pub(crate) fn extend(&mut self, bytes: &[u8]) {
-        self.reserve(bytes.len());
+        self.grow(bytes.len()).copy_from_slice(bytes);
+    }
+
+    /// Adds so many bytes, whatever stands in them, to be filled.
+    pub(crate) fn grow(&mut self, more: usize) -> &mut [u8] {
+        self.reserve(more);
         let end = self.from + self.length;
-        self.memory[end..end + bytes.len()].copy_from_slice(bytes);
-        self.length += bytes.len();
+        self.length += more;
+        &mut self.memory[end..end + more]
     }
 
     /// Takes the first `bytes` away.

@@ -344,6 +344,20 @@ impl SpoolFile {
         self.file.is_some()
     }
 
+    /// Adds some bytes, at most `wanted`, that whoever asks is to fill.
+    pub(super) fn room(&mut self, wanted: usize) -> io::Result<&mut [u8]> {
+        self.begin();
+        if self.pending.len() - self.sealed == size(CHUNK_BYTES) {
+            self.seal(false)?;
+            let gathered = if self.end < DIRECT_FROM_BYTES { 0 } else { WRITE_BYTES };
+            if self.pending.len() >= gathered {
+                self.write_blocks()?;
+            }
+        }
+        let left = size(CHUNK_BYTES) - (self.pending.len() - self.sealed);
+        Ok(self.pending.grow(wanted.min(left)))
+    }
+
     /// Encrypts the chunk that stands at the end of what is pending.
     fn seal(&mut self, last: bool) -> io::Result<()> {
         self.begin();
@@ -397,17 +411,9 @@ impl SpoolFile {
 
 impl Write for SpoolFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.begin();
-        if self.pending.len() - self.sealed == size(CHUNK_BYTES) {
-            self.seal(false)?;
-            let gathered = if self.end < DIRECT_FROM_BYTES { 0 } else { WRITE_BYTES };
-            if self.pending.len() >= gathered {
-                self.write_blocks()?;
-            }
-        }
-        let taken = bytes.len().min(size(CHUNK_BYTES) - (self.pending.len() - self.sealed));
-        self.pending.extend(&bytes[..taken]);
-        Ok(taken)
+        let room = self.room(bytes.len())?;
+        room.copy_from_slice(&bytes[..room.len()]);
+        Ok(room.len())
     }
 
     /// Nothing: only [`SpoolFile::finish`] makes anything durable.
