@@ -12,12 +12,11 @@ use std::{
 };
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, FcntlArg, Flock, FlockArg, OFlag, PosixFadviseAdvice};
+use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice};
 #[cfg(feature = "fuzz")]
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 pub(crate) mod device;
-pub(crate) mod direct;
 
 /// Syncs a file's bytes and what is needed to read them back (its length).
 ///
@@ -174,14 +173,6 @@ pub fn reserve(file: &File, bytes: u64) -> io::Result<()> {
 pub fn forget(file: &File) -> io::Result<()> {
     nix::fcntl::posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
         .map_err(io::Error::from)
-}
-
-/// Has `file` written and read directly, or no longer. Without effect where the file system has it not.
-pub(crate) fn set_direct(file: &File, on: bool) {
-    let flags = if on { OFlag::O_DIRECT } else { OFlag::empty() };
-    if let Err(why) = nix::fcntl::fcntl(file, FcntlArg::F_SETFL(flags)) {
-        tracing::debug!(%why, on, "O_DIRECT");
-    }
 }
 
 /// Bytes that an unprivileged process can still write beside `path`.

@@ -69,16 +69,10 @@ pub(crate) trait DeviceFile: Send {
 
     /// Reserves room for the first `bytes`.
     fn reserve(&self, bytes: u64) -> io::Result<()>;
-
-    /// Writes what comes now directly (see [`disk::direct`]), where that can be, or no longer.
-    fn direct(&self, _on: bool) {}
 }
 
 /// A file that is read.
 pub(crate) trait ReadAt: Send {
-    /// Reads some bytes from `offset` on; how many, none only at its end.
-    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
-
     /// Fills `bytes` from `offset` on.
     fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
 
@@ -87,9 +81,6 @@ pub(crate) trait ReadAt: Send {
 
     /// What is read next comes from the device, not from memory.
     fn forget(&self) -> io::Result<()>;
-
-    /// Reads what comes now directly (see [`disk::direct`]), where that can be, or no longer.
-    fn direct(&self, _on: bool) {}
 }
 
 /// The machine's own file system.
@@ -134,17 +125,9 @@ impl DeviceFile for fs::File {
     fn reserve(&self, bytes: u64) -> io::Result<()> {
         disk::reserve(self, bytes)
     }
-
-    fn direct(&self, on: bool) {
-        disk::set_direct(self, on);
-    }
 }
 
 impl ReadAt for fs::File {
-    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-        FileExt::read_at(self, bytes, offset)
-    }
-
     fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
         FileExt::read_exact_at(self, bytes, offset)
     }
@@ -155,10 +138,6 @@ impl ReadAt for fs::File {
 
     fn forget(&self) -> io::Result<()> {
         disk::forget(self)
-    }
-
-    fn direct(&self, on: bool) {
-        disk::set_direct(self, on);
     }
 }
 
@@ -290,14 +269,6 @@ pub(crate) mod faulty {
     }
 
     impl ReadAt for CountedFile {
-        fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-            let read = self.file.read_at(bytes, offset)?;
-            if self.counted.get() {
-                self.device.plan().read_bytes += read as u64;
-            }
-            Ok(read)
-        }
-
         fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
             if self.counted.get() {
                 self.device.plan().read_bytes += bytes.len() as u64;

@@ -42,7 +42,6 @@ use crate::{
     disk::{
         self,
         device::{Device, DeviceFile, FileSystem, ReadAt, write_all},
-        direct::{self, Blocks, whole_blocks},
     },
     telemetry::board::SourceBoard,
 };
@@ -117,8 +116,7 @@ impl Spool {
         Ok(spool)
     }
 
-    /// A new file, made on disk when its first chunk is full. A large one is written directly, not through the
-    /// system's memory: it is read once, and only when it is sent.
+    /// A new file, made on disk when its first chunk is full.
     pub(super) fn create(&self) -> Result<SpoolFile, SealError> {
         let name = format!("{:020}.spool", self.0.next.fetch_add(1, Ordering::Relaxed));
         let mut salt = [0; SALT_BYTES];
@@ -133,10 +131,8 @@ impl Spool {
             salt,
             key,
             file: None,
-            is_direct: false,
             end: 0,
-            pending: Blocks::default(),
-            sealed: 0,
+            pending: vec![],
             chunk: 0,
             kept: false,
         })
@@ -209,16 +205,11 @@ impl SpoolReader {
             return Err(wrong("a range beyond its end was asked for"));
         }
         let read = |why| SealError::disk("read", path, why);
-        let length = file.length().map_err(read)?;
-        if length != file_bytes(object.bytes) {
+        if file.length().map_err(read)? != file_bytes(object.bytes) {
             return Err(wrong("its length is not that of the object"));
         }
-        // A smaller one is still in memory.
-        if length > DIRECT_FROM_BYTES {
-            file.direct(true);
-        }
-        let mut scratch = Blocks::default();
-        let head = direct::read_around(file, &mut scratch, 0, HEAD_BYTES).map_err(read)?;
+        let mut head = [0; HEAD_BYTES];
+        file.read_exact_at(&mut head, 0).map_err(read)?;
         let salt: &[u8; SALT_BYTES] = head.last_chunk().expect("the salt ends the head");
         if !head.starts_with(MAGIC) {
             return Err(wrong("it does not begin with our magic"));
@@ -226,16 +217,17 @@ impl SpoolReader {
         let key = self.0.file_key(salt, &object.spool);
         let last = chunks(object.bytes) - 1;
         let mut at = range.start;
+        let mut scratch = vec![];
         while at < range.end {
             let first = at / CHUNK_BYTES;
             let until = ((first + PIECE_CHUNKS) * CHUNK_BYTES).min(object.bytes);
             let begin = first * CHUNK_BYTES;
             let sealed = (until - begin) + (until - begin).div_ceil(CHUNK_BYTES) * TAG_BYTES as u64;
+            scratch.resize(size(sealed), 0);
             let place = HEAD_BYTES as u64 + first * (CHUNK_BYTES + TAG_BYTES as u64);
-            let sealed = direct::read_around(file, &mut scratch, place, size(sealed));
-            let sealed = sealed.map_err(read)?;
+            file.read_exact_at(&mut scratch, place).map_err(read)?;
             let mut piece = vec![0; size(until - begin)];
-            let sealed = sealed.chunks(size(CHUNK_BYTES) + TAG_BYTES);
+            let sealed = scratch.chunks(size(CHUNK_BYTES) + TAG_BYTES);
             let chunks = sealed.zip(piece.chunks_mut(size(CHUNK_BYTES)));
             for (number, (sealed, plain)) in (first..).zip(chunks) {
                 let torn = || wrong("a chunk's tag does not match");
@@ -298,14 +290,9 @@ pub(super) struct SpoolFile {
     salt: [u8; SALT_BYTES],
     key: LessSafeKey,
     file: Option<Box<dyn DeviceFile>>,
-    /// Whether it was told to write directly.
-    is_direct: bool,
-    /// Bytes written: whole blocks, until it is finished.
+    /// Bytes written.
     end: u64,
-    /// What comes behind them.
-    pending: Blocks,
-    /// How much of that is encrypted.
-    sealed: usize,
+    pending: Vec<u8>,
     chunk: u64,
     kept: bool,
 }
@@ -318,9 +305,11 @@ impl SpoolFile {
 
     /// Ends the file and syncs it. Its name is durable only after [`Spool::settle`].
     pub(super) fn finish(&mut self) -> Result<(), SealError> {
-        self.finish_file().map_err(|why| self.failed(why))?;
+        self.write_chunk(true)
+            .and_then(|()| self.file.as_ref().expect("write_chunk makes the file").sync())
+            .map_err(|why| self.failed(why))?;
         self.file = None;
-        self.pending = Blocks::default();
+        self.pending = vec![];
         Ok(())
     }
 
@@ -336,7 +325,7 @@ impl SpoolFile {
 
     /// Bytes held in memory.
     pub(super) fn memory(&self) -> usize {
-        self.pending.memory()
+        self.pending.capacity()
     }
 
     /// Whether it is open on disk.
@@ -344,76 +333,36 @@ impl SpoolFile {
         self.file.is_some()
     }
 
-    /// Adds some bytes, at most `wanted`, that whoever asks is to fill.
-    pub(super) fn room(&mut self, wanted: usize) -> io::Result<&mut [u8]> {
-        self.begin();
-        if self.pending.len() - self.sealed == size(CHUNK_BYTES) {
-            self.seal(false)?;
-            let gathered = if self.end < DIRECT_FROM_BYTES { 0 } else { WRITE_BYTES };
-            if self.pending.len() >= gathered {
-                self.write_blocks()?;
-            }
-        }
-        let left = size(CHUNK_BYTES) - (self.pending.len() - self.sealed);
-        Ok(self.pending.grow(wanted.min(left)))
-    }
-
-    /// Encrypts the chunk that stands at the end of what is pending.
-    fn seal(&mut self, last: bool) -> io::Result<()> {
-        self.begin();
-        let nonce = nonce(self.chunk, last);
-        let chunk = &mut self.pending[self.sealed..];
-        let tag = self.key.seal_in_place_separate_tag(nonce, Aad::empty(), chunk);
-        let tag = tag.map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        self.pending.extend(tag.as_ref());
-        self.sealed = self.pending.len();
-        self.chunk += 1;
-        Ok(())
-    }
-
-    /// Lays the head down before the first byte.
-    fn begin(&mut self) {
-        if self.chunk == 0 && self.pending.is_empty() {
-            self.pending.extend(MAGIC);
-            self.pending.extend(&self.salt);
-            self.sealed = HEAD_BYTES;
-        }
-    }
-
-    /// Writes the whole blocks of what is encrypted. All of it is.
-    fn write_blocks(&mut self) -> io::Result<()> {
+    fn write_chunk(&mut self, last: bool) -> io::Result<()> {
         let file = match &self.file {
             Some(file) => file,
-            None => self.file.insert(self.device.make(&self.path)?),
+            None => {
+                let file = self.file.insert(self.device.make(&self.path)?);
+                write_all(&**file, &[MAGIC, &self.salt].concat(), 0)?;
+                self.end = HEAD_BYTES as u64;
+                file
+            }
         };
-        if self.end >= DIRECT_FROM_BYTES && !std::mem::replace(&mut self.is_direct, true) {
-            file.direct(true);
-        }
-        let whole = whole_blocks(self.pending.len());
-        direct::write_blocks(&**file, &self.pending[..whole], self.end)?;
-        self.end += whole as u64;
-        self.pending.consume(whole);
-        self.sealed = self.pending.len();
-        Ok(())
-    }
-
-    fn finish_file(&mut self) -> io::Result<()> {
-        self.seal(true)?;
-        self.write_blocks()?;
-        let file = self.file.as_ref().expect("write_blocks makes it");
-        if self.is_direct {
-            file.direct(false);
-        }
+        let nonce = nonce(self.chunk, last);
+        self.key
+            .seal_in_place_append_tag(nonce, Aad::empty(), &mut self.pending)
+            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         write_all(&**file, &self.pending, self.end)?;
-        file.sync()
+        self.end += self.pending.len() as u64;
+        self.pending.clear();
+        self.chunk += 1;
+        Ok(())
     }
 }
 
 impl Write for SpoolFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = self.room(bytes.len())?;
-        room.copy_from_slice(&bytes[..room.len()]);
-        Ok(room.len())
+        if self.pending.len() == size(CHUNK_BYTES) {
+            self.write_chunk(false)?;
+        }
+        let taken = bytes.len().min(size(CHUNK_BYTES) - self.pending.len());
+        self.pending.extend_from_slice(&bytes[..taken]);
+        Ok(taken)
     }
 
     /// Nothing: only [`SpoolFile::finish`] makes anything durable.
@@ -466,11 +415,6 @@ const MAGIC: &[u8] = b"LHSPOOL\x01";
 const SALT_BYTES: usize = 32;
 const HEAD_BYTES: usize = 8 + SALT_BYTES;
 const CHUNK_BYTES: u64 = 64 << 10;
-/// So much of a file goes through the system's memory: of many small ones little is held in ours, and what waits for
-/// its fdatasync is written by it.
-const DIRECT_FROM_BYTES: u64 = 512 << 10;
-/// Written at once, directly.
-const WRITE_BYTES: usize = 256 << 10;
 /// Of a file that are read at once.
 const PIECE_CHUNKS: u64 = 4;
 const TAG_BYTES: usize = 16;
@@ -482,10 +426,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{
-        disk::direct::strict::Strict,
-        seal::{Encryption, Op},
-    };
+    use crate::seal::{Encryption, Op};
 
     fn spool(dir: &Path, key: u8) -> Spool {
         Spool::open(dir, "erp", Secret::new(vec![key; 32]), &[], SourceBoard::default()).unwrap()
@@ -538,56 +479,6 @@ mod tests {
             }
             assert!(spool.reader().read(&object, 0..length as u64 + 1).is_err());
         }
-    }
-
-    /// On a device of `of`; it must be empty.
-    fn spool_on(dir: &Path, of: &Strict) -> Spool {
-        let key = Secret::new(vec![1; 32]);
-        let device = Arc::new(of.clone());
-        Spool::open_on(device, dir, "erp", key, &[], SourceBoard::default()).unwrap()
-    }
-
-    #[test]
-    fn what_is_large_goes_directly_but_for_its_ends() {
-        let dir = tempfile::tempdir().unwrap();
-        let device = Strict::default();
-        let (spool, counts) = (spool_on(dir.path(), &device), &device.counts);
-        let small = noise(400_000);
-        let object = write(&spool, &small);
-        assert_eq!(spool.reader().read(&object, 0..object.bytes).unwrap(), small);
-        assert_eq!(counts.asked.load(Ordering::Relaxed), 0, "a small file is not worth it");
-
-        let large = noise(5_000_001);
-        let object = write(&spool, &large);
-        let expected = [MAGIC.len() + SALT_BYTES, large.len()].iter().sum::<usize>() as u64;
-        let bytes = fs::metadata(dir.path().join(&object.spool)).unwrap().len();
-        assert!(bytes > expected && bytes == file_bytes(object.bytes));
-        let written = counts.written.load(Ordering::Relaxed);
-        assert!((4_400_000..bytes).contains(&written), "{written}");
-        for range in [0..1, 4_999_999..5_000_001, 0..5_000_001, 65_535..700_000] {
-            let read = spool.reader().read(&object, range.clone()).unwrap();
-            assert_eq!(read, large[size(range.start)..size(range.end)], "{range:?}");
-        }
-        assert!(counts.read.load(Ordering::Relaxed) > 5_600_000);
-        assert_eq!(
-            counts.refused.load(Ordering::Relaxed),
-            0,
-            "nothing was in the way of the edges"
-        );
-        assert_eq!(counts.asked.load(Ordering::Relaxed), 1 + 4);
-        assert!(counts.writes.load(Ordering::Relaxed) <= 8 + 8 + 19, "{counts:?}");
-    }
-
-    #[test]
-    fn what_a_file_system_does_not_take_directly_is_written_and_read_as_usual() {
-        let dir = tempfile::tempdir().unwrap();
-        let device = Strict { refuses: true, ..Strict::default() };
-        let spool = spool_on(dir.path(), &device);
-        let large = noise(3_000_000);
-        let object = write(&spool, &large);
-        assert_eq!(spool.reader().read(&object, 0..object.bytes).unwrap(), large);
-        assert_eq!(device.counts.refused.load(Ordering::Relaxed), 2, "tried once each");
-        assert_eq!(device.counts.written.load(Ordering::Relaxed), 0);
     }
 
     proptest! {

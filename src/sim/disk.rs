@@ -383,16 +383,6 @@ impl DeviceFile for Handle {
 }
 
 impl ReadAt for Handle {
-    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-        let state = lock(&self.disk.0);
-        let file = state.files.get(&self.file).ok_or(ErrorKind::NotFound)?;
-        let offset = usize::try_from(offset).map_err(io::Error::other)?;
-        let there = file.bytes.get(offset..).unwrap_or_default();
-        let read = there.len().min(bytes.len());
-        bytes[..read].copy_from_slice(&there[..read]);
-        Ok(read)
-    }
-
     fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
         let state = lock(&self.disk.0);
         let file = state.files.get(&self.file).ok_or(ErrorKind::NotFound)?;
