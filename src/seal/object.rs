@@ -7,7 +7,6 @@
 use std::{
     collections::BTreeMap,
     io::{self, Write},
-    mem,
     sync::{Mutex, PoisonError},
 };
 
@@ -15,7 +14,7 @@ use super::{
     Encryption, LakeKey, Object, Op, SealError, Table,
     encode::EncodeWith,
     envelope::{self, Metadata},
-    gcm::{Encryptor, PLAINTEXT_BYTES_MAX},
+    gcm::Encryptor,
     habits::{Habits, Terms},
     key::Keys,
     pack::{Presses, Scarce},
@@ -67,7 +66,7 @@ pub(super) struct Sink {
     metadata: Metadata,
     sums: Sums,
     file: SpoolFile,
-    scratch: Vec<u8>,
+    /// Bytes that were encrypted.
     plain_bytes: u64,
 }
 
@@ -114,7 +113,6 @@ impl Maker {
             metadata,
             sums: Sums::new(),
             file: self.spool.create()?,
-            scratch: vec![],
             plain_bytes: 0,
         })
     }
@@ -129,9 +127,10 @@ impl Sink {
         key: impl FnOnce(&str) -> String,
     ) -> Result<Draft, SealError> {
         if let Some(encryptor) = self.encryptor.take() {
-            let tag = encryptor.finish()?;
-            self.put(&tag).map_err(|why| self.file.failed(why))?;
             envelope::end(&mut self.metadata, self.plain_bytes);
+            let tag = encryptor.finish()?;
+            // As it is: there is no encryptor any more.
+            self.write_all(&tag).map_err(|why| self.file.failed(why))?;
         }
         self.file.finish()?;
         let summed = self.sums.finish();
@@ -158,38 +157,27 @@ impl Sink {
 
     /// Bytes held in memory.
     pub(super) fn memory(&self) -> usize {
-        self.scratch.capacity() + self.file.memory()
+        self.file.memory()
     }
 
     /// Whether it has a file on disk.
     pub(super) fn has_file(&self) -> bool {
         self.file.is_made()
     }
-
-    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.sums.update(bytes);
-        self.file.write_all(bytes)
-    }
 }
 
+/// What is written is encrypted and summed where it lies in the file's buffer, 64 KiB at most at a time: that fits the
+/// processor's cache.
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let piece = &bytes[..bytes.len().min(PIECE_BYTES)];
-        self.plain_bytes += piece.len() as u64;
-        if self.plain_bytes > PLAINTEXT_BYTES_MAX {
-            return Err(io::ErrorKind::FileTooLarge.into());
+        let room = self.file.room(bytes.len())?;
+        room.copy_from_slice(&bytes[..room.len()]);
+        if let Some(encryptor) = &mut self.encryptor {
+            encryptor.apply(room).map_err(io::Error::other)?;
+            self.plain_bytes += room.len() as u64;
         }
-        let Some(encryptor) = &mut self.encryptor else {
-            self.put(piece)?;
-            return Ok(piece.len());
-        };
-        let mut scratch = mem::take(&mut self.scratch);
-        scratch.clear();
-        scratch.extend_from_slice(piece);
-        encryptor.apply(&mut scratch).map_err(io::Error::other)?;
-        self.put(&scratch)?;
-        self.scratch = scratch;
-        Ok(piece.len())
+        self.sums.update(room);
+        Ok(room.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -201,8 +189,6 @@ impl Write for Sink {
 const BEHIND_BYTES: u64 = 256 << 20;
 /// Tables of which it is known what their columns showed.
 const HABITS_MAX: usize = 16_384;
-/// Encrypted and summed at once: fits the processor's cache.
-const PIECE_BYTES: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {

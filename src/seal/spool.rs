@@ -133,6 +133,7 @@ impl Spool {
             file: None,
             end: 0,
             pending: vec![],
+            held: 0,
             chunk: 0,
             kept: false,
         })
@@ -292,7 +293,9 @@ pub(super) struct SpoolFile {
     file: Option<Box<dyn DeviceFile>>,
     /// Bytes written.
     end: u64,
+    /// The chunk that is next, and room for its tag: what is written is that of it which is held.
     pending: Vec<u8>,
+    held: usize,
     chunk: u64,
     kept: bool,
 }
@@ -333,6 +336,20 @@ impl SpoolFile {
         self.file.is_some()
     }
 
+    /// Adds some bytes, at most `wanted`, that whoever asks is to fill.
+    pub(super) fn room(&mut self, wanted: usize) -> io::Result<&mut [u8]> {
+        if self.held == size(CHUNK_BYTES) {
+            self.write_chunk(false)?;
+        }
+        let from = self.held;
+        self.held += wanted.min(size(CHUNK_BYTES) - from);
+        let needed = self.held + TAG_BYTES;
+        if self.pending.len() < needed {
+            self.pending.resize(needed, 0);
+        }
+        Ok(&mut self.pending[from..self.held])
+    }
+
     fn write_chunk(&mut self, last: bool) -> io::Result<()> {
         let file = match &self.file {
             Some(file) => file,
@@ -344,12 +361,16 @@ impl SpoolFile {
             }
         };
         let nonce = nonce(self.chunk, last);
-        self.key
-            .seal_in_place_append_tag(nonce, Aad::empty(), &mut self.pending)
-            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        write_all(&**file, &self.pending, self.end)?;
-        self.end += self.pending.len() as u64;
-        self.pending.clear();
+        // Of an object without bytes there was none to be held.
+        self.pending.resize(self.pending.len().max(TAG_BYTES), 0);
+        let (chunk, rest) = self.pending.split_at_mut(self.held);
+        let tag = self.key.seal_in_place_separate_tag(nonce, Aad::empty(), chunk);
+        let tag = tag.map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        rest[..TAG_BYTES].copy_from_slice(tag.as_ref());
+        let sealed = &self.pending[..self.held + TAG_BYTES];
+        write_all(&**file, sealed, self.end)?;
+        self.end += sealed.len() as u64;
+        self.held = 0;
         self.chunk += 1;
         Ok(())
     }
@@ -357,12 +378,9 @@ impl SpoolFile {
 
 impl Write for SpoolFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.pending.len() == size(CHUNK_BYTES) {
-            self.write_chunk(false)?;
-        }
-        let taken = bytes.len().min(size(CHUNK_BYTES) - self.pending.len());
-        self.pending.extend_from_slice(&bytes[..taken]);
-        Ok(taken)
+        let room = self.room(bytes.len())?;
+        room.copy_from_slice(&bytes[..room.len()]);
+        Ok(room.len())
     }
 
     /// Nothing: only [`SpoolFile::finish`] makes anything durable.
