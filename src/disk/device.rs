@@ -236,6 +236,10 @@ pub(crate) mod faulty {
             Ok(self.wrap(FileSystem.create(path)?, path))
         }
 
+        fn make(&self, path: &Path) -> io::Result<Box<dyn DeviceFile>> {
+            Ok(self.wrap(FileSystem.make(path)?, path))
+        }
+
         fn read(&self, path: &Path) -> io::Result<Box<dyn ReadAt>> {
             let (file, device) = (FileSystem.read(path)?, self.clone());
             Ok(Box::new(CountedFile { file, device, counted: Cell::new(true) }))

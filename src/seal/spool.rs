@@ -368,10 +368,12 @@ impl SpoolFile {
         let tag = tag.map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         rest[..TAG_BYTES].copy_from_slice(tag.as_ref());
         let sealed = &self.pending[..self.held + TAG_BYTES];
-        write_all(&**file, sealed, self.end)?;
-        self.end += sealed.len() as u64;
+        // First: whoever goes on behind a write that failed (a buffer that is dropped does) begins another chunk. This one,
+        // encrypted once more under its nonce, would be plain.
         self.held = 0;
         self.chunk += 1;
+        write_all(&**file, sealed, self.end)?;
+        self.end += sealed.len() as u64;
         Ok(())
     }
 }
@@ -444,7 +446,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::seal::{Encryption, Op};
+    use crate::{
+        disk::device::faulty::Faulty,
+        seal::{Encryption, Op},
+    };
 
     fn spool(dir: &Path, key: u8) -> Spool {
         Spool::open(dir, "erp", Secret::new(vec![key; 32]), &[], SourceBoard::default()).unwrap()
@@ -550,6 +555,29 @@ mod tests {
         let key = Secret::new(vec![2; 32]);
         let other = Spool::open(dir.path(), "erp", key, &[group], SourceBoard::default()).unwrap();
         assert!(matches!(other.reader().read(&object, 0..1), Err(SealError::Spool { .. })));
+    }
+
+    #[test]
+    fn what_is_written_behind_a_full_disk_is_encrypted_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let device = Faulty::default();
+        let key = Secret::new(vec![1; 32]);
+        let board = SourceBoard::default();
+        let spool =
+            Spool::open_on(Arc::new(device.clone()), dir.path(), "erp", key, &[], board).unwrap();
+        let mut file = spool.create().unwrap();
+        let zeros = vec![0; size(CHUNK_BYTES)];
+        device.plan().room = Some(HEAD_BYTES as u64 + 1);
+        file.write_all(&zeros).unwrap();
+        for room in [Some(0), Some(10_000), None] {
+            let error = file.write_all(&zeros).err().map(|why| why.kind());
+            assert!(matches!(error, None | Some(io::ErrorKind::StorageFull)), "{error:?}");
+            device.plan().room = room;
+        }
+        file.write_all(&[zeros.clone(), zeros].concat()).unwrap();
+        let written = fs::read(&file.path).unwrap();
+        assert!(written.len() > size(CHUNK_BYTES));
+        assert!(!written.windows(32).any(|bytes| bytes == [0; 32]), "it stands there as it came");
     }
 
     /// The layout that the documentation of this module describes.
