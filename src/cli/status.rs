@@ -7,7 +7,7 @@ use crate::{
     error::Exit,
     status::admin,
     telemetry::{
-        board::{Alarm, LinkStatus},
+        board::{Alarm, LinkStatus, TableProgress},
         report::{Report, SourceReport},
     },
     units::{BitRate, ByteSize},
@@ -106,14 +106,14 @@ fn one(f: &mut fmt::Formatter<'_>, name: &str, source: &SourceReport) -> fmt::Re
 
 fn snapshot(f: &mut fmt::Formatter<'_>, source: &SourceReport) -> fmt::Result {
     let tables = source.status.snapshot.values();
+    if tables.clone().all(TableProgress::is_whole) {
+        return Ok(());
+    }
     let (mut done, mut all, mut rows) = (0, 0, 0);
     for table in tables {
         done += u64::from(table.chunks_done);
         all += u64::from(table.chunks);
         rows += table.rows;
-    }
-    if all == 0 || done == all {
-        return Ok(());
     }
     let count = source.status.snapshot.len();
     write!(f, "  snapshot   {done} of {all} parts of {count} tables, {rows} rows")?;

@@ -143,7 +143,7 @@ impl Screen {
             return;
         }
         for (table, progress) in &status.snapshot {
-            if progress.chunks > 0 && progress.chunks_done >= progress.chunks {
+            if progress.is_whole() {
                 if let Some(shown) = self.tables.remove(table) {
                     shown.bar.finish_and_clear();
                     let rows = progress.rows;

@@ -22,7 +22,13 @@ use super::{
     system,
     workload::{Rows, Tally, Workload, mark, schema},
 };
-use crate::{clock::Clock, disk, shutdown::Tasks, telemetry::board::SourceStatus, units::ByteSize};
+use crate::{
+    clock::Clock,
+    disk,
+    shutdown::Tasks,
+    telemetry::board::{SourceStatus, TableProgress},
+    units::ByteSize,
+};
 
 /// Everything that the demo has started, and what it has seen.
 pub(super) struct Story {
@@ -392,9 +398,7 @@ fn configure(
 
 /// Whether all parts of all tables were read.
 fn is_read(status: &SourceStatus) -> bool {
-    let mut tables = status.snapshot.values();
-    !status.snapshot.is_empty()
-        && tables.all(|table| table.chunks > 0 && table.chunks_done >= table.chunks)
+    !status.snapshot.is_empty() && status.snapshot.values().all(TableProgress::is_whole)
 }
 
 fn note_pid(dir: &Path, gateway: &Gateway) {

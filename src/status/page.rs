@@ -9,7 +9,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 
 use crate::{
     telemetry::{
-        board::{Alarm, LinkStatus, SourceState, SourceStatus, TableProgress},
+        board::{Alarm, LinkStatus, SourceState, SourceStatus},
         report::{Health, Report, SourceReport},
     },
     units::{BitRate, ByteSize, Timestamp},
@@ -207,8 +207,7 @@ fn snapshot(page: &mut String, source: &SourceReport) {
     if tables.is_empty() {
         return;
     }
-    let done = |table: &TableProgress| table.chunks > 0 && table.chunks_done >= table.chunks;
-    let open: Vec<_> = tables.iter().filter(|(_, table)| !done(table)).collect();
+    let open: Vec<_> = tables.iter().filter(|(_, table)| !table.is_whole()).collect();
     let finished = tables.len() - open.len();
     push(page, format_args!("<h3>Snapshot: {finished} of {} tables whole</h3>", tables.len()));
     if open.is_empty() {
@@ -308,7 +307,11 @@ mod tests {
     use crate::{
         clock::SystemClock,
         error::Cause,
-        telemetry::{board::Board, heartbeat::Heartbeat, report::Reporter},
+        telemetry::{
+            board::{Board, TableProgress},
+            heartbeat::Heartbeat,
+            report::Reporter,
+        },
         units::Position,
     };
 

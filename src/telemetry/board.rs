@@ -25,7 +25,7 @@ pub struct SourceStatus {
     /// End of the server's log, as last heard.
     pub server: Position,
     /// Where the server's log ended, or later, when its catalog was looked at last while nothing was read of tables, and
-    /// the journal had all that was found.
+    /// the journal had all that was found. Each table that lacked something then stands in `snapshot`.
     #[serde(default)]
     pub catalog: Position,
     /// Received from the server.
@@ -126,7 +126,7 @@ pub enum SourceState {
 pub struct TableProgress {
     /// Chunks done (sealed, durable).
     pub chunks_done: u32,
-    /// Chunks in all.
+    /// Chunks in all; 0 before the table is measured.
     pub chunks: u32,
     /// Rows read so far.
     pub rows: u64,
@@ -187,6 +187,11 @@ pub struct Board {
 }
 
 impl TableProgress {
+    /// Whether all parts are done. One that is known to be missing, and not measured yet, has none.
+    pub fn is_whole(&self) -> bool {
+        self.chunks > 0 && self.chunks_done >= self.chunks
+    }
+
     /// How much of it is read, from 0 to 1: the parts that are done, and of those under way what their rows let expect.
     pub fn share(&self) -> f64 {
         if self.chunks == 0 {

@@ -300,8 +300,7 @@ impl World {
     /// Waits until the snapshots of so many tables, and of that of the marks, are whole and in the ledger.
     pub(crate) async fn whole(&mut self, tables: usize) {
         self.until("the snapshot is whole", |status| {
-            let whole =
-                status.snapshot.values().all(|one| one.chunks > 0 && one.chunks_done >= one.chunks);
+            let whole = status.snapshot.values().all(TableProgress::is_whole);
             whole && status.snapshot.len() > tables
         })
         .await;
@@ -316,8 +315,12 @@ impl World {
         // So that the log goes on.
         admin.batch_execute("INSERT INTO public.mark VALUES (clock_timestamp())").await.unwrap();
         self.until("it has settled", |status| {
-            let whole = |one: &TableProgress| one.chunks > 0 && one.chunks_done >= one.chunks;
-            status.catalog >= wanted && status.snapshot.values().all(whole)
+            let is_seen = status.catalog >= wanted;
+            assert!(
+                !is_seen || !status.snapshot.is_empty(),
+                "what it saw is not said: {status:#?}"
+            );
+            is_seen && status.snapshot.values().all(TableProgress::is_whole)
         })
         .await;
         self.caught_up().await

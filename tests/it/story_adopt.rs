@@ -13,7 +13,7 @@ use lakehead::{
     },
     disk,
     ledger::{Entry, IdentityKey},
-    telemetry::board::SourceState,
+    telemetry::board::{SourceState, TableProgress},
 };
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -263,6 +263,9 @@ async fn a_table_whose_snapshot_was_not_whole_is_read_anew() {
     let late = |entry: &Entry| entry.completes.contains_key("public.late");
     eventually(&mut world, |world| world.ledger().iter().any(late)).await;
     world.caught_up().await;
+    // Of what the lost box had read none is said to be on its way.
+    let snapshot = world.status().await.snapshot;
+    assert!(snapshot.values().all(TableProgress::is_whole), "{snapshot:#?}");
     come_back(&mut world, &mut lost).await;
     world.assert_proven().await;
     assert!(!remove_strangers(&world).is_empty());

@@ -53,7 +53,7 @@ async fn a_table_that_was_excluded_for_a_while_is_read_anew_and_restored_exactly
     let back = |status: &SourceStatus| {
         let whole = |name| {
             let table = status.snapshot.get(name);
-            table.is_some_and(|table| table.chunks > 0 && table.chunks_done >= table.chunks)
+            table.is_some_and(|table| table.is_whole())
         };
         whole("public.keyed") && whole("public.bare")
     };

@@ -169,7 +169,7 @@ async fn statements_are_recorded_in_order_and_their_tables_restored_without_a_ro
     world
         .until("the new table is read", |status| {
             let copy = status.snapshot.get("public.copy");
-            copy.is_some_and(|table| table.chunks > 0 && table.chunks_done >= table.chunks)
+            copy.is_some_and(|table| table.is_whole())
         })
         .await;
     let first = world.caught_up().await;

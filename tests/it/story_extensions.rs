@@ -50,7 +50,7 @@ async fn what_postgis_brings_is_restored_equal() {
                 && status
                     .snapshot
                     .get("public.spatial_ref_sys")
-                    .is_some_and(|table| table.chunks > 0 && table.chunks_done == table.chunks)
+                    .is_some_and(|table| table.is_whole())
         })
         .await;
     world.execute_each(POSTGIS_CHANGES).await;

@@ -23,10 +23,7 @@ async fn a_table_made_while_running_is_copied_from_its_first_row() {
         .await;
     world
         .until("the new table's snapshot is whole", |status| {
-            status
-                .snapshot
-                .get("public.fresh")
-                .is_some_and(|table| table.chunks > 0 && table.chunks_done >= table.chunks)
+            status.snapshot.get("public.fresh").is_some_and(|table| table.is_whole())
         })
         .await;
     world
@@ -323,7 +320,7 @@ async fn tables_are_dropped_and_made_anew_under_way() {
     let copied_whole = |status: &SourceStatus| {
         ["public.goes", "public.again"].iter().all(|name| {
             let table = status.snapshot.get(*name);
-            table.is_some_and(|table| table.chunks > 0 && table.chunks_done >= table.chunks)
+            table.is_some_and(|table| table.is_whole())
         })
     };
     world.until("the first snapshot is whole", copied_whole).await;

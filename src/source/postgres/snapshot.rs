@@ -395,6 +395,10 @@ pub(crate) fn progress(shared: &Shared, id: u32) -> Result<Option<Plan>, SourceE
     let done = sealed(shared, id);
     let open = plan.missing(&done).count();
     plan.done = open == 0 && (plan.done || plan.count() > 0);
+    if plan.done && plan.count() == 0 {
+        // Another box has read it, which this one took over from.
+        return Ok(Some(plan));
+    }
     shared.board.write(|status| {
         let progress = status.snapshot.entry(plan.table.clone()).or_default();
         progress.chunks = plan.count();

@@ -40,7 +40,7 @@ use crate::{
     facts::FactBatch,
     shutdown::Tasks,
     source::SnapshotChunk,
-    telemetry::board::{SourceState, SourceStatus},
+    telemetry::board::{SourceState, SourceStatus, TableProgress},
     units::Position,
 };
 
@@ -217,6 +217,9 @@ impl Tables {
             if known.is_none() {
                 // Its changes may come before its parts are planned: should it go, the ledger hears of it.
                 batch.put(plan_fact(id), &Plan::empty(listed.qualified()));
+                self.shared.board.write(|status| {
+                    status.snapshot.entry(listed.qualified()).or_default();
+                });
             }
             let plan = known.as_ref().filter(|plan| plan.done);
             let standing = match plan {
@@ -384,9 +387,7 @@ async fn take_snapshot(shared: &Shared, tables: BTreeSet<u32>) -> Result<Fresh, 
 
 /// Whether some table's snapshot is not whole, as far as the board knows.
 pub(crate) fn resting_state(shared: &Shared) -> SourceState {
-    let is_open = |status: &SourceStatus| {
-        status.snapshot.values().any(|table| table.chunks_done < table.chunks)
-    };
+    let is_open = |status: &SourceStatus| !status.snapshot.values().all(TableProgress::is_whole);
     match shared.board.look(is_open) {
         true => SourceState::Snapshot,
         false => SourceState::Streaming,
