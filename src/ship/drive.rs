@@ -173,7 +173,7 @@ impl Shipper {
     }
 
     /// For a store that takes smaller parts than S3.
-    #[cfg(feature = "sim")]
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn within(self, limits: Limits) -> Self {
         Self { limits, ..self }
     }
@@ -390,7 +390,9 @@ const ROOM: &str = "ship";
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, ops::Range, time::Instant};
+    use std::{
+        collections::BTreeMap, future::poll_fn, ops::Range, pin::pin, task::Poll, time::Instant,
+    };
 
     use bytes::Bytes;
     use tokio::{task::yield_now, time::timeout};
@@ -436,7 +438,7 @@ mod tests {
         fn new(seed: u64) -> Self {
             let (spool, facts) = (Arc::default(), Arc::default());
             Self {
-                memory: Arc::new(Memory::new(seed)),
+                memory: Arc::new(Memory::new(seed).within(LIMITS)),
                 spool,
                 facts,
                 board: SourceBoard::default(),
@@ -469,7 +471,7 @@ mod tests {
         }
 
         fn shipper(&self, requests: usize) -> Shipper {
-            let config = config::Ship { part_bytes: 5 << 20, requests };
+            let config = config::Ship { part_bytes: LIMITS.part_bytes_min, requests };
             let (spool, facts) = (self.spool.clone(), self.facts.clone());
             let (board, clock) = (self.board.clone(), Arc::new(SystemClock));
             Shipper::new(
@@ -481,6 +483,7 @@ mod tests {
                 board,
                 clock,
             )
+            .within(LIMITS)
             .impatient()
         }
 
@@ -522,7 +525,10 @@ mod tests {
         }
     }
 
-    const PARTS: usize = 12 << 20;
+    /// Of an object that goes in three parts.
+    const PARTS: usize = 12 << 10;
+    /// A thousandth of S3's: what is sent is summed often.
+    const LIMITS: Limits = Limits { part_bytes_min: 5 << 10, ..Limits::S3 };
 
     #[tokio::test]
     async fn groups_are_handed_on_in_order_and_leave_no_fact() {
@@ -617,7 +623,7 @@ mod tests {
     #[tokio::test]
     async fn a_restart_sends_only_the_parts_that_were_in_flight() {
         let house = House::new(1);
-        let groups = [house.group(1, &[32 << 20])];
+        let groups = [house.group(1, &[32 << 10])];
         let stuck = Rule::once(Request::Part, Fault::Delay(Duration::from_secs(60)));
         house.memory.fault(Rule { skip: 4, ..stuck });
         let (send, receive) = mpsc::channel(1);
@@ -768,7 +774,8 @@ mod tests {
     /// once, whole, and nothing is left over.
     #[tokio::test]
     async fn simulation_of_faults_and_kills() {
-        for seed in 0..24 {
+        let mut lives = 0;
+        for seed in 0..SEEDS {
             let mut dice = fastrand::Rng::with_seed(seed);
             let house = House::new(seed);
             for (chance, fault) in [
@@ -782,7 +789,7 @@ mod tests {
             ] {
                 house.memory.fault(Rule::often(chance, fault));
             }
-            let sizes = [&[10, PARTS][..], &[PARTS], &[], &[6 << 20, 5, 5 << 20]];
+            let sizes = [&[10, PARTS][..], &[PARTS], &[], &[6 << 10, 5, 5 << 10]];
             let groups: Vec<_> = sizes.iter().zip(1..).map(|(s, id)| house.group(id, s)).collect();
             let mut next = 0;
             while next < groups.len() {
@@ -792,9 +799,9 @@ mod tests {
                 }
                 let (shipped, mut handed) = mpsc::channel(8);
                 let run = house.shipper(3).run(receive, shipped, CancellationToken::new());
-                let life = Duration::from_millis(dice.u64(1..120));
-                let end = timeout(life, run).await;
-                assert!(end.is_err(), "seed {seed}: {end:?}");
+                let end = timeout(IDLE, short(run, dice.usize(1..LIFE_POLLS))).await;
+                assert!(matches!(end, Err(_) | Ok(None)), "seed {seed}: {end:?}");
+                lives += 1;
                 while let Ok(done) = handed.try_recv() {
                     assert_eq!(done.group.id, groups[next].id, "seed {seed}: out of order");
                     next += 1;
@@ -817,5 +824,25 @@ mod tests {
                 swept = timeout(Duration::from_secs(20), swept) => swept.unwrap(),
             }
         }
+        assert!(lives > 4 * SEEDS, "{lives} lives only");
     }
+
+    /// What comes of a future that is dropped after so many polls.
+    async fn short<T>(run: impl Future<Output = T>, mut polls: usize) -> Option<T> {
+        let mut run = pin!(run);
+        poll_fn(|context| {
+            polls -= 1;
+            match run.as_mut().poll(context) {
+                Poll::Ready(end) => Poll::Ready(Some(end)),
+                Poll::Pending if polls == 0 => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    const SEEDS: u64 = 100;
+    const LIFE_POLLS: usize = 16;
+    /// Of one that lives longer than it has work.
+    const IDLE: Duration = Duration::from_millis(100);
 }

@@ -15,7 +15,7 @@ use futures_util::future::BoxFuture;
 
 use super::{
     Complete, Fetched, Head, Listed, ObjectReader, ObjectStore, OpenUpload, Part, Put, Request,
-    ShipError, StoredPart, answer::refused, checksum, plan::PART_BYTES_MIN,
+    ShipError, StoredPart, answer::refused, checksum, plan::Limits,
 };
 
 /// The bucket.
@@ -62,6 +62,7 @@ struct State {
     log: Vec<(Request, String)>,
     random: fastrand::Rng,
     issued: u64,
+    limits: Limits,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +80,7 @@ impl Default for State {
             log: vec![],
             random: fastrand::Rng::with_seed(1),
             issued: 0,
+            limits: Limits::S3,
         }
     }
 }
@@ -102,6 +104,13 @@ impl Memory {
         let memory = Self::default();
         memory.state().random = fastrand::Rng::with_seed(seed);
         memory
+    }
+
+    /// One that takes smaller parts than S3.
+    #[cfg(test)]
+    pub(crate) fn within(self, limits: Limits) -> Self {
+        self.state().limits = limits;
+        self
     }
 
     /// Adds a fault. The first rule that strikes counts.
@@ -207,6 +216,7 @@ impl State {
         let key = complete.key;
         let say = |status, code| refused(Request::Complete, key, status, code, "");
         let exists = self.objects.contains_key(key);
+        let least = self.limits.part_bytes_min;
         let open = self.upload(Request::Complete, key, complete.upload)?;
         let mut whole = vec![];
         for (place, part) in complete.parts.iter().zip(1..) {
@@ -215,7 +225,7 @@ impl State {
             if stored.etag != place.etag || stored.crc64nvme != place.crc64nvme {
                 return Err(say(400, "InvalidPart"));
             }
-            if part < complete.parts.len() && stored.bytes < PART_BYTES_MIN {
+            if part < complete.parts.len() && stored.bytes < least {
                 return Err(say(400, "EntityTooSmall"));
             }
             whole.extend_from_slice(bytes);

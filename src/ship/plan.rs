@@ -115,7 +115,7 @@ impl PartPlan {
 }
 
 /// All parts but the last are at least this long.
-pub const PART_BYTES_MIN: u64 = 5 << 20;
+const PART_BYTES_MIN: u64 = 5 << 20;
 const PART_BYTES_MAX: u64 = 5 << 30;
 const PARTS_MAX: u64 = 10_000;
 
