@@ -46,8 +46,7 @@ test: test-tools instructions-tools python check ## Everything that must hold be
 	@if cargo nextest --version >/dev/null 2>&1; \
 	then cargo nextest run --locked --all-features --profile ci --config-file .nextest.toml; \
 	else cargo test --locked --all-features -- --test-threads=3; fi
-	@$(MAKE) instructions
-	@$(MAKE) matrix VERSIONS="$(ENDS)" STORIES="$(FEW)"
+	@$(MAKE) -j2 --output-sync=target instructions few
 
 check: ## Formatting, lints, documentation, the unit file; no tests
 	cargo fmt --all --check
@@ -63,9 +62,11 @@ check: ## Formatting, lints, documentation, the unit file; no tests
 matrix: test-tools python ## The stories with PostgreSQLs of other versions: make matrix VERSIONS="13 18" STORIES=story_road
 	@tests/postgres/matrix.sh "$(VERSIONS)" $(STORIES)
 
-# What of it `make test` has: the oldest and the newest that are looked at with each commit.
+# What of it `make test` has, beside instructions that are counted and not timed: the oldest and the newest that are looked at with each commit.
 ENDS := 13 18
 FEW := a_million_rows_and_every_type a_promoted_standby_with_the_slot what_newer_servers_have what_a_server_had old_rows_with_generated a_standby_that_copies a_column_is_computed_in_another_way types_become_others
+few: test-tools python
+	@$(MAKE) matrix VERSIONS="$(ENDS)" STORIES="$(FEW)"
 
 conformance: conformance-tools ## The S3 side against stores of others, as root: make conformance ONLY="ceph lost"
 	@tests/conformance/install.sh $(STORES)
@@ -220,7 +221,7 @@ clean: ## What was built, and the demo's folder
 	cargo clean
 	rm -rf demo-data
 
-.PHONY: help demo build test check matrix conformance fuzz fuzz-corpus fuzz-tools bench bench-binaries bench-snapshot bench-stream \
+.PHONY: help demo build test check matrix few conformance fuzz fuzz-corpus fuzz-tools bench bench-binaries bench-snapshot bench-stream \
 	bench-upload bench-journal bench-latency bench-idle bench-guest bench-growth bench-charts instructions instructions-tools sizes deny campaign damage large regress schemas extensions simulate \
 	prove-source unit-test \
 	power-loss python demo-tools test-tools power-tools bench-tools conformance-tools clean

@@ -11,7 +11,7 @@ use lakehead::{
     demo::proxy::Way,
     error::Cause,
     ledger::Op,
-    telemetry::board::SourceStatus,
+    telemetry::board::{SourceStatus, TableProgress},
 };
 
 use crate::harness::{SOURCE, Setup, World};
@@ -239,8 +239,7 @@ async fn ten_thousand_tables_get_through() {
     world.caught_up().await;
     let complete = |status: &SourceStatus| {
         let mut parts = status.snapshot.values();
-        status.snapshot.len() as u64 >= tables
-            && parts.all(|table| table.chunks_done == table.chunks)
+        status.snapshot.len() as u64 >= tables && parts.all(TableProgress::is_whole)
     };
     world.until("all tables are sealed", complete).await;
     world.caught_up().await;
@@ -436,7 +435,7 @@ async fn a_large_table_goes_on_where_it_was_killed_and_says_how_long_it_takes() 
     let (_, kept) = read(&known);
     let again = before.saturating_sub(kept);
     let mut forecasts = vec![];
-    while status.snapshot["public.large"].chunks_done < status.snapshot["public.large"].chunks {
+    while !status.snapshot["public.large"].is_whole() {
         let read_s = elapsed(began).as_secs_f64();
         if let Some(left) = seconds_left(&world).await {
             forecasts.push((read_s, left));

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs};
 
-use lakehead::telemetry::board::SourceStatus;
+use lakehead::telemetry::board::{SourceStatus, TableProgress};
 
 use crate::harness::{Setup, World};
 
@@ -93,7 +93,7 @@ async fn more_readers_than_sealers_get_through_large_values() {
     world.start();
     let whole = |status: &SourceStatus| {
         let mut parts = status.snapshot.values();
-        status.snapshot.len() > tables.len() && parts.all(|table| table.chunks_done == table.chunks)
+        status.snapshot.len() > tables.len() && parts.all(TableProgress::is_whole)
     };
     world.until("all tables are sealed", whole).await;
     world.caught_up().await;

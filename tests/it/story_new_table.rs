@@ -337,7 +337,7 @@ async fn tables_are_dropped_and_made_anew_under_way() {
         let table = status.snapshot.get("public.again");
         !status.snapshot.contains_key("public.goes")
             && status.state == SourceState::Streaming
-            && table.is_some_and(|table| table.rows == 500 && table.chunks_done == table.chunks)
+            && table.is_some_and(|table| table.rows == 500 && table.is_whole())
     };
     world.until("the new table's snapshot is whole", whole).await;
     world.execute_each("UPDATE again SET day = '1999-12-31' WHERE key < '3';\nDELETE FROM again WHERE key > '9';\n\
