@@ -217,8 +217,9 @@ impl Tables {
             if known.is_none() {
                 // Its changes may come before its parts are planned: should it go, the ledger hears of it.
                 batch.put(plan_fact(id), &Plan::empty(listed.qualified()));
+                // What stands there by now is of another table that had the name.
                 self.shared.board.write(|status| {
-                    status.snapshot.entry(listed.qualified()).or_default();
+                    status.snapshot.insert(listed.qualified(), TableProgress::default());
                 });
             }
             let plan = known.as_ref().filter(|plan| plan.done);
