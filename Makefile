@@ -42,11 +42,16 @@ demo: demo-tools ## The whole road on this machine: make demo MINUTES=2 DIR=demo
 build: ## The firmware's binary: target/release/lakehead
 	cargo build --release --locked
 
-test: test-tools instructions-tools python check ## Everything that must hold before a commit
+test: demo-tools ## Everything that must hold before a commit
+	@$(MAKE) prepared & prepared=$$!; code=0; $(MAKE) check || code=$$?; wait $$prepared || code=$$?; exit $$code
 	@if cargo nextest --version >/dev/null 2>&1; \
 	then cargo nextest run --locked --all-features --profile ci --config-file .nextest.toml; \
 	else cargo test --locked --all-features -- --test-threads=3; fi
 	@$(MAKE) -j2 --output-sync=target instructions few
+
+# What the tests need and lints do not: it comes while these are at work.
+prepared: test-tools instructions-tools python
+	@[ "$$(uname -m)" != x86_64 ] || for major in $(ENDS); do tests/postgres/fetch.sh target/postgres $$major >/dev/null; done
 
 check: ## Formatting, lints, documentation, the unit file; no tests
 	cargo fmt --all --check
@@ -66,7 +71,7 @@ matrix: test-tools python ## The stories with PostgreSQLs of other versions: mak
 ENDS := 13 18
 FEW := a_million_rows_and_every_type a_promoted_standby_with_the_slot what_newer_servers_have what_a_server_had old_rows_with_generated a_standby_that_copies a_column_is_computed_in_another_way types_become_others
 few: test-tools python
-	@$(MAKE) matrix VERSIONS="$(ENDS)" STORIES="$(FEW)"
+	@AT_ONCE=1 $(MAKE) matrix VERSIONS="$(ENDS)" STORIES="$(FEW)"
 
 conformance: conformance-tools ## The S3 side against stores of others, as root: make conformance ONLY="ceph lost"
 	@tests/conformance/install.sh $(STORES)
@@ -114,6 +119,7 @@ bench-idle: bench-binaries ## A box at rest, and its start: make bench-idle SECO
 	@env SECONDS=$(SECONDS) python3 benches/idle.py
 
 bench-guest: SECONDS = 8
+bench-guest: RATE = 200
 bench-guest: bench-binaries ## What pgbench feels of a snapshot, full and gentle: make bench-guest SECONDS=8 CYCLES=15 RATE=200
 	@env SECONDS=$(SECONDS) python3 benches/guest.py
 
@@ -221,7 +227,7 @@ clean: ## What was built, and the demo's folder
 	cargo clean
 	rm -rf demo-data
 
-.PHONY: help demo build test check matrix few conformance fuzz fuzz-corpus fuzz-tools bench bench-binaries bench-snapshot bench-stream \
+.PHONY: help demo build test prepared check matrix few conformance fuzz fuzz-corpus fuzz-tools bench bench-binaries bench-snapshot bench-stream \
 	bench-upload bench-journal bench-latency bench-idle bench-guest bench-growth bench-charts instructions instructions-tools sizes deny campaign damage large regress schemas extensions simulate \
 	prove-source unit-test \
 	power-loss python demo-tools test-tools power-tools bench-tools conformance-tools clean

@@ -1,6 +1,6 @@
 //! A world for each story: its own database cluster, bucket, configuration and gateway.
 //!
-//! Everything lies under `target/it/<story>`, which stays when the story fails.
+//! Everything lies under `target/it/<story>` (or the folder that `LAKEHEAD_STORIES` names), which stays when the story fails.
 
 use std::{
     fs,
@@ -588,7 +588,8 @@ pub(crate) fn binary() -> PathBuf {
 }
 
 pub(crate) fn fresh_dir(story: &str) -> PathBuf {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/it").join(story);
+    let stories = std::env::var_os("LAKEHEAD_STORIES").unwrap_or("target/it".into());
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(stories).join(story);
     clear(&dir.join("postgres")).unwrap();
     fs::remove_dir_all(&dir).ok();
     fs::create_dir_all(&dir).unwrap();

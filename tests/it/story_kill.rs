@@ -18,7 +18,7 @@ async fn twenty_kills_lose_nothing_and_write_nothing_twice() {
     let config = std::fs::read_to_string(world.site.dir.join("site.toml")).unwrap();
     let parts = format!("{config}\n[ship]\npart_bytes = \"5 MiB\"\n");
     lakehead::disk::write_durably(&world.site.dir.join("site.toml"), parts.as_bytes()).unwrap();
-    let workload = world.workload(SEED, 150_000_000, 120.0).await;
+    let workload = world.workload(SEED, 80_000_000, 120.0).await;
     let (tally, stop) = (Tally::default(), CancellationToken::new());
     let tasks = world.tasks.clone();
     let work = workload.run(&tally, &tasks, &stop);
