@@ -136,7 +136,7 @@ causes! {
     /// Wrong or expired credentials.
     LakeCredentials => Halt("there are no credentials that S3 accepts: check `credentials_file`"),
     /// The credentials do not allow the request.
-    LakeForbidden => Halt("S3 denied the request: allow PutObject, AbortMultipartUpload, ListMultipartUploadParts and ListBucketMultipartUploads on the prefix"),
+    LakeForbidden => Halt("S3 denied the request: allow PutObject, AbortMultipartUpload and ListMultipartUploadParts on the prefix, ListBucketMultipartUploads on the bucket"),
     /// No such bucket.
     LakeBucket => Halt("the bucket does not exist: correct `bucket`, `region` or `endpoint`"),
     /// This box's clock and S3's differ by more than S3 allows.

@@ -9,8 +9,9 @@
 //!  snapshot rows go source ──▶ seal directly: they can be asked for again, changes cannot.
 //! ```
 //!
-//! Each source has a road of its own: its journal, spool and chain. [`pipeline`] joins the rooms and
-//! is the only one to import them all; a room imports its upstream neighbour's output and the foundations.
+//! Each source has a road of its own: its journal, spool and chain. [`pipeline`] joins the rooms. It and those
+//! above it, [`cli`], `sim` and `fuzz`, may import them all; a room imports its upstream neighbour's output and the
+//! foundations.
 //!
 //! Reading back: [`replay`] (cat, restore, the proof against the source) and `ledger::verify`. Side rooms, which no
 //! customer byte passes in the clear: [`link`], by which bytes leave, and [`status`]. Foundations: [`units`], [`clock`],

@@ -1,4 +1,4 @@
-//! Pipeline: joins the rooms into one road for each source. The only file that imports them all.
+//! Pipeline: joins the rooms into one road for each source. Who else may import them all stands above it: [`cli`](crate::cli), `sim`, `fuzz`.
 //!
 //! ```text
 //! Postgres ──runs──▶ Journal ──batches──▶ seal thread ──┐

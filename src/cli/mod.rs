@@ -86,7 +86,8 @@ enum LogFormat {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the gateway. SIGTERM stops it within 5 s, SIGHUP reads the configuration again.
+    /// Run the gateway. SIGTERM stops it within 5 s; SIGHUP reads the configuration again, and begins anew with one that is
+    /// right and another.
     Run,
     /// Look at everything that `run` needs; each line is ok, or a problem with its remedy.
     #[command(after_help = check::EXAMPLES)]

@@ -1,10 +1,18 @@
 //! `lakehead run`: the gateway, between the signals and the watchdog.
 //!
 //! **Invariant:** from SIGTERM to the end are at most [`STOP_TIME_MAX`] and a moment, whatever hangs:
-//! an end at any moment is a normal one, and the next start recovers.
+//! an end at any moment is a normal one, and the next start recovers. A reload is such an end, and a start in the same
+//! process: whatever hangs does not outlive it either.
 
-use std::{future::Future, io, path::Path, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    env, ffi::CString, future::Future, io, os::unix::ffi::OsStringExt, path::Path, pin::Pin,
+    sync::Arc, time::Duration,
+};
 
+use nix::{
+    sys::signal::{SigSet, Signal as Number},
+    unistd::execv,
+};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
@@ -25,6 +33,8 @@ use crate::{
 
 pub(super) async fn run(global: &Global) -> Result<Exit, Failure> {
     let mut signals = Signals::new().map_err(|why| Failure::system("listen to signals", &why))?;
+    // One that came while this process began anew waits for us.
+    hangup().thread_unblock().ok();
     let config = global.config()?;
     let data_dir = config.appliance.data_dir.clone();
     disk::create_dir(&data_dir)
@@ -65,7 +75,37 @@ pub(super) async fn run(global: &Global) -> Result<Exit, Failure> {
     };
     let outcome = gateway.go(&mut signals, ready).await;
     timeout(SIDE_TIME_MAX, side.stop()).await.ok();
-    outcome.map(|()| Exit::Done)
+    match outcome? {
+        Then::End => Ok(Exit::Done),
+        Then::Anew => Err(Failure::system("begin anew", &begin_anew())),
+    }
+}
+
+/// What comes after a road.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Then {
+    End,
+    Anew,
+}
+
+/// The same firmware with the same arguments, in this process: comes back only if it cannot. Locks, sockets and threads
+/// end here.
+fn begin_anew() -> io::Error {
+    let words = env::args_os().map(|word| CString::new(word.into_vec()));
+    let Ok(words) = words.collect::<Result<Vec<_>, _>>() else {
+        return io::ErrorKind::InvalidInput.into();
+    };
+    // Without a handler it would end the process, and systemd would take that for a wish.
+    if let Err(why) = hangup().thread_block() {
+        return why.into();
+    }
+    match execv(c"/proc/self/exe", &words) {
+        Err(why) => why.into(),
+    }
+}
+
+fn hangup() -> SigSet {
+    [Number::SIGHUP].into_iter().collect()
 }
 
 /// What the road takes with it.
@@ -117,16 +157,24 @@ impl Gateway<'_> {
         &mut self,
         signals: &mut Signals,
         mut ready: oneshot::Receiver<()>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Then, Failure> {
         let mut every_second = interval(TICK);
         every_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut waiting, mut since_given_back) = (true, 0);
         loop {
             tokio::select! {
-                outcome = &mut self.road => return self.ended(outcome),
+                outcome = &mut self.road => return self.ended(outcome).map(|()| Then::End),
                 asked = signals.next() => match asked {
-                    Asked::Stop(name) => return self.stop(name).await,
-                    Asked::Reload => self.reload(),
+                    Asked::Stop(name) => {
+                        tracing::info!(signal = name, "stopping");
+                        self.service.stopping();
+                        return self.stop().await.map(|()| Then::End);
+                    }
+                    Asked::Reload if self.has_changed() => {
+                        self.service.reloading();
+                        return self.stop().await.map(|()| Then::Anew);
+                    }
+                    Asked::Reload => {}
                 },
                 told = &mut ready, if waiting => {
                     waiting = false;
@@ -150,9 +198,7 @@ impl Gateway<'_> {
         }
     }
 
-    async fn stop(&mut self, signal: &'static str) -> Result<(), Failure> {
-        tracing::info!(signal, "stopping");
-        self.service.stopping();
+    async fn stop(&mut self) -> Result<(), Failure> {
         let stopped = timeout(STOP_TIME_MAX, async {
             let ((), outcome) = tokio::join!(self.tasks.stop(), &mut self.road);
             outcome
@@ -181,8 +227,9 @@ impl Gateway<'_> {
         outcome
     }
 
-    /// Secrets are read again by those who use them, whenever they connect. All else needs a restart.
-    fn reload(&self) {
+    /// Whether the configuration is another, and a right one. Secrets are read again by those who use them, whenever they
+    /// connect.
+    fn has_changed(&self) -> bool {
         let fresh = match Config::load(self.site) {
             Ok(fresh) => fresh,
             Err(wrong) => {
@@ -193,16 +240,20 @@ impl Gateway<'_> {
                         "the new configuration is wrong: the old one stays"
                     );
                 }
-                return;
+                return false;
             }
         };
         match changes(&self.config, &fresh).as_slice() {
-            [] => tracing::info!(
-                "the configuration is unchanged; secrets are read at the next connection"
-            ),
+            [] => {
+                tracing::info!(
+                    "the configuration is unchanged; secrets are read at the next connection"
+                );
+                false
+            }
             tables => {
                 let tables = tables.join(" ");
-                tracing::warn!(tables, "the configuration has changed: restart lakehead to use it");
+                tracing::info!(tables, "the configuration has changed: beginning anew with it");
+                true
             }
         }
     }
@@ -315,7 +366,7 @@ mod tests {
             token.cancelled().await;
             Err(Failure::new(Cause::Fenced, "fenced", "stop one"))
         };
-        let outcome = gateway(Path::new("x"), &tasks, road).stop("SIGTERM").await;
+        let outcome = gateway(Path::new("x"), &tasks, road).stop().await;
         assert_eq!(outcome.unwrap_err().exit, Exit::Fenced);
     }
 
@@ -323,7 +374,7 @@ mod tests {
     async fn a_road_that_hangs_does_not_hold_up_the_stop() {
         let tasks = Tasks::new();
         let begun = SystemClock.now();
-        let outcome = gateway(Path::new("x"), &tasks, std::future::pending()).stop("SIGTERM").await;
+        let outcome = gateway(Path::new("x"), &tasks, std::future::pending()).stop().await;
         assert!(outcome.is_ok());
         assert!(SystemClock.now() - begun < Duration::from_secs(5));
     }

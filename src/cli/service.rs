@@ -31,21 +31,28 @@ impl Service {
 
     /// Recovery is done.
     pub(super) fn ready(&self) {
-        notify(&NotifyState::Ready);
+        notify(&[NotifyState::Ready]);
     }
 
     pub(super) fn stopping(&self) {
-        notify(&NotifyState::Stopping);
+        notify(&[NotifyState::Stopping]);
+    }
+
+    /// The process stops, begins anew, and says then that it is ready.
+    pub(super) fn reloading(&self) {
+        // The time is asked for by newer ones, of a service that says when it reloads.
+        let since = NotifyState::monotonic_usec_now().ok();
+        notify(&[Some(NotifyState::Reloading), since].into_iter().flatten().collect::<Vec<_>>());
     }
 
     /// To be called every second.
     pub(super) fn tick(&mut self, now: Instant, report: &Report) {
         if self.may_ping(now) && self.limit.is_some() {
-            notify(&NotifyState::Watchdog);
+            notify(&[NotifyState::Watchdog]);
         }
         let line = status_line(report);
         if line != self.line {
-            notify(&NotifyState::Status(&line));
+            notify(&[NotifyState::Status(&line)]);
             self.line = line;
         }
     }
@@ -92,8 +99,8 @@ fn status_line(report: &Report) -> String {
     }
 }
 
-fn notify(state: &NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(std::slice::from_ref(state)) {
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
         tracing::debug!(%error, "systemd does not hear");
     }
 }

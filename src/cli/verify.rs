@@ -34,7 +34,7 @@ pub(super) struct VerifyArgs {
     /// Only this source; else all.
     #[arg(long)]
     source: Option<String>,
-    /// Read every object again, and compare its bytes and rows with the ledger.
+    /// Read every object again, and compare its length and its sums with the ledger: without, keys and lengths are looked at.
     #[arg(long)]
     deep: bool,
     /// A key that entries may be signed with; the box's own identity.pub if none is given.

@@ -276,13 +276,14 @@ impl Config {
     }
 
     /// Checks the URL of a database that is given as an argument, by the rules for a source's: no
-    /// password in it, and `sslmode` always said. Gives the completed URL.
+    /// password in it, and `sslmode` always said; but with our certificate, if there is to be one: `sslcert`, `sslkey`. Gives the
+    /// completed URL.
     ///
     /// # Errors
     ///
     /// What is wrong with it.
     pub fn database_url(argument: &str, text: &str) -> Result<String, ConfigError> {
-        source_url::source_url(text).map_err(|fault| ConfigError::Argument {
+        source_url::database_url(text).map_err(|fault| ConfigError::Argument {
             what: format!("{argument}: the URL {}", fault.what),
             remedy: fault.remedy,
         })

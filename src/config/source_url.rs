@@ -9,8 +9,17 @@ use percent_encoding::percent_decode_str;
 
 use super::error::Fault;
 
-/// Accepts the URL; what comes back always names its `sslmode`.
+/// Accepts the URL of a source; what comes back always names its `sslmode`.
 pub(super) fn source_url(text: &str) -> Result<String, Fault> {
+    accepted(text, false)
+}
+
+/// Accepts the URL of a database that is given with a command: it names our certificate, too, which a source names beside it.
+pub(super) fn database_url(text: &str) -> Result<String, Fault> {
+    accepted(text, true)
+}
+
+fn accepted(text: &str, has_certificate: bool) -> Result<String, Fault> {
     let Some(rest) = text.strip_prefix("postgresql://") else {
         return Err(Fault::new("is not a postgresql:// URL", FORM));
     };
@@ -41,7 +50,7 @@ pub(super) fn source_url(text: &str) -> Result<String, Fault> {
     for one in hosts.split(',') {
         local &= host_is_local(one)?;
     }
-    match parameters(query, local)? {
+    match parameters(query, local, has_certificate)? {
         true => Ok(text.into()),
         false => {
             let mark = if query.is_empty() && !after.contains('?') { "?" } else { "&" };
@@ -79,21 +88,22 @@ fn host_is_local(one: &str) -> Result<bool, Fault> {
 }
 
 /// Checks the parameters; whether `sslmode` is one of them.
-fn parameters(query: &str, local: bool) -> Result<bool, Fault> {
+fn parameters(query: &str, local: bool, has_certificate: bool) -> Result<bool, Fault> {
     let mut seen = vec![];
+    let known = || PARAMETERS.iter().chain(CERTIFICATE.iter().filter(|_| has_certificate));
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         if matches!(name, "password" | "passfile" | "sslpassword") {
             return Err(Fault::new("has a password in it", PASSWORD));
         }
-        if matches!(name, "sslcert" | "sslkey") {
+        if !has_certificate && matches!(name, "sslcert" | "sslkey") {
             let remedy =
                 "remove it, and name the files with client_certificate_file and client_key_file";
             return Err(Fault::new(format!("has {name} in it"), remedy));
         }
-        let Some((_, allowed)) = PARAMETERS.iter().find(|(known, _)| *known == name) else {
-            let known: Vec<&str> = PARAMETERS.iter().map(|(known, _)| *known).collect();
-            let remedy = format!("remove it; the parameters are: {}", known.join(", "));
+        let Some((_, allowed)) = known().find(|(known, _)| *known == name) else {
+            let names: Vec<&str> = known().map(|(known, _)| *known).collect();
+            let remedy = format!("remove it; the parameters are: {}", names.join(", "));
             return Err(Fault::new(format!("has an unknown parameter `{name}`"), remedy));
         };
         if seen.contains(&name) {
@@ -106,6 +116,9 @@ fn parameters(query: &str, local: bool) -> Result<bool, Fault> {
             parameter(name, &value, allowed)?;
         }
     }
+    if seen.contains(&"sslcert") != seen.contains(&"sslkey") {
+        return Err(Fault::new("has one of sslcert and sslkey alone", "name both files"));
+    }
     Ok(seen.contains(&"sslmode"))
 }
 
@@ -116,6 +129,7 @@ fn parameter(name: &str, value: &str, allowed: &Allowed) -> Result<(), Fault> {
             value.starts_with('/') || value == "system",
             "the absolute path of a PEM file, system".into(),
         ),
+        Allowed::Path => (value.starts_with('/'), "the absolute path of a PEM file".into()),
         Allowed::Text => (!value.is_empty(), "some text".into()),
     };
     if fits {
@@ -139,6 +153,7 @@ fn decoded(text: &str) -> Result<String, Fault> {
 enum Allowed {
     Words(&'static [&'static str]),
     File,
+    Path,
     Text,
 }
 
@@ -150,6 +165,7 @@ const PARAMETERS: &[(&str, Allowed)] = &[
     ("channel_binding", Allowed::Words(&["require", "prefer", "disable"])),
     ("application_name", Allowed::Text),
 ];
+const CERTIFICATE: &[(&str, Allowed)] = &[("sslcert", Allowed::Path), ("sslkey", Allowed::Path)];
 const FORM: &str = "write it as postgresql://user@host:5432/database";
 const PASSWORD: &str = "remove it, put it in a file of mode 0600 and name that with password_file";
 
@@ -210,6 +226,21 @@ mod tests {
             ("postgresql://u%FF@db/erp", "is not UTF-8 behind its %"),
         ] {
             assert_eq!(source_url(url).unwrap_err().what, what, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_command_names_its_certificate_in_the_url() {
+        let both = "postgresql://u@db/erp?sslcert=/u.pem&sslkey=/u.key&sslmode=require";
+        assert_eq!(database_url(both).as_deref(), Ok(both));
+        for (query, what) in [
+            ("sslcert=/u.pem", "has one of sslcert and sslkey alone"),
+            ("sslkey=/u.key", "has one of sslcert and sslkey alone"),
+            ("sslcert=u.pem&sslkey=/u.key", "has sslcert=u.pem"),
+            ("sslpassword=x", "has a password in it"),
+        ] {
+            let url = format!("postgresql://u@db/erp?{query}");
+            assert_eq!(database_url(&url).unwrap_err().what, what, "{url}");
         }
     }
 }

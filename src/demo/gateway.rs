@@ -130,6 +130,13 @@ impl Gateway {
         None
     }
 
+    /// Asks it to read its configuration again (SIGHUP).
+    pub fn reload(&self) {
+        if let Some(pid) = self.pid().and_then(|pid| i32::try_from(pid).ok()) {
+            kill(Pid::from_raw(pid), Signal::SIGHUP).ok();
+        }
+    }
+
     /// Whether it has come so far that SIGTERM is its own to answer: before that the system ends it.
     pub fn hears(&self) -> bool {
         let caught = |pid: u32| {

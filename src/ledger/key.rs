@@ -57,6 +57,11 @@ impl IdentityKey {
                 let made = Self::generate();
                 let text = made.to_pem();
                 disk::write_durably(&path, text.as_bytes()).map_err(|why| failed(&path, why))?;
+                let public = made.public.to_pem();
+                tracing::info!(
+                    public,
+                    "made the key that signs the ledger: keep its public half elsewhere, too"
+                );
                 made
             }
             Err(why) => return Err(failed(&path, why)),

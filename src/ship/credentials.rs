@@ -21,7 +21,10 @@ use aws_credential_types::{
 use zeroize::Zeroizing;
 
 use super::ShipError;
-use crate::{config::Secret, disk, error::Cause};
+use crate::{
+    config::{Secret, secret},
+    error::Cause,
+};
 
 /// Where credentials come from.
 #[derive(Clone, Debug)]
@@ -79,7 +82,7 @@ impl Provider {
         if let Some((_, credentials)) = last.as_ref().filter(|(before, _)| *before == stamp) {
             return Ok(credentials.clone());
         }
-        if disk::readable_by_others(path).unwrap_or(true) {
+        if secret::is_exposed(path).unwrap_or(true) {
             return Err(fail(Cause::SecretFile)("others than its owner can read it".into()));
         }
         let bytes = fs::read(path)
@@ -159,6 +162,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::disk;
 
     fn write(path: &Path, text: &str, mode: u32) {
         fs::write(path, text).unwrap();

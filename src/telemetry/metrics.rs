@@ -168,7 +168,7 @@ pub const METRICS: &[Metric] = &[
     metric(
         "lakehead_source_kept_bytes",
         Read::Gauge(|one| one.status.server.0.saturating_sub(one.status.confirmed.0) as f64),
-        "Bytes of log that the server keeps for this box.",
+        "Bytes of log from what was confirmed to its end: the server keeps these, and more while transactions are long.",
     ),
     metric(
         "lakehead_source_stream_bytes_total",

@@ -41,6 +41,7 @@ mod story_outage;
 mod story_page;
 mod story_proof;
 mod story_regress;
+mod story_reload;
 mod story_reread;
 mod story_road;
 mod story_schemas;

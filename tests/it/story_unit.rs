@@ -53,6 +53,16 @@ async fn the_unit_works_under_systemd() {
         machine.must(&["reload", "lakehead"]);
         world.caught_up().await;
         assert_eq!(machine.show("MainPID"), pid, "a reload is no restart");
+
+        // Where nothing may be executed but the gateway it begins anew with a configuration that differs.
+        let site = etc.join("site.toml");
+        let differs = fs::read_to_string(&site).unwrap() + "\n[ship]\nrequests = 3\n";
+        disk::write_durably(&site, differs.as_bytes()).unwrap();
+        machine.must(&["reload", "lakehead"]);
+        machine.began_anew().await;
+        world.caught_up().await;
+        assert_eq!(machine.show("SubState"), "running");
+        assert_eq!((machine.show("MainPID"), machine.show("NRestarts")), (pid, "2".into()));
         stop.cancel();
     };
     let (worked, ()) = tokio::join!(work, live);
@@ -188,6 +198,19 @@ impl Machine {
         let property = format!("--property={property}");
         let shown = self.systemctl(&["show", "--value", &property, "lakehead"]).unwrap();
         shown.trim().into()
+    }
+
+    /// Waits until it has begun anew by itself, and is ready.
+    async fn began_anew(&self) {
+        for _ in 0..RESTART_TICKS {
+            if let Some((_, since)) = self.log().rsplit_once("beginning anew with it")
+                && since.contains("the road is open")
+            {
+                return;
+            }
+            tokio::time::sleep(TICK).await;
+        }
+        panic!("it does not begin anew:\n{}", self.log());
     }
 
     /// Waits until systemd has restarted it so often, and it is ready.

@@ -283,11 +283,11 @@ impl Check<'_> {
         let found = rows.first().map_or(Ok(0), |row| row.parse_as::<i64>(0))?;
         let seen = match found {
             _ if wire.version() < MESSAGES_SINCE => {
-                "not recorded: it takes PostgreSQL 14; a table's new definition comes with its next change"
+                "not recorded: it takes PostgreSQL 14; what became of a table is seen at the next look at the catalog"
             }
             2 => "recorded, in `pg_lakehead.statements`",
             _ => {
-                "not recorded: a table's new definition comes with its next change; to have them recorded, as a superuser: lakehead check --ddl-script | psql"
+                "not recorded: what became of a table is seen at the next look at the catalog; to have them recorded, as a superuser: lakehead check --ddl-script | psql"
             }
         };
         self.ok("DDL", seen);

@@ -35,10 +35,7 @@ use super::{
     lull,
     url::{TlsMode, Url},
 };
-use crate::{
-    config::{ClientCertificate, Secret},
-    disk,
-};
+use crate::config::{ClientCertificate, Secret, secret};
 
 /// A connection's bytes, in the clear or protected.
 #[derive(Debug)]
@@ -143,7 +140,7 @@ fn ours(
 
 /// Reads a file that nobody else may read.
 pub(super) fn secret(path: &Path) -> Result<Vec<u8>, SourceError> {
-    if disk::readable_by_others(path).map_err(|why| unusable(path, why))? {
+    if secret::is_exposed(path).map_err(|why| unusable(path, why))? {
         return Err(unusable(path, "others than its owner can read it"));
     }
     std::fs::read(path).map_err(|why| unusable(path, why))
