@@ -57,7 +57,7 @@ async fn the_unit_works_under_systemd() {
         // Where nothing may be executed but the gateway it begins anew with a configuration that differs.
         let site = etc.join("site.toml");
         let differs = fs::read_to_string(&site).unwrap() + "\n[ship]\nrequests = 3\n";
-        disk::write_durably(&site, differs.as_bytes()).unwrap();
+        fs::write(&site, differs).unwrap();
         machine.must(&["reload", "lakehead"]);
         machine.began_anew().await;
         world.caught_up().await;
