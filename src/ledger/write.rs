@@ -450,6 +450,19 @@ mod tests {
         clock: Arc<dyn Clock>,
     }
 
+    /// The runtime's clock, which a busy machine does not drive.
+    struct Runtime;
+
+    impl Clock for Runtime {
+        fn now(&self) -> Instant {
+            tokio::time::Instant::now().into_std()
+        }
+
+        fn wall(&self) -> Timestamp {
+            SystemClock.wall()
+        }
+    }
+
     /// A clock on which an hour passes each time it is looked at.
     #[derive(Default)]
     struct Hours(AtomicU32);
@@ -642,7 +655,8 @@ mod tests {
             .map(|id| if id % 2 == 1 { testing::schema(id) } else { testing::snapshot(id, 1) })
             .collect();
         all.push(epoch);
-        let world = World::new(Bucket::new(), &all);
+        let mut world = World::new(Bucket::new(), &all);
+        world.clock = Arc::new(Runtime);
         let (give, shipped) = mpsc::channel(1);
         let (proven, proved) = watch::channel(Proven::default());
         let (done, _given) = mpsc::channel(100);
