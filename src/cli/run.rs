@@ -75,10 +75,15 @@ pub(super) async fn run(global: &Global) -> Result<Exit, Failure> {
     };
     let outcome = gateway.go(&mut signals, ready).await;
     timeout(SIDE_TIME_MAX, side.stop()).await.ok();
-    match outcome? {
-        Then::End => Ok(Exit::Done),
-        Then::Anew => Err(Failure::system("begin anew", &begin_anew())),
+    if outcome? == Then::End {
+        return Ok(Exit::Done);
     }
+    // Who asked for the end while the road stopped is not to be forgotten by who begins anew.
+    if let Ok(signal) = timeout(LAST_LOOK, signals.end()).await {
+        tracing::info!(signal, "stopped, and not beginning anew");
+        return Ok(Exit::Done);
+    }
+    Err(Failure::system("begin anew", &begin_anew()))
 }
 
 /// What comes after a road.
@@ -303,10 +308,20 @@ impl Signals {
 
     /// The next one. Cancel-safe.
     async fn next(&mut self) -> Asked {
+        let Self { terminate, interrupt, hangup } = self;
         tokio::select! {
-            _ = self.terminate.recv() => Asked::Stop("SIGTERM"),
-            _ = self.interrupt.recv() => Asked::Stop("SIGINT"),
-            _ = self.hangup.recv() => Asked::Reload,
+            biased;
+            _ = terminate.recv() => Asked::Stop("SIGTERM"),
+            _ = interrupt.recv() => Asked::Stop("SIGINT"),
+            _ = hangup.recv() => Asked::Reload,
+        }
+    }
+
+    /// One that asks for the end. Cancel-safe.
+    async fn end(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
         }
     }
 }
@@ -320,6 +335,8 @@ const MUCH_BYTES: u64 = 160 << 20;
 /// With the side's and the runtime's: below 5 s, as promised.
 const STOP_TIME_MAX: Duration = Duration::from_millis(4000);
 const SIDE_TIME_MAX: Duration = Duration::from_millis(300);
+/// As the runtime needs to tell of a signal that has come.
+const LAST_LOOK: Duration = Duration::from_millis(20);
 const PAGE_RETRY: Duration = Duration::from_secs(15);
 
 #[cfg(test)]

@@ -53,6 +53,18 @@ async fn a_configuration_that_changes_counts_after_a_reload_if_it_is_right() {
     world.caught_up().await;
     assert_eq!(world.gateway.pid(), pid);
     assert_eq!(world.gateway.ended(), None);
+
+    // Who is asked for both ends.
+    for tables in [&["public.mark", "public.one"][..], &["public.mark", "public.one", "public.two"]]
+    {
+        world.copy_only(tables);
+        world.gateway.reload();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(world.gateway.stop().await, Some(0), "{}", world.gateway.log_end());
+        world.start();
+        world.caught_up().await;
+    }
+    world.until("it has what the configuration has", ready).await;
     world.assert_proven().await;
     world.assert_readable().await;
     world.assert_restored_equal().await;
