@@ -1,9 +1,14 @@
-//! The page's certificate: the site's own, or one that the box makes for itself at first start.
+//! The page's certificate: the site's own, or one that the box makes for itself at first start, and again
+//! when the names by which it is asked have changed.
 //!
-//! Its own lies in `data_dir` as `status.crt` and `status.key`. Nobody vouches for it: a browser asks
-//! once, and the log names its SHA-256, to compare.
+//! Takes the configuration and gives what TLS is served with. Keeps its own in `data_dir` as `status.crt` and
+//! `status.key`, and in `status.names` what names it is for, one a line. Nobody vouches for it: a browser
+//! asks once, and the log names its SHA-256, to compare.
+//!
+//! **Invariant:** `status.names` is there only while the certificate is for these names and the key is its key.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -50,29 +55,61 @@ pub(super) fn server_config(
     Ok(Arc::new(config))
 }
 
-/// Made once. The key is written first: a certificate without its key is made again.
+/// Made once for the same names.
 fn own(status: &config::Status, data_dir: &Path) -> Result<(PathBuf, PathBuf), StatusError> {
-    let (chain, key) = (data_dir.join("status.crt"), data_dir.join("status.key"));
-    if chain.exists() && key.exists() {
+    let [chain, key, list] =
+        ["status.crt", "status.key", "status.names"].map(|name| data_dir.join(name));
+    let names = names(status);
+    let lines = format!("{}\n", names.join("\n"));
+    let before = chain.exists();
+    let known = fs::read_to_string(&list).is_ok_and(|known| known == lines);
+    if before && key.exists() && known {
         return Ok((chain, key));
     }
+    let shown = names.join(", ");
     let wrong = |why: String| StatusError::Certificate { path: chain.clone(), why };
+    let made = rcgen::generate_simple_self_signed(names).map_err(|why| wrong(why.to_string()))?;
+    let pem = zeroize::Zeroizing::new(made.signing_key.serialize_pem());
+    // The list goes first and comes last: what a power cut leaves is made again.
+    disk::remove(&list)
+        .and_then(|()| disk::write_durably(&key, pem.as_bytes()))
+        .and_then(|()| disk::write_durably(&chain, made.cert.pem().as_bytes()))
+        .and_then(|()| disk::write_durably(&list, lines.as_bytes()))
+        .map_err(|why| wrong(why.to_string()))?;
+    if before {
+        tracing::info!(names = shown, "the status page's own certificate was remade for its names");
+    }
+    Ok((chain, key))
+}
+
+/// By what the page can be asked, whatever the order in the configuration.
+fn names(status: &config::Status) -> Vec<String> {
     let mut names = vec!["localhost".to_owned()];
     if !status.listen.ip().is_unspecified() {
         names.push(status.listen.ip().to_string());
     }
     names.extend(status.hosts.iter().cloned());
-    let made = rcgen::generate_simple_self_signed(names).map_err(|why| wrong(why.to_string()))?;
-    let pem = zeroize::Zeroizing::new(made.signing_key.serialize_pem());
-    disk::write_durably(&key, pem.as_bytes()).map_err(|why| wrong(why.to_string()))?;
-    disk::write_durably(&chain, made.cert.pem().as_bytes())
-        .map_err(|why| wrong(why.to_string()))?;
-    Ok((chain, key))
+    names.sort();
+    names.dedup();
+    names
 }
 
 #[cfg(test)]
 mod tests {
+    use rustls::{client::verify_server_name, pki_types::ServerName, server::ParsedCertificate};
+
     use super::*;
+
+    fn made(dir: &Path) -> Vec<u8> {
+        fs::read(dir.join("status.crt")).unwrap()
+    }
+
+    /// Whether a client that asks by `name` takes the certificate.
+    fn is_for(dir: &Path, name: &str) -> bool {
+        let certificate = CertificateDer::from_pem_slice(&made(dir)).unwrap();
+        let certificate = ParsedCertificate::try_from(&certificate).unwrap();
+        verify_server_name(&certificate, &ServerName::try_from(name).unwrap()).is_ok()
+    }
 
     fn status() -> config::Status {
         config::Status {
@@ -87,10 +124,44 @@ mod tests {
     fn the_boxs_own_certificate_is_made_once_and_its_key_is_private() {
         let dir = tempfile::tempdir().unwrap();
         server_config(&status(), dir.path()).unwrap();
-        let made = std::fs::read(dir.path().join("status.crt")).unwrap();
+        let first = made(dir.path());
         assert!(!disk::readable_by_others(&dir.path().join("status.key")).unwrap());
         server_config(&status(), dir.path()).unwrap();
-        assert_eq!(std::fs::read(dir.path().join("status.crt")).unwrap(), made);
+        assert_eq!(made(dir.path()), first);
+    }
+
+    #[test]
+    fn the_boxs_own_certificate_is_remade_when_its_names_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let with = |listen: &str, hosts: &[&str]| {
+            let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
+            let status = config::Status { listen: listen.parse().unwrap(), hosts, ..status() };
+            server_config(&status, dir.path()).unwrap();
+            made(dir.path())
+        };
+        let first = with("0.0.0.0:8443", &["plant7-a.lan"]);
+        assert!(is_for(dir.path(), "plant7-a.lan") && !is_for(dir.path(), "a.plant7.lan"));
+        let second = with("0.0.0.0:8443", &["plant7-a.lan", "a.plant7.lan"]);
+        assert_ne!(second, first);
+        assert!(is_for(dir.path(), "plant7-a.lan") && is_for(dir.path(), "a.plant7.lan"));
+        assert_eq!(with("0.0.0.0:9443", &["a.plant7.lan", "plant7-a.lan", "localhost"]), second);
+        let third = with("192.0.2.7:8443", &["a.plant7.lan"]);
+        assert_ne!(third, second);
+        assert!(is_for(dir.path(), "192.0.2.7") && is_for(dir.path(), "localhost"));
+        assert!(!is_for(dir.path(), "plant7-a.lan"), "a name that was taken away");
+    }
+
+    #[test]
+    fn a_certificate_that_was_not_finished_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        server_config(&status(), dir.path()).unwrap();
+        let first = made(dir.path());
+        let other = tempfile::tempdir().unwrap();
+        server_config(&status(), other.path()).unwrap();
+        fs::copy(other.path().join("status.key"), dir.path().join("status.key")).unwrap();
+        fs::remove_file(dir.path().join("status.names")).unwrap();
+        server_config(&status(), dir.path()).unwrap();
+        assert_ne!(made(dir.path()), first);
     }
 
     #[test]
