@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, convert::Infallible, net::IpAddr, os::unix::net::UnixStream, sync::Arc};
 
-use http::{Request, StatusCode};
+use http::{HeaderValue, Request, StatusCode};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -46,21 +46,40 @@ async fn exchange(report: &Report, near: bool, sent: &[u8]) -> Vec<u8> {
     let local = if near { IpAddr::from([127, 0, 0, 1]) } else { IpAddr::from([192, 0, 2, 7]) };
     let service = service_fn(async |request: Request<Incoming>| {
         let (head, _body) = request.into_parts();
-        let answer = respond(&head, &access, &Sight { report, usage: Usage::default(), local });
+        let answer = respond(&head, &access, local, report);
         let open = ["/healthz", "/favicon.ico"].contains(&head.uri.path());
         assert!(near || open || answer.status() != StatusCode::OK, "{head:?}");
-        let named =
-            head.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default();
-        let named = named.to_ascii_lowercase();
-        let ours = ["localhost", "127.0.0.1", "plant7-a.lan"].iter().any(|our| named.contains(our))
-            || named.contains("::ffff:");
-        assert!(open || ours || answer.status() != StatusCode::OK, "{head:?}");
+        let told = !open && answer.status() == StatusCode::OK;
+        assert!(!told || names_us(head.headers.get("host")), "{head:?}");
+        let origin = head.headers.get("origin");
+        assert!(!told || origin.is_none() || names_us(origin), "{head:?}");
         Ok::<_, Infallible>(answer)
     });
     drop(server().serve_connection(TokioIo::new(ours), service).await);
     let mut answer = vec![];
     client.read_to_end(&mut answer).await.expect("it ends");
     answer
+}
+
+/// Whether the value of `Host` or `Origin` has a name of ours in it.
+fn names_us(value: Option<&HeaderValue>) -> bool {
+    let named = value.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let named = named.to_ascii_lowercase();
+    ["localhost", "127.0.0.1", "plant7-a.lan", "::ffff:"].iter().any(|our| named.contains(our))
+}
+
+impl Sight for Report {
+    fn healthy(&self) -> bool {
+        self.healthy
+    }
+
+    fn report(&self) -> Report {
+        self.clone()
+    }
+
+    fn usage(&self) -> Usage {
+        Usage::default()
+    }
 }
 
 /// What the admin socket is asked, and what it answers: one line of JSON, whatever came.

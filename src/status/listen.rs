@@ -1,7 +1,10 @@
 //! The status page's listener: plain HTTP on loopback, TLS and a login elsewhere.
 //!
-//! **Invariant:** a client holds a connection for at most [`CONNECTION_TIME_MAX`], sends at most
-//! [`HEAD_BYTES_MAX`] of head, and there are at most [`CONNECTIONS_MAX`]: slow clients cost nothing that grows.
+//! Takes connections and gives each one answer, then closes it; one without a [seat](Seats) is closed at once.
+//! A report is made only for a request that is admitted, and does not outlive its answer's making.
+//!
+//! **Invariant:** a client holds a connection for at most [`CONNECTION_TIME_MAX`], [`HANDSHAKE_TIME_MAX`] if it
+//! does not finish the handshake, and sends at most [`HEAD_BYTES_MAX`] of head: slow clients cost nothing that grows.
 
 use std::{
     convert::Infallible,
@@ -20,25 +23,45 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
 use super::{
     StatusError, certificate,
+    health::Health,
     respond::{Access, Sight, respond},
+    seats::Seats,
 };
 use crate::{
+    clock::{Clock, SystemClock},
     config,
     shutdown::Tasks,
-    telemetry::{process::Usage, report::Reporter},
+    telemetry::{
+        process::Usage,
+        report::{Report, Reporter},
+    },
 };
 
 struct Page {
     reporter: Arc<Reporter>,
+    health: Health,
     access: Access,
     tls: Option<TlsAcceptor>,
+}
+
+impl Sight for Page {
+    fn healthy(&self) -> bool {
+        self.health.at(SystemClock.now(), || self.reporter.report().healthy)
+    }
+
+    fn report(&self) -> Report {
+        self.reporter.report()
+    }
+
+    fn usage(&self) -> Usage {
+        Usage::read()
+    }
 }
 
 /// Serves the page until `tasks` stop. Gives the address, with its port where 0 was asked for.
@@ -65,8 +88,8 @@ pub async fn serve(
     let scheme = if tls.is_some() { "https" } else { "http" };
     tracing::info!(url = format!("{scheme}://{address}/"), login = beyond, "status page");
     let access = Access { token, hosts: status.hosts.clone() };
-    let page = Arc::new(Page { reporter, access, tls });
-    tasks.spawn(accept(listener, page, tasks.clone()));
+    let page = Arc::new(Page { reporter, health: Health::default(), access, tls });
+    tasks.spawn(accept(listener, page, Seats::default(), tasks.clone()));
     Ok(address)
 }
 
@@ -80,23 +103,20 @@ fn token(data_dir: &Path) -> Result<config::Secret, StatusError> {
     Ok(config::load_secret(&path)?)
 }
 
-async fn accept(listener: TcpListener, page: Arc<Page>, tasks: Tasks) {
-    let seats = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+async fn accept(listener: TcpListener, page: Arc<Page>, seats: Seats, tasks: Tasks) {
     let token = tasks.token();
-    let next = async || {
-        let seat = seats.clone().acquire_owned().await.expect("the semaphore is never closed");
-        (seat, listener.accept().await)
-    };
     loop {
-        let (seat, accepted) = tokio::select! {
-            next = next() => next,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             () = token.cancelled() => return,
         };
-        let Ok((stream, _)) = accepted else {
+        let Ok((stream, peer)) = accepted else {
             // Out of descriptors: they come back as connections end.
             sleep(ACCEPT_PAUSE).await;
             continue;
         };
+        // Closed, not queued: those who wait would hold up others behind them.
+        let Some(seat) = seats.take(peer.ip()) else { continue };
         let (page, stop) = (page.clone(), token.clone());
         tasks.spawn(async move {
             let served = Box::pin(timeout(CONNECTION_TIME_MAX, connection(stream, page)));
@@ -114,7 +134,7 @@ async fn connection(stream: TcpStream, page: Arc<Page>) -> io::Result<()> {
     let local = stream.local_addr()?.ip();
     match page.tls.clone() {
         Some(tls) => {
-            let stream = tls.accept(stream).await?;
+            let stream = timeout(HANDSHAKE_TIME_MAX, tls.accept(stream)).await??;
             exchange(stream, page, local).await
         }
         None => exchange(stream, page, local).await,
@@ -145,36 +165,35 @@ pub(super) fn server() -> http1::Builder {
 
 async fn answer(request: Request<Incoming>, page: &Page, local: IpAddr) -> Response<Full<Bytes>> {
     let (head, _body) = request.into_parts();
-    let report = page.reporter.report();
-    let sight = Sight { report: &report, usage: Usage::read(), local };
-    let response = respond(&head, &page.access, &sight);
+    let response = respond(&head, &page.access, local, page);
     if response.status() == StatusCode::UNAUTHORIZED && head.headers.contains_key(AUTHORIZATION) {
         sleep(WRONG_LOGIN_PAUSE).await;
     }
     response
 }
 
-/// Connections at once.
-pub const CONNECTIONS_MAX: usize = 64;
 /// The least that hyper takes as its buffer, which bounds the head of a request.
 pub const HEAD_BYTES_MAX: usize = 8192;
-/// From the first byte of TLS to the last of the answer.
+/// From its acceptance to the last byte of the answer.
 pub const CONNECTION_TIME_MAX: Duration = Duration::from_secs(15);
+/// From its acceptance to the end of the TLS handshake.
+pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(3);
 const HEAD_TIME_MAX: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// With the cap on connections: at most 64 guesses a second at 256 bits.
+/// With the cap on connections: at most 8 guesses a second from an address, 64 in all, at 256 bits. Only the
+/// refusal is held meanwhile.
 const WRONG_LOGIN_PAUSE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
     use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpSocket,
+    };
 
     use super::*;
-    use crate::{
-        clock::SystemClock,
-        telemetry::{board::Board, heartbeat::Heartbeat},
-    };
+    use crate::telemetry::{board::Board, heartbeat::Heartbeat};
 
     fn reporter() -> Arc<Reporter> {
         let board = Board::default();
@@ -190,7 +209,7 @@ mod tests {
     }
 
     async fn talk(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> String {
-        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.write_all(request.as_bytes()).await.ok();
         let mut answer = vec![];
         stream.read_to_end(&mut answer).await.ok();
         String::from_utf8(answer).unwrap()
@@ -243,5 +262,55 @@ mod tests {
         let login = format!("Authorization: Bearer {}\r\n", token.trim());
         assert!(get(&login).await.contains("\"changes\":42"));
         tasks.stop().await;
+    }
+
+    /// As it is served on loopback.
+    fn near() -> Page {
+        let access = Access { token: None, hosts: vec![] };
+        Page { reporter: reporter(), health: Health::default(), access, tls: None }
+    }
+
+    #[tokio::test]
+    async fn what_is_beyond_an_addresss_seats_is_closed_and_others_are_served() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (tasks, seats) = (Tasks::new(), Seats::default());
+        tasks.spawn(accept(listener, Arc::new(near()), seats.clone(), tasks.clone()));
+        let from = async |peer: &str| {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(format!("{peer}:0").parse().unwrap()).unwrap();
+            let stream = socket.connect(address).await.unwrap();
+            talk(stream, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await
+        };
+        let one = IpAddr::from([127, 0, 0, 1]);
+        let held: Vec<_> = std::iter::from_fn(|| seats.take(one)).collect();
+        assert_eq!(from("127.0.0.1").await, "");
+        assert!(from("127.0.0.2").await.starts_with("HTTP/1.1 200"));
+        drop(held);
+        assert!(from("127.0.0.1").await.starts_with("HTTP/1.1 200"));
+        tasks.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_begin_the_handshake_is_soon_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let tasks = Tasks::new();
+        let address = serve(&status("0.0.0.0:0"), dir.path(), reporter(), &tasks).await.unwrap();
+        let began = tokio::time::Instant::now();
+        let mut idle = TcpStream::connect(("127.0.0.1", address.port())).await.unwrap();
+        let mut nothing = [0];
+        assert_eq!(idle.read(&mut nothing).await.unwrap_or_default(), 0);
+        let took = began.elapsed();
+        assert!(took >= HANDSHAKE_TIME_MAX && took < HANDSHAKE_TIME_MAX * 2, "{took:?}");
+        tasks.stop().await;
+    }
+
+    #[test]
+    fn health_is_told_from_the_last_look() {
+        let page = near();
+        assert!(page.reporter.report().healthy);
+        let later = SystemClock.now() + Duration::from_secs(60);
+        page.health.at(later, || false);
+        assert!(!page.healthy());
     }
 }

@@ -1,7 +1,7 @@
 //! Status: shows what the box does and what it needs, over the admin socket and the status page.
 //!
 //! Takes [`Report`](crate::telemetry::report::Report)s. No customer's row passes here. Keeps the page's
-//! token and its own certificate in `data_dir`.
+//! token, and its own certificate with the names that it is for, in `data_dir`.
 
 use std::{io, path::PathBuf};
 
@@ -14,9 +14,11 @@ use crate::{
 pub mod fuzz;
 pub mod admin;
 mod certificate;
+mod health;
 pub mod listen;
 pub mod page;
 mod respond;
+mod seats;
 
 /// Why the status cannot be shown, or asked for.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,11 @@
 //! What the status page answers to a request. Pure.
 //!
+//! Takes the head of a request and gives the answer. Keeps nothing, and looks at nothing before the method,
+//! the name, the page that asks and the login are right.
+//!
 //! **Invariant (I35):** without the token nothing but `/healthz` is answered beyond loopback; and on
-//! loopback nothing is answered to a name that is not ours, so that a web page cannot read it (rebinding).
+//! loopback nothing is answered to a name that is not ours, so that a web page cannot read it (rebinding),
+//! nor to another web page by our name.
 
 use core::net::IpAddr;
 
@@ -11,7 +15,7 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Response, StatusCode,
     header::{
-        ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST,
+        ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, ORIGIN,
         REFERRER_POLICY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
     },
     request::Parts,
@@ -33,21 +37,24 @@ pub(super) struct Access {
     pub(super) hosts: Vec<String>,
 }
 
-/// What the answer is made of.
-pub(super) struct Sight<'a> {
-    /// The report.
-    pub(super) report: &'a Report,
+/// What the answer is made of, when it is asked for.
+pub(super) trait Sight {
+    /// Whether all is well, or heals without a person.
+    fn healthy(&self) -> bool;
+
+    /// All as it is now; as large as the lists of tables.
+    fn report(&self) -> Report;
+
     /// What the process uses.
-    pub(super) usage: Usage,
-    /// The address that the request came to.
-    pub(super) local: IpAddr,
+    fn usage(&self) -> Usage;
 }
 
-/// The answer to one request. Its body is never read.
+/// The answer to one request, which came to the address `local`. Its body is never read.
 pub(super) fn respond(
     request: &Parts,
     access: &Access,
-    sight: &Sight<'_>,
+    local: IpAddr,
+    sight: &impl Sight,
 ) -> Response<Full<Bytes>> {
     if request.method != Method::GET && request.method != Method::HEAD {
         let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
@@ -56,40 +63,54 @@ pub(super) fn respond(
     }
     let path = request.uri.path();
     if path == "/healthz" {
-        return match sight.report.healthy {
+        return match sight.healthy() {
             true => plain(StatusCode::OK, "ok\n"),
             false => plain(StatusCode::SERVICE_UNAVAILABLE, "not ok\n"),
         };
     }
-    if !host_is_ours(&request.headers, access, sight.local) {
-        return plain(
-            StatusCode::MISDIRECTED_REQUEST,
-            "not a name of this box: add it to [status] hosts\n",
-        );
-    }
-    if !may_read(&request.headers, access) {
-        let mut refused = plain(
-            StatusCode::UNAUTHORIZED,
-            "log in with any name and the text of status.token in data_dir as the password\n",
-        );
-        let how = HeaderValue::from_static("Basic realm=\"lakehead\", charset=\"UTF-8\"");
-        refused.headers_mut().insert(WWW_AUTHENTICATE, how);
+    if let Some(refused) = refusal(&request.headers, access, local) {
         return refused;
     }
     match path {
-        "/" => answer(StatusCode::OK, "text/html; charset=utf-8", page::render(sight.report)),
+        "/" => answer(StatusCode::OK, "text/html; charset=utf-8", page::render(&sight.report())),
         "/metrics" => {
-            let text = metrics::render(sight.report, sight.usage);
+            let text = metrics::render(&sight.report(), sight.usage());
             answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
         }
         "/status.json" => {
-            let json = serde_json::to_string(sight.report).unwrap_or_default();
+            let json = serde_json::to_string(&sight.report()).unwrap_or_default();
             answer(StatusCode::OK, "application/json", json)
         }
         // Browsers ask for it unasked; a 404 would stand in their console.
         "/favicon.ico" => plain(StatusCode::NO_CONTENT, ""),
         _ => plain(StatusCode::NOT_FOUND, "there are /, /metrics, /status.json and /healthz\n"),
     }
+}
+
+/// Why a request is not admitted; `None` if it is.
+fn refusal(headers: &HeaderMap, access: &Access, local: IpAddr) -> Option<Response<Full<Bytes>>> {
+    if !host_is_ours(headers, access, local) {
+        return Some(plain(
+            StatusCode::MISDIRECTED_REQUEST,
+            "not a name of this box: add it to [status] hosts\n",
+        ));
+    }
+    if !origin_is_ours(headers, access, local) || !site_is_ours(headers) {
+        return Some(plain(
+            StatusCode::FORBIDDEN,
+            "another web page asks for this: open it by its own address\n",
+        ));
+    }
+    if !may_read(headers, access) {
+        let mut refused = plain(
+            StatusCode::UNAUTHORIZED,
+            "log in with any name and the text of status.token in data_dir as the password\n",
+        );
+        let how = HeaderValue::from_static("Basic realm=\"lakehead\", charset=\"UTF-8\"");
+        refused.headers_mut().insert(WWW_AUTHENTICATE, how);
+        return Some(refused);
+    }
+    None
 }
 
 fn plain(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
@@ -116,11 +137,44 @@ fn answer(status: StatusCode, kind: &'static str, body: String) -> Response<Full
     response
 }
 
-/// `localhost`, the address that the request came to, or a name from the configuration.
+/// The request has one `Host`, and it is ours.
 fn host_is_ours(headers: &HeaderMap, access: &Access, local: IpAddr) -> bool {
-    let mut hosts = headers.get_all(HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
-    let Ok(host) = host.to_str() else { return false };
+    let host = only(headers, HOST.as_str()).and_then(|host| host.to_str().ok());
+    host.is_some_and(|host| is_ours(host, access, local))
+}
+
+/// The request has no `Origin`, or one whose host is ours. `null` and the schemes of apps are not.
+/// <https://fetch.spec.whatwg.org/#origin-header>
+fn origin_is_ours(headers: &HeaderMap, access: &Access, local: IpAddr) -> bool {
+    if !headers.contains_key(ORIGIN) {
+        return true;
+    }
+    let origin = only(headers, ORIGIN.as_str()).and_then(|origin| origin.to_str().ok());
+    let Some((scheme, host)) = origin.and_then(|origin| origin.split_once("://")) else {
+        return false;
+    };
+    let web = ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
+    web && is_ours(host, access, local)
+}
+
+/// The browser does not say that another web page asks, or a person opens the page by a link.
+/// <https://www.w3.org/TR/fetch-metadata/>
+fn site_is_ours(headers: &HeaderMap) -> bool {
+    let mut sites = headers.get_all("sec-fetch-site").iter();
+    let is = |name, value: &str| only(headers, name).is_some_and(|given| given == value);
+    let opened = is("sec-fetch-mode", "navigate") && is("sec-fetch-dest", "document");
+    opened || sites.all(|site| site == "same-origin" || site == "none")
+}
+
+/// The header's value, if it is there once.
+fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a HeaderValue> {
+    let mut values = headers.get_all(name).iter();
+    values.next().filter(|_| values.next().is_none())
+}
+
+/// Whether `host`, with or without a port, is `localhost`, the address that the request came to, or a name
+/// from the configuration.
+fn is_ours(host: &str, access: &Access, local: IpAddr) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or(rest),
         None => host.split(':').next().unwrap_or(host),
@@ -150,7 +204,7 @@ fn may_read(headers: &HeaderMap, access: &Access) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{cell::Cell, sync::Arc};
 
     use http::Request;
 
@@ -160,16 +214,44 @@ mod tests {
         telemetry::{board::Board, heartbeat::Heartbeat, report::Reporter},
     };
 
-    fn ask(
+    /// Counts how often it is looked at.
+    struct Counted {
+        reporter: Reporter,
+        reports: Cell<usize>,
+        others: Cell<usize>,
+    }
+
+    impl Sight for Counted {
+        fn healthy(&self) -> bool {
+            self.others.update(|times| times + 1);
+            true
+        }
+
+        fn report(&self) -> Report {
+            self.reports.update(|times| times + 1);
+            self.reporter.report()
+        }
+
+        fn usage(&self) -> Usage {
+            self.others.update(|times| times + 1);
+            Usage::default()
+        }
+    }
+
+    fn counted() -> Counted {
+        let reporter =
+            Reporter::new("a", Board::default(), Heartbeat::default(), Arc::new(SystemClock));
+        reporter.ready();
+        Counted { reporter, reports: Cell::new(0), others: Cell::new(0) }
+    }
+
+    fn ask_of(
+        sight: &Counted,
         method: &str,
         path: &str,
         headers: &[(&str, &str)],
         token: Option<&str>,
     ) -> Response<Full<Bytes>> {
-        let reporter =
-            Reporter::new("a", Board::default(), Heartbeat::default(), Arc::new(SystemClock));
-        reporter.ready();
-        let report = reporter.report();
         let mut request = Request::builder().method(method).uri(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -177,8 +259,16 @@ mod tests {
         let (parts, ()) = request.body(()).unwrap().into_parts();
         let token = token.map(|token| Secret::new(token.into()));
         let access = Access { token, hosts: vec!["plant7-a.lan".into()] };
-        let local = IpAddr::from([192, 0, 2, 7]);
-        respond(&parts, &access, &Sight { report: &report, usage: Usage::default(), local })
+        respond(&parts, &access, IpAddr::from([192, 0, 2, 7]), sight)
+    }
+
+    fn ask(
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        token: Option<&str>,
+    ) -> Response<Full<Bytes>> {
+        ask_of(&counted(), method, path, headers, token)
     }
 
     fn status(path: &str, headers: &[(&str, &str)], token: Option<&str>) -> u16 {
@@ -246,5 +336,95 @@ mod tests {
             assert!(policy.contains("frame-ancestors 'none'") && !policy.contains("unsafe"));
             assert_eq!(answer.headers()["x-content-type-options"], "nosniff");
         }
+    }
+
+    #[test]
+    fn nothing_is_looked_at_for_who_is_not_admitted() {
+        let (host, wrong) = (("host", "localhost"), ("authorization", "Bearer t0ke"));
+        let foreign = ("origin", "https://evil.example");
+        let sight = counted();
+        for path in ["/", "/metrics", "/status.json"] {
+            let told = |method, headers: &[(&str, &str)]| {
+                ask_of(&sight, method, path, headers, Some("t0ken")).status().as_u16()
+            };
+            assert_eq!(told("POST", &[host]), 405);
+            assert_eq!(told("GET", &[("host", "evil.example")]), 421);
+            assert_eq!(told("GET", &[host, foreign, ("authorization", "Bearer t0ken")]), 403);
+            assert_eq!(told("GET", &[host]), 401);
+            assert_eq!(told("GET", &[host, wrong]), 401);
+        }
+        assert_eq!((sight.reports.get(), sight.others.get()), (0, 0));
+        assert_eq!(ask_of(&sight, "GET", "/healthz", &[], Some("t0ken")).status(), 200);
+        for path in ["/favicon.ico", "/nothing"] {
+            ask_of(&sight, "GET", path, &[host], None);
+        }
+        assert_eq!((sight.reports.get(), sight.others.get()), (0, 1), "health is no report");
+        ask_of(&sight, "GET", "/status.json", &[host], None);
+        assert_eq!((sight.reports.get(), sight.others.get()), (1, 1));
+    }
+
+    #[test]
+    fn an_origin_that_is_not_ours_is_refused() {
+        let told = |origin| status("/", &[("host", "localhost"), ("origin", origin)], None);
+        for foreign in [
+            "null",
+            "",
+            "localhost",
+            "https://evil.example",
+            "https://localhost.evil.example",
+            "https://evil.example:443",
+            "https://192.0.2.8:8443",
+            "https://[::1]",
+            "http://",
+            "file://",
+            "capacitor://localhost",
+            "https://localhost@evil.example",
+        ] {
+            assert_eq!(told(foreign), 403, "{foreign}");
+        }
+        for ours in [
+            "http://localhost:8080",
+            "HTTPS://Plant7-A.lan:8443",
+            "https://192.0.2.7:8443",
+            "https://plant7-a.lan",
+        ] {
+            assert_eq!(told(ours), 200, "{ours}");
+        }
+        let ours = ("origin", "https://localhost");
+        let two = [("host", "localhost"), ours, ("origin", "https://evil.example")];
+        assert_eq!(status("/", &two, None), 403);
+        assert_eq!(status("/healthz", &[("origin", "null")], None), 200);
+    }
+
+    #[test]
+    fn another_web_page_may_link_here_and_nothing_else() {
+        let told = |site, mode, dest| {
+            let fetch = [("sec-fetch-site", site), ("sec-fetch-mode", mode)];
+            let headers = [("host", "localhost"), fetch[0], fetch[1], ("sec-fetch-dest", dest)];
+            status("/", &headers, None)
+        };
+        for site in ["cross-site", "same-site", "", "same-origin, cross-site", "new-word"] {
+            assert_eq!(told(site, "navigate", "document"), 200, "{site}: a link");
+            for (mode, dest) in [
+                ("no-cors", "image"),
+                ("cors", "empty"),
+                ("navigate", "iframe"),
+                ("navigate", "embed"),
+                ("no-cors", "document"),
+            ] {
+                assert_eq!(told(site, mode, dest), 403, "{site} {mode} {dest}");
+            }
+        }
+        for site in ["same-origin", "none"] {
+            assert_eq!(told(site, "no-cors", "image"), 200, "{site}");
+        }
+        let host = ("host", "localhost");
+        let (ours, others) = (("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site"));
+        assert_eq!(status("/", &[host, ours, others], None), 403);
+        assert_eq!(status("/", &[host, others], None), 403);
+        assert_eq!(status("/healthz", &[others], None), 200);
+        let link = [("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
+        let posing = [host, others, link[0], link[1], ("origin", "https://evil.example")];
+        assert_eq!(status("/", &posing, None), 403);
     }
 }
