@@ -42,7 +42,7 @@ demo: demo-tools ## The whole road on this machine: make demo MINUTES=2 DIR=demo
 build: ## The firmware's binary: target/release/lakehead
 	cargo build --release --locked
 
-test: demo-tools ## Everything that must hold before a commit
+test: compiler ## Everything that must hold before a commit
 	@$(MAKE) prepared & prepared=$$!; code=0; $(MAKE) check || code=$$?; wait $$prepared || code=$$?; exit $$code
 	@if cargo nextest --version >/dev/null 2>&1; \
 	then cargo nextest run --locked --all-features --profile ci --config-file .nextest.toml; \
@@ -152,8 +152,10 @@ target/bench-py/bin/aws: benches/requirements.txt
 	@touch $@
 
 # What Debian 12 lacks. Nothing is installed that is there already.
-demo-tools:
-	@$(call install,/usr/lib/postgresql/*/bin/initdb:postgresql /usr/bin/cc:gcc /usr/include/stdlib.h:libc6-dev)
+compiler:
+	@$(call install,/usr/bin/cc:gcc /usr/include/stdlib.h:libc6-dev)
+demo-tools: compiler
+	@$(call install,/usr/lib/postgresql/*/bin/initdb:postgresql)
 instructions-tools: demo-tools
 	@$(call install,/usr/bin/valgrind:valgrind)
 fuzz-tools: demo-tools
@@ -230,4 +232,4 @@ clean: ## What was built, and the demo's folder
 .PHONY: help demo build test prepared check matrix few conformance fuzz fuzz-corpus fuzz-tools bench bench-binaries bench-snapshot bench-stream \
 	bench-upload bench-journal bench-latency bench-idle bench-guest bench-growth bench-charts instructions instructions-tools sizes deny campaign damage large regress schemas extensions simulate \
 	prove-source unit-test \
-	power-loss python demo-tools test-tools power-tools bench-tools conformance-tools clean
+	power-loss python compiler demo-tools test-tools power-tools bench-tools conformance-tools clean

@@ -3,6 +3,7 @@
 //! Everything lies under `target/it/<story>` (or the folder that `LAKEHEAD_STORIES` names), which stays when the story fails.
 
 use std::{
+    cell::Cell,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -97,6 +98,7 @@ impl World {
             dir: dir.join("postgres"),
             settings: setup.settings,
             tls: setup.certificate,
+            kept: FIRST.replace(false).then(|| stories_dir().join(".initdb")),
             ..ClusterOptions::default()
         };
         let cluster = Cluster::create(&options).unwrap();
@@ -588,12 +590,21 @@ pub(crate) fn binary() -> PathBuf {
 }
 
 pub(crate) fn fresh_dir(story: &str) -> PathBuf {
-    let stories = std::env::var_os("LAKEHEAD_STORIES").unwrap_or("target/it".into());
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(stories).join(story);
+    let dir = stories_dir().join(story);
     clear(&dir.join("postgres")).unwrap();
     fs::remove_dir_all(&dir).ok();
     fs::create_dir_all(&dir).unwrap();
     dir
+}
+
+fn stories_dir() -> PathBuf {
+    let stories = std::env::var_os("LAKEHEAD_STORIES").unwrap_or("target/it".into());
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(stories)
+}
+
+thread_local! {
+    /// Whether no world was made in this story yet. A second server is to be another one to who follows the first.
+    static FIRST: Cell<bool> = const { Cell::new(true) };
 }
 
 /// The database, and the name of the source.

@@ -252,7 +252,7 @@ ALTER TABLE computed DROP b CASCADE",
     assert_restored(&mut world, "renamed").await;
     // As before that, while nobody was there; and a stream that comes to an older definition behind the first look.
     world.gateway.kill();
-    for _ in 0..60 {
+    for _ in 0..30 {
         world
             .execute("INSERT INTO busy (a) SELECT repeat('x', 300) FROM generate_series(1, 5000)")
             .await;

@@ -140,7 +140,7 @@ impl Cluster {
     }
 }
 
-fn copy_all(from: &Path, to: &Path) -> Result<(), ClusterError> {
+pub(super) fn copy_all(from: &Path, to: &Path) -> Result<(), ClusterError> {
     let copied = Command::new("cp").arg("-a").arg(from).arg(to).output();
     let copied = copied.map_err(|why| program_error("cp", &why))?;
     match copied.status.success() {

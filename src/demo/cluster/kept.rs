@@ -1,0 +1,76 @@
+//! A cluster as `initdb` made it, kept to be copied: for those who make hundreds.
+
+use std::{fs, path::Path};
+
+use super::{
+    super::ground::random_hex, Cluster, ClusterError, disk, file_error, standby::copy_all,
+};
+
+impl Cluster {
+    /// Fills the home with the cluster that `kept` has of this version, or has `initdb` make one and
+    /// keeps it there. Copies of one have the same password and **the same system identifier**.
+    pub(super) fn initialize_from(&mut self, kept: &Path) -> Result<(), ClusterError> {
+        let here = kept.join(self.version()?.replace(['/', ' ', '(', ')'], "-"));
+        if !here.exists() {
+            self.initialize()?;
+            return self.keep(kept, &here);
+        }
+        let word = here.join(WORD);
+        let password = fs::read_to_string(&word);
+        self.password = password.map_err(|why| file_error("read", &word, why))?;
+        copy_all(&here.join(FILES).join("."), &self.home)
+    }
+
+    /// Others may do the same at the same time: the first one counts.
+    fn keep(&self, kept: &Path, here: &Path) -> Result<(), ClusterError> {
+        let making = kept.join(random_hex()?);
+        fs::create_dir_all(&making).map_err(|why| file_error("make", &making, why))?;
+        copy_all(&self.home, &making.join(FILES))?;
+        let word = making.join(WORD);
+        disk::write_durably(&word, self.password.as_bytes())
+            .map_err(|why| file_error("write", &word, why))?;
+        match disk::rename(&making, here) {
+            Err(_) if here.exists() => {
+                fs::remove_dir_all(&making).map_err(|why| file_error("remove", &making, why))
+            }
+            moved => moved.map_err(|why| file_error("rename", &making, why)),
+        }
+    }
+}
+
+const FILES: &str = "files";
+const WORD: &str = "word";
+
+#[cfg(test)]
+mod tests {
+    use super::super::*;
+
+    #[tokio::test]
+    async fn a_cluster_that_was_kept_serves_as_one_that_was_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = Some(dir.path().join("kept"));
+        let tasks = Tasks::new();
+        let mut identifiers = vec![];
+        for name in ["first", "copy"] {
+            let options = ClusterOptions {
+                dir: dir.path().join(name),
+                kept: kept.clone(),
+                settings: vec![("work_mem".into(), "3MB".into())],
+                ..ClusterOptions::default()
+            };
+            let cluster = Cluster::create(&options).unwrap();
+            let client = cluster.connect("postgres", &tasks).await.unwrap();
+            let row = client
+                .query_one(
+                    "SELECT system_identifier, current_setting('work_mem') FROM pg_control_system()",
+                    &[],
+                )
+                .await
+                .unwrap();
+            identifiers.push(row.get::<_, i64>(0));
+            assert_eq!(row.get::<_, String>(1), "3MB");
+        }
+        assert_eq!(identifiers[0], identifiers[1]);
+        assert_eq!(fs::read_dir(dir.path().join("kept")).unwrap().count(), 1);
+    }
+}
