@@ -210,7 +210,11 @@ impl TableProgress {
 
 impl Alarm {
     /// `since` is that of the alarm `before`, where its cause was the same.
-    fn new(cause: Cause, what: String, before: Option<&Self>, now: Timestamp) -> Self {
+    fn new(cause: Cause, mut what: String, before: Option<&Self>, now: Timestamp) -> Self {
+        if let Some((end, _)) = what.char_indices().nth(WHAT_CHARS_MAX) {
+            what.truncate(end);
+            what.push('…');
+        }
         let disposition = cause.disposition();
         Self {
             cause: cause.name().into(),
@@ -305,9 +309,19 @@ impl Board {
     }
 }
 
+/// What is wrong, for a person to read: of ten thousand tables not each.
+const WHAT_CHARS_MAX: usize = 8_000;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_alarm_is_as_long_as_a_person_reads() {
+        let board = SourceBoard::default();
+        board.alarm("tables", Cause::TableRefused, &"ä".repeat(100_000), Timestamp(1));
+        assert_eq!(board.read().alarms["tables"].what.chars().count(), WHAT_CHARS_MAX + 1);
+    }
 
     #[test]
     fn an_alarm_keeps_its_beginning_while_its_cause_stays() {

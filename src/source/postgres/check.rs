@@ -6,6 +6,7 @@ use super::{
     error::SourceError,
     large_objects,
     login::Purpose,
+    message::cut,
     name::Names,
     own_url,
     pattern::Patterns,
@@ -77,7 +78,7 @@ impl Check<'_> {
         let rows = wire.query("read wal_level", "SHOW wal_level").await?;
         match rows.first().and_then(|row| row.optional(0)).unwrap_or_default() {
             "logical" => self.ok("wal_level", "logical"),
-            other => self.error("wal_level", &SourceError::WalLevel(other.into())),
+            other => self.error("wal_level", &SourceError::WalLevel(cut(other))),
         }
         Ok(())
     }

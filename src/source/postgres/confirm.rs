@@ -59,6 +59,11 @@ impl Confirm {
         }
     }
 
+    /// What counts at present, as the status and the ledger call it.
+    pub(crate) fn in_force(&self) -> &'static str {
+        if self.waits_for_lake() { "lake" } else { "journal" }
+    }
+
     /// The position confirmed so far.
     pub(crate) fn confirmed(&self) -> Position {
         self.confirmed

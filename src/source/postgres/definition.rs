@@ -79,11 +79,13 @@ impl Types {
     }
 
     /// The type below all domains, with the modifier in force.
-    pub(crate) fn base(&self, id: u32, modifier: i32) -> (u32, i32) {
-        match self.0.get(&id).map(|known| &known.kind) {
-            Some(Kind::Domain { base, modifier, .. }) => self.base(*base, *modifier),
-            _ => (id, modifier),
+    pub(crate) fn base(&self, mut id: u32, mut modifier: i32) -> (u32, i32) {
+        while let Some(Kind::Domain { base, modifier: of_base, .. }) =
+            self.0.get(&id).map(|known| &known.kind)
+        {
+            (id, modifier) = (*base, *of_base);
         }
+        (id, modifier)
     }
 
     /// The function that prints a type's values, as SQL spells it. `None` for a domain: the output
@@ -98,52 +100,58 @@ impl Types {
 
     /// Whether an enum is among what a type is made of.
     pub(crate) fn has_labels(&self, id: u32) -> bool {
-        self.0.get(&id).is_some_and(|known| match &known.kind {
-            Kind::Enum { .. } => true,
-            _ => known.parts().into_iter().any(|part| self.has_labels(part)),
-        })
+        let (mut seen, mut ahead) = (BTreeSet::from([id]), vec![id]);
+        while let Some(known) = ahead.pop().map(|id| self.0.get(&id)) {
+            match known.map(|known| &known.kind) {
+                Some(Kind::Enum { .. }) => return true,
+                _ => ahead
+                    .extend(known.into_iter().flat_map(Type::parts).filter(|id| seen.insert(*id))),
+            }
+        }
+        false
     }
 
     /// What has to be created for `used`, in an order in which it can be.
     pub(crate) fn definitions(&self, used: &[u32]) -> Vec<TypeDefinition> {
         let (mut seen, mut ordered) = (BTreeSet::new(), vec![]);
-        for id in used {
-            self.visit(*id, &mut seen, &mut ordered);
+        // Each type twice: its parts are ahead of it the second time. Not by recursion: domains can be thousands deep.
+        let mut ahead: Vec<_> = used.iter().rev().map(|id| (*id, false)).collect();
+        while let Some((id, is_behind_parts)) = ahead.pop() {
+            let Some(known) = self.0.get(&id).filter(|_| id >= FIRST_USER_ID) else { continue };
+            if is_behind_parts {
+                ordered.extend(known.definition(id));
+            } else if seen.insert(id) {
+                ahead.push((id, true));
+                if known.extension.is_none() {
+                    ahead.extend(known.parts().into_iter().rev().map(|part| (part, false)));
+                }
+            }
         }
         // Several types of one extension come with it once.
         let mut created = BTreeSet::new();
         ordered.retain(|definition: &TypeDefinition| created.insert(definition.create.clone()));
         ordered
     }
-
-    fn visit(&self, id: u32, seen: &mut BTreeSet<u32>, ordered: &mut Vec<TypeDefinition>) {
-        let Some(known) = self.0.get(&id).filter(|_| id >= FIRST_USER_ID && seen.insert(id)) else {
-            return;
-        };
-        if known.extension.is_none() {
-            for part in known.parts() {
-                self.visit(part, seen, ordered);
-            }
-        }
-        if let Some(create) = known.create() {
-            let mut definition = TypeDefinition::new(id, known.name.clone(), create);
-            match &known.kind {
-                Kind::Enum { labels } => definition.labels = Some(labels.clone()),
-                Kind::Domain { parts, .. } if known.extension.is_none() => {
-                    definition.domain = Some(parts.clone());
-                }
-                Kind::Composite { attributes } => {
-                    let attributes = attributes.iter().map(|(attribute, _)| attribute.clone());
-                    definition.attributes = Some(attributes.collect());
-                }
-                _ => {}
-            }
-            ordered.push(definition);
-        }
-    }
 }
 
 impl Type {
+    /// What creates it, if it has to be created.
+    fn definition(&self, id: u32) -> Option<TypeDefinition> {
+        let mut definition = TypeDefinition::new(id, self.name.clone(), self.create()?);
+        match &self.kind {
+            Kind::Enum { labels } => definition.labels = Some(labels.clone()),
+            Kind::Domain { parts, .. } if self.extension.is_none() => {
+                definition.domain = Some(parts.clone());
+            }
+            Kind::Composite { attributes } => {
+                let attributes = attributes.iter().map(|(attribute, _)| attribute.clone());
+                definition.attributes = Some(attributes.collect());
+            }
+            _ => {}
+        }
+        Some(definition)
+    }
+
     /// The types that it is made of.
     fn parts(&self) -> Vec<u32> {
         match &self.kind {
@@ -377,6 +385,19 @@ mod tests {
             create_domain("public.d", &parts),
             "CREATE DOMAIN public.d AS integer DEFAULT 7 NOT NULL CONSTRAINT \"odd name\" CHECK ((VALUE > 0))"
         );
+    }
+
+    #[test]
+    fn a_domain_over_ever_so_many_domains_is_read_as_any() {
+        const DEPTH: u32 = 200_000;
+        let one = |n: u32| (20_000 + n, made("d", domain(19_999 + n, -1, "d")));
+        let mut types: BTreeMap<u32, Type> = (0..DEPTH).map(one).collect();
+        types.insert(19_999, made("mood", Kind::Enum { labels: vec![] }));
+        let (types, last) = (Types(types), 19_999 + DEPTH);
+        assert_eq!(types.base(last, -1), (19_999, -1));
+        assert!(types.has_labels(last));
+        let made = types.definitions(&[last]);
+        assert_eq!(made.first().map(|first| first.name.as_str()), Some("mood"));
     }
 
     #[test]

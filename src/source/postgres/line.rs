@@ -245,7 +245,7 @@ impl Line {
     pub(super) fn tell(&mut self) {
         let (seen, told) = (self.seen, std::mem::replace(&mut self.told, self.seen));
         let durable = self.durable.borrow().point;
-        let release = if self.confirm.waits_for_lake() { "lake" } else { "journal" };
+        let release = self.confirm.in_force();
         self.shared.board.write(|status| {
             if status.release != release {
                 status.release = release.into();

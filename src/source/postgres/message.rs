@@ -50,8 +50,8 @@ pub(crate) fn server_error(body: &[u8]) -> ServerError {
             let text = String::from_utf8_lossy(text).into_owned();
             match kind {
                 b'C' => error.code = text,
-                b'M' => error.message = text,
-                b'D' => error.detail = text,
+                b'M' => error.message = cut(&text),
+                b'D' => error.detail = cut(&text),
                 _ => {}
             }
         }
@@ -127,13 +127,23 @@ impl TextRow {
 
 /// What the server sent is not what the protocol allows.
 pub(crate) fn unknown(what: &str, found: &str) -> SourceError {
+    let found = cut(found);
     SourceError::Unknown(format!("the server sent {what} that is not understood: {found}"))
+}
+
+/// What the server says, as it goes into errors: no longer than a person reads.
+pub(crate) fn cut(text: &str) -> String {
+    match text.char_indices().nth(SAID_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 /// PostgreSQL builds no message above 1 GiB (`MaxAllocSize`); our headers ride on top.
 const COPY_DATA_BYTES_MAX: usize = (1 << 30) + (64 << 10);
 /// Rows of the catalog; a hostile server gets no further.
 const DATA_ROW_BYTES_MAX: usize = 64 << 20;
+const SAID_CHARS_MAX: usize = 1000;
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 
 #[cfg(test)]

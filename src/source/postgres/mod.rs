@@ -118,6 +118,7 @@ use self::{
     aside::Aside,
     at_rest::AtRest,
     batch::Sizes,
+    confirm::Confirm,
     connect::Backoff,
     name::Names,
     pace::Pacer,
@@ -136,7 +137,7 @@ use crate::{
     facts::{self, Facts},
     shutdown::Tasks,
     telemetry::board::{SourceBoard, SourceState},
-    units::Point,
+    units::{Point, Position},
 };
 
 /// One PostgreSQL database, followed.
@@ -165,6 +166,9 @@ impl Postgres {
         if let Err(error) = aside.clear() {
             tracing::warn!(%error, "transactions in progress of an earlier start are left on the disk");
         }
+        // Entries can be written before the stream is there.
+        let confirm = Confirm::new(config.release, config.release_wal_max, Position(0));
+        board.write(|status| status.release = confirm.in_force().into());
         let shared = Shared {
             order_file: order::file(data_dir, &config.name),
             config: config.clone(),

@@ -25,6 +25,7 @@ use super::{
     connect::Target,
     error::SourceError,
     login::Purpose,
+    message::cut,
     name::Names,
     origin::{self, Break, Continues},
     pace::Pacer,
@@ -117,7 +118,7 @@ pub(crate) async fn open(shared: &Shared) -> Result<Session, SourceError> {
     let rows = sql.query("read wal_level", "SHOW wal_level").await?;
     match rows.first().and_then(|row| row.optional(0)).unwrap_or_default() {
         "logical" => {}
-        other => return Err(SourceError::WalLevel(other.into())),
+        other => return Err(SourceError::WalLevel(cut(other))),
     }
     let started = belief::started(&mut sql).await?;
     let mut wire = target.open(Purpose::Replication).await?;

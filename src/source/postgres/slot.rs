@@ -9,7 +9,10 @@ use super::{
     origin::{Server, Slot, parse_history},
     wire::Wire,
 };
-use crate::units::{Position, Timestamp};
+use crate::{
+    clock::Clock,
+    units::{Position, Timestamp},
+};
 
 /// A snapshot of the database that other connections can read under while this one stays idle.
 #[derive(Debug)]
@@ -76,14 +79,15 @@ pub(crate) async fn create(
     mut wire: Wire,
     name: &str,
     temporary: bool,
-    at: Timestamp,
+    clock: &dyn Clock,
 ) -> Result<Held, SourceError> {
     let sql = create_statement(wire.version(), name, temporary);
     let rows = wire.query_within(CREATE_LIMIT, "make the replication slot", &sql).await?;
     let row = rows.first().ok_or_else(|| unknown("no slot", "no row"))?;
     let (position, snapshot) = (row.parse_as(1)?, row.text(2)?.to_owned());
     tracing::info!(slot = name, %position, temporary, "made a replication slot");
-    Ok(Held { _wire: wire, snapshot, position, at })
+    // Behind the wait: the snapshot has what was committed meanwhile.
+    Ok(Held { _wire: wire, snapshot, position, at: clock.wall() })
 }
 
 /// CREATE_REPLICATION_SLOT as the server's version knows it. Standbys that copy slots (`sync_replication_slots`) take

@@ -6,9 +6,15 @@
 //! if it still is what the statement made, its definition stands right here.
 //!
 //! **Invariant:** whoever may write a logical message may forge one. It makes rows of this table, and nothing else: not
-//! what rows are decoded by, no SQL, no error. One that does not read is a row of NULLs.
+//! what rows are decoded by, no SQL, no error, and no more of them than a few times the message. One that does not read
+//! is a row of NULLs.
 
-use serde::Deserialize;
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, SeqAccess, Visitor},
+};
 
 use super::{
     super::{Table, own::OWN_SCHEMA},
@@ -29,6 +35,7 @@ pub(crate) struct Told {
     search_path: String,
     statement: Option<String>,
     cut: bool,
+    #[serde(deserialize_with = "few")]
     objects: Vec<Object>,
     /// Whether there were more objects than it names.
     more: bool,
@@ -78,14 +85,24 @@ impl Told {
         if content.len() > BYTES_MAX { None } else { serde_json::from_slice(content).ok() }
     }
 
-    /// An INSERT for each object that is meant. A text that may name others stays where it is.
+    /// An INSERT for each object that is meant. A text that may name others stays where it is. So many objects of so long
+    /// a text that all would be more than [`ROWS_BYTES_MAX`] are as those that the message does not name.
     pub(crate) fn inserts(&self, patterns: &Patterns) -> Vec<Vec<u8>> {
         let meant = self.objects.iter().filter(|object| object.is_meant(patterns));
-        let mut rows: Vec<Row> = meant.map(|object| self.row(Some(object), patterns)).collect();
-        if self.more {
-            rows.push(self.row(None, patterns));
+        let (mut rows, mut bytes, mut more) = (vec![], 0, self.more);
+        for object in meant {
+            let row = insert(&self.row(Some(object), patterns));
+            bytes += row.len();
+            if bytes > ROWS_BYTES_MAX && !rows.is_empty() {
+                more = true;
+                break;
+            }
+            rows.push(row);
         }
-        rows.iter().map(insert).collect()
+        if more {
+            rows.push(insert(&self.row(None, patterns)));
+        }
+        rows
     }
 
     /// Tables as the statement left them, each once.
@@ -204,6 +221,32 @@ pub(crate) fn definition(table: &Table) -> Vec<u8> {
     [&head[..], &length.to_be_bytes(), &json].concat()
 }
 
+/// As many objects as the script names at most: each is held many times as large as it can be written.
+fn few<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Object>, D::Error> {
+    struct Few;
+
+    impl<'de> Visitor<'de> for Few {
+        type Value = Vec<Object>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "at most {OBJECTS_MAX} objects")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut objects: A) -> Result<Vec<Object>, A::Error> {
+            let mut few = vec![];
+            while let Some(object) = objects.next_element()? {
+                if few.len() == OBJECTS_MAX {
+                    return Err(A::Error::invalid_length(few.len() + 1, &self));
+                }
+                few.push(object);
+            }
+            Ok(few)
+        }
+    }
+
+    deserializer.deserialize_seq(Few)
+}
+
 fn insert(row: &Row) -> Vec<u8> {
     let mut message = [&b"I"[..], &TABLE_ID.to_be_bytes(), b"N"].concat();
     message.extend(count(COLUMNS.len()));
@@ -239,7 +282,11 @@ pub(crate) const DEFINITION: &str = "lakehead.definition";
 const RESERVED: &[u8] = b"lakehead.";
 const DROP: &str = "sql_drop";
 /// A longer message is not read.
-const BYTES_MAX: usize = 16 << 20;
+const BYTES_MAX: usize = 4 << 20;
+/// As `statements.sql` has it.
+const OBJECTS_MAX: usize = 1000;
+/// The rows of a message: a thousand objects of a text of 16 Ki characters.
+const ROWS_BYTES_MAX: usize = 20 << 20;
 /// The table that holds the statements of a source.
 const TABLE_NAME: &str = "statements";
 /// That of the catalog `pg_event_trigger`, which no customer's table can have.
@@ -333,6 +380,26 @@ mod tests {
         ] {
             let rows = rows(&told(statement, TABLE).inserts(&patterns(&["public.*"])));
             assert_eq!(rows[0][10].is_none(), stays, "{statement}");
+        }
+    }
+
+    #[test]
+    fn no_message_makes_more_than_a_few_times_its_bytes() {
+        let all = patterns(&["*"]);
+        let objects = |count: usize| vec!["{}"; count].join(",");
+        let long = "x".repeat(1 << 20);
+        let rows = told(&long, &objects(OBJECTS_MAX)).inserts(&all);
+        let bytes: usize = rows.iter().map(Vec::len).sum();
+        assert!(bytes <= ROWS_BYTES_MAX + (2 << 20), "{bytes} bytes");
+        // What is left out is said as that which the message does not name.
+        let as_most = told(&"x".repeat(16 << 10), &objects(OBJECTS_MAX)).inserts(&all);
+        assert_eq!(as_most.len(), OBJECTS_MAX);
+        for count in [OBJECTS_MAX + 1, BYTES_MAX / 3] {
+            let json = format!(
+                r#"{{"event":"","command":"","role":"","session_role":"","search_path":"","cut":false,"more":false,"objects":[{}]}}"#,
+                objects(count)
+            );
+            assert!(Told::parse(json.as_bytes()).is_none());
         }
     }
 

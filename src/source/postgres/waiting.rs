@@ -26,7 +26,7 @@ pub(crate) async fn create(
 ) -> Result<Held, SourceError> {
     let rows = maker.query("ask for the session's process", "SELECT pg_backend_pid()").await?;
     let process = rows.first().map_or("0", |row| row.optional(0).unwrap_or("0")).to_owned();
-    let made = slot::create(maker, name, temporary, shared.clock.wall());
+    let made = slot::create(maker, name, temporary, &*shared.clock);
     let held = tokio::select! {
         biased;
         held = made => held,

@@ -217,7 +217,7 @@ impl Wire {
                 match head.tag {
                     b'S' => {
                         let (name, value) = message::parameter(&body)?;
-                        self.parameters.insert(name, value);
+                        self.keep(name, value);
                     }
                     // Notices and notifications concern nobody here.
                     b'N' | b'A' => {}
@@ -228,6 +228,15 @@ impl Wire {
                 Ok(read) => read?,
                 Err(_) => return Err(self.broken(doing, "no answer in time")),
             };
+        }
+    }
+
+    /// Keeps what the server says of a setting; of a server that says more than any would, not all.
+    fn keep(&mut self, name: String, value: String) {
+        let is_new = !self.parameters.contains_key(&name);
+        let fits = name.len() + value.len() <= PARAMETER_BYTES_MAX;
+        if fits && !(is_new && self.parameters.len() >= PARAMETERS_MAX) {
+            self.parameters.insert(name, value);
         }
     }
 
@@ -248,11 +257,18 @@ impl Wire {
         sql: &str,
     ) -> Result<Vec<TextRow>, SourceError> {
         self.begin(doing, sql).await?;
-        let (mut rows, mut refused) = (vec![], None);
+        let (mut rows, mut bytes, mut refused) = (vec![], 0, None);
         loop {
             match self.next(limit, doing).await? {
-                (b'T', _) => rows.clear(),
-                (b'D', body) => rows.push(TextRow::parse(&body)?),
+                (b'T', _) => (rows, bytes) = (vec![], 0),
+                (b'D', body) => {
+                    let row = TextRow::parse(&body)?;
+                    bytes += body.len() + (row.0.len() + 2) * size_of::<Option<String>>();
+                    if bytes > ANSWER_BYTES_MAX {
+                        return Err(self.broken(doing, "the answer is too long to be one"));
+                    }
+                    rows.push(row);
+                }
                 (b'C' | b'I', _) => {}
                 (b'E', body) => refused = Some(message::server_error(&body)),
                 (b'Z', _) => break,
@@ -343,6 +359,12 @@ const READ_BYTES: usize = 256 << 10;
 pub(super) const SMALL_READ_BYTES: usize = READ_BYTES / 4;
 /// In a COPY, how long its rows are waited for to be many: those of a server that is slow come as they are.
 const GATHER_LIMIT: Duration = Duration::from_millis(2);
+/// What a query of the catalog answers is held whole. That of 10,000 tables is a tenth of this.
+const ANSWER_BYTES_MAX: usize = 128 << 20;
+/// A server tells of some twenty settings.
+const PARAMETERS_MAX: usize = 100;
+/// A setting's name and value.
+const PARAMETER_BYTES_MAX: usize = 4 << 10;
 /// A query of the catalog. Locks are waited for less long (`lock_timeout`).
 const QUERY_LIMIT: Duration = Duration::from_secs(60);
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
@@ -354,7 +376,7 @@ mod tests {
 
     use futures_util::FutureExt;
     use tokio::{
-        io::AsyncReadExt,
+        io::{AsyncReadExt, AsyncWriteExt},
         net::{TcpListener, TcpStream},
     };
 
@@ -389,6 +411,30 @@ mod tests {
         }
         let head = wire.head().unwrap().unwrap();
         assert_eq!(wire.body(head), [7; 1000]);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_never_ends_its_answer_is_left() {
+        let (mut wire, mut server) = pair().await;
+        let row =
+            framed(b'D', &[&[0, 1][..], &(1i32 << 20).to_be_bytes(), &[b'x'; 1 << 20]].concat());
+        let talk = async move {
+            for n in 0..1000u32 {
+                let name = format!("{n}\0{}\0", "x".repeat(10));
+                server.write_all(&framed(b'S', name.as_bytes())).await.unwrap();
+            }
+            server
+                .write_all(&framed(b'S', &[&b"long\0"[..], &[b'x'; 1 << 19], b"\0"].concat()))
+                .await
+                .unwrap();
+            while server.write_all(&row).await.is_ok() {}
+        };
+        let ask = async move {
+            let error = wire.query("ask", "SELECT").await.unwrap_err();
+            assert!(error.to_string().contains("too long"), "{error}");
+            assert_eq!(wire.parameters.len(), PARAMETERS_MAX);
+        };
+        tokio::join!(talk, ask);
     }
 
     #[tokio::test]

@@ -144,7 +144,7 @@ impl Witness {
         let name = Names::new(appliance, source).temporary();
         let mut maker = target.open(Purpose::Replication).await?;
         let system_identifier = slot::identify(&mut maker).await?.system_identifier;
-        let made = timeout(wait_max, slot::create(maker, &name, true, clock.wall()));
+        let made = timeout(wait_max, slot::create(maker, &name, true, &*clock));
         let made = made.await.map_err(|_| {
             SourceError::broken(
                 "take a snapshot",
