@@ -152,6 +152,14 @@ pub enum ReplayError {
         /// Tables, and what is missing of each.
         tables: Vec<String>,
     },
+    /// The lake begins later than the time asked for.
+    #[error("the lake knows nothing of {}: its first snapshot was taken at {}", time.rfc3339(), began.rfc3339())]
+    Before {
+        /// The time.
+        time: Timestamp,
+        /// When the lake begins.
+        began: Timestamp,
+    },
     /// A table that was to be left out is none of the lake's.
     #[error("--except {table}: the lake holds no table of that name; give it as schema.table")]
     Unknown {
@@ -206,7 +214,7 @@ impl Classified for ReplayError {
             Self::Open { why, .. } => Classified::cause(why.as_ref()),
             Self::Missing { .. } | Self::Altered { .. } | Self::Object { .. } => Cause::LakeAltered,
             Self::File { .. } => Cause::DiskFull,
-            Self::Incomplete { .. } => Cause::RestorePoint,
+            Self::Incomplete { .. } | Self::Before { .. } => Cause::RestorePoint,
             Self::Unknown { .. } => Cause::Config,
             Self::Beyond { .. }
             | Self::Passed { .. }

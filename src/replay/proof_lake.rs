@@ -162,7 +162,7 @@ impl<'a> Lakeside<'a> {
         let mut places = None;
         let (spill, leaves) = (&mut self.spill, &mut held.leaves);
         while let Some(rows) = file.next_rows()? {
-            let places = &*places.get_or_insert_with(|| taking.places(&rows));
+            let places = &*places.get_or_insert_with(|| taking.places(&rows, version));
             for row in 0..rows.len() {
                 let meta = rows.meta(row);
                 if meta.op == Op::Truncate {

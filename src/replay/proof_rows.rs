@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     journal::{Column, LakeType, Op, Value},
-    seal::{Table, columns::file_name},
+    seal::{Table, columns::spelling},
     source::digest::{Hash, Stamp, hash_of},
     units::Position,
 };
@@ -59,7 +59,9 @@ pub(super) struct Taking {
     version: u32,
     /// Of each column of the layout: what it is in the lake, under this version; `None`: it had none.
     lakes: Vec<Option<LakeType>>,
-    /// As the files spell them.
+    /// In that version's table.
+    called: Vec<String>,
+    /// As the file spells them.
     names: Vec<String>,
     /// What the rows have in one that came after them.
     befores: Vec<Stamp>,
@@ -80,7 +82,7 @@ impl Taking {
         let named = |name: &String| last.columns.iter().find(|own| own.name == *name);
         let columns: Vec<_> = layout.columns.iter().map(named).collect();
         let same = |column: &Option<&Column>| column.and_then(|own| same_column(version, own));
-        let name = |column| same(column).map_or_else(String::new, |own| file_name(&own.name));
+        let name = |column| same(column).map_or_else(String::new, |own| own.name.clone());
         let before = |(at, column): (usize, &Option<&Column>)| match (before((*column)?), *column) {
             (Some(value), Some(column)) => printed(value?, column.lake, key.contains(&at)),
             // All rows were written anew since it came, and with what nobody knows.
@@ -91,7 +93,8 @@ impl Taking {
         Self {
             version: version.version,
             lakes: columns.iter().map(|column| same(column).map(|own| own.lake)).collect(),
-            names: columns.iter().map(name).collect(),
+            called: columns.iter().map(name).collect(),
+            names: vec![],
             befores: befores.collect(),
             key,
             scratch: String::new(),
@@ -99,9 +102,11 @@ impl Taking {
         }
     }
 
-    /// Where the layout's columns stand in a file.
-    pub(super) fn places(&self, rows: &Rows) -> Vec<Option<usize>> {
+    /// Where the layout's columns stand in a file of the version, before its rows are taken.
+    pub(super) fn places(&mut self, rows: &Rows, version: &Table) -> Vec<Option<usize>> {
         let names: Vec<&str> = rows.names().collect();
+        let spelt = spelling(version, |name| names.contains(&name));
+        self.names = self.called.iter().map(|name| spelt(name)).collect();
         let known = self.names.iter().zip(&self.lakes);
         let place = |(name, lake): (&String, &Option<LakeType>)| {
             lake.and_then(|_| names.iter().position(|own| own == name))

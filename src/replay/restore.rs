@@ -15,6 +15,7 @@ use tokio_postgres::Client;
 use super::{
     Lake, ReplayError, Until,
     fetch::Fetcher,
+    key::{Content, parse},
     merge::Merge,
     plan::{Definitions, definitions, plan, tracks},
     restore_rows::Restore,
@@ -23,6 +24,7 @@ use super::{
     schema::named_by_values,
 };
 use crate::{
+    journal::own::OWN_SCHEMA,
     ledger::{Entry, EntryKind},
     seal::Table,
     units::{Point, Position, Timestamp},
@@ -115,7 +117,10 @@ pub async fn restore(
     let until = match options.until {
         None => None,
         Some(Until::Position(position)) => Some(position),
-        Some(Until::Time(time)) => position_at(&fetcher, entries, &known, time).await?,
+        Some(Until::Time(time)) => {
+            after_the_beginning(&fetcher, entries, time).await?;
+            position_at(&fetcher, entries, &known, time).await?
+        }
     };
     let plan = plan(entries, &known, until, &options.except)?;
     let bound = until.unwrap_or(Position(u64::MAX));
@@ -165,6 +170,24 @@ pub async fn read_definitions(
     Ok(known)
 }
 
+/// Before the first snapshot was taken the lake knows nothing of the source.
+async fn after_the_beginning(
+    fetcher: &Fetcher,
+    entries: &[Entry],
+    time: Timestamp,
+) -> Result<(), ReplayError> {
+    let snapshots = entries.iter().filter(|entry| entry.kind == EntryKind::Snapshot);
+    let rows = snapshots.flat_map(|entry| &entry.objects).filter_map(|object| {
+        let (name, Content::Rows { position }) = parse(&object.key)? else { return None };
+        (name.schema != OWN_SCHEMA).then_some((position, object))
+    });
+    let Some((_, first)) = rows.min_by_key(|(position, _)| *position) else { return Ok(()) };
+    let rows = fetcher.rows(first, FIRST_ROWS_BYTES).await?.next_rows()?;
+    let Some(rows) = rows.filter(|rows| !rows.is_empty()) else { return Ok(()) };
+    let began = rows.meta(0).committed_at;
+    if time < began { Err(ReplayError::Before { time, began }) } else { Ok(()) }
+}
+
 /// The end of the last transaction before the first, in log order, that was committed after `time`.
 /// `None`: none was. Epochs whose last commit is not later are taken whole.
 async fn position_at(
@@ -191,3 +214,6 @@ async fn position_at(
     }
     Ok(Some(reached))
 }
+
+/// Of the first rows of a file, so many are enough.
+const FIRST_ROWS_BYTES: usize = 64 << 10;

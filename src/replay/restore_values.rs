@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     journal::{LakeType, Op, Value},
-    seal::{Table, columns::file_name},
+    seal::{Table, columns::spelling},
 };
 
 /// Where a column of the target's table stands in a file, whose rows may be of another version.
@@ -99,10 +99,11 @@ pub(super) fn is_named_by(shape: &Shape, column: usize) -> bool {
 /// Where each column of the shape of `table` stands in a file whose rows are of this version of it.
 pub(super) fn places(table: &Table, version: &Table, rows: &Rows) -> Vec<Place> {
     let names: HashMap<&str, usize> = rows.names().zip(0..).collect();
+    let spelt = spelling(version, |name| names.contains_key(name));
     let given = table.columns.iter().filter(|column| computed(column).is_none());
     let place = given.map(|column| {
         let same = same_column(version, column);
-        let name = same.map(|same| file_name(&same.name));
+        let name = same.map(|same| spelt(&same.name));
         let at = name.as_ref().and_then(|name| names.get(name.as_str()).copied());
         let before = before(column).filter(|_| same.is_none());
         Place { at, name, before: before.map(|value| value.map(Into::into)) }

@@ -15,7 +15,8 @@
 //!
 //! An update of a table with REPLICA IDENTITY FULL and no primary key has the whole old row in
 //! `_key`. A delete has its key (or the whole old row) in the table's columns. A truncate has NULLs.
-//! A column of the table named like one of ours, in any case and with any number of underscores
+//! A column of the table named like one of ours, or like the folders of days (`dt=…`, a column of their own to who reads all
+//! files as one table), in any case and with any number of underscores
 //! after it, gets one more underscore: `_op` is `_op_`, `_OP_` is `_OP__`. Three maps name columns as
 //! the file does. **Invariant:** a value stands in exactly one of column, `_unchanged`, `_exact`.
 
@@ -95,9 +96,24 @@ fn described(table: &Table) -> [(&'static str, String); 3] {
 
 /// What a column of the table is called in its files.
 pub fn file_name(column: &str) -> String {
+    if is_like_partition(column) { format!("{column}_") } else { file_name_before(column) }
+}
+
+/// What the columns are called of a file that has rows of `version`, and columns by the names that `has` knows: in the
+/// files of earlier firmware one like [`PARTITION`] is called as in the table.
+pub fn spelling(version: &Table, has: impl Fn(&str) -> bool) -> fn(&str) -> String {
+    let mut like = version.columns.iter().filter(|column| is_like_partition(&column.name));
+    if like.all(|column| has(&column.name)) { file_name_before } else { file_name }
+}
+
+fn file_name_before(column: &str) -> String {
     let stem = column.trim_end_matches('_');
     let ours = OUR_NAMES.iter().any(|name| name.eq_ignore_ascii_case(stem));
     if ours { format!("{column}_") } else { column.to_owned() }
+}
+
+fn is_like_partition(column: &str) -> bool {
+    column.trim_end_matches('_').eq_ignore_ascii_case(PARTITION)
 }
 
 impl RowBuilder {
@@ -432,6 +448,9 @@ fn own_field(column: &Column) -> Field {
 pub const OUR_NAMES: [&str; 8] =
     ["_op", "_sequence", "_position", "_committed_at", "_xid", "_unchanged", "_exact", "_key"];
 
+/// What readers of all files of a table as one find in the names of their folders.
+const PARTITION: &str = "dt";
+
 /// What a row takes in our columns.
 const META_ROW_BYTES: usize = 80;
 
@@ -653,6 +672,22 @@ mod tests {
         let schema = arrow_schema(&table);
         assert_eq!(schema.field(0).metadata()["source_name"], "_op");
         assert_eq!(schema.fields().iter().filter(|field| field.name() == "_op").count(), 1);
+    }
+
+    #[test]
+    fn a_column_like_the_partition_is_found_in_files_of_either_spelling() {
+        assert_eq!(["dt", "DT_", "dts", "d_t"].map(file_name), ["dt_", "DT__", "dts", "d_t"]);
+        for names in [&["dt"][..], &["dt_"], &["dt", "dt_"], &["dt__", "dt", "dt_"], &["DT", "_op"]]
+        {
+            let columns = names.iter().map(|name| column(name, LakeType::Text, false)).collect();
+            let table = table(columns, &[], Identity::Nothing);
+            for written in [file_name, file_name_before] {
+                let files: Vec<String> = names.iter().map(|name| written(name)).collect();
+                let read = spelling(&table, |name| files.iter().any(|own| own == name));
+                let found: Vec<String> = names.iter().map(|name| read(name)).collect();
+                assert_eq!(found, files, "{names:?}");
+            }
+        }
     }
 
     #[test]

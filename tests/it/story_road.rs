@@ -82,6 +82,9 @@ async fn encrypted_objects_open_with_the_key_file_alone() {
 async fn a_restore_up_to_a_position_sees_nothing_later() {
     let mut world = World::new("until", Setup::default()).await;
     let workload = world.workload(8, 1_000_000, 300.0).await;
+    world.execute_each(DAYS).await;
+    let admin = world.admin().await;
+    let before = now(&admin).await;
     world.start();
     let (tally, stop) = (Tally::default(), CancellationToken::new());
     let work = workload.run(&tally, &world.tasks, &stop);
@@ -93,17 +96,25 @@ async fn a_restore_up_to_a_position_sees_nothing_later() {
     worked.unwrap();
     let until = world.caught_up().await;
     // The mark that `caught_up` commits lies behind `until`; keep what stood before it.
-    let admin = world.admin().await;
     admin.batch_execute("DELETE FROM public.mark").await.unwrap();
     let then = lakehead::demo::compare::digests(&admin, crate::harness::copied).await.unwrap();
+    let time = now(&admin).await;
     admin
-        .batch_execute("DELETE FROM public.customers; TRUNCATE public.events; UPDATE public.orders SET total = 0")
+        .batch_execute("UPDATE public.days SET dt = '2000-01-01', id = id + 10; DELETE FROM public.customers; TRUNCATE public.events; UPDATE public.orders SET total = 0")
         .await
         .unwrap();
     world.caught_up().await;
     let restored = world.restored("until", &["--until", &until.to_string()]).await;
     let found = lakehead::demo::compare::digests(&restored, crate::harness::copied).await.unwrap();
-    assert_all_equal(&lakehead::demo::compare::pair(then, found));
+    assert_all_equal(&lakehead::demo::compare::pair(then.clone(), found));
+    let restored_by_time = world.restored("time", &["--until", &time]).await;
+    let digests = lakehead::demo::compare::digests(&restored_by_time, crate::harness::copied).await;
+    assert_all_equal(&lakehead::demo::compare::pair(then, digests.unwrap()));
+    let servers = world.cluster.connect("postgres", &world.tasks).await.unwrap();
+    servers.batch_execute("CREATE DATABASE before").await.unwrap();
+    let refused = world.restore("before", &["--until", &before]).await;
+    assert_eq!(refused.code, 2, "{refused:?}");
+    assert!(refused.stderr.contains(&format!("knows nothing of {before}")), "{refused:?}");
     // Again into the same database: nothing changes.
     let again = world.restore("until", &["--until", &until.to_string()]).await;
     assert_eq!(again.code, 0, "{again:?}");
@@ -111,8 +122,26 @@ async fn a_restore_up_to_a_position_sees_nothing_later() {
     let twice = lakehead::demo::compare::digests(&admin, crate::harness::copied).await.unwrap();
     let found = lakehead::demo::compare::digests(&restored, crate::harness::copied).await.unwrap();
     assert_all_equal(&lakehead::demo::compare::pair(found, twice));
+    world.assert_proven().await;
+    world.assert_restored_equal().await;
     world.end().await;
 }
+
+/// The server's time as `--until` takes it, and nothing else within a second of it.
+async fn now(admin: &tokio_postgres::Client) -> String {
+    let pause = || tokio::time::sleep(std::time::Duration::from_secs(1));
+    pause().await;
+    let sql =
+        r#"SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#;
+    let time = admin.query_one(sql, &[]).await.unwrap().get(0);
+    pause().await;
+    time
+}
+
+/// Columns that are named like the folders of days, some of which updates leave out.
+const DAYS: &str = "CREATE TABLE days (id integer PRIMARY KEY, dt date, dt_ text, \"DT\" bytea);
+ALTER TABLE days ALTER dt_ SET STORAGE EXTERNAL;
+INSERT INTO days SELECT n, '2020-01-01'::date + n, repeat('x', 9000), '\\x01' FROM generate_series(1, 9) AS n";
 
 /// A database in `SQL_ASCII` holds what it is given, and sends it as it is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
