@@ -42,7 +42,7 @@ pub mod fuzz;
 mod held;
 mod sealing;
 use access::{encryption, object_encryption};
-pub use access::{journal_key, lake, lake_key};
+pub use access::{held_journal_key, journal_key, lake, lake_key, openable};
 pub use adopt::{Asked, Progress, Takeover, adopt};
 pub use error::RunError;
 use held::Held;

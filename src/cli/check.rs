@@ -3,12 +3,13 @@
 //! What lies on this machine is looked at here; the rooms look at the database and at S3.
 
 use std::{
-    fmt, fs,
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use clap::Args;
+use nix::unistd::AccessFlags;
 use serde::Serialize;
 
 use super::{Failure, Global};
@@ -67,17 +68,14 @@ async fn rooms(config: &Config) -> Vec<Finding> {
 fn data_dir(config: &Config) -> Vec<Finding> {
     let dir = &config.appliance.data_dir;
     let name = format!("data_dir {}", dir.display());
-    if let Err(why) = fs::metadata(dir) {
-        let what = format!("{why}: make it, owned by the user that runs lakehead");
-        return vec![Finding::problem(name, Cause::Config, what)];
-    }
-    let mut findings = vec![match probe(dir) {
-        Ok(()) => Finding::ok(&name, "writable"),
-        Err(why) => Finding::problem(&name, Cause::Config, format!("cannot be written: {why}")),
+    let mut findings = vec![match usable(dir) {
+        Ok(seen) => Finding::ok(&name, seen),
+        Err(what) => Finding::problem(&name, Cause::Config, what),
     }];
+    let place = nearest(dir);
     let promised = config.journal.max_bytes.saturating_mul(config.sources.len() as u64);
     let room = format!("{name}: room for the journal");
-    findings.push(match disk::free_bytes(dir) {
+    findings.push(match disk::free_bytes(place) {
         Ok(free) => {
             let usable = free.saturating_add(size_of(&dir.join("journal"), 0));
             let seen = format!("{} usable, {} promised", ByteSize(usable), ByteSize(promised));
@@ -95,8 +93,33 @@ fn data_dir(config: &Config) -> Vec<Finding> {
     findings
 }
 
+/// The folder, or if it is not there yet the one in which a start makes it.
+fn nearest(dir: &Path) -> &Path {
+    dir.ancestors().find(|above| above.exists()).unwrap_or(dir)
+}
+
+/// Whether a start can write into the folder, or make it; in words.
+///
+/// # Errors
+///
+/// What is wrong with it, and what to do.
+pub(super) fn usable(dir: &Path) -> Result<&'static str, String> {
+    let owned = "make it, owned by the user that runs lakehead";
+    match fs::metadata(dir) {
+        Ok(_) => probe(dir).map(|()| "writable").map_err(|why| format!("cannot be written: {why}")),
+        Err(why) if why.kind() == io::ErrorKind::NotFound => {
+            let above = nearest(dir);
+            let can = nix::unistd::access(above, AccessFlags::W_OK | AccessFlags::X_OK);
+            can.map(|()| "not there yet: the first start makes it").map_err(|why| {
+                format!("is not there, and {} cannot be written: {why}: {owned}", above.display())
+            })
+        }
+        Err(why) => Err(format!("{why}: {owned}")),
+    }
+}
+
 /// A file can be made, synced and removed.
-fn probe(dir: &Path) -> std::io::Result<()> {
+fn probe(dir: &Path) -> io::Result<()> {
     let path = dir.join("check.probe");
     disk::write_durably(&path, b"lakehead check\n")?;
     disk::remove(&path)

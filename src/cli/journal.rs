@@ -75,7 +75,7 @@ async fn inspect(
     sources: Vec<String>,
     work: Work,
 ) -> Result<Exit, Failure> {
-    let key = pipeline::journal_key(&config)?;
+    let key = pipeline::held_journal_key(&config)?;
     let output = global.output();
     // Blocking reads of many gigabytes: not on a worker of the runtime.
     let meter = global.meter();

@@ -19,12 +19,12 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
-use super::{Failure, Global, journal, service::Service};
+use super::{Failure, Global, check, journal, service::Service};
 use crate::{
     clock::{Clock, SystemClock},
     config::{self, Config},
     disk,
-    error::{Classified, Exit},
+    error::{Cause, Classified, Exit},
     heap, pipeline,
     shutdown::Tasks,
     status::{admin, listen},
@@ -248,7 +248,17 @@ impl Gateway<'_> {
                 return false;
             }
         };
-        match changes(&self.config, &fresh).as_slice() {
+        let changed = changes(&self.config, &fresh);
+        let obstacle = (!changed.is_empty()).then(|| self.obstacle(&fresh)).flatten();
+        if let Some((problem, remedy)) = obstacle {
+            tracing::error!(
+                problem,
+                remedy,
+                "nothing could run with the new configuration: the old one stays"
+            );
+            return false;
+        }
+        match changed.as_slice() {
             [] => {
                 tracing::info!(
                     "the configuration is unchanged; secrets are read at the next connection"
@@ -261,6 +271,16 @@ impl Gateway<'_> {
                 true
             }
         }
+    }
+
+    /// Why a start with this configuration would end at once, and what to do.
+    fn obstacle(&self, fresh: &Config) -> Option<(String, String)> {
+        if let Err(what) = check::usable(&fresh.appliance.data_dir) {
+            let what = format!("data_dir {}: {what}", fresh.appliance.data_dir.display());
+            return Some((what, Cause::Config.disposition().remedy().into()));
+        }
+        let wrong = pipeline::openable(fresh, &self.clock).err()?;
+        Some((wrong.to_string(), wrong.remedy()))
     }
 }
 

@@ -52,8 +52,15 @@ impl<'t> Document<'t> {
             if !told.insert(self.line(Place(at))) {
                 continue;
             }
-            let fault = Fault::new(error.message(), "write the line as TOML, see https://toml.io");
-            self.wrong(Place(at), String::new(), None, fault);
+            let twice = error.message() == "duplicate key";
+            let key = error.span().filter(|_| twice).and_then(|span| self.text.get(span));
+            let remedy = if twice {
+                "remove one of the two"
+            } else {
+                "write the line as TOML, see https://toml.io"
+            };
+            let fault = Fault::new(error.message(), remedy);
+            self.wrong(Place(at), key.unwrap_or_default().trim().into(), None, fault);
         }
         errors.is_empty().then_some(table)
     }
@@ -204,7 +211,7 @@ impl<'d> Section<'d> {
         match self.table.get(key) {
             Some(value) => {
                 let place = Place(value.span().start);
-                let shown = value.get_ref().as_str().map(|text| shown(key, text));
+                let shown = value.get_ref().as_str().and_then(|text| shown(key, text));
                 self.document.wrong(place, self.path(key), shown, fault);
             }
             None => self.missing(key, fault),
@@ -244,7 +251,12 @@ impl<'d> Section<'d> {
     }
 
     fn refused(&self, key: &'static str, place: Place, text: &str, fault: Fault) {
-        self.document.wrong(place, self.path(key), Some(shown(key, text)), fault);
+        let shown = shown(key, text);
+        let fault = match (&shown, names_secret(key)) {
+            (None, true) => Fault { remedy: FILE_OF_SECRET.into(), ..fault },
+            _ => fault,
+        };
+        self.document.wrong(place, self.path(key), shown, fault);
     }
 
     fn mistyped<T>(
@@ -253,13 +265,15 @@ impl<'d> Section<'d> {
         value: &Spanned<DeValue<'_>>,
         remedy: String,
     ) -> Option<T> {
-        let what = format!("is of type {}", value.get_ref().type_str());
-        self.document.wrong(
-            Place(value.span().start),
-            self.path(key),
-            None,
-            Fault::new(what, remedy),
-        );
+        let (value, place) = (value.get_ref(), Place(value.span().start));
+        let fault = Fault::new(format!("is of type {}", value.type_str()), remedy);
+        let shown = match value {
+            DeValue::Integer(number) if !names_secret(key) => Some(number.to_string()),
+            DeValue::Float(number) if !names_secret(key) => Some(number.to_string()),
+            DeValue::Boolean(flag) => Some(flag.to_string()),
+            _ => None,
+        };
+        self.document.wrong(place, self.path(key), shown, fault);
         None
     }
 
@@ -268,17 +282,31 @@ impl<'d> Section<'d> {
     }
 }
 
-/// The value as an error shows it: quoted, control characters escaped, cut, without a URL's password.
-fn shown(key: &str, text: &str) -> String {
-    let text = if matches!(key, "url" | "endpoint") { hide_password(text) } else { text.into() };
+/// The value as an error shows it: quoted, control characters escaped, cut, without a URL's password. `None`: it may
+/// be a secret itself, where the name of its file belongs, or have one in it.
+fn shown(key: &str, text: &str) -> Option<String> {
+    let text = match key {
+        "url" | "endpoint" => hide_password(text)?,
+        _ if names_secret(key) && !text.starts_with(['/', '$']) => return None,
+        _ => text.into(),
+    };
     let cut: String = text.chars().take(SHOWN_CHARS_MAX).collect();
     let more = if cut.len() < text.len() { "…" } else { "" };
-    format!("{cut:?}{more}")
+    Some(format!("{cut:?}{more}"))
+}
+
+/// Whether the key is for the name of a file, in whose place people write what is to be in it.
+fn names_secret(key: &str) -> bool {
+    matches!(
+        key,
+        "password_file" | "key_file" | "client_key_file" | "credentials_file" | "certificate_key"
+    )
 }
 
 /// What can be a password goes: all between the user's name and the last `@`, what stands where a port
-/// should and is no number, and parameters that speak of secrets.
-fn hide_password(url: &str) -> String {
+/// should and is no number, and parameters that speak of secrets. `None`: it is no URL, such as the words of a connection
+/// string of libpq's, or speaks of a secret elsewhere.
+fn hide_password(url: &str) -> Option<String> {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let lead = if scheme.is_empty() { String::new() } else { format!("{scheme}://") };
     let (login, hosts) = match rest.rsplit_once('@') {
@@ -303,7 +331,11 @@ fn hide_password(url: &str) -> String {
         }
         _ => hosts.into(),
     };
-    format!("{lead}{login}{hosts}{query}")
+    let shown = format!("{lead}{login}{hosts}{query}");
+    let lower = shown.to_lowercase();
+    let speaks = ["pass", "pwd", "secret", "token"].iter().any(|word| lower.contains(word));
+    let is_words = scheme.is_empty() && shown.contains(['=', ' ', '\t']);
+    (!speaks && !is_words).then_some(shown)
 }
 
 fn unknown_remedy(name: &str, known: &[&str]) -> String {
@@ -333,6 +365,8 @@ fn distance(from: &str, to: &str) -> usize {
     row[to.len()]
 }
 
+const FILE_OF_SECRET: &str =
+    "put what is secret in a file of mode 0600 and write its name here, from the root: /…";
 /// A value longer than this is cut in errors.
 const SHOWN_CHARS_MAX: usize = 120;
 
@@ -354,8 +388,35 @@ mod tests {
             ("postgresql://u@h/d?password=s3cr3t", "postgresql://u@h/d?…"),
             ("u:s3cr3t@h", "u:…@h"),
         ] {
-            assert_eq!(hide_password(url), hidden);
+            assert_eq!(hide_password(url).as_deref(), Some(hidden));
         }
+        for url in [
+            "host=db user=u password=s3cr3t dbname=d",
+            "host=db user=u s3cr3t",
+            "postgresql://u@h/d password=s3cr3t",
+            "jdbc:postgresql://h/d;pwd=s3cr3t",
+        ] {
+            assert_eq!(shown("url", url), None);
+        }
+    }
+
+    #[test]
+    fn what_stands_where_a_secrets_file_is_to_be_named_is_not_shown() {
+        for key in ["password_file", "key_file", "client_key_file", "certificate_key"] {
+            assert_eq!(shown(key, "s3cr3t"), None);
+            assert_eq!(shown(key, "/etc/it").as_deref(), Some("\"/etc/it\""));
+        }
+        assert_eq!(shown("bucket", "raw").as_deref(), Some("\"raw\""));
+    }
+
+    #[test]
+    fn a_key_that_comes_twice_is_named() {
+        let document = Document::new("[a]\nb = 1\nb = 2\n");
+        assert!(document.parse().is_none());
+        let problems = document.into_problems();
+        let [problem] = &problems[..] else { panic!("{problems:?}") };
+        assert_eq!((problem.line, problem.key.as_str()), (3, "b"));
+        assert_eq!(problem.remedy, "remove one of the two");
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl ConfigError {
         Self::Unreadable { path: path.into(), what: why.to_string(), remedy: remedy.into() }
     }
 
-    pub(super) fn secret(path: &Path, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub(crate) fn secret(path: &Path, what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::Secret { path: path.into(), what: what.into(), remedy: remedy.into() }
     }
 

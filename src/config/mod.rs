@@ -175,6 +175,8 @@ pub struct Lake {
     pub endpoint: Option<String>,
     /// Bucket in the path instead of the host name.
     pub path_style: bool,
+    /// The AWS account that the bucket is of, 12 digits: S3 refuses requests to one of another's.
+    pub owner: Option<String>,
     /// AWS shared-credentials format, mode 0600.
     pub credentials_file: Option<PathBuf>,
     /// PEM file of the authorities trusted for the endpoint, instead of the system's.
@@ -285,7 +287,7 @@ impl Config {
     pub fn database_url(argument: &str, text: &str) -> Result<String, ConfigError> {
         source_url::database_url(text).map_err(|fault| ConfigError::Argument {
             what: format!("{argument}: the URL {}", fault.what),
-            remedy: fault.remedy,
+            remedy: fault.remedy.replace("password_file", "--password-file"),
         })
     }
 

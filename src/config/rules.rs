@@ -52,6 +52,14 @@ pub(super) fn path(text: &str, environment: &Environment) -> Result<PathBuf, Fau
     Ok(path)
 }
 
+/// An AWS account.
+pub(super) fn account(text: &str) -> Result<String, Fault> {
+    let fits = text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit());
+    fits.then(|| text.into()).ok_or_else(|| {
+        Fault::new("is not an AWS account", "write its 12 digits: owner = \"111122223333\"")
+    })
+}
+
 /// A pattern over `schema.table`.
 pub(super) fn table_pattern(text: &str) -> Result<String, Fault> {
     let pattern = text.strip_prefix('!').unwrap_or(text);

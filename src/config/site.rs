@@ -207,6 +207,7 @@ fn lake(top: &Section<'_>, environment: &Environment) -> Option<Lake> {
     let region = table.required("region", "region = \"eu-central-1\"", rules::region);
     let endpoint = table.optional("endpoint", rules::endpoint);
     let path_style = table.flag("path_style").unwrap_or(false);
+    let owner = table.optional("owner", rules::account);
     let credentials_file = path(&table, "credentials_file", environment);
     let ca_file = path(&table, "ca_file", environment);
     if bucket.as_ref().is_some_and(|name| name.contains('.')) && !path_style {
@@ -220,6 +221,7 @@ fn lake(top: &Section<'_>, environment: &Environment) -> Option<Lake> {
         region: region?,
         endpoint,
         path_style,
+        owner,
         credentials_file,
         ca_file,
     })

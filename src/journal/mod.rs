@@ -56,6 +56,11 @@ mod tests;
 
 pub use begin::begin_at;
 
+/// Whether a file of a journal's folder is a segment of it.
+pub fn is_segment(path: &std::path::Path) -> bool {
+    segment::file_number(path).is_some()
+}
+
 pub use crate::source::{
     Attribute, Before, CHUNK_FACTS, Cell, Cells, Change, ChunkDone, Column, Commit, Decode,
     DecodeError, Domain, Durable, Event, Identity, Keep, KeepError, LakeType, ORIGIN_FACT, OldRow,

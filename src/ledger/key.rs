@@ -57,9 +57,7 @@ impl IdentityKey {
                 let made = Self::generate();
                 let text = made.to_pem();
                 disk::write_durably(&path, text.as_bytes()).map_err(|why| failed(&path, why))?;
-                let public = made.public.to_pem();
                 tracing::info!(
-                    public,
                     "made the key that signs the ledger: keep its public half elsewhere, too"
                 );
                 made
@@ -71,6 +69,9 @@ impl IdentityKey {
         if fs::read(&public).ok().as_deref() != Some(pem.as_bytes()) {
             disk::write_durably(&public, pem.as_bytes()).map_err(|why| failed(&public, why))?;
         }
+        // On one line, as consoles show it: what stands between the lines of the PEM file that begin with hyphens.
+        let text: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+        tracing::info!(public = text, "the ledger is signed with the key of {PUBLIC_FILE}");
         Ok(key)
     }
 

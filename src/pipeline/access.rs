@@ -7,6 +7,7 @@ use crate::{
     clock::Clock,
     config::{self, Config, ConfigError, Environment, Secret},
     error::Cause,
+    journal,
     link::{Dialer, Link},
     seal::{LakeKey, SealEncryption},
     ship::{
@@ -61,7 +62,7 @@ pub(super) fn lake_over(
         endpoint: lake.endpoint.clone(),
         path_style: lake.path_style,
         ca_file: lake.ca_file.clone(),
-        owner: None,
+        owner: lake.owner.clone(),
         encryption: object_encryption(config),
         appliance: config.appliance.name.clone(),
         clock: Arc::clone(clock),
@@ -75,14 +76,55 @@ pub(super) fn lake_over(
 ///
 /// # Errors
 ///
-/// The file cannot be read or made.
+/// The file cannot be read or made; or it is gone, and a journal is there that was written with it.
 pub fn journal_key(config: &Config) -> Result<Secret, ConfigError> {
-    let own = config.appliance.data_dir.join("journal.key");
+    let own = config.appliance.data_dir.join(JOURNAL_KEY);
+    match config.journal.key_file {
+        None if !own.exists() && !has_segments(config) => config::make_key32(&own),
+        _ => held_journal_key(config),
+    }
+}
+
+/// [`journal_key`] of a box that has one: makes nothing.
+///
+/// # Errors
+///
+/// The file cannot be read.
+pub fn held_journal_key(config: &Config) -> Result<Secret, ConfigError> {
+    let own = config.appliance.data_dir.join(JOURNAL_KEY);
     match &config.journal.key_file {
         Some(path) => config::load_key32(path),
         None if own.exists() => config::load_key32(&own),
-        None => config::make_key32(&own),
+        None => {
+            let remedy = "put it back from its copy; if there is none, what is not in the lake yet is lost: take the chain \
+                          over with an empty data_dir (lakehead adopt)";
+            Err(ConfigError::secret(&own, "the journal's key is not there", remedy))
+        }
     }
+}
+
+fn has_segments(config: &Config) -> bool {
+    let files = |source: &config::Source| {
+        let dir = config.appliance.data_dir.join("journal").join(&source.name);
+        std::fs::read_dir(dir).into_iter().flatten().flatten()
+    };
+    let mut files = config.sources.iter().flat_map(files);
+    files.any(|file| journal::is_segment(&file.path()))
+}
+
+/// Whether a road with this configuration could be opened, as far as files of others decide it: the keys, the
+/// credentials, the certificates of authorities. Changes nothing.
+///
+/// # Errors
+///
+/// As [`run`](super::run), which would end with it.
+pub fn openable(config: &Config, clock: &Arc<dyn Clock>) -> Result<(), RunError> {
+    lake(config, clock)?;
+    lake_key(config)?;
+    if config.journal.key_file.is_some() || has_segments(config) {
+        held_journal_key(config)?;
+    }
+    Ok(())
 }
 
 /// The key that opens objects, if the lake is of mode `client`.
@@ -124,4 +166,38 @@ pub(super) fn encryption(config: &Config) -> Result<SealEncryption, RunError> {
             SealEncryption::Client(LakeKey::new(config::load_key32(key_file)?)?)
         }
     })
+}
+
+const JOURNAL_KEY: &str = "journal.key";
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_key_of_a_journal_that_is_there_is_never_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!(
+            "[appliance]\nname = \"a\"\ndata_dir = {:?}\n[[source]]\nname = \"shop\"\nkind = \"postgres\"\n\
+             url = \"postgresql://u@127.0.0.1/d\"\ntables = [\"*\"]\n\
+             [lake]\nbucket = \"raw\"\nprefix = \"raw\"\nregion = \"eu-central-1\"\n[encryption]\nmode = \"none\"",
+            dir.path()
+        );
+        let config = Config::parse("x".as_ref(), &text, &Environment::default()).unwrap();
+        let key = dir.path().join(JOURNAL_KEY);
+        assert!(held_journal_key(&config).is_err() && !key.exists());
+        let made = journal_key(&config).unwrap();
+        assert_eq!(held_journal_key(&config).unwrap().expose(), made.expose());
+        fs::remove_file(&key).unwrap();
+        let journal = dir.path().join("journal/shop");
+        fs::create_dir_all(&journal).unwrap();
+        fs::write(journal.join("seg-00000000000000000001.log"), "x").unwrap();
+        let error = journal_key(&config).unwrap_err();
+        assert!(error.to_string().contains("is not there") && !key.exists(), "{error}");
+        assert!(
+            openable(&config, &(Arc::new(crate::clock::SystemClock) as Arc<dyn Clock>)).is_err()
+        );
+    }
 }

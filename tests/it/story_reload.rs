@@ -6,7 +6,8 @@ use lakehead::telemetry::board::{SourceState, SourceStatus, TableProgress};
 
 use crate::harness::{Setup, World};
 
-/// A right one counts from then on, in the same process; a wrong one changes nothing, and one that is the same neither.
+/// A right one counts from then on, in the same process; a wrong one, or one with which nothing could run, changes nothing,
+/// and one that is the same neither.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_configuration_that_changes_counts_after_a_reload_if_it_is_right() {
     let setup = Setup {
@@ -34,6 +35,9 @@ async fn a_configuration_that_changes_counts_after_a_reload_if_it_is_right() {
     fs::write(&path, right.replace("[lake]", "[lake]\nbukket = \"x\"")).unwrap();
     world.gateway.reload();
     said(&world, "the new configuration is wrong").await;
+    fs::write(&path, right.replace("lake.key", "gone.key")).unwrap();
+    world.gateway.reload();
+    said(&world, "nothing could run with the new configuration").await;
     fs::write(&path, &right).unwrap();
     world.execute("INSERT INTO one VALUES (2000)").await;
     world.caught_up().await;

@@ -243,7 +243,7 @@ fn each_wrong_value_is_named_with_its_line_key_and_remedy() {
         ),
         ("\"client\" ", "\"aes\" ", "22:8: encryption.mode = \"aes\": is not a mode of encryption"),
         ("\"50 GiB\"", "\"50\"", "27:13: journal.max_bytes = \"50\": is too small"),
-        ("\"50 GiB\"", "50", "27:13: journal.max_bytes: is of type integer"),
+        ("\"50 GiB\"", "50", "27:13: journal.max_bytes = 50: is of type integer"),
         ("\"64 MiB\"", "\"64 Mib\"", "30:16: seal.object_bytes = \"64 Mib\": is not a size"),
         ("\"60 s\"", "\"60\"", "31:14: seal.object_age = \"60\": is not a span of time"),
         (

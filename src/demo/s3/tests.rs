@@ -108,6 +108,7 @@ impl House {
             region: "eu-central-1".into(),
             endpoint: Some(self.double.endpoint().into()),
             path_style: true,
+            owner: None,
             credentials_file: None,
             ca_file: None,
         }
