@@ -450,14 +450,14 @@ fn guessed<'a>(from: &'a Table, to: &'a Table) -> Vec<(&'a str, &'a str)> {
 /// The constraint's name is not known here: the catalog of the target is asked.
 fn drop_constraint(table: &Table, which: &str) -> String {
     let name = qualified(table).replace('\'', "''");
-    format!(
-        "DO $$ DECLARE found name; BEGIN \
+    schema::code_block(&format!(
+        "DECLARE found name; BEGIN \
          SELECT conname INTO found FROM pg_catalog.pg_constraint \
          WHERE conrelid = '{name}'::regclass AND {which}; \
          IF found IS NOT NULL THEN EXECUTE pg_catalog.format('ALTER TABLE {} DROP CONSTRAINT %I', found); END IF; \
-         END $$",
+         END",
         name.replace('%', "%%")
-    )
+    ))
 }
 
 #[cfg(test)]
@@ -559,7 +559,7 @@ mod tests {
         anew.not_null = true;
         to.columns.push(anew);
         let [drop_key, drop, add, key] = sqls(&from, &to).try_into().unwrap();
-        assert!(drop_key.starts_with("DO $$"));
+        assert!(drop_key.starts_with("DO 'DECLARE"));
         assert_eq!(drop, "ALTER TABLE \"public\".\"t\" DROP COLUMN \"a\" CASCADE");
         assert!(add.contains("ADD COLUMN \"a\" bigint NOT NULL DEFAULT 5"), "{add}");
         assert!(key.contains("ADD PRIMARY KEY (\"a\")"), "{key}");
@@ -736,7 +736,7 @@ mod tests {
                 // Its values are those of the source's column, if rows have some already.
                 target.push((name(words[5]), 0));
             } else {
-                assert!(step.starts_with("DO $$") || step.contains("PRIMARY KEY"), "{step}");
+                assert!(step.starts_with("DO '") || step.contains("PRIMARY KEY"), "{step}");
             }
         }
         assert_eq!(target.len(), to.columns.len(), "{steps:?}: {target:?}");
@@ -931,7 +931,7 @@ mod tests {
         assert_eq!(default, of_identity("DEFAULT"));
         // It may not be there yet where the key goes.
         let [_, drop, made] = sqls(&by_bc, &keyless(&by_bc)).try_into().unwrap();
-        assert!(drop.contains("contype = 'p'") && made.contains(&unique), "{drop}: {made}");
+        assert!(drop.contains("contype = ''p''") && made.contains(&unique), "{drop}: {made}");
         // Its columns have other names, and that is all.
         let mut renamed = by_bc.clone();
         renamed.columns[1].name = "x".into();
@@ -940,12 +940,12 @@ mod tests {
         let by_a = named_by(&["a"], Identity::Index);
         let [first, drop] = sqls(&by_bc, &by_a).try_into().unwrap();
         assert_eq!(first, of_identity("DEFAULT"));
-        assert!(drop.contains("contype = 'u'") && drop.contains("IN ('b', 'c')"), "{drop}");
+        assert!(drop.contains("contype = ''u''") && drop.contains("IN (''b'', ''c'')"), "{drop}");
         let [_, drop, full] = sqls(&by_bc, &named_by(&[], Identity::Full)).try_into().unwrap();
-        assert!(drop.starts_with("DO $$"), "{drop}");
+        assert!(drop.starts_with("DO 'DECLARE"), "{drop}");
         assert_eq!(full, of_identity("FULL"));
         let [_, drop, unique] = sqls(&by_a, &keyless(&by_a)).try_into().unwrap();
-        assert!(drop.contains("contype = 'p'"), "{drop}");
+        assert!(drop.contains("contype = ''p''"), "{drop}");
         assert!(unique.contains("ADD UNIQUE (\"a\")"), "{unique}");
     }
 

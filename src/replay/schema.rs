@@ -85,33 +85,38 @@ pub fn identity_index(table: &Table) -> Option<String> {
     let is_named = table.identity == Identity::Index && !columns.is_empty();
     let name = qualified(table).replace('\'', "''");
     is_named.then(|| {
-        format!(
-            "DO $$ DECLARE found name; BEGIN FOR tried IN 0..1 LOOP \
+        code_block(&format!(
+            "DECLARE found name; BEGIN FOR tried IN 0..1 LOOP \
              SELECT c.relname INTO found FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid \
              WHERE i.indrelid = '{name}'::regclass AND i.indisunique AND i.indimmediate AND i.indpred IS NULL AND {} \
              ORDER BY i.indisprimary, c.relname LIMIT 1; \
              EXIT WHEN found IS NOT NULL; ALTER TABLE {} ADD UNIQUE ({}); END LOOP; \
              EXECUTE pg_catalog.format('ALTER TABLE {} REPLICA IDENTITY USING INDEX %I', found); \
-             END $$",
+             END",
             is_of("i.indrelid", "i.indkey", &columns),
             qualified(table),
             list(&columns),
             name.replace('%', "%%")
-        )
+        ))
     })
 }
 
 /// Makes an index by which these columns are unique, if there is none.
 pub fn add_unique(table: &Table, columns: &[String]) -> String {
     let name = qualified(table).replace('\'', "''");
-    format!(
-        "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = '{name}'::regclass \
+    code_block(&format!(
+        "BEGIN IF NOT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = '{name}'::regclass \
          AND i.indisunique AND i.indimmediate AND i.indpred IS NULL AND {}) \
-         THEN ALTER TABLE {} ADD UNIQUE ({}); END IF; END $$",
+         THEN ALTER TABLE {} ADD UNIQUE ({}); END IF; END",
         is_of("i.indrelid", "i.indkey", columns),
         qualified(table),
         list(columns)
-    )
+    ))
+}
+
+/// The statement that runs a block of PL/pgSQL. Its body is a string of its own: between dollars a name could end it.
+pub fn code_block(body: &str) -> String {
+    format!("DO {}", escape_literal(body).trim_start())
 }
 
 /// A definition whose rows are named by what they have: no value of a generated column is in the lake, so that a key or
@@ -261,6 +266,23 @@ mod tests {
         assert_eq!(sequence_default(&table, &table.columns[0]), None);
         table.columns[1].default = Some("1.5".into());
         assert!(set_default(&table, &table.columns[1]).unwrap().ends_with("SET DEFAULT 1.5"));
+    }
+
+    #[test]
+    fn a_name_with_dollars_does_not_end_the_block_that_it_stands_in() {
+        let mut table = sample::table("x$$y", vec![sample::column("a$$'b", "bigint", 20, -1)], &[]);
+        table.identity = Identity::Index;
+        table.columns[0].identity = true;
+        let names = identity_columns(&table);
+        for made in [identity_index(&table).unwrap(), add_unique(&table, &names)] {
+            let body = made.strip_prefix("DO '").unwrap().strip_suffix("END'").unwrap();
+            // Each quote of the body is doubled.
+            assert!(body.split("''").all(|part| !part.contains('\'')), "{made}");
+            let body = body.replace("''", "'");
+            assert!(body.contains("'\"public\".\"x$$y\"'::regclass"), "{body}");
+            assert!(body.contains("attname IN ('a$$''b')"), "{body}");
+        }
+        assert_eq!(code_block("a \\ b"), r"DO E'a \\ b'");
     }
 
     #[test]
