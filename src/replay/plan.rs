@@ -22,7 +22,7 @@ use super::{
     plan_gaps::Gaps,
     plan_large_objects::LargeObjectsPlan,
     plan_names::{Away, Holders, Seen},
-    plan_own::take_own,
+    plan_own::{is_reserved, take_own},
     plan_rewritten::{Rewritten, take_rewritten},
     plan_sequences::SequencesPlan,
 };
@@ -44,6 +44,8 @@ pub struct Plan {
     pub end: Point,
     /// Tables that left and of which no whole snapshot counts: they are not restored.
     pub away: Vec<Away>,
+    /// Qualified names of tables of a restore's own schema, which are not restored: they would be in its way.
+    pub reserved: Vec<String>,
     /// Tables whose values may be those of before, by id.
     pub rewritten: BTreeMap<u32, Rewritten>,
     /// What says where sequences stand.
@@ -202,12 +204,15 @@ fn gather(
     let left = |id: u32| gathered.tables.get(&id).is_some_and(|found| found.plan.left.is_some());
     let alive = gathered.holders.alive(|name| !except.contains(name), left);
     gathered.tables.retain(|id, _| alive.contains(id));
+    let reserved = gathered.tables.extract_if(.., |_, found| is_reserved(found.plan.name.as_ref()));
+    let reserved = reserved.map(|(_, found)| found.name).collect();
     for epoch in &mut gathered.epochs {
-        epoch.tracks.retain(|track| alive.contains(&track.table));
-        epoch.defined.retain(|defined| alive.contains(&defined.table));
+        epoch.tracks.retain(|track| gathered.tables.contains_key(&track.table));
+        epoch.defined.retain(|defined| gathered.tables.contains_key(&defined.table));
     }
     let (_, behind) = gathered.gaps.last();
     let (mut plan, wrong) = gathered.finish(bound);
+    plan.reserved = reserved;
     take_rewritten(&mut plan, entries, definitions, bound);
     take_own(&mut plan, entries, definitions, except, behind.position);
     Ok((plan, wrong))
@@ -593,6 +598,31 @@ mod tests {
         let defined = Definition { table: 1, version: 2, position, sequence };
         assert_eq!(of(None), (vec![2], vec![defined], Some("public.c".into())));
         assert_eq!(of(Some(Position(149))), (vec![2], vec![], Some("public.a".into())));
+    }
+
+    #[test]
+    fn what_a_restore_kept_in_the_source_is_not_restored() {
+        let mut known = known();
+        let name = Name { schema: "lakehead_restore".into(), table: "objects".into() };
+        let own = Table {
+            id: 9,
+            schema: name.schema.clone(),
+            name: name.table.clone(),
+            ..(**known.values().next().unwrap()).clone()
+        };
+        known.insert((name.clone(), 1), Arc::new(own));
+        let mut told = changes(&["a"], point(0, 100), point(5, 200));
+        let mut rows = snapshot("a", 50, false);
+        for entry in [&mut told, &mut rows] {
+            let key = entry.objects[0].key.replace("public.a", "lakehead_restore.objects");
+            entry.objects.push(object(&key));
+            entry.tables.insert(name.qualified(), 1);
+        }
+        let entries = [snapshot("a", 50, true), snapshot("b", 50, true), rows, told];
+        let plan = plan(&entries, &known, None, &[]).unwrap();
+        assert_eq!(plan.reserved, ["lakehead_restore.objects"]);
+        assert_eq!(plan.tables.keys().copied().collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(plan.epochs[0].tracks.iter().map(|of| of.table).collect::<Vec<_>>(), [1]);
     }
 
     #[test]

@@ -1,14 +1,24 @@
-//! What of a plan comes from tables of ours: sequences and large objects. Pure.
+//! What of a plan comes from tables of ours: sequences and large objects; and which tables are a restore's own. Pure.
 
 use std::ops::RangeInclusive;
 
 use super::{
-    key::{Content, parse},
+    key::{Content, Name, parse},
     plan::{Definitions, Plan, RowsObject},
     plan_large_objects::{is_of_large_objects, large_objects},
     plan_sequences::{is_of_sequences, sequences},
 };
-use crate::{journal::own::OWN_SCHEMA, ledger::Entry, units::Position};
+use crate::{
+    journal::own::{OWN_SCHEMA, RESTORE_SCHEMA},
+    ledger::Entry,
+    units::Position,
+};
+
+/// Whether a table is what a restore keeps in the database that it fills. Older firmware copied these, where the source
+/// was restored itself; in a target they would be in the way of its own.
+pub(super) fn is_reserved(name: Option<&Name>) -> bool {
+    name.is_some_and(|name| name.schema == RESTORE_SCHEMA)
+}
 
 /// Adds to `plan` what the lake has of them at its end, but for what is to be left out. What was looked at before
 /// `floor` does not count.

@@ -173,6 +173,11 @@ impl<'a> Restore<'a> {
         for away in &plan.away {
             self.target.notes.push(format!("{} is not restored: {}", away.table, away.why()));
         }
+        for table in &plan.reserved {
+            self.target.notes.push(format!(
+                "{table} is not restored: in the schema lakehead_restore a restore keeps its own progress"
+            ));
+        }
         let notes = noted(self.report.notes, self.target.notes);
         let tables = self.live.values().map(|live| live.table.qualified());
         let lacking: usize = self.lacking.values().map(BTreeSet::len).sum();

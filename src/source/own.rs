@@ -8,6 +8,9 @@ use super::{Column, Identity, LakeType, Table};
 /// Their schema.
 pub const OWN_SCHEMA: &str = "pg_lakehead";
 
+/// Where a restore keeps its progress, in a database that it fills: tables there are none of a customer's either.
+pub const RESTORE_SCHEMA: &str = "lakehead_restore";
+
 /// One of them: columns by name and type, of which the first `key` are the key.
 pub fn own_table(id: u32, name: &str, columns: &[(&str, &str)], key: usize) -> Table {
     let made = columns.iter().enumerate().map(|(at, (name, type_name))| {

@@ -1,8 +1,10 @@
 //! Which tables are meant: patterns over `schema.table`. Pure.
 //!
-//! `*` is any run of characters, `!` in front excludes, and the last pattern that matches decides.
+//! `*` is any run of characters, `!` in front excludes, and the last pattern that matches decides. A schema in which a
+//! restore keeps its progress is never meant, as the server's own are not: a restore of it would be in its own way.
 
 use super::error::SourceError;
+use crate::source::own::RESTORE_SCHEMA;
 
 /// The patterns of a source's `tables`.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -38,6 +40,9 @@ impl Patterns {
 
     /// Whether a table is meant.
     pub(crate) fn include(&self, schema: &str, table: &str) -> bool {
+        if schema == RESTORE_SCHEMA {
+            return false;
+        }
         let name = format!("{schema}.{table}");
         let last = self.0.iter().rev().find(|pattern| matches(&pattern.glob, &name));
         last.is_some_and(|pattern| pattern.includes)
@@ -100,6 +105,15 @@ mod tests {
         assert!(!patterns.include("public", "scratch_1"));
         assert!(patterns.include("public", "scratch_kept"));
         assert!(!patterns.include("sales", "orders"));
+    }
+
+    #[test]
+    fn what_a_restore_keeps_is_never_meant() {
+        for texts in [&["*"][..], &["*.*"], &["lakehead_restore.*"]] {
+            assert!(!patterns(texts).include("lakehead_restore", "objects"), "{texts:?}");
+        }
+        assert!(patterns(&["*"]).include("lakehead_restored", "objects"));
+        assert!(patterns(&["*"]).include("public", "lakehead_restore.objects"));
     }
 
     #[test]
