@@ -20,6 +20,7 @@ use crate::{
     error::{Cause, Exit},
     ledger::{self, Audit, Head, Progress, PublicKey, SourceReport},
     pipeline,
+    replay::ProofReport,
 };
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -83,8 +84,7 @@ async fn audit(global: &Global, asked: Asked) -> Result<Exit, Failure> {
     }
     let proven = reports.iter().all(|report| report.whole() && report.entries > 0);
     if !(proven && asked.against.asked()) {
-        let json = serde_json::json!({ "proven": proven, "sources": reports });
-        global.output().tell(&json, &Lines(&reports));
+        global.output().tell(&answer(proven, &reports, None), &Lines(&reports));
         return Ok(if proven { Exit::Done } else { Exit::Wanting });
     }
     let mut compared = vec![];
@@ -95,9 +95,7 @@ async fn audit(global: &Global, asked: Asked) -> Result<Exit, Failure> {
         compared.push(verify_source::prove(global, &asked, report, &keys, own).await?);
     }
     let exit = verify_source::exit(&compared);
-    let equal = exit == Exit::Done;
-    let json =
-        serde_json::json!({ "proven": equal, "sources": reports, "against_source": compared });
+    let json = answer(proven, &reports, Some((exit == Exit::Done, &compared)));
     let lines = format!(
         "{}\n{}",
         Lines(&reports),
@@ -105,6 +103,20 @@ async fn audit(global: &Global, asked: Asked) -> Result<Exit, Failure> {
     );
     global.output().tell(&json, &lines);
     Ok(exit)
+}
+
+/// The answer, for programs: `proven` speaks of the chains and what they name, `equal` of what was compared with the sources.
+fn answer(
+    proven: bool,
+    reports: &[SourceReport],
+    compared: Option<(bool, &[ProofReport])>,
+) -> serde_json::Value {
+    let mut told = serde_json::json!({ "proven": proven, "sources": reports });
+    if let Some((equal, compared)) = compared {
+        told["equal"] = equal.into();
+        told["against_source"] = serde_json::json!(compared);
+    }
+    told
 }
 
 /// The keys in these files.
@@ -203,3 +215,18 @@ pub(super) fn read_public_keys(path: &Path) -> Result<Vec<PublicKey>, Failure> {
 
 const PUBLIC_KEY_REMEDY: &str = "name with --public-key the identity.pub that the box keeps in its data_dir, \
     and wrote to its log at the first start";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_that_is_proven_stays_so_where_the_source_differs() {
+        let told = answer(true, &[], Some((false, &[])));
+        assert_eq!((&told["proven"], &told["equal"]), (&true.into(), &false.into()));
+        assert!(told["against_source"].is_array(), "{told}");
+        // Where nothing was compared nothing is said of it.
+        let told = answer(false, &[], None);
+        assert_eq!(told, serde_json::json!({ "proven": false, "sources": [] }));
+    }
+}

@@ -19,6 +19,8 @@ const PUBLICATION: &str = "lakehead_demo_a_shop";
 async fn compare(world: &World) -> (i32, Value) {
     let ended = world.audit(&["verify", "--against-source", "--json", "--source", SOURCE]).await;
     let said: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|_| panic!("{ended:?}"));
+    let whole = (Value::Bool(true), Value::Bool(ended.code == 0));
+    assert_eq!((&said["proven"], &said["equal"]), (&whole.0, &whole.1), "{said}");
     (ended.code, said["against_source"][0].clone())
 }
 
