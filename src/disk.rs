@@ -12,11 +12,12 @@ use std::{
 };
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice};
+use nix::fcntl::{FallocateFlags, Flock, FlockArg, OFlag, PosixFadviseAdvice};
 #[cfg(feature = "fuzz")]
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 pub(crate) mod device;
+pub mod work;
 
 /// Syncs a file's bytes and what is needed to read them back (its length).
 ///
@@ -109,6 +110,15 @@ pub fn in_memory(bytes: &[u8]) -> io::Result<(File, PathBuf)> {
     file.write_all(bytes)?;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
     Ok((file, path))
+}
+
+/// Opens a file to be read; a link is not followed.
+///
+/// # Errors
+///
+/// It is not there, or a link.
+pub fn open_no_link(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(path)
 }
 
 /// Renames durably within one directory.
@@ -271,6 +281,16 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
         let mode = fs::symlink_metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o600);
+    }
+
+    #[test]
+    fn a_link_is_not_followed_where_a_file_of_ours_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("file"), dir.path().join("link"));
+        fs::write(&path, "ours").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert_eq!(io::read_to_string(open_no_link(&path).unwrap()).unwrap(), "ours");
+        assert!(open_no_link(&link).is_err());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{Failure, Global};
 use crate::{
     clock::{Clock, SystemClock},
     config::{Config, ConfigError, Encryption},
-    disk,
+    disk::work,
     error::Classified,
     pipeline,
     replay::Lake,
@@ -78,23 +78,23 @@ impl WorkDir {
 
 impl Drop for WorkDir {
     fn drop(&mut self) {
-        // What stays is in the system's temporary folder.
+        // What stays is readable by its owner only.
         std::fs::remove_dir_all(&self.0).ok();
     }
 }
 
-/// Makes one in the data folder if that is there and ours, else in the system's temporary folder:
+/// Makes one in the data folder if that is there and we may write there, else in the system's temporary folder:
 /// an auditor has no data folder.
 pub(super) fn work_dir(config: &Config) -> Result<WorkDir, Failure> {
-    let name = format!("work-{}", std::process::id());
-    let own = config.appliance.data_dir.join(&name);
-    if config.appliance.data_dir.is_dir() && disk::create_dir(&own).is_ok() {
-        return Ok(WorkDir(own));
-    }
-    let dir = std::env::temp_dir().join(format!("lakehead-{name}"));
-    disk::create_dir(&dir)
-        .map_err(|why| Failure::system(&format!("make {}", dir.display()), &why))?;
-    Ok(WorkDir(dir))
+    work_dir_in(&config.appliance.data_dir, &std::env::temp_dir())
+}
+
+/// In the first of these folders in which it can be made. It was not there before, and nobody can have known its name.
+fn work_dir_in(data_dir: &Path, temporary: &Path) -> Result<WorkDir, Failure> {
+    let made = work::make_dir(data_dir, "work-");
+    let made = made.or_else(|_| work::make_dir(temporary, "lakehead-work-"));
+    let failed = |why| Failure::system(&format!("make a folder in {}", temporary.display()), &why);
+    made.map(WorkDir).map_err(failed)
 }
 
 /// The source that is meant: the one named, or the only one there is.
@@ -109,5 +109,34 @@ pub(super) fn source(config: &Config, named: Option<&str>) -> Result<String, Fai
         (Some(name), _) => Err(wrong(format!("--source {name:?}: no such source")).into()),
         (None, [only]) => Ok((*only).to_owned()),
         (None, _) => Err(wrong("which source is meant is not said".into()).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+
+    #[test]
+    fn a_work_folder_that_somebody_laid_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let laid = [format!("work-{}", std::process::id()), "work-".into()];
+        for name in &laid {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let absent = dir.path().join("absent");
+        for (data_dir, stem) in [(dir.path(), "work-"), (absent.as_path(), "lakehead-work-")] {
+            let work = work_dir_in(data_dir, dir.path()).unwrap();
+            let path = work.path().to_owned();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            assert!(name.starts_with(stem) && !laid.contains(&name), "{name}");
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o700);
+            fs::write(path.join("1.plain"), "rows").unwrap();
+            drop(work);
+            assert!(!path.exists());
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), laid.len());
+        assert!(work_dir_in(&absent, &absent).is_err());
     }
 }

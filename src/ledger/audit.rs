@@ -2,15 +2,14 @@
 //!
 //! Entries are listed before objects, so that what a running box writes meanwhile is at most not yet in
 //! the ledger. Objects are looked up by listing their folders in pages, not one by one. A deep audit
-//! reads every object again through a file in a scratch folder.
+//! reads every object again whose length is listed as it should be, through a file in a scratch folder.
 //!
 //! Memory: about 300 bytes for each object named by the chain.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
     io::{self, Read},
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
@@ -23,7 +22,7 @@ use super::{
     verify::{Expected, Verifier},
 };
 use crate::{
-    disk,
+    disk::work::WorkFile,
     error::{Classified, Disposition},
     ship::{Fetched, Listed, ObjectReader, ShipError},
 };
@@ -332,7 +331,7 @@ async fn read_objects(
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<(), LedgerError> {
     let expected: Vec<_> =
-        verifier.objects().map(|(key, expected)| (key.to_owned(), expected.clone())).collect();
+        verifier.unbroken().map(|(key, expected)| (key.to_owned(), expected.clone())).collect();
     let all = u64::try_from(expected.len()).unwrap_or(u64::MAX);
     let all_bytes = expected.iter().map(|(_, expected)| expected.bytes).sum();
     let reads = expected.into_iter().enumerate().map(|(slot, (key, expected))| {
@@ -372,10 +371,18 @@ async fn read_object(
     path: &Path,
 ) -> Result<Found, LedgerError> {
     let failed = |why| LedgerError::Disk { path: path.display().to_string(), why };
-    if again(|| reader.fetch(key, path)).await?.is_none() {
-        return Ok(Found::Missing);
+    let file = WorkFile::create(path).map_err(failed)?;
+    match again(|| reader.fetch(key, &file, expected.bytes)).await {
+        Err(LedgerError::Ship(ShipError::TooLong { bytes_max, .. })) => {
+            let what = format!("has more than the {bytes_max} bytes that the ledger says");
+            return Ok(Found::Altered(what));
+        }
+        fetched => {
+            if fetched?.is_none() {
+                return Ok(Found::Missing);
+            }
+        }
     }
-    let file = path.to_owned();
     let sums = on_thread("digest", move || sums(&file)).await.map_err(failed)?;
     Ok(sums.compare(expected).map_or(Found::Whole, Found::Altered))
 }
@@ -405,9 +412,9 @@ impl Sums {
     }
 }
 
-/// Reads the file once and removes it.
-fn sums(path: &PathBuf) -> io::Result<Sums> {
-    let mut file = File::open(path)?;
+/// Reads what was fetched.
+fn sums(fetched: &WorkFile) -> io::Result<Sums> {
+    let mut file = fetched.rewound()?;
     let mut sha256 = digest::Context::new(&digest::SHA256);
     let mut crc = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
     let mut chunk = vec![0; 1 << 18];
@@ -421,7 +428,6 @@ fn sums(path: &PathBuf) -> io::Result<Sums> {
         crc.update(&chunk[..length]);
         bytes += u64::try_from(length).unwrap_or(u64::MAX);
     }
-    disk::remove(path)?;
     let sha256 = hex::encode(sha256.finish());
     Ok(Sums { bytes, sha256, crc64nvme: STANDARD.encode(crc.finalize().to_be_bytes()) })
 }
@@ -826,6 +832,67 @@ mod tests {
             let found = report.damage.map(|damage| (damage.kind, damage.entry));
             assert_eq!(found, Some((DamageKind::ForeignEntry, 6)));
         }
+    }
+
+    /// Gives more bytes of one object than are listed.
+    struct Longer {
+        lake: std::sync::Arc<Lake>,
+        key: String,
+    }
+
+    impl ObjectReader for Longer {
+        fn list<'a>(
+            &'a self,
+            prefix: &'a str,
+            after: Option<&'a str>,
+        ) -> BoxFuture<'a, Result<Vec<Listed>, ShipError>> {
+            self.lake.list(prefix, after)
+        }
+
+        fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Fetched>, ShipError>> {
+            self.lake.get(key)
+        }
+
+        fn fetch<'a>(
+            &'a self,
+            key: &'a str,
+            into: &'a WorkFile,
+            bytes_max: u64,
+        ) -> BoxFuture<'a, Result<Option<BTreeMap<String, String>>, ShipError>> {
+            let bytes_max = bytes_max - u64::from(key == self.key);
+            self.lake.fetch(key, into, bytes_max)
+        }
+    }
+
+    #[tokio::test]
+    async fn an_object_of_another_length_is_not_read_to_its_end() {
+        let mut bucket = built(&groups(5), &key(1));
+        let of = |number| {
+            entry::Lines::split(&bucket[&entry_key(number)]).unwrap().entry().unwrap().objects
+        };
+        let (second, fifth) = (of(2)[0].key.clone(), of(5)[0].key.clone());
+        let keys = [key(1).public()];
+        let dir = scratch();
+        let deep = Some(dir.path());
+        let what = Audit { prefix: "raw", source: Some("erp"), public_keys: &keys, deep };
+        // More bytes come than it has.
+        let longer = Longer { lake: Lake::new(bucket.clone()), key: fifth.clone() };
+        let report = audit(&longer, &what, &|_| None, &mut |_| {}).await.unwrap().remove(0);
+        let damage = report.damage.unwrap();
+        let found = (damage.kind, damage.entry, damage.key);
+        assert_eq!(found, (DamageKind::ObjectAltered, 5, fifth));
+        let fetches = |lake: &Lake| lake.log().iter().filter(|(name, _)| *name == "fetch").count();
+        let all = fetches(&longer.lake);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        // Another length is listed: it is known to be altered, and not fetched.
+        bucket.insert(second.clone(), Bytes::from(vec![b'x'; 4 << 10]));
+        let lake = Lake::new(bucket);
+        let report = audit(&*lake, &what, &|_| None, &mut |_| {}).await.unwrap().remove(0);
+        let damage = report.damage.unwrap();
+        let found = (damage.kind, damage.entry, &damage.key);
+        assert_eq!(found, (DamageKind::ObjectAltered, 2, &second));
+        assert!(damage.what.contains("4096 bytes"), "{}", damage.what);
+        assert_eq!(fetches(&lake), all - 1);
     }
 
     #[tokio::test]

@@ -295,6 +295,30 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_of_ten_thousand_tables_is_read_again() {
+        let mut epoch = changes(1, point(0, 100), point(5, 200), 1);
+        let one = epoch.objects.remove(0);
+        let (prefix, schema) = ("p".repeat(200), "s".repeat(63));
+        for n in 0..10_000 {
+            let table = format!("{schema}.{n:063}");
+            for name in [
+                format!("_schema/erp/{table}/1.json"),
+                format!(
+                    "erp/{table}/dt=2026-11-22/changes-{n:020}-{n:020}-0001-0123456789abcdef.parquet"
+                ),
+            ] {
+                let (key, table) = (format!("{prefix}/{name}"), table.clone());
+                epoch.objects.push(crate::ledger::Object { key, table, ..one.clone() });
+            }
+        }
+        let (entry, _) = start().next(&[epoch], stamp()).unwrap();
+        let signed = entry::sign(&entry, &crate::ledger::IdentityKey::from_seed(&[1; 32]));
+        // As it stands in the facts before it is sent; and to be fetched.
+        assert!(serde_json::to_string(&signed.object).unwrap().len() < 20 << 20);
+        assert!((signed.object.len() as u64) < crate::ship::GET_BYTES_MAX / 2);
+    }
+
+    #[test]
     fn an_object_says_its_version_where_its_tables_name_has_another() {
         let mut epoch = changes(1, point(0, 100), point(5, 200), 2);
         epoch.objects[1].version += 1;

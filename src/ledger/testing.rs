@@ -19,11 +19,12 @@ use super::{
     key::sha256,
 };
 use crate::{
+    disk::work::WorkFile,
     error::Cause,
     facts::{FactBatch, Facts, FactsError, MemoryFacts},
     ship::{
         Complete, Fetched, Head, Listed, ObjectReader, ObjectStore, OpenUpload, Part, Put,
-        ShipError, StoredPart,
+        ShipError, StoredPart, within,
     },
     units::{Point, Position, Sequence, Timestamp},
 };
@@ -433,13 +434,14 @@ impl ObjectReader for Lake {
     fn fetch<'a>(
         &'a self,
         key: &'a str,
-        into: &'a Path,
+        into: &'a WorkFile,
+        bytes_max: u64,
     ) -> BoxFuture<'a, Result<Option<BTreeMap<String, String>>, ShipError>> {
         Box::pin(self.request("fetch", key, move |inner| {
-            Ok(inner.bucket.get(key).map(|bytes| {
-                std::fs::write(into, bytes).unwrap();
-                BTreeMap::new()
-            }))
+            let Some(bytes) = inner.bucket.get(key) else { return Ok(None) };
+            within(key, bytes.len() as u64, bytes_max)?;
+            into.fill(bytes).unwrap();
+            Ok(Some(BTreeMap::new()))
         }))
     }
 }

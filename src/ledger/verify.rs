@@ -187,6 +187,12 @@ impl Verifier {
         }
     }
 
+    /// The objects that the chain names and that are known to be as they were, as far as was looked, in key order.
+    pub fn unbroken(&self) -> impl Iterator<Item = (&str, &Expected)> {
+        let broken = |key: &str, entry| self.object_damage.contains_key(&(entry, key.to_owned()));
+        self.objects().filter(move |(key, expected)| !broken(key, expected.entry))
+    }
+
     /// The objects that the chain names, in key order.
     pub fn objects(&self) -> impl Iterator<Item = (&str, &Expected)> {
         self.objects.iter().map(|(key, expected)| (key.as_str(), expected))

@@ -65,7 +65,15 @@ impl LakeFile {
     ///
     /// It is none of ours.
     pub fn open(path: &Path, key: &str, batch_bytes: usize) -> Result<Self, ReplayError> {
-        let file = File::open(path).map_err(|why| ReplayError::file(path, why))?;
+        Self::of(File::open(path).map_err(|why| ReplayError::file(path, why))?, key, batch_bytes)
+    }
+
+    /// As [`LakeFile::open`], of a file that is open.
+    ///
+    /// # Errors
+    ///
+    /// It is none of ours.
+    pub fn of(file: File, key: &str, batch_bytes: usize) -> Result<Self, ReplayError> {
         panics::contain(|| Self::read(file, key, batch_bytes))
             .unwrap_or_else(|why| Err(ReplayError::object(key, why)))
     }

@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
 
 use crate::{
+    disk::work::WorkFile,
     journal::{Cell, Column, Identity, Op, Row},
     ledger::EntryObject,
     replay::Lake,
@@ -17,7 +18,7 @@ use crate::{
         Table,
         columns::{RowBuilder, RowMeta, file_metadata},
     },
-    ship::{Fetched, Listed, ObjectReader, ShipError},
+    ship::{Fetched, Listed, ObjectReader, ShipError, within},
     source::postgres::{pgoutput::PgDecoder, types::lake_type},
     units::{Position, Timestamp},
 };
@@ -179,9 +180,14 @@ impl ObjectReader for Folder {
     fn fetch<'a>(
         &'a self,
         key: &'a str,
-        into: &'a Path,
+        into: &'a WorkFile,
+        bytes_max: u64,
     ) -> BoxFuture<'a, Result<Option<BTreeMap<String, String>>, ShipError>> {
-        let copied = std::fs::copy(self.0.join(key), into);
-        Box::pin(async move { Ok(copied.ok().map(|_| BTreeMap::new())) })
+        Box::pin(async move {
+            let Ok(bytes) = std::fs::read(self.0.join(key)) else { return Ok(None) };
+            within(key, bytes.len() as u64, bytes_max)?;
+            into.fill(&bytes).unwrap();
+            Ok(Some(BTreeMap::new()))
+        })
     }
 }

@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -15,8 +14,9 @@ use futures_util::future::BoxFuture;
 
 use super::{
     Complete, Fetched, Head, Listed, ObjectReader, ObjectStore, OpenUpload, Part, Put, Request,
-    ShipError, StoredPart, answer::refused, checksum, plan::Limits,
+    ShipError, StoredPart, answer::refused, checksum, plan::Limits, within,
 };
+use crate::disk::work::WorkFile;
 
 /// The bucket.
 #[derive(Debug, Default)]
@@ -363,12 +363,14 @@ impl ObjectReader for Memory {
     fn fetch<'a>(
         &'a self,
         key: &'a str,
-        into: &'a Path,
+        into: &'a WorkFile,
+        bytes_max: u64,
     ) -> BoxFuture<'a, Result<Option<BTreeMap<String, String>>, ShipError>> {
         self.serve(Request::Get, key, move |state| {
             let Some(object) = state.objects.get(key) else { return Ok(None) };
-            std::fs::write(into, &object.bytes).map_err(|error| ShipError::Spool {
-                path: into.display().to_string(),
+            within(key, object.bytes.len() as u64, bytes_max)?;
+            into.fill(&object.bytes).map_err(|error| ShipError::Spool {
+                path: into.path().display().to_string(),
                 why: error.to_string(),
             })?;
             Ok(Some(object.metadata.clone()))

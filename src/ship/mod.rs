@@ -41,9 +41,12 @@ pub use body::{PATIENCE, patience};
 pub use content::Content;
 pub use drive::forget;
 
-use crate::error::{Cause, Classified};
 pub use crate::seal::{
     Defined, Encryption, Fates, Group, GroupKind, Looked, LookedFor, Object, Op, Repaired,
+};
+use crate::{
+    disk::work::WorkFile,
+    error::{Cause, Classified},
 };
 
 /// A group all of whose objects S3 has acknowledged.
@@ -91,15 +94,29 @@ pub trait ObjectReader: Send + Sync {
         after: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Vec<Listed>, ShipError>>;
 
-    /// A whole object, or `None` if there is none. For ledger entries and schemas.
+    /// A whole object of at most [`GET_BYTES_MAX`], or `None` if there is none. For ledger entries.
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Fetched>, ShipError>>;
 
-    /// An object into a file, or `None` if there is none. For objects of any size.
+    /// An object into a file, of which nothing stays that was in it, or `None` if there is none. For objects of any
+    /// size; of one that is longer than `bytes_max` no more is fetched: [`ShipError::TooLong`].
     fn fetch<'a>(
         &'a self,
         key: &'a str,
-        into: &'a std::path::Path,
+        into: &'a WorkFile,
+        bytes_max: u64,
     ) -> BoxFuture<'a, Result<Option<BTreeMap<String, String>>, ShipError>>;
+}
+
+/// Longest object that [`ObjectReader::get`] gives. An entry of the ledger stands in one batch of facts before it is sent,
+/// which has 32 MiB at most; one of 10,000 tables has about 10 MiB.
+pub const GET_BYTES_MAX: u64 = 36 << 20;
+
+/// Refuses an object of which `bytes` have come, where it has `bytes_max` at most.
+pub(crate) fn within(key: &str, bytes: u64, bytes_max: u64) -> Result<(), ShipError> {
+    match bytes <= bytes_max {
+        true => Ok(()),
+        false => Err(ShipError::TooLong { key: key.into(), bytes_max }),
+    }
 }
 
 /// Where the bytes of sealed objects lie: the spool, seen from here.
@@ -341,6 +358,14 @@ pub enum ShipError {
         /// What to do about it.
         cause: Cause,
     },
+    /// An object has more bytes than it may have; the rest of it was not fetched.
+    #[error("{key}: it is longer than {bytes_max} B")]
+    TooLong {
+        /// The key.
+        key: String,
+        /// What it may have.
+        bytes_max: u64,
+    },
     /// A spool file cannot be read, or is not what was sealed.
     #[error("read spool {path}: {why}")]
     Spool {
@@ -365,6 +390,7 @@ impl Classified for ShipError {
             }
             Self::Unanswered { .. } | Self::Stopped => Cause::LakeUnavailable,
             Self::Failed { cause, .. } | Self::Setup { cause, .. } => *cause,
+            Self::TooLong { .. } => Cause::LakeAltered,
             Self::Spool { .. } | Self::Facts(_) => Cause::DiskFailed,
         }
     }

@@ -52,7 +52,10 @@ pub fn decide(request: Request, error: &ShipError) -> Decision {
             Disposition::Halt(_) => Decision::Retry(Pace::Steady),
             Disposition::Fatal(_) | Disposition::Fenced(_) => Decision::Fail,
         },
-        ShipError::Spool { .. } | ShipError::Facts(_) | ShipError::Stopped => Decision::Fail,
+        ShipError::TooLong { .. }
+        | ShipError::Spool { .. }
+        | ShipError::Facts(_)
+        | ShipError::Stopped => Decision::Fail,
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
     error::Error,
     future::Future,
     io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -38,8 +38,8 @@ use futures_util::future::BoxFuture;
 use tokio::io::AsyncWriteExt;
 
 use super::{
-    Complete, Encryption, Fetched, Head, Listed, ObjectReader, ObjectStore, OpenUpload, Part, Put,
-    Request, ShipError, StoredPart,
+    Complete, Encryption, Fetched, GET_BYTES_MAX, Head, Listed, ObjectReader, ObjectStore,
+    OpenUpload, Part, Put, Request, ShipError, StoredPart,
     ahead::Ahead,
     answer::{unavailable, without},
     body::{Sliced, Taken, patiently},
@@ -47,8 +47,9 @@ use super::{
     endpoint::{confidential, setup, tls},
     failure::{chain, failure, unanswered},
     http::{Dial, http_client},
+    within,
 };
-use crate::{clock::Clock, error::Cause};
+use crate::{clock::Clock, disk::work::WorkFile, error::Cause};
 
 /// Where the lake is and how it is spoken to.
 #[derive(Clone)]
@@ -431,19 +432,7 @@ impl ObjectReader for S3 {
             let Some(mut object) = self.get_object(key).await? else { return Ok(None) };
             let mut bytes = BytesMut::new();
             while let Some(piece) = self.piece(key, &mut object.body).await? {
-                if bytes.len() + piece.len() > GET_BYTES_MAX {
-                    let message = format!("longer than {GET_BYTES_MAX} B");
-                    let (request, key) = (Request::Get.name(), key.to_owned());
-                    let (code, cause) = ("TooLong".to_owned(), Cause::LakeAltered);
-                    return Err(ShipError::Failed {
-                        request,
-                        key,
-                        status: 200,
-                        code,
-                        message,
-                        cause,
-                    });
-                }
+                within(key, (bytes.len() + piece.len()) as u64, GET_BYTES_MAX)?;
                 bytes.extend_from_slice(&piece);
             }
             let metadata = object.metadata.unwrap_or_default().into_iter().collect();
@@ -454,21 +443,30 @@ impl ObjectReader for S3 {
     fn fetch<'a>(
         &'a self,
         key: &'a str,
-        into: &'a Path,
+        into: &'a WorkFile,
+        bytes_max: u64,
     ) -> BoxFuture<'a, Result<Option<BTreeMap<String, String>>, ShipError>> {
         Box::pin(async move {
             let Some(mut object) = self.get_object(key).await? else { return Ok(None) };
             let failed = |error: io::Error| ShipError::Spool {
-                path: into.display().to_string(),
+                path: into.path().display().to_string(),
                 why: error.to_string(),
             };
-            let mut options = tokio::fs::OpenOptions::new();
-            options.write(true).create(true).truncate(true).mode(0o600);
-            let mut file = options.open(into).await.map_err(failed)?;
-            while let Some(piece) = self.piece(key, &mut object.body).await? {
-                file.write_all(&piece).await.map_err(failed)?;
-            }
-            file.flush().await.map_err(failed)?;
+            let own = into.cleared().and_then(std::fs::File::try_clone).map_err(failed)?;
+            let mut file = tokio::fs::File::from_std(own);
+            let copy = async {
+                let mut bytes = 0_u64;
+                while let Some(piece) = self.piece(key, &mut object.body).await? {
+                    bytes += piece.len() as u64;
+                    within(key, bytes, bytes_max)?;
+                    file.write_all(&piece).await.map_err(failed)?;
+                }
+                Ok::<_, ShipError>(())
+            };
+            let copied = copy.await;
+            // What is on its way to the file must not come there behind another try.
+            let flushed = file.flush().await.map_err(failed);
+            copied.and(flushed)?;
             Ok(Some(object.metadata.unwrap_or_default().into_iter().collect()))
         })
     }
@@ -493,5 +491,3 @@ fn stored(part: aws_sdk_s3::types::Part) -> Option<StoredPart> {
 
 /// S3 may take minutes over a Complete: <https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html>.
 const COMPLETE_PATIENCE: u32 = 10;
-/// Ledger entries and schemas are far below this.
-const GET_BYTES_MAX: usize = 64 << 20;

@@ -11,7 +11,10 @@ use super::{
     Complete, Encryption, Fetched, Head, ObjectReader, ObjectStore, Part, Put, ShipError,
     StoredPart, checksum,
 };
-use crate::error::{Cause, Classified};
+use crate::{
+    disk::work::WorkFile,
+    error::{Cause, Classified},
+};
 
 /// The least length of a part that is not the last.
 const PART_BYTES: usize = 5 << 20;
@@ -133,11 +136,16 @@ impl Bucket<'_> {
         }
         let read = self.read(&key).await.unwrap();
         assert_eq!((&read.bytes[..], &read.metadata), (&b"first"[..], &self.metadata));
-        let file = self.scratch.join("fetched");
-        let fetched = self.reader.fetch(&key, &file).await.unwrap();
-        assert_eq!(fetched.as_ref(), Some(&self.metadata));
-        assert_eq!(std::fs::read(&file).unwrap(), b"first");
-        assert_eq!(self.reader.fetch("nothing", &file).await.unwrap(), None);
+        let file = WorkFile::create(&self.scratch.join("fetched")).unwrap();
+        for bytes_max in [5, u64::MAX] {
+            file.fill(b"what was there before").unwrap();
+            let fetched = self.reader.fetch(&key, &file, bytes_max).await.unwrap();
+            assert_eq!(fetched.as_ref(), Some(&self.metadata));
+            assert_eq!(std::io::read_to_string(file.rewound().unwrap()).unwrap(), "first");
+        }
+        let longer = self.reader.fetch(&key, &file, 4).await;
+        assert!(matches!(longer, Err(ShipError::TooLong { bytes_max: 4, .. })), "{longer:?}");
+        assert_eq!(self.reader.fetch("nothing", &file, 5).await.unwrap(), None);
         self.put(&self.key("empty"), b"").await.unwrap();
         assert_eq!(self.read(&self.key("empty")).await.unwrap().bytes.len(), 0);
     }

@@ -6,7 +6,6 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -23,6 +22,7 @@ use super::{
     planted::Planted,
 };
 use crate::{
+    disk::work::WorkFile,
     error::Cause,
     ship::{
         Complete, Fetched, Head, Listed, ObjectReader, ObjectStore, OpenUpload, Part, Put, Request,
@@ -364,7 +364,8 @@ impl ObjectReader for ModelLake {
     fn fetch<'a>(
         &'a self,
         key: &'a str,
-        _: &'a Path,
+        _: &'a WorkFile,
+        _: u64,
     ) -> BoxFuture<'a, Result<Option<BTreeMap<String, String>>, ShipError>> {
         Box::pin(async move { Ok(lock(&self.0).bucket.object(key).map(|_| BTreeMap::new())) })
     }

@@ -22,8 +22,8 @@ use crate::{
     facts::{FactBatch, Facts, MemoryFacts},
     link::Dialer,
     ship::{
-        Complete, Encryption, Fates, Group, GroupKind, Head, ObjectReader, ObjectStore, Part, Put,
-        ReadSpool, ShipError, StoredPart,
+        Complete, Encryption, Fates, GET_BYTES_MAX, Group, GroupKind, Head, ObjectReader,
+        ObjectStore, Part, Put, ReadSpool, ShipError, StoredPart,
         check::check,
         checksum,
         credentials::{Credentials, Keys},
@@ -144,6 +144,20 @@ async fn our_client_and_the_double_behave_over_tls() {
     assert!(writes.clone().count() > 10);
     assert!(writes.clone().all(|asked| asked.if_none_match.as_deref() == Some("*")));
     house.double.stop().await;
+}
+
+#[tokio::test]
+async fn an_object_that_is_too_long_to_be_an_entry_is_not_read_to_its_end() {
+    let house = House::new(false).await;
+    let most = usize::try_from(GET_BYTES_MAX).unwrap();
+    for (key, length) in [("raw/most", most), ("raw/long", most + 1)] {
+        house.double.tamper(BUCKET, key, Some(&vec![0; length])).unwrap();
+    }
+    let reader = house.s3("AKREADER");
+    assert_eq!(reader.get("raw/most").await.unwrap().unwrap().bytes.len(), most);
+    let error = reader.get("raw/long").await.unwrap_err();
+    assert!(matches!(error, ShipError::TooLong { bytes_max: GET_BYTES_MAX, .. }), "{error}");
+    assert_eq!(error.cause(), Cause::LakeAltered);
 }
 
 #[tokio::test]
