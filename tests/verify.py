@@ -4,7 +4,7 @@
 The bucket is a folder with one file per key (`aws s3 sync s3://BUCKET FOLDER`).
 Exit code 0: proven. 1: the second line names the first broken entry or object. 2: wrong usage.
 """
-import argparse, base64, hashlib, json, os, sys
+import argparse, base64, hashlib, json, os, re, sys
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -20,6 +20,7 @@ given = arguments.parse_args()
 known, known_hash = int(given.head.split(":")[0]), given.head.split(":")[1]
 KEYS = [load_pem_public_key(open(path, "rb").read()).public_bytes_raw() for path in given.keys]
 KINDS = ("snapshot", "changes", "schema", "gap", "repair", "fence")
+HEIR = re.compile(rb'"adopts":{"public_key":"([0-9A-Za-z+/=]{44})"')
 ZERO = {"sequence": 0, "position": "00000000/00000000"}
 
 
@@ -34,15 +35,20 @@ def judge(number, raw, chain):
     """What is wrong with an entry, or None: then the chain has it."""
     try:
         body, line2, rest = raw.split(b"\n")
-        entry, signature = json.loads(body), base64.b64decode(line2, validate=True)
+        signature, heir = base64.b64decode(line2, validate=True), HEIR.search(body)
+        signer = next((key for key in KEYS if signed(key, body, signature)), None)
+        if not signer:  # what was not signed is not parsed
+            is_fence = heir and not rest and signed(base64.b64decode(heir[1]), body, signature)
+            return "ForeignEntry" if is_fence else "EntryAltered"
+        entry = json.loads(body)
         source, kind, start, end = (entry[field] for field in ("source", "kind", "from", "to"))
         assert not rest and kind in KINDS
     except (ValueError, KeyError, TypeError, AssertionError):
         return "EntryAltered"
     adopts, last, reached = entry.get("adopts") or {}, chain["hash"], chain.get("reached")
-    heir = base64.b64decode(adopts.get("public_key", ""))
-    signer = next((key for key in KEYS if signed(key, body, signature)), None)
-    owner = heir if kind == "fence" else chain.get("signer", signer)
+    heir, before = base64.b64decode(adopts.get("public_key", "")), chain["signers"]
+    owner = heir if kind == "fence" else before[-1] if before else signer
+    comes_back = kind == "fence" and signer in before[:-1] and signer != before[-1]
     if kind in ("changes", "gap"):  # these tile the log; text order of positions is log order
         joins, reached = reached in (None, start) and all(start[f] <= end[f] for f in ZERO), end
     else:
@@ -50,18 +56,17 @@ def judge(number, raw, chain):
     digest, system = hashlib.sha256(body).hexdigest(), source["system_identifier"]
     for damage, found in (
         ("ForeignEntry", source["name"] != given.source or system != chain.get("system", system)),
-        ("ForeignEntry", not signer and signed(heir, body, signature)),
-        ("EntryAltered", not signer),
         ("EntriesSwapped", entry["entry"] != number),
         ("ChainBroken", entry["previous"] != last),
-        ("ForeignEntry", signer != owner or kind == "fence" and adopts["head"] != last),
+        ("ForeignEntry", signer != owner or comes_back or kind == "fence" and adopts["head"] != last),
         ("NotTiling", not joins),
         ("ChainBroken", number == known and digest != known_hash),
     ):
         if found:
             return damage
     chain["entries"].append(entry)
-    chain.update(hash=digest, signer=signer, system=system, reached=reached)
+    chain["signers"].append(signer)
+    chain.update(hash=digest, system=system, reached=reached)
 
 
 def look(proof, seen):
@@ -76,7 +81,7 @@ def look(proof, seen):
 
 
 ledger = os.path.join(given.prefix, "_ledger", given.source, "")
-folder, chain = os.path.join(given.folder, ledger), {"hash": "0" * 64, "entries": []}
+folder, chain = os.path.join(given.folder, ledger), {"hash": "0" * 64, "entries": [], "signers": []}
 seen, damage, objects = set(), None, 0
 names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 for name in (name for name in names if len(name) == 25 and name.endswith(".json")):

@@ -153,6 +153,11 @@ fn failure(error: RunError) -> Failure {
             what,
             "adopt with an empty data_dir; if it holds a start that ended with ChainForeign, nothing in it is needed: empty it, and drop the slot that it made",
         ),
+        RunError::Ledger(LedgerError::Replaced(_)) => Failure::new(
+            cause,
+            what,
+            "adopt with an empty data_dir, into which no identity.key is put back: the box makes a new one",
+        ),
         RunError::Source(SourceError::InUse { .. }) => Failure::new(
             cause,
             what,

@@ -143,7 +143,7 @@ pub(super) async fn prove(
         repair: against.repair,
         work_dir,
     };
-    let chain = Chain { entries, head: report.head.clone() };
+    let chain = Chain { entries, head: report.head.clone(), owners: report.owners() };
     let mut meter = global.meter();
     let mut show = |progress| tell(&mut meter, progress);
     let proven = replay::prove(&options, reading::lake(config)?, chain, &clock, &mut show);

@@ -87,7 +87,8 @@ impl Inspected {
 ///
 /// # Errors
 ///
-/// [`LedgerError::NotEmpty`], [`LedgerError::NoChain`], [`LedgerError::Broken`], or what S3 and the disk say.
+/// [`LedgerError::NotEmpty`], [`LedgerError::NoChain`], [`LedgerError::Broken`], [`LedgerError::Replaced`], or what S3 and
+/// the disk say.
 pub async fn inspect(
     reader: &dyn ObjectReader,
     public_keys: &[PublicKey],
@@ -115,6 +116,9 @@ pub async fn inspect(
     }
     if let Some(head) = &before {
         has_only_fenced(head, &report, &store)?;
+    }
+    if report.owners().has_replaced(own) {
+        return Err(LedgerError::Replaced(source.clone()));
     }
     Ok(Inspected { report, keys, before })
 }
@@ -407,6 +411,29 @@ mod tests {
         let error = world.adopt().await.unwrap();
         assert!(matches!(error, Err(LedgerError::NotEmpty(_))), "{error:?}");
         assert_eq!(world.report().await.entries, 7);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_was_replaced_is_not_given_the_chain_back() {
+        // This box's own chain, before another took it over: its key was put back from a copy.
+        let mut bucket = built(&groups(5), &key(2));
+        let last = Lines::split(&bucket[&entry::key("raw", "erp", 5)]).unwrap();
+        let chain = ChainHead {
+            entry: 5,
+            hash: last.hash(),
+            reached: Some(point(50, 150)),
+            ..ChainHead::start(String::new())
+        };
+        let (fence, _) = chain.fence(key(1).public().to_string(), testing::stamp());
+        let signed = entry::sign(&fence, &key(1));
+        bucket.insert(entry::key("raw", "erp", 6), signed.object.into());
+        let world = World::new(bucket.clone());
+        let error = world.adopt().await.unwrap();
+        assert!(matches!(error, Err(LedgerError::Replaced(_))), "{error:?}");
+        assert_eq!(world.lake.bucket(), bucket);
+        // While it is this box's it may begin anew.
+        let world = World::new(built(&groups(5), &key(2)));
+        assert_eq!(world.adopt().await.unwrap().unwrap().head.entry, 6);
     }
 
     #[tokio::test]

@@ -18,7 +18,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::{StreamExt, future::BoxFuture, stream};
 
 use super::{
-    Entry, Head, LedgerError, PublicKey, SourceReport, entry, on_thread,
+    Entry, Head, LedgerError, Owners, PublicKey, SourceReport, entry, on_thread,
     verify::{Expected, Verifier},
 };
 use crate::{
@@ -138,7 +138,8 @@ pub async fn entries_to(
     read_entries(reader, prefix, source, head.entry, Some(head)).await
 }
 
-/// The entries behind `head` that are there by now, in order, each signed with one of `keys`, and the head that they make.
+/// The entries behind `head` that are there by now, in order, each signed with one of `keys` that owns the chain there; the
+/// head that they make, and whose it is then.
 ///
 /// # Errors
 ///
@@ -147,23 +148,24 @@ pub async fn entries_behind(
     reader: &dyn ObjectReader,
     prefix: &str,
     source: &str,
-    head: &Head,
+    (head, owners): (&Head, &Owners),
     keys: &[PublicKey],
-) -> Result<(Vec<Entry>, Head), LedgerError> {
-    let (mut entries, mut head) = (vec![], head.clone());
+) -> Result<(Vec<Entry>, Head, Owners), LedgerError> {
+    let (mut entries, mut head, mut owners) = (vec![], head.clone(), owners.clone());
     loop {
         let key = entry::key(prefix, source, head.entry + 1);
-        let Some(object) = get(reader, &key).await? else { return Ok((entries, head)) };
+        let Some(object) = get(reader, &key).await? else { return Ok((entries, head, owners)) };
         let lines = entry::Lines::split(&object.bytes);
-        let lines = lines.filter(|lines| lines.signer(keys).is_some());
-        let read = lines.and_then(|lines| Some((lines.entry().ok()?, lines.hash())));
-        match read {
-            Some((entry, hash)) if entry.previous == head.hash => {
-                head = Head { entry: head.entry + 1, hash };
-                entries.push(entry);
-            }
-            _ => return Err(LedgerError::Changed),
+        let signed = lines.and_then(|lines| Some((lines.signer(keys)?, lines)));
+        let read = signed.and_then(|(signer, lines)| Some((signer, lines.entry().ok()?, lines)));
+        let (signer, entry, lines) = read.ok_or(LedgerError::Changed)?;
+        let usurped = owners.refuse(&entry, signer, &head.hash).is_some();
+        if entry.previous != head.hash || usurped {
+            return Err(LedgerError::Changed);
         }
+        owners.take(signer);
+        head = Head { entry: head.entry + 1, hash: lines.hash() };
+        entries.push(entry);
     }
 }
 
@@ -705,6 +707,15 @@ mod tests {
                 4,
                 false,
                 Box::new(|bucket| {
+                    forge(bucket, 4, &key(1), |entry| entry.source.system_identifier = "9".into());
+                }),
+            ),
+            // What it says does not count where nobody that is known signed it.
+            (
+                DamageKind::EntryAltered,
+                4,
+                false,
+                Box::new(|bucket| {
                     forge(bucket, 4, &key(9), |entry| entry.source.system_identifier = "9".into());
                 }),
             ),
@@ -832,6 +843,70 @@ mod tests {
             let found = report.damage.map(|damage| (damage.kind, damage.entry));
             assert_eq!(found, Some((DamageKind::ForeignEntry, 6)));
         }
+    }
+
+    /// The chain of [`adopted`], and behind it a fence for the box with this key, and an entry of it.
+    fn adopted_again(seed: u8) -> Bucket {
+        let (mut bucket, heir) = (adopted(), key(seed));
+        let last = entry::Lines::split(&bucket[&entry_key(7)]).unwrap();
+        let chain = ChainHead {
+            entry: 7,
+            hash: last.hash(),
+            reached: Some(point(60, 160)),
+            ..ChainHead::start(String::new())
+        };
+        let (fence, next) = chain.fence(heir.public().to_string(), stamp());
+        let signed = entry::sign(&fence, &heir);
+        bucket.insert(entry_key(8), signed.object.into());
+        let head = ChainHead { hash: signed.hash, ..next };
+        let more = [changes(1, point(60, 160), point(70, 170), 0)];
+        crate::ledger::testing::extend(&mut bucket, head, &more, &heir);
+        bucket
+    }
+
+    #[tokio::test]
+    async fn a_key_that_was_replaced_does_not_own_the_chain_again() {
+        let keys = [1, 2, 3].map(|seed| key(seed).public());
+        let report = both(&adopted_again(1), &keys, false, None).await;
+        let damage = report.damage.unwrap();
+        assert_eq!((damage.kind, damage.entry), (DamageKind::ForeignEntry, 8), "{damage}");
+        assert!(damage.what.contains("was replaced before"), "{}", damage.what);
+        // A new one does; and the one that has it may begin anew.
+        for heir in [3, 2] {
+            let report = both(&adopted_again(heir), &keys, false, None).await;
+            assert!(report.whole() && report.entries == 9, "{report}");
+        }
+    }
+
+    #[tokio::test]
+    async fn entries_that_came_since_are_of_the_chains_owner() {
+        let keys = [1, 2, 3].map(|seed| key(seed).public());
+        // From the head after so many entries on, which is told apart by its hash.
+        let behind = async |bucket: &Bucket, from: u64| {
+            let until = |(key, _): &(&String, &Bytes)| {
+                entry::parse_key("raw", key).is_none_or(|(_, number)| number <= from)
+            };
+            let begun = bucket.iter().filter(until).map(|(key, of)| (key.clone(), of.clone()));
+            let report = look(&begun.collect(), &keys, false, None).await;
+            assert!(report.head.entry == from, "{report}");
+            let end = (&report.head, &report.owners());
+            let lake = Lake::new(bucket.clone());
+            let (more, head, owners) = entries_behind(&*lake, "raw", "erp", end, &keys).await?;
+            assert_eq!(head.entry, from + u64::try_from(more.len()).unwrap());
+            Ok::<_, LedgerError>((head.entry, owners.owner()))
+        };
+        let refused = |end: Result<_, LedgerError>| matches!(end, Err(LedgerError::Changed));
+        for from in [5, 7, 8] {
+            let (last, owner) = behind(&adopted_again(3), from).await.unwrap();
+            assert_eq!((last, owner), (9, Some(key(3).public())));
+        }
+        assert!(refused(behind(&adopted_again(1), 7).await));
+        assert!(refused(behind(&adopted_again(1), 5).await));
+        // Signed with a key that is known, and no fence says that the chain is its.
+        let mut bucket = adopted_again(3);
+        forge(&mut bucket, 9, &key(2), |_| {});
+        assert!(refused(behind(&bucket, 8).await));
+        assert!(refused(behind(&bucket, 5).await));
     }
 
     /// Gives more bytes of one object than are listed.

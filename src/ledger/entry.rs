@@ -109,7 +109,15 @@ impl<'a> Lines<'a> {
         keys.iter().copied().find(|key| key.verifies(self.body, &self.signature))
     }
 
-    /// What it says, signed or not.
+    /// The key to which a fence hands the chain over, if that key signed it. Found without parsing: it may be anybody's.
+    pub fn heir(&self) -> Option<PublicKey> {
+        let found = self.body.windows(HEIR.len()).position(|text| text == HEIR)?;
+        let (key, _) = self.body[found + HEIR.len()..].split_at_checked(KEY_TEXT_BYTES)?;
+        let heir = PublicKey::from_base64(str::from_utf8(key).ok()?)?;
+        self.signer(&[heir])
+    }
+
+    /// What it says, signed or not: to be asked for when its signer is known.
     ///
     /// # Errors
     ///
@@ -119,6 +127,11 @@ impl<'a> Lines<'a> {
     }
 }
 
+/// What stands before the key in a fence.
+const HEIR: &[u8] = br#""adopts":{"public_key":""#;
+/// Bytes of a public key in base64.
+const KEY_TEXT_BYTES: usize = 44;
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -127,7 +140,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        ledger::{EntryKind, Fates, SourceIdentity},
+        ledger::{Adoption, EntryKind, Fates, SourceIdentity},
         ship::Op,
         units::{Point, Position, Sequence},
     };
@@ -218,6 +231,17 @@ mod tests {
         ] {
             assert_eq!(Lines::split(wrong.as_bytes()), None, "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn the_heir_of_a_fence_is_found_if_it_signed_it() {
+        let (heir, other) = (IdentityKey::from_seed(&[2; 32]), IdentityKey::from_seed(&[1; 32]));
+        let (public_key, head) = (heir.public().to_string(), "ab".repeat(32));
+        let fence = Entry { adopts: Some(Adoption { public_key, head }), ..sample() };
+        let found = |signed: &Signed| Lines::split(signed.object.as_bytes()).unwrap().heir();
+        assert_eq!(found(&sign(&fence, &heir)), Some(heir.public()));
+        assert_eq!(found(&sign(&fence, &other)), None);
+        assert_eq!(found(&sign(&sample(), &heir)), None);
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod audit;
 pub mod chain;
 pub mod entry;
 pub mod key;
+pub mod owners;
 mod settle;
 mod store;
 mod sweep;
@@ -30,6 +31,7 @@ pub mod write;
 pub use adopt::{Adopted, adopt, inspect};
 pub use audit::{Audit, Progress, audit};
 pub use key::{IdentityKey, PublicKey};
+pub use owners::Owners;
 pub use verify::{Damage, DamageKind, SourceReport};
 pub use write::{Ledger, LedgerOptions};
 
@@ -284,6 +286,11 @@ pub enum LedgerError {
     /// The box has work of its own that an adopted chain would not continue.
     #[error("this box already has a ledger or sealed rows for `{0}`: adopt with an empty data_dir")]
     NotEmpty(String),
+    /// The box's key signed the chain before another box took it over: no verifier believes that it owns it again.
+    #[error(
+        "this box's key signed the ledger of `{0}` before another box took it over: adopt with an empty data_dir"
+    )]
+    Replaced(String),
     /// Shutdown was asked for.
     #[error("stopped")]
     Stopped,
@@ -302,7 +309,7 @@ impl Classified for LedgerError {
             Self::FactDamaged(_) => Cause::JournalDamaged,
             Self::Ship(error) => error.cause(),
             Self::Broken(_) | Self::Changed => Cause::LakeAltered,
-            Self::NoChain(_) | Self::NotEmpty(_) => Cause::Config,
+            Self::NoChain(_) | Self::NotEmpty(_) | Self::Replaced(_) => Cause::Config,
             Self::Stopped => Cause::LakeUnavailable,
         }
     }

@@ -5,9 +5,10 @@
 //! found. [`Verifier::report`] says up to where all of it holds.
 //!
 //! Checked of an entry, in this order, the first that fails being its damage: it has the form of an
-//! entry; it speaks of this chain's source; it is signed by a given key; its number is that of its key;
-//! its `previous` is the hash of the one before; its signer is the one before it, or took over by a
-//! `fence`; it joins the point that the chain has reached; it is the one that somebody remembers as head.
+//! entry; it is signed by a given key, without which it is not parsed; it speaks of this chain's source;
+//! its number is that of its key; its `previous` is the hash of the one before; its signer is the one
+//! before it, or took over by a `fence` and was not replaced earlier; it joins the point that the chain
+//! has reached; it is the one that somebody remembers as head.
 //!
 //! **Invariant:** PROVEN covers only entries of which every one before, and every object that they
 //! name, was found whole.
@@ -15,7 +16,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Entry, EntryKind, EntryObject, Head, Op, PublicKey, SourceIdentity,
+    Entry, EntryKind, EntryObject, Head, Op, Owners, PublicKey, SourceIdentity,
     entry::{self, Lines, NO_PREVIOUS},
 };
 use crate::units::{Point, Position};
@@ -34,7 +35,7 @@ pub struct Verifier {
     head: Head,
     identity: Option<SourceIdentity>,
     reached: Option<Point>,
-    signer: Option<PublicKey>,
+    owners: Owners,
     /// Of entry `n` at index `n - 1`.
     entries: Vec<Accepted>,
     objects: BTreeMap<String, Expected>,
@@ -87,7 +88,7 @@ impl Verifier {
             head: Head { entry: 0, hash: NO_PREVIOUS.into() },
             identity: None,
             reached: None,
-            signer: None,
+            owners: Owners::default(),
             entries: vec![],
             objects: BTreeMap::new(),
             tables: BTreeMap::new(),
@@ -244,17 +245,17 @@ impl Verifier {
 
     fn judge(&self, number: u64, object: &[u8]) -> Result<(Entry, String, PublicKey), Broken> {
         let broken = |kind, what: String| Err((kind, None, what));
-        let parsed = Lines::split(object).and_then(|lines| Some((lines, lines.entry().ok()?)));
-        let Some((lines, entry)) = parsed else {
+        let Some(lines) = Lines::split(object) else {
+            return broken(DamageKind::EntryAltered, "is no entry".into());
+        };
+        let Some(signer) = lines.signer(&self.keys) else { return Err(unsigned(&lines)) };
+        // From here on the entry's own words can be believed.
+        let Ok(entry) = lines.entry() else {
             return broken(DamageKind::EntryAltered, "is no entry".into());
         };
         if let Some(why) = self.foreign(&entry) {
             return broken(DamageKind::ForeignEntry, why);
         }
-        let Some(signer) = lines.signer(&self.keys) else {
-            return Err(unsigned(&lines, &entry));
-        };
-        // From here on the entry's own words can be believed.
         let broken = |kind, what: String| Err((kind, Some(entry.to), what));
         if entry.entry != number {
             let what = format!("holds entry {}", entry.entry);
@@ -266,7 +267,7 @@ impl Verifier {
                 format!("continues {}, the one before is {}", entry.previous, self.head.hash);
             return broken(DamageKind::ChainBroken, what);
         }
-        if let Some(what) = self.usurped(&entry, signer) {
+        if let Some(what) = self.owners.refuse(&entry, signer, &self.head.hash) {
             return broken(DamageKind::ForeignEntry, what);
         }
         if let Some(what) = self.disjoint(&entry) {
@@ -290,20 +291,6 @@ impl Verifier {
             return None;
         }
         Some(format!("is of source {name}, system {system_identifier}"))
-    }
-
-    /// Why the signer may not sign this entry.
-    fn usurped(&self, entry: &Entry, signer: PublicKey) -> Option<String> {
-        let heir = entry.adopts.as_ref().map(|adoption| adoption.public_key.as_str());
-        if entry.kind == EntryKind::Fence {
-            let fits = heir == Some(signer.to_string().as_str())
-                && entry.adopts.as_ref().is_some_and(|adoption| adoption.head == self.head.hash);
-            return (!fits).then(|| {
-                format!("is a fence for {}, signed by {signer}", heir.unwrap_or("nobody"))
-            });
-        }
-        let owner = self.signer.filter(|owner| *owner != signer)?;
-        Some(format!("is signed by {signer}, but the chain is {owner}'s"))
     }
 
     /// Why the entry does not join the point reached.
@@ -355,8 +342,7 @@ impl Verifier {
             let (anew, repaired) = (BTreeMap::new(), BTreeMap::new());
             self.gaps.push(Lost { entry: entry.entry, from, to, what, anew, repaired });
         }
-        if self.signer != Some(signer) {
-            self.signer = Some(signer);
+        if self.owners.take(signer) {
             let (public_key, appliance) = (signer.to_string(), entry.appliance);
             self.signers.push(Signer { from_entry: entry.entry, public_key, appliance });
         }
@@ -395,10 +381,8 @@ impl Verifier {
 type Broken = (DamageKind, Option<Point>, String);
 
 /// No given key signed it: was it changed, or did somebody else write it?
-fn unsigned(lines: &Lines<'_>, entry: &Entry) -> Broken {
-    let heir =
-        entry.adopts.as_ref().and_then(|adoption| PublicKey::from_base64(&adoption.public_key));
-    if let Some(heir) = heir.filter(|heir| lines.signer(&[*heir]).is_some()) {
+fn unsigned(lines: &Lines<'_>) -> Broken {
+    if let Some(heir) = lines.heir() {
         let what = format!("hands the chain over to {heir}, a key that was not given");
         return (DamageKind::ForeignEntry, None, what);
     }
@@ -462,6 +446,25 @@ mod tests {
         let text = report.to_string();
         assert!(text.starts_with("erp: PROVEN up to 00000000/000000BE (change 90), 2027-01-15T08:00:00.000000Z: 9 entries, 11 objects"), "{text}");
         assert!(text.ends_with("rows S=8 I=12"), "{text}");
+    }
+
+    #[test]
+    fn what_nobody_signed_is_not_parsed() {
+        let mut bucket = built(&groups(3), &key());
+        let stranger = IdentityKey::from_seed(&[9; 32]);
+        let of = entry::key("raw", "erp", 2);
+        let foreign = Lines::split(&bucket[&of]).unwrap().entry().unwrap();
+        let source = SourceIdentity { name: "crm".into(), ..foreign.source.clone() };
+        let foreign = entry::sign(&Entry { source, ..foreign }, &stranger).object;
+        let (_, line2) = foreign.split_once('\n').unwrap();
+        let rubbish = format!("[[[[\n{line2}");
+        for object in [foreign.clone(), rubbish] {
+            bucket.insert(of.clone(), object.into());
+            let damage = audit(&bucket, None).damage.unwrap();
+            assert_eq!((damage.kind, damage.entry), (DamageKind::EntryAltered, 2));
+            // Not that it is no entry, nor whose it says that it is.
+            assert_eq!(damage.what, "its signature is by none of the keys given");
+        }
     }
 
     #[test]

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     clock::Clock,
     config,
-    ledger::{Entry, EntryKind, Head, PublicKey, audit},
+    ledger::{Entry, EntryKind, Head, Owners, PublicKey, audit},
     source::{
         digest::{Sum, bits},
         order::Order,
@@ -72,6 +72,8 @@ pub struct Chain {
     pub entries: Vec<Entry>,
     /// The last of them.
     pub head: Head,
+    /// Whose it is.
+    pub owners: Owners,
 }
 
 /// How far a proof is.
@@ -295,16 +297,16 @@ async fn follow(
     };
     let begun = reached(&chain.entries);
     loop {
-        let (more, head) = audit::entries_behind(
+        let (more, head, owners) = audit::entries_behind(
             &*lake.reader,
             options.prefix,
             &options.source.name,
-            &chain.head,
+            (&chain.head, &chain.owners),
             options.public_keys,
         )
         .await?;
         chain.entries.extend(more);
-        chain.head = head;
+        (chain.head, chain.owners) = (head, owners);
         let reached = reached(&chain.entries);
         if reached >= position {
             return Ok(());

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Serialize, Serializer};
 
 use crate::{
-    ledger::{Entry, Fates, Head, Op, Repaired, SourceIdentity},
+    ledger::{Entry, Fates, Head, Op, Owners, PublicKey, Repaired, SourceIdentity},
     units::{Point, Position},
 };
 
@@ -108,6 +108,14 @@ impl Lost {
                 self.repaired.entry(table.clone()).or_insert(mended);
             }
         }
+    }
+}
+
+impl SourceReport {
+    /// Whose the chain is, and whose it was.
+    pub fn owners(&self) -> Owners {
+        let keys = self.signers.iter();
+        keys.filter_map(|signer| PublicKey::from_base64(&signer.public_key)).collect()
     }
 }
 
