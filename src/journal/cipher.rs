@@ -1,10 +1,14 @@
-//! Seals and opens frames: one key for each segment, one nonce for each frame. Pure.
+//! Seals and opens frames: one key for each segment, one nonce for each frame; and facts for the index: one key, and a nonce
+//! drawn for each. Pure.
 //!
-//! The construction is part of the format: see [`record`](super::record).
+//! The construction is part of the formats: see [`record`](super::record) and [`store`](super::store).
+
+use std::io;
 
 use aws_lc_rs::{
-    aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
+    aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
     hkdf::{HKDF_SHA256, Salt},
+    rand,
 };
 
 use super::record::{FRAME_BOUND_BYTES, FRAME_HEADER_BYTES, FrameHeader, TAG_BYTES};
@@ -51,6 +55,46 @@ impl SegmentKey {
         let bound = Aad::from(&bytes[..FRAME_BOUND_BYTES]);
         let plain = self.0.open_in_place(nonce(header.nonce), bound, payload).ok()?;
         Some(plain)
+    }
+}
+
+/// The key of the facts that are in the index.
+#[derive(Debug)]
+pub(crate) struct IndexKey(LessSafeKey);
+
+impl IndexKey {
+    /// Derives it from the journal key.
+    pub(crate) fn derive(key: &[u8]) -> Self {
+        let prk = Salt::new(HKDF_SHA256, &[]).extract(key);
+        let info: [&[u8]; 1] = [b"lakehead journal index 1"];
+        let okm = prk.expand(&info, &AES_256_GCM).expect("32 bytes are within HKDF's bound");
+        Self(LessSafeKey::new(UnboundKey::from(okm)))
+    }
+
+    /// `nonce (12) | ciphertext | tag (16)`, bound to the fact's name.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no random bytes.
+    pub(crate) fn seal(&self, name: &str, plain: &[u8]) -> io::Result<Vec<u8>> {
+        let mut drawn = [0; NONCE_LEN];
+        rand::fill(&mut drawn).map_err(|_| io::Error::other("the system gives no random bytes"))?;
+        let mut sealed = [&drawn[..], plain].concat();
+        let (_, body) = sealed.split_at_mut(NONCE_LEN);
+        let (nonce, bound) = (Nonce::assume_unique_for_key(drawn), Aad::from(name.as_bytes()));
+        let tag = self.0.seal_in_place_separate_tag(nonce, bound, body);
+        sealed.extend_from_slice(tag.expect("a fact is far below GCM's bound").as_ref());
+        Ok(sealed)
+    }
+
+    /// `None`: another key or name, or altered.
+    pub(crate) fn open(&self, name: &str, sealed: &[u8]) -> Option<Vec<u8>> {
+        let (drawn, body) = sealed.split_first_chunk::<NONCE_LEN>()?;
+        let mut body = body.to_vec();
+        let (nonce, bound) = (Nonce::assume_unique_for_key(*drawn), Aad::from(name.as_bytes()));
+        let plain = self.0.open_in_place(nonce, bound, &mut body).ok()?.len();
+        body.truncate(plain);
+        Some(body)
     }
 }
 

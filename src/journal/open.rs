@@ -1,6 +1,7 @@
 //! Opens and stops a journal.
 
 use std::{
+    io,
     path::Path,
     sync::{Arc, Condvar, Mutex, PoisonError, RwLock, atomic::Ordering},
 };
@@ -57,9 +58,13 @@ impl Journal {
         let dir = options.dir.clone();
         let hold = hold(&dir, &options)?;
         remove_young(&*device, &dir)?;
-        let (store, image) = open_index(&dir);
-        let survey = survey(&*device, &dir, options.key.expose(), image.as_ref())?;
-        let (store, image) = judge_index(&dir, &survey.index, store, image);
+        let key = options.key.expose();
+        let opened = Store::open(&dir, key);
+        let image = opened.as_ref().ok().and_then(|(_, image)| image.as_ref());
+        let survey = survey(&*device, &dir, key, image)?;
+        // Only now is it known that the key is the right one.
+        let (store, image) = open_index(&dir, key, opened);
+        let (store, image) = judge_index(&dir, key, &survey.index, (store, image));
         let pending = difference(image.as_ref(), &survey);
         let started = mended(&device, &options, survey, pending)?;
         let (journal, writer) = start(device, options, board, clock, tasks.token(), started);
@@ -157,19 +162,23 @@ pub(super) fn hold(dir: &Path, options: &Options) -> Result<disk::Hold, JournalE
     hold.ok_or_else(|| JournalError::Held { path: path() })
 }
 
-/// Opens the index; what does not open is set aside, and a new one is begun.
-fn open_index(dir: &Path) -> (Option<Store>, Option<Image>) {
-    match Store::open(dir) {
+/// What does not open of the index is set aside, and a new one is begun.
+fn open_index(
+    dir: &Path,
+    key: &[u8],
+    opened: io::Result<(Store, Option<Image>)>,
+) -> (Option<Store>, Option<Image>) {
+    match opened {
         Ok((store, image)) => (Some(store), image),
         // sled does not open on a full disk: nothing is wrong with it.
         Err(error) if is_full(&error) => (None, None),
-        Err(error) => (new_index(dir, &error), None),
+        Err(error) => (new_index(dir, key, &error), None),
     }
 }
 
-fn new_index(dir: &Path, why: &dyn std::fmt::Display) -> Option<Store> {
+fn new_index(dir: &Path, key: &[u8], why: &dyn std::fmt::Display) -> Option<Store> {
     tracing::warn!(%why, "the journal's index is set aside and made anew from the log");
-    let made = store::set_aside(dir).and_then(|()| Store::open(dir));
+    let made = store::set_aside(dir).and_then(|()| Store::open(dir, key));
     match made {
         Ok((store, _)) => Some(store),
         Err(error) => {
@@ -182,15 +191,15 @@ fn new_index(dir: &Path, why: &dyn std::fmt::Display) -> Option<Store> {
 /// Keeps the index, or makes it anew.
 fn judge_index(
     dir: &Path,
+    key: &[u8],
     verdict: &Verdict,
-    store: Option<Store>,
-    image: Option<Image>,
+    (store, image): (Option<Store>, Option<Image>),
 ) -> (Option<Store>, Option<Image>) {
     match verdict {
         Verdict::Agrees | Verdict::Behind => (store, image),
         Verdict::Wrong(why) => {
             drop(store);
-            (new_index(dir, why), None)
+            (new_index(dir, key, why), None)
         }
     }
 }
@@ -352,7 +361,7 @@ fn spawn(
     store: Option<Store>,
     hold: disk::Hold,
     tasks: &Tasks,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     let packer = Packer::new()?;
     let shared = journal.shared.clone();
     tasks.thread("journal-upkeep", move || upkeep::run(&shared, store, hold))?;

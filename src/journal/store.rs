@@ -4,11 +4,12 @@
 //! whatever is wrong with it, it is set aside and made anew from the log. Every call into sled goes
 //! through `contained`, so that a panic in it is an error like others; its threads bear [`THREADS`].
 //!
-//! Keys: `=<key>` holds a fact, `!checkpoint` a [`Checkpoint`]:
+//! Keys: `=<key>` holds a fact, sealed ([`IndexKey`]: facts can have values of rows), `!checkpoint` a [`Checkpoint`]:
 //! ```text
-//! magic "LHJIDX01", segment u64, its salt (32), frames covered u64, facts u64,
+//! magic "LHJIDX02", segment u64, its salt (32), frames covered u64, facts u64,
 //! Progress as in the log, CRC32C of all before u32
 //! ```
+//! In an index of earlier firmware, whose magic is "LHJIDX01", facts stand as they are; the first checkpoint makes it anew.
 
 use std::{
     collections::BTreeMap,
@@ -18,6 +19,7 @@ use std::{
 };
 
 use super::{
+    cipher::IndexKey,
     record::{FactMap, Fields},
     watermark::Progress,
 };
@@ -25,14 +27,19 @@ use crate::{disk, shutdown::panics};
 
 /// The open index.
 pub(crate) struct Store {
-    /// `None` only while it is dropped.
+    /// `None` only while it is dropped or made anew.
     db: Option<sled::Db<FANOUT>>,
-    busy: PathBuf,
+    dir: PathBuf,
+    key: IndexKey,
+    /// All facts, if they stand in it as they are.
+    plain: Option<FactMap>,
 }
 
 /// How far the index covers the log.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Checkpoint {
+    /// Whether it is of an index whose facts stand as they are.
+    pub(crate) is_plain: bool,
     pub(crate) segment: u64,
     pub(crate) salt: [u8; 32],
     /// Number of the first frame not covered.
@@ -64,7 +71,8 @@ pub const THREADS: [&str; 2] = ["sled_flusher", "journal-index"];
 const WORKERS: usize = 2;
 const LOCK_TRIES: u32 = 200;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
-const MAGIC: &[u8; 8] = b"LHJIDX01";
+const MAGIC: &[u8; 8] = b"LHJIDX02";
+const MAGIC_OF_PLAIN: &[u8; 8] = b"LHJIDX01";
 const CHECKPOINT_KEY: &[u8] = b"!checkpoint";
 const FACT_PREFIX: u8 = b'=';
 
@@ -73,30 +81,27 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// It does not open, panics, or fails a check. It can be set aside.
-    pub(crate) fn open(dir: &Path) -> io::Result<(Self, Option<Image>)> {
-        let busy = dir.join("index.busy");
+    /// It does not open, panics, or fails a check, as with another key. It can be set aside.
+    pub(crate) fn open(dir: &Path, key: &[u8]) -> io::Result<(Self, Option<Image>)> {
+        let (busy, key) = (dir.join(BUSY), IndexKey::derive(key));
         if busy.exists() {
             // A crash that cannot be contained (the stack overflows, memory ends) would be met again at
             // every start. A kill in this moment looks the same, and costs only the making anew.
             return Err(io::Error::other("the process ended while the index was written to"));
         }
         fs::write(&busy, b"")?;
-        let path = dir.join(FOLDER);
         name_threads();
         let opened = contained(|| {
-            let config = sled::Config::new()
-                .path(&path)
-                .cache_capacity_bytes(CACHE_BYTES)
-                .flush_every_ms(None);
-            let db = open_db(&config)?;
-            let image = read(&db)?;
+            let db = open_db(dir)?;
+            let image = read(&db, &key)?;
             Ok((db, image))
         });
-        if opened.is_ok() {
-            disk::remove(&busy)?;
-        }
-        opened.map(|(db, image)| (Self { db: Some(db), busy }, image))
+        // It came back, and so it will the next time.
+        disk::remove(&busy)?;
+        let (db, image) = opened?;
+        let plain = image.as_ref().filter(|image| image.checkpoint.is_plain);
+        let plain = plain.map(|image| image.facts.clone());
+        Ok((Self { db: Some(db), dir: dir.into(), key, plain }, image))
     }
 
     /// Makes `changes` and the checkpoint that they lead to durable together: many of them in portions, and what is
@@ -105,21 +110,33 @@ impl Store {
     /// # Errors
     ///
     /// The index is of no more use until the next start.
-    pub(crate) fn checkpoint(&self, checkpoint: &Checkpoint, changes: Changes) -> io::Result<()> {
-        fs::write(&self.busy, b"")?;
+    pub(crate) fn checkpoint(
+        &mut self,
+        checkpoint: &Checkpoint,
+        mut changes: Changes,
+    ) -> io::Result<()> {
+        let busy = self.dir.join(BUSY);
+        fs::write(&busy, b"")?;
+        if let Some(facts) = self.plain.take() {
+            disk::sync_dir(&self.dir)?;
+            self.begin_anew()?;
+            for (key, value) in facts {
+                changes.entry(key).or_insert(Some(value));
+            }
+        }
         let db = self.db.as_ref().expect("only a drop takes it");
         let written = contained(|| {
             let (mut batch, mut bytes) = (sled::Batch::default(), 0);
             for (key, value) in changes {
                 bytes += key.len() + value.as_ref().map_or(0, Vec::len);
                 match value {
-                    Some(value) => batch.insert(fact_key(&key), value),
+                    Some(value) => batch.insert(fact_key(&key), self.key.seal(&key, &value)?),
                     None => batch.remove(fact_key(&key)),
                 }
                 if bytes >= PORTION_BYTES {
                     bytes = 0;
                     // Whatever of them is there after a power cut, so is what says that they are not all.
-                    self.busy.parent().map_or(Ok(()), disk::sync_dir)?;
+                    disk::sync_dir(&self.dir)?;
                     write(db, std::mem::take(&mut batch))?;
                 }
             }
@@ -127,9 +144,21 @@ impl Store {
             write(db, batch)
         });
         if written.is_ok() {
-            disk::remove(&self.busy)?;
+            disk::remove(&busy)?;
         }
         written
+    }
+
+    /// An empty one in its place.
+    fn begin_anew(&mut self) -> io::Result<()> {
+        let db = self.db.take();
+        contained(|| {
+            drop(db);
+            Ok(())
+        })?;
+        fs::remove_dir_all(self.dir.join(FOLDER))?;
+        self.db = Some(contained(|| open_db(&self.dir))?);
+        Ok(())
     }
 }
 
@@ -169,15 +198,17 @@ pub(crate) fn set_aside(dir: &Path) -> io::Result<()> {
     for number in numbers.iter().rev().skip(SET_ASIDE_MAX) {
         fs::remove_dir_all(bad(*number))?;
     }
-    disk::remove(&dir.join("index.busy"))
+    disk::remove(&dir.join(BUSY))
 }
 
 /// The index's folder.
 pub(crate) const FOLDER: &str = "index";
+/// There while it is written to.
+const BUSY: &str = "index.busy";
 
 impl Checkpoint {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut bytes = MAGIC.to_vec();
+        let mut bytes = if self.is_plain { MAGIC_OF_PLAIN } else { MAGIC }.to_vec();
         bytes.extend_from_slice(&self.segment.to_le_bytes());
         bytes.extend_from_slice(&self.salt);
         bytes.extend_from_slice(&self.frame.to_le_bytes());
@@ -193,16 +224,22 @@ impl Checkpoint {
         if crc32c::crc32c(bytes) != u32::from_le_bytes(*crc) {
             return None;
         }
-        let mut fields = Fields(bytes.strip_prefix(MAGIC)?);
+        let (magic, fields) = bytes.split_first_chunk::<8>()?;
+        let is_plain = magic == MAGIC_OF_PLAIN;
+        let mut fields = Fields(Some(fields).filter(|_| is_plain || magic == MAGIC)?);
         let (segment, salt) = (fields.u64()?, fields.take(32)?.try_into().ok()?);
         let (frame, facts) = (fields.u64()?, fields.u64()?);
         let progress = Progress::decode(fields.0)?;
-        Some(Self { segment, salt, frame, facts, progress })
+        Some(Self { is_plain, segment, salt, frame, facts, progress })
     }
 }
 
 /// sled lets go of its folder some time after it was dropped.
-fn open_db(config: &sled::Config) -> io::Result<sled::Db<FANOUT>> {
+fn open_db(dir: &Path) -> io::Result<sled::Db<FANOUT>> {
+    let config = sled::Config::new()
+        .path(dir.join(FOLDER))
+        .cache_capacity_bytes(CACHE_BYTES)
+        .flush_every_ms(None);
     for _ in 0..LOCK_TRIES {
         match config.open() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -219,19 +256,22 @@ fn write(db: &sled::Db<FANOUT>, batch: sled::Batch) -> io::Result<()> {
     db.flush().map(drop)
 }
 
-fn read(db: &sled::Db<FANOUT>) -> io::Result<Option<Image>> {
-    let mut checkpoint = None;
+fn read(db: &sled::Db<FANOUT>, index_key: &IndexKey) -> io::Result<Option<Image>> {
+    let checkpoint = db.get(CHECKPOINT_KEY)?.map(|bytes| {
+        Checkpoint::decode(&bytes).ok_or_else(|| damaged("its checkpoint does not read"))
+    });
+    let checkpoint = checkpoint.transpose()?;
+    let is_plain = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.is_plain);
     let mut facts = FactMap::new();
     for item in db.iter() {
         let (key, value) = item?;
         if *key == *CHECKPOINT_KEY {
-            let read = Checkpoint::decode(&value);
-            checkpoint = Some(read.ok_or_else(|| damaged("its checkpoint does not read"))?);
             continue;
         }
         let key = key.strip_prefix(&[FACT_PREFIX]).and_then(|key| str::from_utf8(key).ok());
         let key = key.ok_or_else(|| damaged("it holds a foreign key"))?;
-        facts.insert(key.into(), value.to_vec());
+        let value = if is_plain { Some(value.to_vec()) } else { index_key.open(key, &value) };
+        facts.insert(key.into(), value.ok_or_else(|| damaged("a fact does not open"))?);
     }
     match checkpoint {
         Some(checkpoint) if checkpoint.facts == facts.len() as u64 => {
@@ -270,15 +310,17 @@ fn damaged(what: &str) -> io::Error {
 mod tests {
     use super::*;
 
+    const KEY: &[u8] = &[7; 32];
+
     fn checkpoint(facts: u64) -> Checkpoint {
         let progress = Progress::default();
-        Checkpoint { segment: 7, salt: [3; 32], frame: 9, facts, progress }
+        Checkpoint { is_plain: false, segment: 7, salt: [3; 32], frame: 9, facts, progress }
     }
 
     #[test]
     fn the_bytes_of_a_checkpoint_are_pinned() {
         let bytes = checkpoint(2).encode();
-        let head = "4c484a494458303107000000000000000303030303030303030303030303030303030303030303030303030303030303\
+        let head = "4c484a494458303207000000000000000303030303030303030303030303030303030303030303030303030303030303\
                     09000000000000000200000000000000";
         assert!(hex::encode(&bytes).starts_with(head), "{}", hex::encode(&bytes));
         assert_eq!(bytes.len(), 8 + 8 + 32 + 8 + 8 + 68 + 4 + 8);
@@ -289,21 +331,60 @@ mod tests {
     #[test]
     fn an_index_gives_back_its_last_checkpoint() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, image) = Store::open(dir.path()).unwrap();
+        let (mut store, image) = Store::open(dir.path(), KEY).unwrap();
         assert_eq!(image, None);
         let changes = [("a".to_owned(), Some(vec![1])), ("b".to_owned(), Some(vec![2]))];
         store.checkpoint(&checkpoint(2), changes.into()).unwrap();
         store.checkpoint(&checkpoint(1), [("a".to_owned(), None)].into()).unwrap();
         drop(store);
-        let (_, image) = Store::open(dir.path()).unwrap();
+        let (_, image) = Store::open(dir.path(), KEY).unwrap();
         let facts = [("b".to_owned(), vec![2])].into();
         assert_eq!(image, Some(Image { checkpoint: checkpoint(1), facts }));
     }
 
     #[test]
+    fn no_value_of_a_fact_stands_in_its_files() {
+        const SECRET: &[u8] = b"4012 8888 8888 1881";
+        let dir = tempfile::tempdir().unwrap();
+        // As earlier firmware left it.
+        let db = open_db(dir.path()).unwrap();
+        let plain = Checkpoint { is_plain: true, ..checkpoint(2) };
+        db.insert(b"=a", SECRET).unwrap();
+        db.insert(b"=b", SECRET).unwrap();
+        db.insert(CHECKPOINT_KEY, plain.encode()).unwrap();
+        db.flush().unwrap();
+        drop(db);
+        let facts = FactMap::from([("a".into(), SECRET.to_vec()), ("b".into(), SECRET.to_vec())]);
+        let (mut store, image) = Store::open(dir.path(), KEY).unwrap();
+        assert_eq!(image, Some(Image { checkpoint: plain, facts }));
+        let changes = [("b".to_owned(), None), ("c".to_owned(), Some(SECRET.to_vec()))];
+        store.checkpoint(&checkpoint(2), changes.into()).unwrap();
+        drop(store);
+        assert!(Store::open(dir.path(), &[8; 32]).is_err());
+        let (_, image) = Store::open(dir.path(), KEY).unwrap();
+        let facts = FactMap::from([("a".into(), SECRET.to_vec()), ("c".into(), SECRET.to_vec())]);
+        assert_eq!(image, Some(Image { checkpoint: checkpoint(2), facts }));
+        let (mut folders, mut files) = (vec![dir.path().to_owned()], 0);
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let bytes = fs::read(&path).unwrap();
+                let bytes = zstd::decode_all(&bytes[..]).unwrap_or(bytes);
+                files += 1;
+                assert!(!bytes.windows(SECRET.len()).any(|at| at == SECRET), "{}", path.display());
+            }
+        }
+        assert!(files > 0);
+    }
+
+    #[test]
     fn what_is_written_in_portions_is_whole() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, _) = Store::open(dir.path()).unwrap();
+        let (mut store, _) = Store::open(dir.path(), KEY).unwrap();
         let facts = |value: u8| {
             let fact = move |n: u32| (format!("fact/{n:05}"), vec![value; 1 << 10]);
             (0..4096).map(fact)
@@ -315,7 +396,7 @@ mod tests {
         changes.extend(facts(0).skip(7).map(|(key, _)| (key, None)));
         store.checkpoint(&checkpoint(7), changes).unwrap();
         drop(store);
-        let (_, image) = Store::open(dir.path()).unwrap();
+        let (_, image) = Store::open(dir.path(), KEY).unwrap();
         let facts = facts(2).take(7).collect();
         assert_eq!(image, Some(Image { checkpoint: checkpoint(7), facts }));
     }
@@ -323,15 +404,15 @@ mod tests {
     #[test]
     fn an_index_that_lost_a_fact_or_was_being_written_to_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, _) = Store::open(dir.path()).unwrap();
+        let (mut store, _) = Store::open(dir.path(), KEY).unwrap();
         store.checkpoint(&checkpoint(2), [("a".to_owned(), Some(vec![1]))].into()).unwrap();
         drop(store);
-        assert!(Store::open(dir.path()).is_err());
+        assert!(Store::open(dir.path(), KEY).is_err());
         for _ in 0..4 {
             set_aside(dir.path()).unwrap();
-            drop(Store::open(dir.path()).unwrap());
+            drop(Store::open(dir.path(), KEY).unwrap());
             fs::write(dir.path().join("index.busy"), b"").unwrap();
-            assert!(Store::open(dir.path()).is_err());
+            assert!(Store::open(dir.path(), KEY).is_err());
         }
         let kept = fs::read_dir(dir.path()).unwrap();
         let kept = kept.filter(|entry| {
@@ -344,17 +425,17 @@ mod tests {
     #[test]
     fn a_panic_in_sled_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
-        drop(Store::open(dir.path()).unwrap());
+        drop(Store::open(dir.path(), KEY).unwrap());
         let name = dir.path().join(FOLDER).join("metadata").join("log_not-a-hex-number");
         fs::write(name, b"").unwrap();
-        let error = Store::open(dir.path()).map(drop).unwrap_err();
+        let error = Store::open(dir.path(), KEY).map(drop).unwrap_err();
         assert!(error.to_string().contains("it panicked"), "{error}");
     }
 
     #[test]
     fn garbage_in_its_files_is_an_error_and_no_panic() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, _) = Store::open(dir.path()).unwrap();
+        let (mut store, _) = Store::open(dir.path(), KEY).unwrap();
         store.checkpoint(&checkpoint(1), [("a".to_owned(), Some(vec![1]))].into()).unwrap();
         drop(store);
         let mut folders = vec![dir.path().join(FOLDER)];
@@ -368,6 +449,6 @@ mod tests {
                 }
             }
         }
-        assert!(Store::open(dir.path()).is_err());
+        assert!(Store::open(dir.path(), KEY).is_err());
     }
 }

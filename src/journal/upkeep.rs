@@ -90,7 +90,7 @@ pub(crate) fn run(shared: &Arc<Shared>, store: Option<Store>, hold: disk::Hold) 
         if mail.trim {
             shared.unlink_trimmed();
         }
-        if let (Some((checkpoint, changes)), Some(open)) = (mail.checkpoint, &store)
+        if let (Some((checkpoint, changes)), Some(open)) = (mail.checkpoint, &mut store)
             && let Err(error) = open.checkpoint(&checkpoint, changes)
         {
             tracing::warn!(%error, "the journal's index is not written any more: the next start makes it anew");

@@ -314,6 +314,7 @@ impl Writer {
         }
         let header = self.segment.header();
         let checkpoint = Checkpoint {
+            is_plain: false,
             segment: header.number,
             salt: header.salt,
             frame: self.segment.frame(),

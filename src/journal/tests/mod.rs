@@ -261,7 +261,7 @@ async fn an_index_that_lies_is_set_aside() {
     journal.stop().await;
     drop(journal);
     {
-        let (store, image) = store::Store::open(&site.path()).unwrap();
+        let (mut store, image) = store::Store::open(&site.path(), &KEY).unwrap();
         let image = image.unwrap();
         assert_eq!(image.facts["a"], b"1");
         let lie = [("a".to_owned(), Some(b"2".to_vec()))].into();
@@ -271,7 +271,7 @@ async fn an_index_that_lies_is_set_aside() {
     assert_eq!(journal.get("a"), Some(b"1".to_vec()));
     assert!(site.path().join("index.bad-1").exists());
     journal.stop().await;
-    let (_, image) = store::Store::open(&site.path()).unwrap();
+    let (_, image) = store::Store::open(&site.path(), &KEY).unwrap();
     assert_eq!(image.unwrap().facts["a"], b"1");
 }
 
