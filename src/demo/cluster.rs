@@ -337,7 +337,7 @@ impl Cluster {
         self.give(&word, 0o600)?;
         let mut command = self.command("initdb");
         command.arg("-D").arg(&self.home).arg("-U").arg(SUPERUSER).arg("--pwfile").arg(&word);
-        command.args(["-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "--no-sync"]);
+        command.args(INITDB);
         let run = command.stdin(Stdio::null()).output();
         disk::remove(&word).map_err(|why| file_error("remove", &word, why))?;
         let run = run.map_err(|why| program_error("initdb", &why))?;
@@ -474,6 +474,7 @@ fn sql_error(what: &'static str, why: tokio_postgres::Error) -> ClusterError {
 /// Name of the first role.
 pub const SUPERUSER: &str = "admin";
 
+const INITDB: [&str; 6] = ["-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "--no-sync"];
 const LOG: &str = "log";
 const LOG_END_BYTES: usize = 2000;
 /// How often processes are looked at.

@@ -3,14 +3,15 @@
 use std::{fs, path::Path};
 
 use super::{
-    super::ground::random_hex, Cluster, ClusterError, disk, file_error, standby::copy_all,
+    super::ground::random_hex, Cluster, ClusterError, INITDB, disk, file_error, standby::copy_all,
 };
 
 impl Cluster {
-    /// Fills the home with the cluster that `kept` has of this version, or has `initdb` make one and
+    /// Fills the home with the cluster that `kept` has of these programs, or has `initdb` make one and
     /// keeps it there. Copies of one have the same password and **the same system identifier**.
     pub(super) fn initialize_from(&mut self, kept: &Path) -> Result<(), ClusterError> {
-        let here = kept.join(self.version()?.replace(['/', ' ', '(', ')'], "-"));
+        let made = format!("{} {} {INITDB:?}", self.version()?, self.binaries.display());
+        let here = kept.join(format!("{:08x}", crc32c::crc32c(made.as_bytes())));
         if !here.exists() {
             self.initialize()?;
             return self.keep(kept, &here);

@@ -290,14 +290,22 @@ pub(crate) async fn describe(
     ids: impl IntoIterator<Item = u32>,
 ) -> Result<BTreeMap<u32, Described>, SourceError> {
     let ids: Vec<String> = ids.into_iter().map(|id| id.to_string()).collect();
-    if ids.is_empty() {
-        return Ok(BTreeMap::new());
+    let (mut described, mut types) = (BTreeMap::new(), Types::default());
+    for some in ids.chunks(TABLES_AT_ONCE) {
+        described.append(&mut describe_some(wire, &some.join(","), &mut types).await?);
     }
-    let ids = ids.join(",");
-    let rows = wire.query("describe tables", &COLUMNS.replace("{ids}", &ids)).await?;
+    Ok(described)
+}
+
+async fn describe_some(
+    wire: &mut Wire,
+    ids: &str,
+    types: &mut Types,
+) -> Result<BTreeMap<u32, Described>, SourceError> {
+    let rows = wire.query("describe tables", &COLUMNS.replace("{ids}", ids)).await?;
     let used = rows.iter().map(|row| row.parse_as(5)).collect::<Result<Vec<u32>, _>>()?;
-    let types = Types::load(wire, used).await?;
-    let mut given = definition::given(wire, &ids).await?;
+    types.load(wire, used).await?;
+    let mut given = definition::given(wire, ids).await?;
     let mut drafts: BTreeMap<u32, Draft> = BTreeMap::new();
     for row in &rows {
         let id: u32 = row.parse_as(0)?;
@@ -307,11 +315,11 @@ pub(crate) async fn describe(
         };
         // A table without columns has one row, without a column.
         if row.optional(4).is_some() {
-            draft.add(row, &types)?;
+            draft.add(row, types)?;
         }
     }
     let described = drafts.into_iter().map(|(id, draft)| {
-        let mut described = draft.finish(&types);
+        let mut described = draft.finish(types);
         described.table.types.splice(0..0, given.remove(&id));
         (id, described)
     });
@@ -450,6 +458,8 @@ const COMPUTED: &str = "(SELECT max(a.attgenerated::text) FROM pg_attribute a
     (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey)
     AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END)))";
 
+/// Described by one query: [`Wire::query`] holds its answer.
+const TABLES_AT_ONCE: usize = 100;
 /// 0 table, 1 schema, 2 name, 3 identity, 4 column, 5 type, 6 modifier, 7 type as printed, 8 not null in
 /// all rows (since PostgreSQL 18 older ones may be excepted), 9 default, 10 place in the primary key, 11 in
 /// the identity index, 12 how generated, 13 whether the primary key can name old rows, 14 the column's number, 15 what

@@ -8,7 +8,7 @@ use super::{
     catalog::{FIRST_USER_ID, identifier, quoted},
     error::SourceError,
     labels::{create_enum, labels},
-    message::TextRow,
+    message::{TextRow, unknown},
     wire::Wire,
 };
 use crate::source::{Attribute, Domain, TypeDefinition};
@@ -56,34 +56,46 @@ enum Kind {
 }
 
 impl Types {
-    /// Loads `wanted` and all that they are made of.
-    pub(crate) async fn load(wire: &mut Wire, wanted: Vec<u32>) -> Result<Self, SourceError> {
-        let mut types = Self::default();
-        let mut missing: BTreeSet<u32> = wanted.into_iter().collect();
+    /// Loads `wanted`, and all that they are made of, but what is there.
+    pub(crate) async fn load(
+        &mut self,
+        wire: &mut Wire,
+        wanted: Vec<u32>,
+    ) -> Result<(), SourceError> {
+        let types = &mut self.0;
+        let mut missing: BTreeSet<u32> =
+            wanted.into_iter().filter(|id| !types.contains_key(id)).collect();
         while !missing.is_empty() {
             let ids: Vec<String> = missing.iter().map(ToString::to_string).collect();
             let rows = wire.query("read types", &TYPES.replace("{ids}", &ids.join(","))).await?;
             let found = rows.len();
+            if types.len() + found > TYPES_MAX {
+                return Err(unknown("types", "more of them than there can be"));
+            }
             for row in &rows {
                 let id = row.parse_as(0)?;
                 let parsed = parse(row, wire).await?;
-                types.0.insert(id, parsed);
+                types.insert(id, parsed);
             }
-            let named = types.0.values().flat_map(Type::parts);
-            missing = named.filter(|id| !types.0.contains_key(id)).collect();
+            let named = types.values().flat_map(Type::parts);
+            missing = named.filter(|id| !types.contains_key(id)).collect();
             if found == 0 {
                 break;
             }
         }
-        Ok(types)
+        Ok(())
     }
 
     /// The type below all domains, with the modifier in force.
     pub(crate) fn base(&self, mut id: u32, mut modifier: i32) -> (u32, i32) {
-        while let Some(Kind::Domain { base, modifier: of_base, .. }) =
-            self.0.get(&id).map(|known| &known.kind)
-        {
-            (id, modifier) = (*base, *of_base);
+        // No further than there are types: a server may say that a domain is one over itself.
+        for _ in 0..self.0.len() {
+            match self.0.get(&id).map(|known| &known.kind) {
+                Some(Kind::Domain { base, modifier: of_base, .. }) => {
+                    (id, modifier) = (*base, *of_base);
+                }
+                _ => break,
+            }
         }
         (id, modifier)
     }
@@ -332,6 +344,8 @@ async fn range(id: u32, wire: &mut Wire) -> Result<Kind, SourceError> {
 }
 
 /// 0 table, 1 its row type, 2 its schema, 3 name, 4 extension, 5 its schema.
+/// A server that has more is none.
+const TYPES_MAX: usize = 1_000_000;
 const GIVEN: &str = "SELECT c.oid, c.reltype, n.nspname, c.relname, x.extname,
     (SELECT nspname FROM pg_namespace WHERE oid = x.extnamespace)
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -398,6 +412,11 @@ mod tests {
         assert!(types.has_labels(last));
         let made = types.definitions(&[last]);
         assert_eq!(made.first().map(|first| first.name.as_str()), Some("mood"));
+        let one = |id, base| (id, self::made("d", domain(base, 7, "d")));
+        let circle = Types(BTreeMap::from([one(20_000, 20_001), one(20_001, 20_000)]));
+        assert_eq!(circle.base(20_000, -1), (20_000, 7));
+        assert!(!circle.has_labels(20_000));
+        assert_eq!(circle.definitions(&[20_000]).len(), 2);
     }
 
     #[test]

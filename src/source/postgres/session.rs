@@ -197,7 +197,12 @@ pub(crate) async fn tables(shared: &Shared, sql: &mut Wire) -> Result<Listing, S
                 true => Cause::SourcePrivilege,
                 false => Cause::TableRefused,
             };
-            shared.board.alarm(TABLES_ALARM, cause, &told.join("; "), shared.clock.wall());
+            let some = told.iter().take(TOLD_TABLES_MAX).map(String::as_str).collect::<Vec<_>>();
+            let mut what = some.join("; ");
+            if let more @ 1.. = told.len() - some.len() {
+                what += &format!("; and {more} more: `lakehead check` names them");
+            }
+            shared.board.alarm(TABLES_ALARM, cause, &what, shared.clock.wall());
         }
     }
     Ok(listing)
@@ -378,3 +383,5 @@ async fn record(shared: &Shared, origin: &Origin) -> Result<(), SourceError> {
 pub(crate) const INTENT_FACT: &str = "source/intent";
 /// The alarm that names tables which cannot be copied, or not wholly.
 const TABLES_ALARM: &str = "tables";
+/// So many of them.
+const TOLD_TABLES_MAX: usize = 50;

@@ -281,11 +281,11 @@ const PREFIX: &str = "lakehead.ddl";
 pub(crate) const DEFINITION: &str = "lakehead.definition";
 const RESERVED: &[u8] = b"lakehead.";
 const DROP: &str = "sql_drop";
-/// A longer message is not read.
-const BYTES_MAX: usize = 4 << 20;
+/// A longer message is not read: what is read of it takes ten times as much while it is read.
+const BYTES_MAX: usize = 8 << 20;
 /// As `statements.sql` has it.
 const OBJECTS_MAX: usize = 1000;
-/// The rows of a message: a thousand objects of a text of 16 Ki characters.
+/// The rows of a message: a thousand objects of a text of 16 Ki bytes.
 const ROWS_BYTES_MAX: usize = 20 << 20;
 /// The table that holds the statements of a source.
 const TABLE_NAME: &str = "statements";
