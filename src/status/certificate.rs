@@ -1,14 +1,10 @@
 //! The page's certificate: the site's own, or one that the box makes for itself at first start, and again
-//! when the names by which it is asked have changed.
+//! when it is not for a name by which the page is asked.
 //!
 //! Takes the configuration and gives what TLS is served with. Keeps its own in `data_dir` as `status.crt` and
-//! `status.key`, and in `status.names` what names it is for, one a line. Nobody vouches for it: a browser
-//! asks once, and the log names its SHA-256, to compare.
-//!
-//! **Invariant:** `status.names` is there only while the certificate is for these names and the key is its key.
+//! `status.key`. Nobody vouches for it: a browser asks once, and the log names its SHA-256, to compare.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,8 +12,10 @@ use std::{
 use aws_lc_rs::digest;
 use rustls::{
     ServerConfig,
+    client::verify_server_name,
     crypto::aws_lc_rs::default_provider,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+    server::ParsedCertificate,
     version::{TLS12, TLS13},
 };
 
@@ -55,31 +53,54 @@ pub(super) fn server_config(
     Ok(Arc::new(config))
 }
 
-/// Made once for the same names.
+/// The one that is there, as long as it is for all names; else a new one.
 fn own(status: &config::Status, data_dir: &Path) -> Result<(PathBuf, PathBuf), StatusError> {
-    let [chain, key, list] =
-        ["status.crt", "status.key", "status.names"].map(|name| data_dir.join(name));
+    let [chain, key] = ["status.crt", "status.key"].map(|name| data_dir.join(name));
     let names = names(status);
-    let lines = format!("{}\n", names.join("\n"));
-    let before = chain.exists();
-    let known = fs::read_to_string(&list).is_ok_and(|known| known == lines);
-    if before && key.exists() && known {
+    let kept = kept(&chain, &key);
+    if kept.as_ref().is_some_and(|kept| names.iter().all(|name| is_for(kept, name))) {
         return Ok((chain, key));
     }
-    let shown = names.join(", ");
-    let wrong = |why: String| StatusError::Certificate { path: chain.clone(), why };
-    let made = rcgen::generate_simple_self_signed(names).map_err(|why| wrong(why.to_string()))?;
-    let pem = zeroize::Zeroizing::new(made.signing_key.serialize_pem());
-    // The list goes first and comes last: what a power cut leaves is made again.
-    disk::remove(&list)
-        .and_then(|()| disk::write_durably(&key, pem.as_bytes()))
-        .and_then(|()| disk::write_durably(&chain, made.cert.pem().as_bytes()))
-        .and_then(|()| disk::write_durably(&list, lines.as_bytes()))
-        .map_err(|why| wrong(why.to_string()))?;
-    if before {
-        tracing::info!(names = shown, "the status page's own certificate was remade for its names");
+    match make(&chain, &key, &names) {
+        Ok(()) if kept.is_some() => {
+            let names = names.join(", ");
+            tracing::warn!(names, "the status page's own certificate was remade for its names");
+        }
+        Ok(()) => {}
+        // On a full disk an old page is better than none.
+        Err(why) if kept.is_some() => {
+            tracing::error!(%why, "the status page's own certificate is not for all its names");
+        }
+        Err(why) => return Err(StatusError::Certificate { path: chain, why }),
     }
     Ok((chain, key))
+}
+
+/// The certificate that is there, if the key is its key.
+fn kept(chain: &Path, key: &Path) -> Option<CertificateDer<'static>> {
+    let certificates = CertificateDer::pem_file_iter(chain).ok()?;
+    let certificates: Vec<_> = certificates.collect::<Result<_, _>>().ok()?;
+    let first = certificates.first()?.clone();
+    let private = PrivateKeyDer::from_pem_file(key).ok()?;
+    let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()));
+    let builder = builder.with_protocol_versions(&[&TLS13, &TLS12]).ok()?.with_no_client_auth();
+    builder.with_single_cert(certificates, private).ok().map(|_| first)
+}
+
+/// Whether a client that asks by `name` takes the certificate.
+fn is_for(certificate: &CertificateDer<'_>, name: &str) -> bool {
+    let parsed = ParsedCertificate::try_from(certificate);
+    let name = ServerName::try_from(name);
+    matches!((parsed, name), (Ok(parsed), Ok(name)) if verify_server_name(&parsed, &name).is_ok())
+}
+
+fn make(chain: &Path, key: &Path, names: &[String]) -> Result<(), String> {
+    let made = rcgen::generate_simple_self_signed(names).map_err(|why| why.to_string())?;
+    let pem = zeroize::Zeroizing::new(made.signing_key.serialize_pem());
+    // After a power cut between the two the key is not its key, and they are made again.
+    disk::write_durably(key, pem.as_bytes())
+        .and_then(|()| disk::write_durably(chain, made.cert.pem().as_bytes()))
+        .map_err(|why| why.to_string())
 }
 
 /// By what the page can be asked, whatever the order in the configuration.
@@ -96,7 +117,7 @@ fn names(status: &config::Status) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use rustls::{client::verify_server_name, pki_types::ServerName, server::ParsedCertificate};
+    use std::fs;
 
     use super::*;
 
@@ -104,11 +125,8 @@ mod tests {
         fs::read(dir.join("status.crt")).unwrap()
     }
 
-    /// Whether a client that asks by `name` takes the certificate.
     fn is_for(dir: &Path, name: &str) -> bool {
-        let certificate = CertificateDer::from_pem_slice(&made(dir)).unwrap();
-        let certificate = ParsedCertificate::try_from(&certificate).unwrap();
-        verify_server_name(&certificate, &ServerName::try_from(name).unwrap()).is_ok()
+        super::is_for(&CertificateDer::from_pem_slice(&made(dir)).unwrap(), name)
     }
 
     fn status() -> config::Status {
@@ -148,7 +166,8 @@ mod tests {
         let third = with("192.0.2.7:8443", &["a.plant7.lan"]);
         assert_ne!(third, second);
         assert!(is_for(dir.path(), "192.0.2.7") && is_for(dir.path(), "localhost"));
-        assert!(!is_for(dir.path(), "plant7-a.lan"), "a name that was taken away");
+        // One that has more names stays: who pinned it need not know.
+        assert_eq!(with("192.0.2.7:8443", &[]), third);
     }
 
     #[test]
@@ -159,7 +178,6 @@ mod tests {
         let other = tempfile::tempdir().unwrap();
         server_config(&status(), other.path()).unwrap();
         fs::copy(other.path().join("status.key"), dir.path().join("status.key")).unwrap();
-        fs::remove_file(dir.path().join("status.names")).unwrap();
         server_config(&status(), dir.path()).unwrap();
         assert_ne!(made(dir.path()), first);
     }
