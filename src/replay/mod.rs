@@ -223,6 +223,13 @@ impl Classified for ReplayError {
             | Self::Domain { .. } => Cause::RestoreTarget,
         }
     }
+
+    fn remedy(&self) -> String {
+        match self {
+            Self::Before { began, .. } => format!("choose a time from {} on", began.rfc3339()),
+            _ => self.cause().disposition().remedy().into(),
+        }
+    }
 }
 
 impl ReplayError {

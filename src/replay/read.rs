@@ -26,7 +26,7 @@ use crate::{
     journal::{LakeType, Value},
     seal::{
         Op,
-        columns::{OUR_NAMES, RowMeta, VERSION_KEY},
+        columns::{OUR_NAMES, RowMeta, VERSION_KEY, is_like_partition},
     },
     shutdown::panics,
     units::{Position, Timestamp},
@@ -46,6 +46,7 @@ pub struct Rows {
     /// The table's own columns come first.
     own: usize,
     lake: Vec<LakeType>,
+    spelt: usize,
 }
 
 /// Where a column's value stands in a row.
@@ -141,7 +142,9 @@ impl Rows {
                 return Err(format!("row {row} has no known `_op` or `_position`"));
             }
         }
-        Ok(Self { batch, own, lake })
+        let like = fields[..own].iter().filter(|field| is_like_partition(field.name()));
+        let spelt = like.map(|field| field.name().len()).min().unwrap_or(0);
+        Ok(Self { batch, own, lake, spelt })
     }
 
     /// How many.
@@ -152,6 +155,13 @@ impl Rows {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Differs between files of one version that spell their columns otherwise ([`columns::spelling`]).
+    ///
+    /// [`columns::spelling`]: crate::seal::columns::spelling
+    pub fn spelt(&self) -> usize {
+        self.spelt
     }
 
     /// Names of the table's own columns, as in the file.
@@ -325,8 +335,13 @@ mod tests {
     use bytes::Bytes;
     use parquet::arrow::ArrowWriter;
 
+    use arrow_schema::Schema;
+
     use super::*;
-    use crate::replay::sample::{self, Sample};
+    use crate::{
+        replay::sample::{self, Sample},
+        seal::{Table, columns::RowBuilder},
+    };
 
     #[test]
     fn a_row_takes_what_it_takes_in_memory_however_small_its_file_is() {
@@ -340,6 +355,25 @@ mod tests {
         let file = Bytes::from(writer.into_inner().unwrap());
         let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
         assert_eq!(row_bytes(reader.metadata().row_group(0)), 50 * 8 + 4 + 12);
+    }
+
+    #[test]
+    fn files_of_one_version_that_spell_their_columns_otherwise_are_told_apart() {
+        let mut table = Sample::new().table;
+        let rows = |table: &Table| {
+            let batch = RowBuilder::new(table).finish();
+            let spelt = batch.schema();
+            let fields = spelt.fields().iter().map(|field| match field.name().as_str() {
+                "dt_" => Arc::new(field.as_ref().clone().with_name("dt")),
+                _ => Arc::clone(field),
+            });
+            let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+            let before = RecordBatch::try_new(schema, batch.columns().to_vec()).unwrap();
+            [before, batch].map(|batch| Rows::new(batch).unwrap().spelt())
+        };
+        assert_eq!(rows(&table), [0, 0]);
+        table.columns[1].name = "dt".into();
+        assert_eq!(rows(&table), [2, 3]);
     }
 
     #[test]

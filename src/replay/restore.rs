@@ -118,8 +118,13 @@ pub async fn restore(
         None => None,
         Some(Until::Position(position)) => Some(position),
         Some(Until::Time(time)) => {
-            after_the_beginning(&fetcher, entries, time).await?;
-            position_at(&fetcher, entries, &known, time).await?
+            let until = position_at(&fetcher, entries, &known, time).await?;
+            let changes = entries.iter().find(|entry| entry.kind == EntryKind::Changes);
+            // Not where commits say that there was something: the snapshots' clock is the box's.
+            if until == changes.map(|first| first.from.position) {
+                after_the_beginning(&fetcher, entries, time).await?;
+            }
+            until
         }
     };
     let plan = plan(entries, &known, until, &options.except)?;

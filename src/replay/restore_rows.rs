@@ -74,8 +74,8 @@ pub(super) struct Live {
     doubtful: Vec<(Position, Position)>,
     /// Whether changes wait that its rows may be ahead of: of those some find no row.
     unsettled: bool,
-    /// By the version of the file whose rows come: the shape's columns as columns of the file.
-    places: HashMap<u32, Vec<Place>>,
+    /// By the version of the file whose rows come, and how it spells its columns: the shape's columns as columns of the file.
+    places: HashMap<(u32, usize), Vec<Place>>,
 }
 
 impl Live {
@@ -337,7 +337,7 @@ impl<'a> Restore<'a> {
         }
         let live = self.live.get_mut(&here.table).expect("it was there above");
         live.unsettled |= live.may_differ(meta.position);
-        let known = live.places.entry(here.version);
+        let known = live.places.entry((here.version, here.rows.spelt()));
         let known = known.or_insert_with(|| places(&live.table, &version, here.rows));
         let repaired = &mut self.report.repaired_values;
         let change = change((here.rows, here.row), meta.op, &live.shape, known, repaired);

@@ -112,7 +112,8 @@ fn file_name_before(column: &str) -> String {
     if ours { format!("{column}_") } else { column.to_owned() }
 }
 
-fn is_like_partition(column: &str) -> bool {
+/// Whether [`spelling`] tells of it: how it is spelt tells files of earlier firmware from others.
+pub fn is_like_partition(column: &str) -> bool {
     column.trim_end_matches('_').eq_ignore_ascii_case(PARTITION)
 }
 
