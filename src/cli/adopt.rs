@@ -109,7 +109,7 @@ fn public_keys(files: &[PathBuf]) -> Result<Vec<PublicKey>, Failure> {
     if files.is_empty() {
         return Err(Failure::not_here(
             "--public-key is missing: only the lost box's key proves which chain is its",
-            "give the identity.pub that the lost box kept in its data_dir and printed at its first start: --public-key FILE",
+            "give the identity.pub that the lost box kept in its data_dir and writes to its log at each start: --public-key FILE",
         ));
     }
     let read = files.iter().map(|path| verify::read_public_keys(path));

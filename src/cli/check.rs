@@ -98,23 +98,29 @@ fn nearest(dir: &Path) -> &Path {
     dir.ancestors().find(|above| above.exists()).unwrap_or(dir)
 }
 
+/// Whether a start may write into the folder, or make it. A full disk hinders none.
+///
+/// # Errors
+///
+/// What is wrong with it, and what to do.
+pub(super) fn may_write(dir: &Path) -> Result<(), String> {
+    let place = nearest(dir);
+    let may = nix::unistd::access(place, AccessFlags::W_OK | AccessFlags::X_OK);
+    may.map_err(|why| format!("{} cannot be written: {why}: {OWNED}", place.display()))
+}
+
 /// Whether a start can write into the folder, or make it; in words.
 ///
 /// # Errors
 ///
 /// What is wrong with it, and what to do.
-pub(super) fn usable(dir: &Path) -> Result<&'static str, String> {
-    let owned = "make it, owned by the user that runs lakehead";
+fn usable(dir: &Path) -> Result<&'static str, String> {
     match fs::metadata(dir) {
         Ok(_) => probe(dir).map(|()| "writable").map_err(|why| format!("cannot be written: {why}")),
         Err(why) if why.kind() == io::ErrorKind::NotFound => {
-            let above = nearest(dir);
-            let can = nix::unistd::access(above, AccessFlags::W_OK | AccessFlags::X_OK);
-            can.map(|()| "not there yet: the first start makes it").map_err(|why| {
-                format!("is not there, and {} cannot be written: {why}: {owned}", above.display())
-            })
+            may_write(dir).map(|()| "not there yet: the first start makes it")
         }
-        Err(why) => Err(format!("{why}: {owned}")),
+        Err(why) => Err(format!("{why}: {OWNED}")),
     }
 }
 
@@ -272,6 +278,7 @@ Examples:
   lakehead check
   lakehead check --ddl-script | psql --dbname=postgresql://postgres@db/shop";
 const DEPTH_MAX: u32 = 4;
+const OWNED: &str = "make it, owned by the user that runs lakehead";
 /// `stat` counts in these, whatever the file system's own blocks are.
 const BLOCK_BYTES: u64 = 512;
 /// 2026-11-01T00:00:00Z

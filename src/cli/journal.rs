@@ -1,5 +1,7 @@
 //! `lakehead journal check|show`: the journal of a stopped box.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 use super::{
@@ -75,6 +77,7 @@ async fn inspect(
     sources: Vec<String>,
     work: Work,
 ) -> Result<Exit, Failure> {
+    sources.iter().try_for_each(|source| folder(&config, source).map(drop))?;
     let key = pipeline::held_journal_key(&config)?;
     let output = global.output();
     // Blocking reads of many gigabytes: not on a worker of the runtime.
@@ -86,6 +89,16 @@ async fn inspect(
     })
 }
 
+/// Where the journal of a source is.
+fn folder(config: &Config, source: &str) -> Result<PathBuf, Failure> {
+    let dir = config.appliance.data_dir.join("journal").join(source);
+    if !dir.is_dir() {
+        let what = format!("source {source} has no journal in {}", dir.display());
+        return Err(Failure::new(Cause::Config, what, "check data_dir, or start the gateway once"));
+    }
+    Ok(dir)
+}
+
 fn look(
     config: &Config,
     key: &Secret,
@@ -95,15 +108,7 @@ fn look(
 ) -> Result<Exit, Failure> {
     let (mut all, mut text, mut well) = (serde_json::Map::new(), vec![], true);
     for source in sources {
-        let dir = config.appliance.data_dir.join("journal").join(source);
-        if !dir.is_dir() {
-            let what = format!("source {source} has no journal in {}", dir.display());
-            return Err(Failure::new(
-                Cause::Config,
-                what,
-                "check data_dir, or start the gateway once",
-            ));
-        }
+        let dir = folder(config, source)?;
         let (json, lines) = match work {
             Work::Check => {
                 let report = inspect::check(&dir, key, &mut |done, all| {

@@ -275,8 +275,9 @@ impl Gateway<'_> {
 
     /// Why a start with this configuration would end at once, and what to do.
     fn obstacle(&self, fresh: &Config) -> Option<(String, String)> {
-        if let Err(what) = check::usable(&fresh.appliance.data_dir) {
-            let what = format!("data_dir {}: {what}", fresh.appliance.data_dir.display());
+        let data_dir = &fresh.appliance.data_dir;
+        if let Err(what) = check::may_write(data_dir) {
+            let what = format!("data_dir {}: {what}", data_dir.display());
             return Some((what, Cause::Config.disposition().remedy().into()));
         }
         let wrong = pipeline::openable(fresh, &self.clock).err()?;

@@ -214,7 +214,7 @@ pub(super) fn read_public_keys(path: &Path) -> Result<Vec<PublicKey>, Failure> {
 }
 
 const PUBLIC_KEY_REMEDY: &str = "name with --public-key the identity.pub that the box keeps in its data_dir, \
-    and wrote to its log at the first start";
+    and writes to its log at each start";
 
 #[cfg(test)]
 mod tests {

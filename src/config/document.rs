@@ -9,7 +9,10 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::error::{Fault, Problem};
+use super::{
+    error::{Fault, Problem},
+    rules, source_url,
+};
 
 /// The text, and what was found wrong with it so far.
 pub(super) struct Document<'t> {
@@ -287,12 +290,17 @@ impl<'d> Section<'d> {
 fn shown(key: &str, text: &str) -> Option<String> {
     let text = match key {
         "url" | "endpoint" => hide_password(text)?,
-        _ if names_secret(key) && !text.starts_with(['/', '$']) => return None,
+        _ if names_secret(key) && !is_path(text) => return None,
         _ => text.into(),
     };
     let cut: String = text.chars().take(SHOWN_CHARS_MAX).collect();
     let more = if cut.len() < text.len() { "…" } else { "" };
     Some(format!("{cut:?}{more}"))
+}
+
+/// Whether a text is the name of a file, and not what belongs into it.
+fn is_path(text: &str) -> bool {
+    text.starts_with("${") || text.starts_with('/') && !rules::is_key32(text)
 }
 
 /// Whether the key is for the name of a file, in whose place people write what is to be in it.
@@ -320,13 +328,11 @@ fn hide_password(url: &str) -> Option<String> {
     let (hosts, query) = hosts.split_once('?').unwrap_or((hosts, ""));
     let query = match query {
         "" => "",
-        secret if ["pass", "token", "key"].iter().any(|word| secret.contains(word)) => "?…",
-        plain => &format!("?{plain}"),
+        known if source_url::are_known(known) => &format!("?{known}"),
+        _ => "?…",
     };
     let hosts = match hosts.split_once(':') {
-        Some((user, after))
-            if login.is_empty() && !after.starts_with(|c: char| c.is_ascii_digit()) =>
-        {
+        Some((user, after)) if login.is_empty() && !begins_with_port(after) => {
             format!("{user}:…")
         }
         _ => hosts.into(),
@@ -334,8 +340,13 @@ fn hide_password(url: &str) -> Option<String> {
     let shown = format!("{lead}{login}{hosts}{query}");
     let lower = shown.to_lowercase();
     let speaks = ["pass", "pwd", "secret", "token"].iter().any(|word| lower.contains(word));
-    let is_words = scheme.is_empty() && shown.contains(['=', ' ', '\t']);
+    let is_words = scheme.is_empty() && shown.contains('=') || shown.contains(char::is_whitespace);
     (!speaks && !is_words).then_some(shown)
+}
+
+fn begins_with_port(text: &str) -> bool {
+    let port = text.split(['/', ',']).next().unwrap_or_default();
+    !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn unknown_remedy(name: &str, known: &[&str]) -> String {
@@ -386,6 +397,9 @@ mod tests {
             ("postgresql://u:s3cr3t/d", "postgresql://u:…"),
             ("postgresql://h:5432/d", "postgresql://h:5432/d"),
             ("postgresql://u@h/d?password=s3cr3t", "postgresql://u@h/d?…"),
+            ("postgresql://u:5ecret/d", "postgresql://u:…"),
+            ("postgresql://u@h/d?pw=s3cr3t", "postgresql://u@h/d?…"),
+            ("postgresql://u@h/d?sslmode=require", "postgresql://u@h/d?sslmode=require"),
             ("u:s3cr3t@h", "u:…@h"),
         ] {
             assert_eq!(hide_password(url).as_deref(), Some(hidden));
@@ -394,6 +408,7 @@ mod tests {
             "host=db user=u password=s3cr3t dbname=d",
             "host=db user=u s3cr3t",
             "postgresql://u@h/d password=s3cr3t",
+            "postgresql://u s3cr3t@h/d",
             "jdbc:postgresql://h/d;pwd=s3cr3t",
         ] {
             assert_eq!(shown("url", url), None);
@@ -403,7 +418,9 @@ mod tests {
     #[test]
     fn what_stands_where_a_secrets_file_is_to_be_named_is_not_shown() {
         for key in ["password_file", "key_file", "client_key_file", "certificate_key"] {
-            assert_eq!(shown(key, "s3cr3t"), None);
+            for secret in ["s3cr3t", "$3cr3t", "/3q2+7wAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="] {
+                assert_eq!(shown(key, secret), None);
+            }
             assert_eq!(shown(key, "/etc/it").as_deref(), Some("\"/etc/it\""));
         }
         assert_eq!(shown("bucket", "raw").as_deref(), Some("\"raw\""));

@@ -7,6 +7,8 @@ use std::{path::PathBuf, time::Duration};
 
 use url::{Host, Url};
 
+use base64::{Engine, engine::general_purpose::STANDARD};
+
 use super::{Environment, error::Fault};
 use crate::units::{Age, BitRate, ByteSize, UnitError};
 
@@ -46,10 +48,19 @@ pub(super) fn path(text: &str, environment: &Environment) -> Result<PathBuf, Fau
         },
         None => PathBuf::from(text),
     };
+    if is_key32(text) {
+        let what = "is a key, where the name of its file belongs";
+        return Err(Fault::new(what, "put the key in a file of mode 0600 and name that"));
+    }
     if !path.is_absolute() || text.chars().any(char::is_control) {
         return Err(Fault::new("is not an absolute path", "write it from the root: /…"));
     }
     Ok(path)
+}
+
+/// Whether it is what a file of a key holds.
+pub(super) fn is_key32(text: &str) -> bool {
+    STANDARD.decode(text).is_ok_and(|key| key.len() == 32)
 }
 
 /// An AWS account.

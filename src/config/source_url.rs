@@ -122,6 +122,14 @@ fn parameters(query: &str, local: bool, has_certificate: bool) -> Result<bool, F
     Ok(seen.contains(&"sslmode"))
 }
 
+/// Whether a query has only parameters that are known, none of which is secret.
+pub(super) fn are_known(query: &str) -> bool {
+    query.split('&').all(|pair| {
+        let name = pair.split('=').next().unwrap_or_default();
+        PARAMETERS.iter().chain(CERTIFICATE).any(|(known, _)| *known == name)
+    })
+}
+
 fn parameter(name: &str, value: &str, allowed: &Allowed) -> Result<(), Fault> {
     let (fits, wanted) = match allowed {
         Allowed::Words(words) => (words.contains(&value), words.join(", ")),

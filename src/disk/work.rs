@@ -1,7 +1,8 @@
 //! Folders and files for objects on their way.
 //!
 //! **Invariant:** they are ours alone: what stands under such a name already, a link too, is an error and is not
-//! touched. A file is read through the handle by which it was written, not by its name.
+//! touched. What proves a file reads it through the handle by which it was written; who opens it by its name relies on
+//! the folder's.
 
 use std::{
     fs::{DirBuilder, File, OpenOptions},

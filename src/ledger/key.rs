@@ -130,6 +130,12 @@ impl PublicKey {
 
     /// Reads all public keys of a PEM file; `None` if there is none, or one is not Ed25519.
     pub fn all_from_pem(text: &str) -> Option<Vec<Self>> {
+        if !text.contains("-----") {
+            // As the log has it.
+            let pem =
+                format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----", text.trim());
+            return Self::from_pem(&pem).map(|key| vec![key]);
+        }
         let blocks = text.split_inclusive("-----END PUBLIC KEY-----");
         let blocks = blocks.filter(|block| block.contains("-----BEGIN"));
         let keys = blocks.map(Self::from_pem).collect::<Option<Vec<_>>>()?;

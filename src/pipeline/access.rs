@@ -1,6 +1,6 @@
 //! What the configuration gives access to: the bucket and the keys.
 
-use std::sync::Arc;
+use std::{fs, path::PathBuf, sync::Arc};
 
 use super::RunError;
 use crate::{
@@ -96,19 +96,23 @@ pub fn held_journal_key(config: &Config) -> Result<Secret, ConfigError> {
         Some(path) => config::load_key32(path),
         None if own.exists() => config::load_key32(&own),
         None => {
-            let remedy = "put it back from its copy; if there is none, what is not in the lake yet is lost: take the chain \
-                          over with an empty data_dir (lakehead adopt)";
+            let remedy = match has_segments(config) {
+                true => {
+                    "put it back from its copy, or name it again with [journal] key_file; if there is none, what is not in \
+                     the lake yet is lost: take the chain over with an empty data_dir (lakehead adopt)"
+                }
+                false => "start the gateway once, or name the key with [journal] key_file",
+            };
             Err(ConfigError::secret(&own, "the journal's key is not there", remedy))
         }
     }
 }
 
+/// Also of a source that is not in the configuration: it can come back.
 fn has_segments(config: &Config) -> bool {
-    let files = |source: &config::Source| {
-        let dir = config.appliance.data_dir.join("journal").join(&source.name);
-        std::fs::read_dir(dir).into_iter().flatten().flatten()
-    };
-    let mut files = config.sources.iter().flat_map(files);
+    let within = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten();
+    let sources = within(config.appliance.data_dir.join("journal"));
+    let mut files = sources.flat_map(|source| within(source.path()));
     files.any(|file| journal::is_segment(&file.path()))
 }
 
@@ -172,8 +176,6 @@ const JOURNAL_KEY: &str = "journal.key";
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     #[test]
@@ -191,7 +193,7 @@ mod tests {
         let made = journal_key(&config).unwrap();
         assert_eq!(held_journal_key(&config).unwrap().expose(), made.expose());
         fs::remove_file(&key).unwrap();
-        let journal = dir.path().join("journal/shop");
+        let journal = dir.path().join("journal/of-before");
         fs::create_dir_all(&journal).unwrap();
         fs::write(journal.join("seg-00000000000000000001.log"), "x").unwrap();
         let error = journal_key(&config).unwrap_err();

@@ -196,6 +196,8 @@ async fn statements_are_recorded_in_order_and_their_tables_restored_without_a_ro
     assert_eq!(definitions(&earlier).await, now);
     world.assert_proven().await;
     world.assert_proven_independently(&[]).await;
+    // The table that got a key is read anew meanwhile.
+    world.settled().await;
     world.assert_readable().await;
     assert_statements(&world).await;
     assert_removed(&world).await;
