@@ -23,7 +23,7 @@ use crate::{
 };
 
 pub(super) const EXAMPLES: &str = "Examples, into an empty database:
-  lakehead restore --source erp --to postgresql://postgres@db2:5432/erp --password-file pw
+  lakehead restore --source erp --to postgresql://restore@db2:5432/erp --password-file pw
   lakehead restore … --until 2026-11-21T08:30:00Z      after the last commit up to then
   lakehead restore … --until 00000016/B374D848         after the last commit up to that position
 The same command again goes on where the last one ended.";

@@ -10,7 +10,10 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{SigSet, Signal as Number},
+    sys::{
+        prctl,
+        signal::{SigSet, Signal as Number},
+    },
     unistd::execv,
 };
 use tokio::{
@@ -33,6 +36,8 @@ use crate::{
 
 pub(super) async fn run(global: &Global) -> Result<Exit, Failure> {
     let mut signals = Signals::new().map_err(|why| Failure::system("listen to signals", &why))?;
+    // Begun anew it has the name of the link by which it was.
+    prctl::set_name(c"lakehead").ok();
     // One that came while this process began anew waits for us.
     hangup().thread_unblock().ok();
     let config = global.config()?;
@@ -261,7 +266,7 @@ impl Gateway<'_> {
         match changed.as_slice() {
             [] => {
                 tracing::info!(
-                    "the configuration is unchanged; secrets are read at the next connection"
+                    "the configuration is unchanged; passwords, client certificates and credentials are read as they are used"
                 );
                 false
             }
