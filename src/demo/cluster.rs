@@ -331,23 +331,6 @@ impl Cluster {
         clear(&self.dir)
     }
 
-    fn initialize(&self) -> Result<(), ClusterError> {
-        let word = self.home.with_extension("word");
-        fs::write(&word, &self.password).map_err(|why| file_error("write", &word, why))?;
-        self.give(&word, 0o600)?;
-        let mut command = self.command("initdb");
-        command.arg("-D").arg(&self.home).arg("-U").arg(SUPERUSER).arg("--pwfile").arg(&word);
-        command.args(INITDB);
-        let run = command.stdin(Stdio::null()).output();
-        disk::remove(&word).map_err(|why| file_error("remove", &word, why))?;
-        let run = run.map_err(|why| program_error("initdb", &why))?;
-        if !run.status.success() {
-            let said = String::from_utf8_lossy(&run.stderr).trim().to_owned();
-            return Err(ClusterError::Program { program: "initdb", said });
-        }
-        Ok(())
-    }
-
     fn configure(&self, options: &ClusterOptions) -> Result<(), ClusterError> {
         if let Some(tls) = &options.tls {
             self.certify(tls)?;
@@ -474,7 +457,6 @@ fn sql_error(what: &'static str, why: tokio_postgres::Error) -> ClusterError {
 /// Name of the first role.
 pub const SUPERUSER: &str = "admin";
 
-const INITDB: [&str; 6] = ["-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "--no-sync"];
 const LOG: &str = "log";
 const LOG_END_BYTES: usize = 2000;
 /// How often processes are looked at.

@@ -118,10 +118,9 @@ pub async fn restore(
         None => None,
         Some(Until::Position(position)) => Some(position),
         Some(Until::Time(time)) => {
-            let until = position_at(&fetcher, entries, &known, time).await?;
-            let changes = entries.iter().find(|entry| entry.kind == EntryKind::Changes);
-            // Not where commits say that there was something: the snapshots' clock is the box's.
-            if until == changes.map(|first| first.from.position) {
+            let (until, has_commits) = position_at(&fetcher, entries, &known, time).await?;
+            // Where there are some something was there, whatever the snapshots say: their clock is the box's.
+            if !has_commits {
                 after_the_beginning(&fetcher, entries, time).await?;
             }
             until
@@ -194,18 +193,20 @@ async fn after_the_beginning(
 }
 
 /// The end of the last transaction before the first, in log order, that was committed after `time`.
-/// `None`: none was. Epochs whose last commit is not later are taken whole.
+/// `None`: none was. Epochs whose last commit is not later are taken whole. And whether any transaction was committed by then.
 async fn position_at(
     fetcher: &Fetcher,
     entries: &[Entry],
     known: &Definitions,
     time: Timestamp,
-) -> Result<Option<Position>, ReplayError> {
-    let later = |entry: &&Entry| {
-        let at: Option<Timestamp> = entry.committed_at.as_ref().and_then(|at| at.parse().ok());
-        entry.kind == EntryKind::Changes && at.is_some_and(|at| at > time)
+) -> Result<(Option<Position>, bool), ReplayError> {
+    let last = |entry: &Entry| -> Option<Timestamp> {
+        let at = entry.committed_at.as_ref().filter(|_| entry.kind == EntryKind::Changes);
+        at.and_then(|at| at.parse().ok())
     };
-    let Some(entry) = entries.iter().find(later) else { return Ok(None) };
+    let mut has_commits = entries.iter().filter_map(last).any(|at| at <= time);
+    let later = entries.iter().find(|entry| last(entry).is_some_and(|at| at > time));
+    let Some(entry) = later else { return Ok((None, has_commits)) };
     let tracks = tracks(entry, known)?;
     let mut merge = Merge::new(fetcher, tracks).await?;
     let mut reached = entry.from.position;
@@ -214,10 +215,10 @@ async fn position_at(
         if meta.committed_at > time {
             break;
         }
-        reached = meta.position;
+        (reached, has_commits) = (meta.position, true);
         merge.advance().await?;
     }
-    Ok(Some(reached))
+    Ok((Some(reached), has_commits))
 }
 
 /// Of the first rows of a file, so many are enough.

@@ -1,12 +1,31 @@
-//! A cluster as `initdb` made it, kept to be copied: for those who make hundreds.
+//! A cluster as `initdb` makes it; and one kept to be copied, for those who make hundreds.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Stdio};
 
 use super::{
-    super::ground::random_hex, Cluster, ClusterError, INITDB, disk, file_error, standby::copy_all,
+    super::ground::random_hex, Cluster, ClusterError, SUPERUSER, disk, file_error, program_error,
+    standby::copy_all,
 };
 
 impl Cluster {
+    /// Has `initdb` make it.
+    pub(super) fn initialize(&self) -> Result<(), ClusterError> {
+        let word = self.home.with_extension("word");
+        fs::write(&word, &self.password).map_err(|why| file_error("write", &word, why))?;
+        self.give(&word, 0o600)?;
+        let mut command = self.command("initdb");
+        command.arg("-D").arg(&self.home).arg("-U").arg(SUPERUSER).arg("--pwfile").arg(&word);
+        command.args(INITDB);
+        let run = command.stdin(Stdio::null()).output();
+        disk::remove(&word).map_err(|why| file_error("remove", &word, why))?;
+        let run = run.map_err(|why| program_error("initdb", &why))?;
+        if !run.status.success() {
+            let said = String::from_utf8_lossy(&run.stderr).trim().to_owned();
+            return Err(ClusterError::Program { program: "initdb", said });
+        }
+        Ok(())
+    }
+
     /// Fills the home with the cluster that `kept` has of these programs, or has `initdb` make one and
     /// keeps it there. Copies of one have the same password and **the same system identifier**.
     pub(super) fn initialize_from(&mut self, kept: &Path) -> Result<(), ClusterError> {
@@ -39,6 +58,7 @@ impl Cluster {
     }
 }
 
+const INITDB: [&str; 6] = ["-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "--no-sync"];
 const FILES: &str = "files";
 const WORD: &str = "word";
 
