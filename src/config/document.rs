@@ -289,6 +289,7 @@ impl<'d> Section<'d> {
 /// be a secret itself, where the name of its file belongs, or have one in it.
 fn shown(key: &str, text: &str) -> Option<String> {
     let text = match key {
+        _ if rules::is_key32(text.trim()) => return None,
         "url" | "endpoint" => hide_password(text)?,
         _ if names_secret(key) && !is_path(text) => return None,
         _ => text.into(),
@@ -300,7 +301,7 @@ fn shown(key: &str, text: &str) -> Option<String> {
 
 /// Whether a text is the name of a file, and not what belongs into it.
 fn is_path(text: &str) -> bool {
-    text.starts_with("${") || text.starts_with('/') && !rules::is_key32(text)
+    text.starts_with("${") || text.starts_with('/')
 }
 
 /// Whether the key is for the name of a file, in whose place people write what is to be in it.
@@ -346,7 +347,7 @@ fn hide_password(url: &str) -> Option<String> {
 
 fn begins_with_port(text: &str) -> bool {
     let port = text.split(['/', ',']).next().unwrap_or_default();
-    !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())
+    port.parse::<u16>().is_ok()
 }
 
 fn unknown_remedy(name: &str, known: &[&str]) -> String {
@@ -398,6 +399,8 @@ mod tests {
             ("postgresql://h:5432/d", "postgresql://h:5432/d"),
             ("postgresql://u@h/d?password=s3cr3t", "postgresql://u@h/d?…"),
             ("postgresql://u:5ecret/d", "postgresql://u:…"),
+            ("postgresql://u:12345678/d", "postgresql://u:…"),
+            ("postgresql://u@h/d?sslmode=disable;pw=s3cr3t", "postgresql://u@h/d?…"),
             ("postgresql://u@h/d?pw=s3cr3t", "postgresql://u@h/d?…"),
             ("postgresql://u@h/d?sslmode=require", "postgresql://u@h/d?sslmode=require"),
             ("u:s3cr3t@h", "u:…@h"),
@@ -424,6 +427,7 @@ mod tests {
             assert_eq!(shown(key, "/etc/it").as_deref(), Some("\"/etc/it\""));
         }
         assert_eq!(shown("bucket", "raw").as_deref(), Some("\"raw\""));
+        assert_eq!(shown("ca_file", "/3q2+7wAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="), None);
     }
 
     #[test]

@@ -124,9 +124,11 @@ fn parameters(query: &str, local: bool, has_certificate: bool) -> Result<bool, F
 
 /// Whether a query has only parameters that are known, none of which is secret.
 pub(super) fn are_known(query: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._/%".contains(&byte);
     query.split('&').all(|pair| {
-        let name = pair.split('=').next().unwrap_or_default();
-        PARAMETERS.iter().chain(CERTIFICATE).any(|(known, _)| *known == name)
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        value.bytes().all(plain)
+            && PARAMETERS.iter().chain(CERTIFICATE).any(|(known, _)| *known == name)
     })
 }
 

@@ -64,8 +64,8 @@ pub(crate) struct IndexKey(LessSafeKey);
 
 impl IndexKey {
     /// Derives it from the journal key.
-    pub(crate) fn derive(key: &[u8]) -> Self {
-        let prk = Salt::new(HKDF_SHA256, &[]).extract(key);
+    pub(crate) fn derive(key: &[u8], salt: &[u8]) -> Self {
+        let prk = Salt::new(HKDF_SHA256, salt).extract(key);
         let info: [&[u8]; 1] = [b"lakehead journal index 1"];
         let okm = prk.expand(&info, &AES_256_GCM).expect("32 bytes are within HKDF's bound");
         Self(LessSafeKey::new(UnboundKey::from(okm)))

@@ -9,7 +9,8 @@
 //! magic "LHJIDX02", segment u64, its salt (32), frames covered u64, facts u64,
 //! Progress as in the log, CRC32C of all before u32
 //! ```
-//! In an index of earlier firmware, whose magic is "LHJIDX01", facts stand as they are; the first checkpoint makes it anew.
+//! `index.salt` beside it has the 32 bytes that the key is derived with. In an index of earlier firmware, whose magic is
+//! "LHJIDX01", facts stand as they are, and there is no salt: the first checkpoint makes it anew, and none is kept.
 
 use std::{
     collections::BTreeMap,
@@ -17,6 +18,9 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+
+use aws_lc_rs::rand;
+use zeroize::Zeroizing;
 
 use super::{
     cipher::IndexKey,
@@ -30,6 +34,8 @@ pub(crate) struct Store {
     /// `None` only while it is dropped or made anew.
     db: Option<sled::Db<FANOUT>>,
     dir: PathBuf,
+    /// The journal's.
+    secret: Zeroizing<Vec<u8>>,
     key: IndexKey,
     /// All facts, if they stand in it as they are.
     plain: Option<FactMap>,
@@ -83,7 +89,7 @@ impl Store {
     ///
     /// It does not open, panics, or fails a check, as with another key. It can be set aside.
     pub(crate) fn open(dir: &Path, key: &[u8]) -> io::Result<(Self, Option<Image>)> {
-        let (busy, key) = (dir.join(BUSY), IndexKey::derive(key));
+        let busy = dir.join(BUSY);
         if busy.exists() {
             // A crash that cannot be contained (the stack overflows, memory ends) would be met again at
             // every start. A kill in this moment looks the same, and costs only the making anew.
@@ -91,6 +97,8 @@ impl Store {
         }
         fs::write(&busy, b"")?;
         name_threads();
+        let secret = Zeroizing::new(key.to_vec());
+        let mut key = IndexKey::derive(&secret, &salt(dir).unwrap_or_default());
         let opened = contained(|| {
             let db = open_db(dir)?;
             let image = read(&db, &key)?;
@@ -101,7 +109,10 @@ impl Store {
         let (db, image) = opened?;
         let plain = image.as_ref().filter(|image| image.checkpoint.is_plain);
         let plain = plain.map(|image| image.facts.clone());
-        Ok((Self { db: Some(db), dir: dir.into(), key, plain }, image))
+        if plain.is_none() && salt(dir).is_none() {
+            key = IndexKey::derive(&secret, &make_salt(dir)?);
+        }
+        Ok((Self { db: Some(db), dir: dir.into(), secret, key, plain }, image))
     }
 
     /// Makes `changes` and the checkpoint that they lead to durable together: many of them in portions, and what is
@@ -157,6 +168,7 @@ impl Store {
             Ok(())
         })?;
         fs::remove_dir_all(self.dir.join(FOLDER))?;
+        self.key = IndexKey::derive(&self.secret, &make_salt(&self.dir)?);
         self.db = Some(contained(|| open_db(&self.dir))?);
         Ok(())
     }
@@ -175,34 +187,61 @@ impl Drop for Store {
     }
 }
 
-/// Moves the index out of the way. The oldest of those moved before are removed.
+/// What the index's key is derived with; `None`: whatever is there is not sealed.
+fn salt(dir: &Path) -> Option<[u8; 32]> {
+    fs::read(dir.join(SALT)).ok()?.try_into().ok()
+}
+
+/// From here on the index is sealed, and none is kept that is not.
+fn make_salt(dir: &Path) -> io::Result<[u8; 32]> {
+    for (_, before) in moved_away(dir)? {
+        fs::remove_dir_all(before)?;
+    }
+    let mut salt = [0; 32];
+    rand::fill(&mut salt).map_err(|_| io::Error::other("the system gives no random bytes"))?;
+    disk::write_durably(&dir.join(SALT), &salt)?;
+    Ok(salt)
+}
+
+/// Moves the index out of the way. The oldest of those moved before are removed, and one that is not sealed at once.
 ///
 /// # Errors
 ///
 /// The folder cannot be changed.
 pub(crate) fn set_aside(dir: &Path) -> io::Result<()> {
     let index = dir.join(FOLDER);
-    let bad = |number: u64| dir.join(format!("{FOLDER}.bad-{number}"));
-    let mut numbers: Vec<u64> = vec![];
-    for entry in fs::read_dir(dir)? {
-        let name = entry?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix("index.bad-"));
-        numbers.extend(number.and_then(|number| number.parse::<u64>().ok()));
-    }
-    numbers.sort_unstable();
+    let mut before = moved_away(dir)?;
     if index.exists() {
-        let number = numbers.last().map_or(1, |last| last + 1);
-        disk::rename(&index, &bad(number))?;
-        numbers.push(number);
+        let number = before.last_key_value().map_or(1, |(last, _)| last + 1);
+        let aside = dir.join(format!("{ASIDE}{number}"));
+        match salt(dir) {
+            Some(_) => disk::rename(&index, &aside)?,
+            None => fs::remove_dir_all(&index)?,
+        }
+        before.extend(salt(dir).map(|_| (number, aside)));
     }
-    for number in numbers.iter().rev().skip(SET_ASIDE_MAX) {
-        fs::remove_dir_all(bad(*number))?;
+    for aside in before.values().rev().skip(SET_ASIDE_MAX) {
+        fs::remove_dir_all(aside)?;
     }
     disk::remove(&dir.join(BUSY))
 }
 
+/// Those that were set aside, by their numbers.
+fn moved_away(dir: &Path) -> io::Result<BTreeMap<u64, PathBuf>> {
+    let numbered = |entry: io::Result<fs::DirEntry>| -> io::Result<Option<(u64, PathBuf)>> {
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix(ASIDE));
+        Ok(number.and_then(|number| number.parse().ok()).map(|number| (number, entry.path())))
+    };
+    fs::read_dir(dir)?.filter_map(|entry| numbered(entry).transpose()).collect()
+}
+
 /// The index's folder.
 pub(crate) const FOLDER: &str = "index";
+const SALT: &str = "index.salt";
+/// And a number: one that was set aside.
+const ASIDE: &str = "index.bad-";
 /// There while it is written to.
 const BUSY: &str = "index.busy";
 
@@ -346,7 +385,10 @@ mod tests {
     fn no_value_of_a_fact_stands_in_its_files() {
         const SECRET: &[u8] = b"4012 8888 8888 1881";
         let dir = tempfile::tempdir().unwrap();
-        // As earlier firmware left it.
+        // As earlier firmware left it, and what it had set aside.
+        let aside = dir.path().join("index.bad-1");
+        fs::create_dir(&aside).unwrap();
+        fs::write(aside.join("slab"), SECRET).unwrap();
         let db = open_db(dir.path()).unwrap();
         let plain = Checkpoint { is_plain: true, ..checkpoint(2) };
         db.insert(b"=a", SECRET).unwrap();
@@ -361,6 +403,7 @@ mod tests {
         store.checkpoint(&checkpoint(2), changes.into()).unwrap();
         drop(store);
         assert!(Store::open(dir.path(), &[8; 32]).is_err());
+        assert!(!aside.exists());
         let (_, image) = Store::open(dir.path(), KEY).unwrap();
         let facts = FactMap::from([("a".into(), SECRET.to_vec()), ("c".into(), SECRET.to_vec())]);
         assert_eq!(image, Some(Image { checkpoint: checkpoint(2), facts }));
@@ -379,6 +422,19 @@ mod tests {
             }
         }
         assert!(files > 0);
+    }
+
+    #[test]
+    fn an_index_that_is_not_sealed_is_not_kept_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(open_db(dir.path()).unwrap());
+        fs::write(dir.path().join(BUSY), b"").unwrap();
+        assert!(Store::open(dir.path(), KEY).is_err());
+        set_aside(dir.path()).unwrap();
+        assert!(moved_away(dir.path()).unwrap().is_empty() && !dir.path().join(FOLDER).exists());
+        drop(Store::open(dir.path(), KEY).unwrap());
+        set_aside(dir.path()).unwrap();
+        assert_eq!(moved_away(dir.path()).unwrap().len(), 1);
     }
 
     #[test]

@@ -108,12 +108,12 @@ pub fn held_journal_key(config: &Config) -> Result<Secret, ConfigError> {
     }
 }
 
-/// Also of a source that is not in the configuration: it can come back.
+/// Or an index, which is sealed with it, too. Also of a source that is not in the configuration: it can come back.
 fn has_segments(config: &Config) -> bool {
     let within = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten();
     let sources = within(config.appliance.data_dir.join("journal"));
     let mut files = sources.flat_map(|source| within(source.path()));
-    files.any(|file| journal::is_segment(&file.path()))
+    files.any(|file| journal::is_segment(&file.path()) || file.file_name() == "index")
 }
 
 /// Whether a road with this configuration could be opened, as far as files of others decide it: the keys, the

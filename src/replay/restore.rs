@@ -24,7 +24,7 @@ use super::{
     schema::named_by_values,
 };
 use crate::{
-    journal::own::OWN_SCHEMA,
+    journal::{Op, own::OWN_SCHEMA},
     ledger::{Entry, EntryKind},
     seal::Table,
     units::{Point, Position, Timestamp},
@@ -183,9 +183,12 @@ async fn after_the_beginning(
     let snapshots = entries.iter().filter(|entry| entry.kind == EntryKind::Snapshot);
     let rows = snapshots.flat_map(|entry| &entry.objects).filter_map(|object| {
         let (name, Content::Rows { position }) = parse(&object.key)? else { return None };
-        (name.schema != OWN_SCHEMA).then_some((position, object))
+        let has_rows = object.rows.get(&Op::Snapshot).is_some_and(|rows| *rows > 0);
+        (has_rows && name.schema != OWN_SCHEMA).then_some((position, object))
     });
-    let Some((_, first)) = rows.min_by_key(|(position, _)| *position) else { return Ok(()) };
+    let Some((_, first)) = rows.min_by_key(|(position, object)| (*position, object.bytes)) else {
+        return Ok(());
+    };
     let rows = fetcher.rows(first, FIRST_ROWS_BYTES).await?.next_rows()?;
     let Some(rows) = rows.filter(|rows| !rows.is_empty()) else { return Ok(()) };
     let began = rows.meta(0).committed_at;

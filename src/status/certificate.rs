@@ -5,6 +5,7 @@
 //! `status.key`. Nobody vouches for it: a browser asks once, and the log names its SHA-256, to compare.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -56,7 +57,9 @@ pub(super) fn server_config(
 /// The one that is there, as long as it is for all names; else a new one.
 fn own(status: &config::Status, data_dir: &Path) -> Result<(PathBuf, PathBuf), StatusError> {
     let [chain, key] = ["status.crt", "status.key"].map(|name| data_dir.join(name));
-    let names = names(status);
+    // By others no client can ask.
+    let mut names = names(status);
+    names.retain(|name| ServerName::try_from(name.as_str()).is_ok());
     let kept = kept(&chain, &key);
     if kept.as_ref().is_some_and(|kept| names.iter().all(|name| is_for(kept, name))) {
         return Ok((chain, key));
@@ -97,10 +100,15 @@ fn is_for(certificate: &CertificateDer<'_>, name: &str) -> bool {
 fn make(chain: &Path, key: &Path, names: &[String]) -> Result<(), String> {
     let made = rcgen::generate_simple_self_signed(names).map_err(|why| why.to_string())?;
     let pem = zeroize::Zeroizing::new(made.signing_key.serialize_pem());
+    let before = fs::read(key).map(zeroize::Zeroizing::new);
     // After a power cut between the two the key is not its key, and they are made again.
-    disk::write_durably(key, pem.as_bytes())
-        .and_then(|()| disk::write_durably(chain, made.cert.pem().as_bytes()))
-        .map_err(|why| why.to_string())
+    disk::write_durably(key, pem.as_bytes()).map_err(|why| why.to_string())?;
+    disk::write_durably(chain, made.cert.pem().as_bytes()).map_err(|why| {
+        if let Ok(before) = before {
+            disk::write_durably(key, &before).ok();
+        }
+        why.to_string()
+    })
 }
 
 /// By what the page can be asked, whatever the order in the configuration.
@@ -109,7 +117,7 @@ fn names(status: &config::Status) -> Vec<String> {
     if !status.listen.ip().is_unspecified() {
         names.push(status.listen.ip().to_string());
     }
-    names.extend(status.hosts.iter().cloned());
+    names.extend(status.hosts.iter().map(|host| host.trim_end_matches('.').to_owned()));
     names.sort();
     names.dedup();
     names
@@ -117,8 +125,6 @@ fn names(status: &config::Status) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     fn made(dir: &Path) -> Vec<u8> {
@@ -166,6 +172,11 @@ mod tests {
         let third = with("192.0.2.7:8443", &["a.plant7.lan"]);
         assert_ne!(third, second);
         assert!(is_for(dir.path(), "192.0.2.7") && is_for(dir.path(), "localhost"));
+        // So does one that lacks what no client can ask by.
+        let fourth = with("192.0.2.7:8443", &["plant7.1", "plant8.lan."]);
+        assert!(is_for(dir.path(), "plant8.lan"));
+        assert_eq!(with("192.0.2.7:8443", &["plant7.1", "plant8.lan."]), fourth);
+        let third = fourth;
         // One that has more names stays: who pinned it need not know.
         assert_eq!(with("192.0.2.7:8443", &[]), third);
     }

@@ -343,9 +343,9 @@ async fn range(id: u32, wire: &mut Wire) -> Result<Kind, SourceError> {
     Ok(Kind::Range { subtype: row.parse_as(0)?, options })
 }
 
-/// 0 table, 1 its row type, 2 its schema, 3 name, 4 extension, 5 its schema.
 /// A server that has more is none.
 const TYPES_MAX: usize = 1_000_000;
+/// 0 table, 1 its row type, 2 its schema, 3 name, 4 extension, 5 its schema.
 const GIVEN: &str = "SELECT c.oid, c.reltype, n.nspname, c.relname, x.extname,
     (SELECT nspname FROM pg_namespace WHERE oid = x.extnamespace)
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
