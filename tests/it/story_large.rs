@@ -138,7 +138,7 @@ async fn a_value_of_five_hundred_megabytes_gets_through() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_values_from_all_sides_get_through() {
     const ROWS: u64 = 3;
-    let bytes = sized(200_000_000, 60_000_000);
+    let bytes = sized(200_000_000, 40_000_000);
     let mut world = World::new("large-values", Setup::default()).await;
     world.configure("snapshot_pace = \"full\"\nsnapshot_workers = 2");
     for table in ["large_1", "large_2", "large_3"] {

@@ -55,7 +55,7 @@ async fn two_tables_with_large_values_are_sealed_at_once_within_the_budget() {
              CREATE TABLE two (LIKE one INCLUDING ALL);
              INSERT INTO one SELECT n, repeat(md5(n::text), 20) FROM generate_series(1, 100000) AS n;
              INSERT INTO one SELECT 200000 + n, 'large', string_agg(sha256((n * 10000000 + m)::text::bytea), '')
-                 FROM generate_series(1, 2) AS n, generate_series(1, 3276800) AS m GROUP BY n;
+                 FROM generate_series(1, 2) AS n, generate_series(1, 2200000) AS m GROUP BY n;
              INSERT INTO one SELECT 300000 + n, repeat(md5(n::text), 20) FROM generate_series(1, 100000) AS n;
              INSERT INTO two SELECT * FROM one",
         )
