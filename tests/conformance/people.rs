@@ -75,6 +75,7 @@ async fn problems(ground: &Ground, who: &Person) -> Vec<(String, Cause)> {
         region: REGION.into(),
         endpoint: Some(ground.endpoint.clone()),
         path_style: true,
+        owner: None,
         credentials_file: None,
         ca_file: None,
     };
