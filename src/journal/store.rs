@@ -109,8 +109,11 @@ impl Store {
         let (db, image) = opened?;
         let plain = image.as_ref().filter(|image| image.checkpoint.is_plain);
         let plain = plain.map(|image| image.facts.clone());
-        if plain.is_none() && salt(dir).is_none() {
-            key = IndexKey::derive(&secret, &make_salt(dir)?);
+        match (plain.is_some(), salt(dir)) {
+            (false, None) => key = IndexKey::derive(&secret, &make_salt(dir)?),
+            // Earlier firmware ran here again: should this be set aside, it is known for what it is.
+            (true, Some(_)) => disk::remove(&dir.join(SALT))?,
+            _ => {}
         }
         Ok((Self { db: Some(db), dir: dir.into(), secret, key, plain }, image))
     }
@@ -389,6 +392,7 @@ mod tests {
         let aside = dir.path().join("index.bad-1");
         fs::create_dir(&aside).unwrap();
         fs::write(aside.join("slab"), SECRET).unwrap();
+        fs::write(dir.path().join(SALT), [1; 32]).unwrap();
         let db = open_db(dir.path()).unwrap();
         let plain = Checkpoint { is_plain: true, ..checkpoint(2) };
         db.insert(b"=a", SECRET).unwrap();
@@ -399,6 +403,7 @@ mod tests {
         let facts = FactMap::from([("a".into(), SECRET.to_vec()), ("b".into(), SECRET.to_vec())]);
         let (mut store, image) = Store::open(dir.path(), KEY).unwrap();
         assert_eq!(image, Some(Image { checkpoint: plain, facts }));
+        assert_eq!(salt(dir.path()), None);
         let changes = [("b".to_owned(), None), ("c".to_owned(), Some(SECRET.to_vec()))];
         store.checkpoint(&checkpoint(2), changes.into()).unwrap();
         drop(store);
