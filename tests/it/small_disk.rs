@@ -36,7 +36,10 @@ impl SmallDisk {
         let mut said = String::new();
         BufReader::new(holder.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
         assert_eq!(said.trim(), "mounted");
-        Self { holder, place: place.to_owned() }
+        let disk = Self { holder, place: place.to_owned() };
+        // Else a link in its path leads out of the namespace, and what a stranger fills is the disk of this machine.
+        assert!(disk.free_bytes() <= bytes, "{} is not small", place.display());
+        disk
     }
 
     /// What a command begins with to run where it is mounted.

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use lakehead::{demo::workload::Tally, telemetry::board::SourceState};
+use lakehead::{
+    demo::workload::Tally,
+    telemetry::board::{SourceState, TableProgress},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Setup, World};
@@ -29,7 +32,14 @@ async fn twenty_kills_lose_nothing_and_write_nothing_twice() {
             world.start();
             // Half of them early, while the snapshot is read; the others once it is done.
             if kill >= KILLS / 2 {
-                world.until("it streams", |status| status.state == SourceState::Streaming).await;
+                world
+                    .until("it streams, and has all that was there before", |status| {
+                        let mut tables = status.snapshot.values();
+                        status.state == SourceState::Streaming
+                            && !status.snapshot.is_empty()
+                            && tables.all(TableProgress::is_whole)
+                    })
+                    .await;
             }
             if kill == KILLS * 3 / 4 {
                 workload.large(50_000, &tally, &tasks).await.unwrap();
