@@ -123,6 +123,8 @@ causes! {
     DiskFull => Retry("the disk is full: free space in `data_dir`"),
     /// The disk failed, or an fsync did.
     DiskFailed => Fatal("the disk failed: nothing unsynced counts; look at the kernel's log and replace the disk"),
+    /// A file of the spool is gone or does not open.
+    SpoolDamaged => Fatal("what waited for S3 is damaged: the next start makes it anew; look at the kernel's log, and replace the disk if it comes again"),
     /// A checksum in the journal does not match, outside a torn tail.
     JournalDamaged => Halt("the journal is damaged: run `lakehead journal check`, which names the range"),
     /// The journal key does not open the journal.

@@ -40,12 +40,15 @@ mod estate;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod held;
+mod mend;
 mod sealing;
 use access::{encryption, object_encryption};
 pub use access::{held_journal_key, journal_key, lake, lake_key, openable};
 pub use adopt::{Asked, Progress, Takeover, adopt};
 pub use error::RunError;
 use held::Held;
+#[cfg(feature = "sim")]
+pub(crate) use mend::mend;
 
 /// What all roads share.
 #[derive(Clone)]
@@ -186,8 +189,9 @@ impl Road {
         };
         let sealer =
             Sealer::open(options, Arc::clone(&facts), board.clone(), Arc::clone(&shared.clock))?;
-        let recovered = sealer.recovered()?;
         let keep: Arc<dyn Keep> = Arc::new(Held::new(Arc::clone(&journal), sealer.clone())?);
+        mend::mend_with_room(&journal, &sealer)?;
+        let recovered = sealer.recovered()?;
         let place = (
             config.appliance.name.as_str(),
             data_dir.as_path(),
@@ -372,10 +376,7 @@ impl ship::ReadSpool for Spool {
         range: std::ops::Range<u64>,
         each: &mut dyn FnMut(bytes::Bytes) -> bool,
     ) -> Result<(), ShipError> {
-        self.0.pieces(object, range, each).map_err(|error| ShipError::Spool {
-            path: object.spool.clone(),
-            why: error.to_string(),
-        })
+        self.0.pieces(object, range, each).map_err(|error| ShipError::spool(object, &error))
     }
 }
 

@@ -32,6 +32,7 @@ pub use adopt::{Adopted, adopt, inspect};
 pub use audit::{Audit, Progress, audit};
 pub use key::{IdentityKey, PublicKey};
 pub use owners::Owners;
+pub use store::proven;
 pub use verify::{Damage, DamageKind, SourceReport};
 pub use write::{Ledger, LedgerOptions};
 

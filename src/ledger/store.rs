@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, LedgerError, chain::ChainHead};
+use super::{Group, LedgerError, Proven, chain::ChainHead};
 use crate::{
-    facts::{self, FactBatch, Facts},
+    facts::{self, FactBatch, FactDamaged, Facts},
     ship::{self, StoredPart},
 };
 
@@ -67,6 +67,16 @@ pub(super) enum Stage {
     },
     /// Another appliance's entry stands under the key. Final.
     Refused,
+}
+
+/// How far the chain reaches, as far as this box knows: before the ledger is open.
+///
+/// # Errors
+///
+/// The fact does not read.
+pub fn proven(facts: &dyn Facts) -> Result<Proven, FactDamaged> {
+    let head: Option<ChainHead> = facts::read(facts, HEAD_FACT)?;
+    Ok(head.map(|head| head.proven()).unwrap_or_default())
 }
 
 /// The ledger's facts, typed.

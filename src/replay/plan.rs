@@ -309,6 +309,10 @@ impl Gathered {
             found.plan.definition.get_or_insert(table);
         }
         for (qualified, position) in entry.fates.anew.iter().filter(|(_, at)| **at <= bound) {
+            // All that was read of it got lost on its way here, and is read once more.
+            if !entry.tables.contains_key(qualified) && !self.last_by_name.contains_key(qualified) {
+                continue;
+            }
             let Some((name, table)) = self.named(entry, qualified, known)? else { continue };
             let found = self.found(&table, &name, Seen::at(*position));
             found.plan.anew = found.plan.anew.max(*position);
@@ -997,6 +1001,22 @@ mod tests {
         let before = plan(&chain, &known(), Some(Position(45)), &[]).unwrap();
         let table = &before.tables[&1];
         assert_eq!((table.first, table.rows.len(), table.left), (Position(10), 1, Some(7)));
+    }
+
+    #[test]
+    fn a_reading_anew_of_which_all_rows_got_lost_says_nothing() {
+        let mut empty = snapshot("a", 20, false);
+        (empty.objects, empty.tables) = (vec![], BTreeMap::new());
+        empty.fates.anew = BTreeMap::from([("public.a".to_owned(), Position(20))]);
+        let mut chain = vec![snapshot("b", 10, true), empty];
+        chain.push(changes(&["b"], point(0, 10), point(3, 60)));
+        let without = plan(&chain, &known(), None, &[]).unwrap();
+        assert_eq!(without.tables.keys().collect::<Vec<_>>(), [&2]);
+        let mut again = snapshot("a", 50, true);
+        again.fates.anew = BTreeMap::from([("public.a".to_owned(), Position(50))]);
+        chain.push(again);
+        let with = plan(&chain, &known(), None, &[]).unwrap();
+        assert_eq!((with.tables[&1].anew, with.tables[&1].rows.len()), (Position(50), 1));
     }
 
     #[test]

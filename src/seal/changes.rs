@@ -22,6 +22,10 @@ use std::{
     time::Duration,
 };
 
+pub(super) mod again;
+
+use again::Only;
+
 use super::{
     Defined, EPOCH_FACT, EpochEnd, Fates, GroupKind, Op, SealError, Table,
     columns::{Block, Metas, RowMeta},
@@ -66,6 +70,8 @@ pub(super) struct Changes<'a> {
     /// Of the open epoch: definitions that no row brought.
     defined: Vec<Defined>,
     told: Told,
+    /// Of an epoch that is read again.
+    only: Option<Only>,
 }
 
 /// The transaction whose records are being read.
@@ -106,6 +112,7 @@ impl<'a> Changes<'a> {
             notes: Notes::default(),
             defined: vec![],
             told: Told::load(&*desk.facts)?,
+            only: None,
         })
     }
 
@@ -170,7 +177,7 @@ impl<'a> Changes<'a> {
                 // The record goes before its copy in the row builder is copied on.
                 bytes = bytes.split_off(read);
                 read = 0;
-                self.epoch.write_out(&self.desk.maker, table)?;
+                self.write_out(table)?;
             }
             self.epoch.relieve(&self.desk.maker)?;
         }
@@ -332,8 +339,12 @@ impl<'a> Changes<'a> {
     ) -> Result<(), SealError> {
         self.expect("open transactions at a change", 1, self.transaction.is_some().into())?;
         let Some(Transaction { position, at, xid }) = self.transaction else { return Ok(()) };
-        let table = self.table(table_id)?;
         let sequence = self.to.sequence.0 + 1;
+        if self.only.as_mut().is_some_and(|only| !only.has(table_id, sequence)) {
+            self.to.sequence = Sequence(sequence);
+            return Ok(());
+        }
+        let table = self.table(table_id)?;
         let meta = RowMeta { op, sequence, position, committed_at: at, xid: Some(xid) };
         if let (Op::Update, Some(new)) = (op, row) {
             let facts = &*self.desk.facts;
@@ -342,7 +353,10 @@ impl<'a> Changes<'a> {
             noted?;
         }
         let row = RowIn::new(meta, row, old, payload, &*self.decode);
-        self.epoch.append(&self.desk.maker, &table, at, &row)?;
+        match &mut self.only {
+            Some(only) => only.append(&self.desk.maker, &table, at, &row)?,
+            None => self.epoch.append(&self.desk.maker, &table, at, &row)?,
+        }
         self.to.sequence = Sequence(sequence);
         Ok(())
     }
@@ -355,7 +369,8 @@ impl<'a> Changes<'a> {
         payload: Range<usize>,
     ) -> Result<bool, SealError> {
         let whole = self.decode.whole(kind, &bytes[payload.clone()]);
-        let Some((op, id)) = whole.filter(|_| payload.len() < LARGE_ROW_BYTES) else {
+        let may_wait = |_: &_| payload.len() < LARGE_ROW_BYTES && self.only.is_none();
+        let Some((op, id)) = whole.filter(may_wait) else {
             return Ok(false);
         };
         let Some(Transaction { position, at, xid }) = self.transaction else { return Ok(false) };

@@ -301,7 +301,6 @@ impl<'a> RowIn<'a> {
     }
 
     /// What we add to it.
-    #[cfg(feature = "sim")]
     pub(super) fn meta(&self) -> &RowMeta {
         &self.meta
     }

@@ -85,6 +85,14 @@ pub(super) fn begin(
     Ok((Encryptor::new(&data_key, &iv)?, metadata))
 }
 
+/// What encrypts the bytes of an object with this metadata once more. They have to be the same: whoever has two messages of
+/// one key and IV knows how they differ.
+pub(super) fn again(key: &LakeKey, metadata: &Metadata) -> Result<Encryptor, SealError> {
+    let iv = bytes::<IV_BYTES>(metadata, IV)?;
+    let mut wrapped = bytes::<WRAPPED_BYTES>(metadata, KEY)?;
+    Ok(Encryptor::new(&*unwrap(key, &mut wrapped)?, &iv)?)
+}
+
 /// Completes the metadata with the length of the file.
 pub(super) fn end(metadata: &mut Metadata, file_bytes: u64) {
     metadata.insert(LENGTH.into(), file_bytes.to_string());

@@ -107,6 +107,19 @@ impl SealError {
             why => Self::Parquet { table: table.into(), why },
         }
     }
+
+    /// Whether a spool file is gone or is not what was written; else this process may only have been hindered to read it.
+    pub fn is_lost(&self) -> bool {
+        match self {
+            Self::Spool { .. } => true,
+            Self::Disk { why, .. } => {
+                let is_gone = [io::ErrorKind::NotFound, io::ErrorKind::UnexpectedEof];
+                let is_damaged = |code| [EIO, EBADMSG, EUCLEAN].contains(&code);
+                is_gone.contains(&why.kind()) || why.raw_os_error().is_some_and(is_damaged)
+            }
+            _ => false,
+        }
+    }
 }
 
 impl From<GcmError> for SealError {
@@ -140,9 +153,25 @@ impl Classified for SealError {
     }
 }
 
+/// Sectors do not read.
+const EIO: i32 = 5;
+/// The file system finds itself damaged, by a checksum or otherwise.
+const EBADMSG: i32 = 74;
+const EUCLEAN: i32 = 117;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_only_this_process_cannot_read_is_not_lost() {
+        let disk =
+            |code| SealError::disk("read", Path::new("s"), io::Error::from_raw_os_error(code));
+        // EMFILE, ENOMEM, EACCES; ENOENT, EIO, EBADMSG, EUCLEAN.
+        assert!([24, 12, 13].into_iter().all(|code| !disk(code).is_lost()));
+        assert!([2, 5, 74, 117].into_iter().all(|code| disk(code).is_lost()));
+        assert!(SealError::Spool { path: "s".into(), what: "cut" }.is_lost());
+    }
 
     #[test]
     fn a_full_disk_under_the_parquet_writer_is_a_full_disk() {

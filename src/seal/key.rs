@@ -144,6 +144,12 @@ impl Keys {
         Some(DataKey { source, schema, table, date, stem: Stem::parse(stem)?, hash: hash.into() })
     }
 
+    /// What the last part of a key of rows says, under whatever prefix. `None`: it is none of ours.
+    pub fn stem(key: &str) -> Option<Stem> {
+        let name = key.rsplit('/').next()?.strip_suffix(".parquet")?;
+        Stem::parse(name.rsplit_once('-')?.0)
+    }
+
     /// Reads the key of a schema. `None`: it is none of ours.
     pub fn parse_schema(&self, key: &str) -> Option<SchemaKey> {
         let mut parts = key.strip_prefix(&self.prefix)?.strip_prefix("_schema/")?.split('/');

@@ -27,6 +27,7 @@ mod habits;
 mod lines;
 #[cfg(test)]
 mod memory;
+mod mend;
 mod meta;
 mod object;
 mod open;
@@ -50,6 +51,7 @@ mod writer;
 pub use envelope::{LakeKey, Metadata};
 pub use error::SealError;
 pub use fates::{Defined, Fates, Looked, LookedFor, Repaired};
+pub use mend::Mending;
 pub use object::SealEncryption;
 pub use open::{open_bytes, open_file};
 pub use schema::{put_taken, put_version};

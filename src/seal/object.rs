@@ -107,6 +107,29 @@ impl Maker {
                 (Encryption::Client, Some(encryptor), metadata)
             }
         };
+        self.begin(encryption, encryptor, metadata)
+    }
+
+    /// Begins an object that is lost once more: the same bytes are to come, whatever others are encrypted with by now.
+    pub(super) fn sink_again(&self, lost: &Object) -> Result<Sink, SealError> {
+        let encryptor = match (&lost.encryption, &self.encryption) {
+            (Encryption::Client, SealEncryption::Client(key)) => {
+                Some(envelope::again(key, &lost.metadata)?)
+            }
+            (Encryption::Client, _) => {
+                return Err(SealError::Key(" that is made anew: there is none"));
+            }
+            (Encryption::None | Encryption::SseKms { .. }, _) => None,
+        };
+        self.begin(lost.encryption.clone(), encryptor, lost.metadata.clone())
+    }
+
+    fn begin(
+        &self,
+        encryption: Encryption,
+        encryptor: Option<Encryptor>,
+        metadata: Metadata,
+    ) -> Result<Sink, SealError> {
         Ok(Sink {
             encryption,
             encryptor,

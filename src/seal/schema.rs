@@ -17,7 +17,7 @@ use std::{
 };
 
 use super::{
-    SealError, Table,
+    Object, SealError, Table,
     object::{Draft, Maker},
 };
 use crate::{
@@ -57,6 +57,12 @@ impl Versions {
         self.known.get(&table_id)?.last().cloned()
     }
 
+    /// The version of that number, of whichever table had the name with it.
+    pub(super) fn named(&self, qualified: &str, version: u32) -> Option<Arc<Table>> {
+        let mut all = self.known.values().flatten();
+        all.find(|table| table.version == version && table.qualified() == qualified).cloned()
+    }
+
     /// `table` with the next free number. It counts only when [`Versions::learn`]ed.
     pub(super) fn number(&self, table: &Table) -> Arc<Table> {
         let same = |known: &&Arc<Table>| {
@@ -86,13 +92,32 @@ pub fn put_taken(batch: &mut FactBatch, qualified: &str, version: u32) {
     batch.put(format!("{TAKEN_FACTS}{qualified}"), &version);
 }
 
-/// Makes the object of a version.
-pub(super) fn draft(maker: &Maker, table: &Table) -> Result<Draft, SealError> {
+/// Makes the object of a version; of one that is `lost`, whose key says nothing of its content, the very same.
+pub(super) fn draft(
+    maker: &Maker,
+    table: &Table,
+    lost: Option<&Object>,
+) -> Result<Draft, SealError> {
     let mut json = serde_json::to_vec_pretty(table).expect("a table is plain data");
     json.push(b'\n');
-    let mut sink = maker.sink(&table.qualified())?;
+    let mut sink = match lost {
+        Some(lost) => maker.sink_again(lost)?,
+        None => maker.sink(&table.qualified())?,
+    };
     sink.write_all(&json).map_err(|why| sink.failed(why))?;
-    sink.finish(table, BTreeMap::new(), |_| maker.keys.schema(&maker.source, table))
+    let key = |_: &str| match lost {
+        Some(lost) => lost.key.clone(),
+        None => maker.keys.schema(&maker.source, table),
+    };
+    let draft = sink.finish(table, BTreeMap::new(), key)?;
+    match lost.filter(|lost| lost.sha256 != draft.object.sha256) {
+        // S3 may have it, though no answer came.
+        Some(lost) => Err(SealError::Spool {
+            path: lost.spool.clone(),
+            what: "its schema would be described by other bytes now",
+        }),
+        None => Ok(draft),
+    }
 }
 
 const TAKEN_FACTS: &str = "seal/taken/";

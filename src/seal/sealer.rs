@@ -2,7 +2,7 @@
 //!
 //! | fact | what |
 //! |---|---|
-//! | `seal/group/<id>` | a [`Group`] whose objects are in the spool; deleted when the ledger has it |
+//! | `seal/group/<id>` | a [`Group`] whose objects are in the spool; deleted when the ledger has it; written anew where an object was lost ([`mend`](super::mend)) |
 //! | `seal/last_group` | the id given last |
 //! | `seal/epoch` | [`EpochEnd`]: where the changes were cut last |
 //! | `seal/relation/<table id>` | a table as the decoder remembered it there |
@@ -214,7 +214,6 @@ impl Sealer {
     }
 
     /// The desk.
-    #[cfg(test)]
     pub(super) fn desk(&self) -> &Desk {
         &self.0
     }
@@ -311,7 +310,7 @@ impl Desk {
             return Ok(Arc::clone(known));
         }
         let numbered = versions.number(table);
-        let draft = schema::draft(&self.maker, &numbered)?;
+        let draft = schema::draft(&self.maker, &numbered, None)?;
         let first = versions.last(table.id).is_none() && !table.is_own();
         let kind = |_, facts: &mut FactBatch| {
             schema::put_version(facts, &numbered);
@@ -325,6 +324,11 @@ impl Desk {
             versions.learn(Arc::clone(&numbered));
         }
         Ok(numbered)
+    }
+
+    /// The version of a table's schema, by the name that it has there.
+    pub(super) fn version(&self, qualified: &str, version: u32) -> Option<Arc<Table>> {
+        lock(&self.versions).named(qualified, version)
     }
 
     /// What of tables is to be said with the next epoch, and the facts that go with that.

@@ -97,12 +97,17 @@ impl Spool {
                 present.insert(name);
             } else {
                 tracing::info!(file = name, "removing a spool file of no group");
-                device.remove(&path).map_err(|why| SealError::disk("remove", &path, why))?;
+                if let Err(why) = device.remove(&path) {
+                    // One that is damaged may never go.
+                    tracing::warn!(%why, file = name, "a spool file of no group stays");
+                    present.insert(name);
+                }
             }
         }
         let here = objects().filter(|object| present.contains(&object.spool));
         let waiting = here.map(|object| object.bytes).sum();
-        let next = known.iter().filter_map(|name| number(name)).max().unwrap_or(0) + 1;
+        let names = known.iter().copied().chain(present.iter().map(String::as_str));
+        let next = names.filter_map(number).max().unwrap_or(0) + 1;
         let spool = Self(Arc::new(Folder {
             device,
             dir: dir.into(),
@@ -246,7 +251,16 @@ impl SpoolReader {
         Ok(())
     }
 
-    /// Removes an object's file, if it is there: S3 has the object.
+    /// Whether an object's file is there, and as long as it was. What stands in it is only known once it is read.
+    pub(super) fn has(&self, object: &Object) -> bool {
+        let file = self.0.device.read(&self.0.dir.join(&object.spool));
+        match file.and_then(|file| file.length()) {
+            Ok(length) => length == file_bytes(object.bytes),
+            Err(why) => why.kind() != io::ErrorKind::NotFound,
+        }
+    }
+
+    /// Removes an object's file, if it is there: S3 has the object, or another has its place.
     ///
     /// # Errors
     ///

@@ -97,7 +97,7 @@ impl Content {
     ///
     /// # Errors
     ///
-    /// [`ShipError::Spool`], [`ShipError::Stopped`].
+    /// [`ShipError::Lost`], [`ShipError::Spool`], [`ShipError::Stopped`].
     pub async fn whole(mut self) -> Result<Bytes, ShipError> {
         let mut whole = BytesMut::new();
         while let Some(piece) =
@@ -157,7 +157,7 @@ impl Reader<'_> {
 }
 
 pub(super) fn altered(object: &Object) -> ShipError {
-    ShipError::Spool { path: object.spool.clone(), why: "not what was sealed".into() }
+    ShipError::Lost { path: object.spool.clone(), why: "not what was sealed".into() }
 }
 
 /// Pieces that are read and not taken: one, beside the one that is held back, the one that is read and its
@@ -194,7 +194,7 @@ mod tests {
                 }
             }
             match whole.len() > self.0.saturating_mul(1000) {
-                true => Err(ShipError::Spool { path: "s".into(), why: "cut".into() }),
+                true => Err(ShipError::Lost { path: "s".into(), why: "cut".into() }),
                 false => Ok(()),
             }
         }
@@ -256,7 +256,7 @@ mod tests {
                     Err(error) => break error,
                 }
             };
-            assert!(matches!(error, ShipError::Spool { .. }), "{error:?}");
+            assert!(matches!(error, ShipError::Lost { .. }), "{error:?}");
             assert!(came < 5000 && content.bytes() > 0, "{came}");
         }
     }

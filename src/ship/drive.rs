@@ -740,8 +740,13 @@ mod tests {
             send.send(group).await.unwrap();
             let (shipped, mut handed) = mpsc::channel(1);
             let end = house.shipper(4).run(receive, shipped, CancellationToken::new()).await;
-            assert!(matches!(end, Err(ShipError::Spool { .. })), "{end:?}");
+            assert!(matches!(end, Err(ShipError::Lost { .. })), "{end:?}");
             assert!(house.memory.objects().is_empty() && handed.recv().await.is_none());
+            assert_eq!(
+                crate::ship::upload::lost(&*house.facts).len(),
+                1,
+                "the next start makes it anew"
+            );
         }
     }
 

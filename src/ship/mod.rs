@@ -47,6 +47,7 @@ pub use crate::seal::{
 use crate::{
     disk::work::WorkFile,
     error::{Cause, Classified},
+    seal::SealError,
 };
 
 /// A group all of whose objects S3 has acknowledged.
@@ -126,7 +127,7 @@ pub trait ReadSpool: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`ShipError::Spool`]: the file is not what was sealed.
+    /// [`ShipError::Lost`], [`ShipError::Spool`].
     fn read(
         &self,
         object: &Object,
@@ -139,7 +140,7 @@ pub trait ReadSpool: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`ShipError::Spool`], of such a one.
+    /// As [`ReadSpool::read`], of such a one.
     fn content(
         self: Arc<Self>,
         object: Arc<Object>,
@@ -366,9 +367,17 @@ pub enum ShipError {
         /// What it may have.
         bytes_max: u64,
     },
-    /// A spool file cannot be read, or is not what was sealed.
+    /// A spool file cannot be read by this process.
     #[error("read spool {path}: {why}")]
     Spool {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A spool file is gone, or is not what was sealed: the next start makes its object anew.
+    #[error("read spool {path}: {why}")]
+    Lost {
         /// The file.
         path: String,
         /// What is wrong.
@@ -382,6 +391,17 @@ pub enum ShipError {
     Stopped,
 }
 
+impl ShipError {
+    /// What the spool said of an object's file.
+    pub fn spool(object: &Object, said: &SealError) -> Self {
+        let (path, why) = (object.spool.clone(), said.to_string());
+        match said.is_lost() {
+            true => Self::Lost { path, why },
+            false => Self::Spool { path, why },
+        }
+    }
+}
+
 impl Classified for ShipError {
     fn cause(&self) -> Cause {
         match self {
@@ -391,6 +411,7 @@ impl Classified for ShipError {
             Self::Unanswered { .. } | Self::Stopped => Cause::LakeUnavailable,
             Self::Failed { cause, .. } | Self::Setup { cause, .. } => *cause,
             Self::TooLong { .. } => Cause::LakeAltered,
+            Self::Lost { .. } => Cause::SpoolDamaged,
             Self::Spool { .. } | Self::Facts(_) => Cause::DiskFailed,
         }
     }

@@ -1,7 +1,7 @@
 //! The way of one object: the awaits around [`Upload`].
 //!
 //! **Invariant:** an upload's id is durable before its first part is sent, every part before Complete is;
-//! bytes go out only if their checksum is the sealed one's.
+//! bytes go out only if their checksum is the sealed one's; where the spool does not give them, the facts say so.
 
 use std::{
     ops::Range,
@@ -22,7 +22,8 @@ use super::{
     plan::{PartPlan, PlanError},
     retry::Pace,
     upload::{
-        Begun, Effect, Event, PartFact, Upload, done_fact, part_fact, part_facts, upload_fact,
+        self, Begun, Effect, Event, PartFact, Upload, done_fact, lost_fact, part_fact, part_facts,
+        upload_fact,
     },
 };
 use crate::{
@@ -56,6 +57,11 @@ impl Shipper {
         let mut going = Going { shipper: self, object, token, recalled: false, doubtful: false };
         let end = Box::pin(going.go()).await;
         self.active.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        if let Err(ShipError::Lost { .. }) = &end {
+            let mut batch = FactBatch::default();
+            batch.put(lost_fact(&key), &true);
+            self.facts.record(batch).await?;
+        }
         if end.is_ok() && going.doubtful {
             // Done already: should this fail, the next sweep finds it.
             if let Err(error) = Box::pin(self.sweep(&key, token)).await {
@@ -239,29 +245,18 @@ impl Going<'_> {
         let abort = || shipper.store.abort(key, id);
         Box::pin(shipper.ask(Request::Abort, 0, self.token, abort)).await?;
         let mut batch = FactBatch::default();
-        self.clear(&mut batch);
+        upload::left(&*shipper.facts, key, &mut batch);
         Ok(shipper.facts.record(batch).await?)
     }
 
     async fn done(&self) -> Result<(), ShipError> {
         let shipper = self.shipper;
         let mut batch = FactBatch::default();
-        self.clear(&mut batch);
+        upload::left(&*shipper.facts, &self.object.key, &mut batch);
         batch.put(done_fact(&self.object.key), &true);
         shipper.facts.record(batch).await?;
         shipper.board.write(|status| status.shipped_objects += 1);
         Ok(())
-    }
-
-    /// Deletes what the facts hold of the upload.
-    fn clear(&self, batch: &mut FactBatch) {
-        let key = &self.object.key;
-        if self.shipper.facts.get(&upload_fact(key)).is_some() {
-            batch.delete(upload_fact(key));
-        }
-        for (fact, _) in self.shipper.facts.scan(&part_facts(key)) {
-            batch.delete(fact);
-        }
     }
 
     /// Bytes of the object from the spool, whose checksum this has to be.

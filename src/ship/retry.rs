@@ -54,6 +54,7 @@ pub fn decide(request: Request, error: &ShipError) -> Decision {
         },
         ShipError::TooLong { .. }
         | ShipError::Spool { .. }
+        | ShipError::Lost { .. }
         | ShipError::Facts(_)
         | ShipError::Stopped => Decision::Fail,
     }
@@ -153,7 +154,10 @@ mod tests {
             assert_eq!(gives_up, fatal, "{}", cause.name());
         }
         let spool = ShipError::Spool { path: key(), why: key() };
-        assert_eq!(decide(Request::Put, &spool), Decision::Fail);
+        let lost = ShipError::Lost { path: key(), why: key() };
+        for gone in [spool, lost] {
+            assert_eq!(decide(Request::Put, &gone), Decision::Fail);
+        }
     }
 
     proptest! {

@@ -11,13 +11,15 @@
 //!
 //! Facts, so that a restart goes on from here: `ship/upload/<key>` holds [`Begun`] from the answer to
 //! Create until the end; `ship/part/<key>/<number, 5 digits>` holds [`PartFact`]; `ship/done/<key>`
-//! stands for `Shipped` until the ledger has the group. No upload fact is `New`.
+//! stands for `Shipped` until the ledger has the group. No upload fact is `New`. `ship/lost/<key>`: the spool does not
+//! give its bytes any more; seal makes them anew at the next start.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::{StoredPart, plan::PartPlan};
+use crate::facts::{FactBatch, Facts};
 
 /// Where one object stands.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -189,8 +191,37 @@ pub fn done_fact(key: &str) -> String {
     format!("ship/done/{key}")
 }
 
+/// Key of the fact that the spool does not give an object's bytes.
+pub fn lost_fact(key: &str) -> String {
+    format!("{LOST_FACTS}{key}")
+}
+
+/// Keys of the objects whose bytes the spool does not give.
+pub fn lost(facts: &dyn Facts) -> BTreeSet<String> {
+    let found = facts.scan(LOST_FACTS).into_iter();
+    found.map(|(fact, _)| fact[LOST_FACTS.len()..].to_owned()).collect()
+}
+
+/// Deletes what the facts hold of an object that is made anew. The next sweep aborts its upload.
+pub fn abandon(facts: &dyn Facts, key: &str, batch: &mut FactBatch) {
+    left(facts, key, batch);
+    batch.delete(lost_fact(key));
+}
+
+/// Deletes what the facts hold of an object's upload.
+pub(super) fn left(facts: &dyn Facts, key: &str, batch: &mut FactBatch) {
+    if facts.get(&upload_fact(key)).is_some() {
+        batch.delete(upload_fact(key));
+    }
+    for (fact, _) in facts.scan(&part_facts(key)) {
+        batch.delete(fact);
+    }
+}
+
 /// Prefix of all [`upload_fact`]s.
 pub const UPLOAD_FACTS: &str = "ship/upload/";
+/// Prefix of all [`lost_fact`]s.
+const LOST_FACTS: &str = "ship/lost/";
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,7 @@
 //! the answers, `judge`, is the real one).
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::pin,
     sync::{
         Arc, Mutex,
@@ -47,8 +47,9 @@ use crate::{
     facts::{self, Facts},
     journal::{self, Decode, Journal, Keep, ORIGIN_FACT, Origin, Table},
     ledger::{Head, IdentityKey, Ledger, LedgerError, LedgerOptions, Proven, SourceIdentity},
+    pipeline,
     seal::{Group, SealEncryption, SealError, SealOptions, Sealer, key::Keys},
-    ship::{Encryption, ObjectStore, Shipped, drive::Shipper},
+    ship::{Encryption, ObjectStore, Shipped, drive::Shipper, upload::done_fact},
     source::postgres::{batch::Sizes, pgoutput::PgDecoder},
     telemetry::board::SourceBoard,
     units::{Point, Timestamp},
@@ -150,6 +151,7 @@ impl Site {
         let engine = self.open_journal(fuse, &board, seed)?;
         let facts: Arc<dyn Facts> = Arc::new(Recorded(Arc::clone(&engine)));
         let sealer = self.open_sealer(&facts, &board).map_err(said)?;
+        self.mend(&*facts, &engine, &sealer)?;
         let recovered = sealer.recovered().map_err(said)?;
         let (groups, groups_in) = mpsc::channel(GROUPS + recovered.len());
         for group in &recovered {
@@ -268,6 +270,20 @@ impl Site {
             spool_bytes_max: 1 << 20,
         };
         Sealer::open_on(self.device(), options, Arc::clone(facts), board.clone(), self.clock())
+    }
+
+    /// Mends what rotted. What else is lost was named before it was durable.
+    fn mend(&self, facts: &dyn Facts, engine: &Engine, sealer: &Sealer) -> Result<(), String> {
+        let shipped = |key: &str| facts.get(&done_fact(key)).is_some();
+        let missing = sealer.missing(true, shipped).map_err(said)?;
+        let groups = sealer.recovered().map_err(said)?;
+        for object in groups.iter().flat_map(|group| &group.objects) {
+            let file = Path::new(SPOOL_DIR).join(&object.spool);
+            if missing.contains(&object.key) && !self.disk.is_rotten(&file) {
+                self.oracle.i7_what_a_fact_names_is_there(&object.spool);
+            }
+        }
+        pipeline::mend(facts, &|behind| engine.journal.reader(behind), sealer).map_err(said)
     }
 
     fn open_ledger(

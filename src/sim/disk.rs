@@ -6,7 +6,7 @@
 //! as they did, and no later sync writes them (I6). Names are as durable as their folder's last sync.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, ErrorKind},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -35,6 +35,9 @@ struct State {
     reserved: u64,
     /// The next sync fails, once.
     sync_fails: bool,
+    /// What rots, and what has.
+    rots: fastrand::Rng,
+    rotten: BTreeSet<PathBuf>,
 }
 
 #[derive(Clone, Default)]
@@ -77,6 +80,8 @@ impl ModelDisk {
             room: None,
             reserved: 0,
             sync_fails: false,
+            rots: fastrand::Rng::with_seed(!seed),
+            rotten: BTreeSet::new(),
         })))
     }
 
@@ -132,6 +137,37 @@ impl ModelDisk {
         lock(&self.0).sync_fails = true;
     }
 
+    /// Now and then a file of a folder rots: a byte of it is another one, or it is gone.
+    pub(crate) fn rot(&self, dir: &Path) {
+        let state = &mut *lock(&self.0);
+        let within = state.names.keys().filter(|name| name.parent() == Some(dir));
+        let names: Vec<_> = within.cloned().collect();
+        if names.is_empty() || state.rots.u8(..ROTS_ONE_IN) > 0 {
+            return;
+        }
+        let name = names[state.rots.usize(..names.len())].clone();
+        let file = state.names.get(&name).and_then(|file| state.files.get_mut(file));
+        let length = file.as_ref().map_or(0, |file| file.bytes.len().min(file.safe.len()));
+        match file.filter(|_| length > 0 && state.rots.bool()) {
+            Some(file) => {
+                let at = state.rots.usize(..length);
+                file.bytes[at] ^= 1;
+                file.safe[at] ^= 1;
+            }
+            None => {
+                state.names.remove(&name);
+                state.safe_names.remove(&name);
+            }
+        }
+        state.note(format_args!("{} rots", name.display()));
+        state.rotten.insert(name);
+    }
+
+    /// Whether what is wrong with a file is no fault of those who wrote it.
+    pub(crate) fn is_rotten(&self, path: &Path) -> bool {
+        lock(&self.0).rotten.contains(path)
+    }
+
     /// All is well from here on.
     pub(crate) fn heal(&self) {
         let state = &mut *lock(&self.0);
@@ -164,6 +200,7 @@ impl State {
             return Err(ErrorKind::AlreadyExists.into());
         }
         self.made += 1;
+        self.rotten.remove(path);
         self.files.insert(self.made, File::default());
         self.names.insert(path.to_owned(), self.made);
         Ok(self.made)
@@ -181,8 +218,7 @@ impl State {
     fn tidy(&mut self) {
         let (names, safe) = (&self.names, &self.safe_names);
         if self.files.len() > names.len() + 8 {
-            let named: std::collections::BTreeSet<u64> =
-                names.values().chain(safe.values()).copied().collect();
+            let named: BTreeSet<u64> = names.values().chain(safe.values()).copied().collect();
             self.files.retain(|file, _| named.contains(file));
         }
     }
@@ -403,5 +439,7 @@ impl ReadAt for Handle {
     }
 }
 
+/// Of the chances to rot.
+const ROTS_ONE_IN: u8 = 6;
 const SECTOR_BYTES: usize = 512;
 const PLENTY_BYTES: u64 = 1 << 40;

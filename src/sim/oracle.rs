@@ -317,6 +317,11 @@ impl Oracle {
         }
     }
 
+    /// I7: what a fact names is on the disk, unless it rotted there.
+    pub(crate) fn i7_what_a_fact_names_is_there(&self, name: &str) {
+        self.chronicle.violated("I7", format!("{name} is not"));
+    }
+
     /// I9: recovering twice finds what recovering once found.
     pub(crate) fn i9_recovery_is_idempotent(&self, one: (Durable, usize), two: (Durable, usize)) {
         if one != two {

@@ -20,10 +20,7 @@ impl ReadSpool for ModelSpool {
         range: Range<u64>,
         each: &mut dyn FnMut(Bytes) -> bool,
     ) -> Result<(), ShipError> {
-        self.0.pieces(object, range, each).map_err(|error| ShipError::Spool {
-            path: object.spool.clone(),
-            why: error.to_string(),
-        })
+        self.0.pieces(object, range, each).map_err(|error| ShipError::spool(object, &error))
     }
 
     fn content(
@@ -39,7 +36,7 @@ impl ReadSpool for ModelSpool {
         })?;
         if checksum::of(&whole) != sum {
             let why = "not what was sealed".into();
-            return Err(ShipError::Spool { path: object.spool.clone(), why });
+            return Err(ShipError::Lost { path: object.spool.clone(), why });
         }
         Ok(whole.freeze().into())
     }

@@ -215,6 +215,7 @@ impl World {
                 if self.random.u8(..5) < 2 {
                     site.disk.cut_power();
                 }
+                site.disk.rot(Path::new(SPOOL_DIR));
                 let pause = Duration::from_millis(self.random.u64(50..3_000));
                 Life::Down(Some(Instant::now() + pause))
             }

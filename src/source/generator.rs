@@ -161,7 +161,7 @@ pub const LOOK_FACT: &str = "source/generators";
 /// The name of the table that holds the generators.
 pub const TABLE_NAME: &str = "sequences";
 /// That of the catalog `pg_sequence`, which no customer's table can have.
-const TABLE_ID: u32 = 2224;
+pub const TABLE_ID: u32 = 2224;
 /// The first columns are the key.
 const KEY: usize = 2;
 /// Names as in PostgreSQL's view `pg_sequences`, where it has them; and types.

@@ -533,7 +533,7 @@ async fn a_spool_that_is_not_what_was_sealed_is_said_and_nothing_is_stored() {
         let (shipped, _handed) = mpsc::channel(1);
         let run = shipper.run(receive, shipped, CancellationToken::new());
         let end = tokio::time::timeout(Duration::from_secs(20), run).await.unwrap();
-        assert!(matches!(end, Err(ShipError::Spool { .. })), "{end:?}");
+        assert!(matches!(end, Err(ShipError::Lost { .. })), "{end:?}");
         assert!(house.double.object(BUCKET, &group.objects[0].key).is_none());
     }
 }

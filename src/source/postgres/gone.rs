@@ -21,6 +21,7 @@ use crate::{
     facts::{self, FactBatch, FactDamaged, Facts},
     source::{
         fate::{FIRST_FACTS, Fate, anew_fact, fate_fact, first_fact, repaired_fact},
+        generator, large_object,
         reread::{Span, UNCHANGED_FACTS, span_fact},
     },
     units::Position,
@@ -144,6 +145,36 @@ pub(crate) fn read_anew(facts: &dyn Facts, table_id: u32, plan: &Plan, batch: &m
     batch.put(plan_fact(table_id), &plan.anew()).put(anew_fact(table_id), &true);
 }
 
+/// Has read again what is in no change stream of a table, since some of it got lost on its way to the lake.
+///
+/// # Errors
+///
+/// A fact does not read.
+pub(crate) fn read_again(
+    facts: &dyn Facts,
+    table_id: u32,
+    batch: &mut FactBatch,
+) -> Result<(), FactDamaged> {
+    match table_id {
+        generator::TABLE_ID => {
+            batch.delete(generator::LOOK_FACT);
+        }
+        large_object::TABLE_ID => {
+            let last: Option<large_object::Look> = facts::read(facts, large_object::LOOK_FACT)?;
+            let number = last.map_or(0, |last| last.number);
+            let none = large_object::Look { number, ..Default::default() };
+            batch.put(large_object::LOOK_FACT, &none);
+        }
+        _ => {
+            let plan: Option<Plan> = facts::read(facts, &plan_fact(table_id))?;
+            if let Some(plan) = plan.filter(|plan| !plan.gone) {
+                read_anew(facts, table_id, &plan, batch);
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Removes what is known of a table's parts and rows. What seal adds meanwhile goes with the next look.
 fn release(facts: &dyn Facts, table_id: u32, batch: &mut FactBatch) -> Result<(), FactDamaged> {
     delete_all(facts, table_id, batch);
@@ -237,6 +268,40 @@ mod tests {
             let kept: Plan = facts::read(&facts, &plan_fact(7)).unwrap().unwrap();
             assert_eq!((kept.done, kept.gone, kept.count()), (done, true, 0));
         }
+    }
+
+    #[test]
+    fn what_got_lost_on_its_way_is_read_again_whatever_it_is_of() {
+        let again = |facts: &MemoryFacts, id| {
+            let mut batch = FactBatch::default();
+            read_again(facts, id, &mut batch).unwrap();
+            facts.record_blocking(batch).unwrap();
+        };
+        let facts = known(7, Some(&plan(true)));
+        again(&facts, 7);
+        assert_eq!(rest(&facts), [anew_fact(7)], "no part of it counts");
+        let now: Plan = facts::read(&facts, &plan_fact(7)).unwrap().unwrap();
+        assert!(now.is_to_be_made() && span(&facts).is_none());
+
+        // One that is gone stays so.
+        look_once(&facts, false, false);
+        let before = facts.scan("");
+        again(&facts, 7);
+        assert_eq!(facts.scan(""), before);
+
+        let facts = MemoryFacts::default();
+        let (position, mut looks) = (Position(9), FactBatch::default());
+        looks.put(generator::LOOK_FACT, &generator::Look { position, since_whole: 3 }).put(
+            large_object::LOOK_FACT,
+            &large_object::Look { position, begun: None, number: 12 },
+        );
+        facts.record_blocking(looks).unwrap();
+        again(&facts, generator::TABLE_ID);
+        again(&facts, large_object::TABLE_ID);
+        assert_eq!(facts.get(generator::LOOK_FACT), None);
+        let look: large_object::Look =
+            facts::read(&facts, large_object::LOOK_FACT).unwrap().unwrap();
+        assert_eq!((look.stands(), look.number), (Position(0), 12), "no number is given twice");
     }
 
     #[test]
