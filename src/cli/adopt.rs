@@ -4,9 +4,17 @@
 //! taken over, also where the database has lost changes, which is said; 1: there is no chain, or it is
 //! broken; 3: another box was faster.
 
-use std::{convert::Infallible, fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt, fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use clap::Args;
+use nix::unistd::{Uid, User, geteuid};
 use tokio::time::interval;
 
 use super::{
@@ -45,6 +53,7 @@ pub(super) async fn adopt(global: &Global, args: AdoptArgs) -> Result<Exit, Fail
     let data_dir = &config.appliance.data_dir;
     disk::create_dir(data_dir)
         .map_err(|why| Failure::system(&format!("make data_dir {}", data_dir.display()), &why))?;
+    own(data_dir)?;
     let _hold = super::journal::hold(&config)?;
     let source = config.sources.iter().find(|source| source.name == name);
     let source = source.expect("a source that was found by its name");
@@ -52,6 +61,25 @@ pub(super) async fn adopt(global: &Global, args: AdoptArgs) -> Result<Exit, Fail
     let json = serde_json::json!({ "source": name, "adopted": takeover });
     global.output().tell(&json, &Lines { source: &name, takeover: &takeover });
     Ok(Exit::Done)
+}
+
+/// What root writes among the files of another the service could not read afterwards: refused before anything is written.
+fn own(data_dir: &Path) -> Result<(), Failure> {
+    let found = fs::metadata(data_dir)
+        .map_err(|why| Failure::system(&format!("look at {}", data_dir.display()), &why))?;
+    let owner = Uid::from_raw(found.uid());
+    if !geteuid().is_root() || owner.is_root() {
+        return Ok(());
+    }
+    let known = User::from_uid(owner).ok().flatten();
+    let name = known.map_or_else(|| format!("#{owner}"), |user| user.name);
+    Err(Failure::not_here(
+        &format!(
+            "{} belongs to {name}, who could not read what root writes there",
+            data_dir.display()
+        ),
+        &format!("run it as that user: sudo -u '{name}' lakehead adopt …"),
+    ))
 }
 
 async fn take_over(

@@ -1,6 +1,11 @@
 //! A box is lost, with all that it held: another one, of another name, continues its chain.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, chown},
+    path::PathBuf,
+    time::Duration,
+};
 
 use lakehead::{
     demo::{
@@ -63,6 +68,19 @@ async fn lose(world: &mut World) -> Lost {
     let gateway = std::mem::replace(&mut world.gateway, heir);
     world.audit = audit;
     Lost { gateway, public_key, aside, data_dir }
+}
+
+/// Root takes nothing over in the folder of another user, who could not read it then.
+async fn refused_to_root(world: &World, lost: &Lost) {
+    let data_dir = world.site.data_dir();
+    let own = fs::metadata(&data_dir).unwrap().uid();
+    if own != 0 {
+        return;
+    }
+    chown(&data_dir, Some(65_534), None).unwrap();
+    let ended = adopt(world, Some(&lost.public_key)).await;
+    assert!(ended.code == 2 && ended.stderr.contains("sudo -u "), "{ended:?}");
+    chown(&data_dir, Some(own), None).unwrap();
 }
 
 /// `lakehead adopt` on the world's box, with the auditor's credentials for reading.
@@ -161,6 +179,9 @@ async fn a_new_box_goes_on_where_a_lost_one_ended() {
         let wrong = stranger.join("identity.pub");
         let ended = adopt(&world, Some(&wrong)).await;
         assert!(ended.code == 1 && ended.stderr.contains("EntryAltered"), "{ended:?}");
+        assert_eq!(world.ledger().len(), before);
+
+        refused_to_root(&world, &lost).await;
         assert_eq!(world.ledger().len(), before);
 
         // Cut while it waits for the fence: what was begun is not started on, and is finished.

@@ -46,6 +46,12 @@ fn keeps(status: &SourceStatus) -> bool {
     status.in_progress_bytes > 500_000
 }
 
+/// One of 6,000 rows. After a restart the server sends of those that were confirmed past in progress only what it has in memory
+/// when more comes: others stay on its disk until their commit, by chance.
+fn keeps_one(status: &SourceStatus) -> bool {
+    status.in_progress_bytes > 300_000
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transactions_in_progress_come_as_if_they_came_at_once() {
     let Some(mut world) = world("in-progress", Setup::default()).await else { return };
@@ -151,11 +157,11 @@ async fn torn(world: &mut World) {
     world.gateway.kill();
     run(&a, &insert("plain", 110_000, 100)).await;
     world.start();
-    world.until("they are kept again", keeps).await;
+    world.until("one is kept again", keeps_one).await;
     run(&a, &format!("{} COMMIT", insert("plain", 120_000, 3000))).await;
     run(&a, &format!("BEGIN; {}", insert("plain", 400_000, 6000))).await;
     world.caught_up().await;
-    world.until("they are kept", keeps).await;
+    world.until("the next is kept", keeps_one).await;
     world.cluster.restart(Stop::Immediate).unwrap();
     let shop = world.shop().await;
     run(&shop, "COMMIT PREPARED 'kept'; ").await;
