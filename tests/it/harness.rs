@@ -94,12 +94,9 @@ impl World {
     pub(crate) async fn new(story: &str, setup: Setup) -> Self {
         let dir = fresh_dir(story);
         let tasks = Tasks::new();
-        // To analyze a table of a thousand columns again and again takes longer than all its story.
-        let mut settings = vec![("autovacuum".to_owned(), "off".to_owned())];
-        settings.extend(setup.settings);
         let options = ClusterOptions {
             dir: dir.join("postgres"),
-            settings,
+            settings: setup.settings,
             tls: setup.certificate,
             kept: FIRST.replace(false).then(|| stories_dir().join(".initdb")),
             ..ClusterOptions::default()
