@@ -1,7 +1,7 @@
 //! Ship: sends sealed objects to S3, each exactly once, and can be stopped anywhere.
 //!
 //! Takes [`Group`](crate::seal::Group)s. Gives [`Shipped`] groups in the same order. Keeps upload
-//! ids and acknowledged parts in the facts under `ship/`.
+//! ids, acknowledged parts and what the spool lost in the facts under `ship/`.
 //!
 //! Pure: [`plan`] cuts, [`upload`] says what is next, [`retry`] says what an error means. The awaits
 //! are in [`drive`]; [`s3`] is the one door to the SDK, `memory` its stand-in with faults.
