@@ -92,7 +92,7 @@ fn measure(
         source: "bench".into(),
         object_bytes: 64 << 20,
         object_age: Duration::from_secs(60),
-        integers: Integers::Plain,
+        integers: Integers::Rising,
         encryption,
         spool_dir: dir.path().join("spool"),
         spool_key: Secret::new(vec![9; 32]),

@@ -225,8 +225,10 @@ pub struct Seal {
 /// How whole numbers, dates and times that no dictionary holds are laid down in Parquet.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Integers {
-    /// As they are: every reader has that.
+    /// As they are, which every reader has; those that rise by little compressed as what is known to rise.
     #[default]
+    Rising,
+    /// As they are, compressed as anything else.
     Plain,
     /// As what each is more than the one before (`DELTA_BINARY_PACKED`).
     Delta,

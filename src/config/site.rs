@@ -310,11 +310,12 @@ fn seal(top: &Section<'_>) -> Option<Seal> {
     let (least, most) = (Duration::from_millis(100), Duration::from_secs(24 * 3600));
     let age = table.optional("object_age", |text| rules::age(text, least, most));
     let integers = table.optional("integers", |text| match text {
+        "rising" => Ok(Integers::Rising),
         "plain" => Ok(Integers::Plain),
         "delta" => Ok(Integers::Delta),
         _ => Err(Fault::new(
             "is no way to lay down integers",
-            "write \"plain\", or \"delta\" if all your readers have it",
+            "write \"rising\" or \"plain\", or \"delta\" if all your readers have it",
         )),
     });
     table.finish();

@@ -34,7 +34,7 @@ pub struct Site {
     pub object_bytes: String,
     /// `[seal] object_age`
     pub object_age: String,
-    /// `[seal] integers`: `plain` or `delta`.
+    /// `[seal] integers`: `rising`, `plain` or `delta`.
     pub integers: String,
     /// `[status] listen`, if there is to be a page.
     pub listen: Option<String>,
@@ -232,7 +232,7 @@ mod tests {
             journal_max: "1 GiB".into(),
             object_bytes: "8 MiB".into(),
             object_age: "5 s".into(),
-            integers: "plain".into(),
+            integers: "rising".into(),
             listen: Some("127.0.0.1:3".into()),
         };
         let (path, _) = site.write(&[7; 32]).unwrap();

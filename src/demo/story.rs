@@ -390,7 +390,7 @@ fn configure(
         journal_max: "4 GiB".into(),
         object_bytes: "8 MiB".into(),
         object_age: "5 s".into(),
-        integers: "plain".into(),
+        integers: "rising".into(),
         listen: Some(page.into()),
     };
     site.write(&random_key()?).map_err(system("write the configuration"))

@@ -208,7 +208,7 @@ mod tests {
             keys: Keys::new("raw"),
             source: "erp".into(),
             encryption: SealEncryption::None,
-            integers: crate::config::Integers::Plain,
+            integers: crate::config::Integers::Rising,
             spool,
             encode: crate::seal::encode::parquet,
             habits: std::sync::Mutex::default(),

@@ -129,7 +129,7 @@ impl Bench {
             source: "erp".into(),
             object_bytes: 64 << 20,
             object_age: Duration::from_secs(60),
-            integers: Integers::Plain,
+            integers: Integers::Rising,
             encryption: SealEncryption::None,
             spool_dir: dir.path().join("spool/erp"),
             spool_key: Secret::new(vec![7; 32]),

@@ -34,6 +34,7 @@ mod open;
 mod pack;
 mod pages;
 mod pieces;
+mod rising;
 mod run_chunks;
 mod runs;
 mod schema;

@@ -6,10 +6,6 @@
 //! a fifth less. In digits at random there is nothing to be found. [`Method`] is the cheapest of those that come near
 //! the best; how near is a question of what is [`Scarce`].
 //!
-//! A page is its header, in Thrift's compact protocol, and its body
-//! (<https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>, `PageHeader`); of the
-//! header only the third field changes, the length of the body as it is written.
-//!
 //! **Invariant:** what a chunk says of its pages, their lengths and where they lie, is so of what was written.
 
 use std::{
@@ -34,6 +30,12 @@ use zstd::{
     bulk::Compressor,
     zstd_safe::{CParameter, ParamSwitch, compress_bound},
 };
+
+use self::header::Header;
+pub(super) use self::header::varint;
+use super::rising::Numbers;
+
+mod header;
 
 /// What there is less of than is asked for.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -95,6 +97,8 @@ struct Inner {
     method: Option<Method>,
     /// Whether that is what its values advise.
     is_advised: bool,
+    /// Whether there are pages of numbers that rise, which are zstd's: no page is to be uncompressed.
+    rises: bool,
     scarce: Scarce,
     leaves: Vec<Leaf>,
 }
@@ -141,7 +145,14 @@ impl Packer {
     /// For the chunks of a field, whose pages are compressed by `method`, or as the first one advises.
     pub(super) fn new(presses: &Presses, scarce: Scarce, method: Option<Method>) -> Self {
         let (presses, is_advised) = (presses.clone(), method.is_some());
-        Self(Arc::new(Mutex::new(Inner { presses, method, is_advised, scarce, leaves: vec![] })))
+        Self(Arc::new(Mutex::new(Inner {
+            presses,
+            method,
+            is_advised,
+            rises: false,
+            scarce,
+            leaves: vec![],
+        })))
     }
 
     /// What the pages were compressed by; `None`: the first was too small to show anything.
@@ -150,16 +161,22 @@ impl Packer {
         inner.method.filter(|_| inner.is_advised)
     }
 
-    /// Takes the next page of a leaf: its header, with any length of the body that is written, and its body. Bytes of the
-    /// header as it is written.
+    /// Takes the next page of a leaf: its header, with any length of the body that is written, its body, and where the
+    /// numbers in it stand, if its values are whole numbers. Bytes of the header as it is written.
     ///
     /// # Errors
     ///
     /// It has another header than a page has.
-    pub(super) fn page(&self, leaf: usize, header: &[u8], body: &[u8]) -> Result<usize> {
+    pub(super) fn page(
+        &self,
+        leaf: usize,
+        header: &[u8],
+        body: &[u8],
+        numbers: Option<Numbers>,
+    ) -> Result<usize> {
         let mut inner = self.lock();
         inner.know(leaf);
-        inner.page(leaf, header, body)
+        inner.page(leaf, header, body, numbers)
     }
 
     /// Bytes of a leaf's pages.
@@ -220,26 +237,41 @@ impl Inner {
             self.leaves[leaf].header = Some(blob);
             return Ok(());
         };
-        self.page(leaf, &header, &blob).map(drop)
+        self.page(leaf, &header, &blob, None).map(drop)
     }
 
     /// See [`Packer::page`].
-    fn page(&mut self, leaf: usize, header: &[u8], body: &[u8]) -> Result<usize> {
+    fn page(
+        &mut self,
+        leaf: usize,
+        header: &[u8],
+        body: &[u8],
+        numbers: Option<Numbers>,
+    ) -> Result<usize> {
         let presses = self.presses.clone();
         let mut press = presses.take()?;
-        let method = match self.method {
-            Some(method) => method,
-            None if body.len() < JUDGED_BYTES => Method::Whole,
-            None => {
-                self.is_advised = true;
-                press.advised(self.scarce, body)?
+        // Once one is uncompressed, all that follow are, whatever they hold.
+        let numbers = numbers.filter(|_| self.method != Some(Method::Raw));
+        let packed = if numbers.is_some_and(|of| of.pack(self.scarce, body, &mut press.packed)) {
+            self.rises = true;
+            &press.packed
+        } else {
+            let method = match self.method {
+                Some(method) => method,
+                None if body.len() < JUDGED_BYTES => Method::Whole,
+                None => {
+                    self.is_advised = true;
+                    match press.advised(self.scarce, body)? {
+                        Method::Raw if self.rises => Method::Literals,
+                        method => method,
+                    }
+                }
+            };
+            self.method = Some(method);
+            match method {
+                Method::Raw => body,
+                method => press.compress(method, body)?,
             }
-        };
-        // Those that follow have the same codec, whatever they hold.
-        self.method = Some(method);
-        let packed = match method {
-            Method::Raw => body,
-            method => press.compress(method, body)?,
         };
         let (kind, before, after) = Header::parts(header)?;
         let mut page = Vec::with_capacity(header.len() + LENGTH_BYTES_MAX + packed.len());
@@ -343,46 +375,6 @@ impl Method {
     }
 }
 
-/// A page's header.
-struct Header;
-
-impl Header {
-    /// What kind of page it is, and what stands before and behind the length of its body.
-    fn parts(header: &[u8]) -> Result<(u8, &[u8], &[u8])> {
-        let (mut at, mut kind) = (0, 0);
-        let mut last = 0;
-        for field in 0..3 {
-            // Each is an i32, the field after the one before.
-            if header.get(at) != Some(&NEXT_I32) {
-                return Err(unlike("a page's header"));
-            }
-            last = at + 1;
-            let rest = &header[last..];
-            let length = rest.iter().position(|byte| byte & 0x80 == 0);
-            at = last + length.ok_or_else(|| unlike("a page's header"))? + 1;
-            if field == 0 {
-                kind = rest[0];
-            }
-        }
-        Ok((kind, &header[..last], &header[at..]))
-    }
-
-    /// Appends a number, in zigzag and as a varint.
-    fn put(number: i64, to: &mut Vec<u8>) {
-        varint(number.cast_unsigned() << 1, to);
-    }
-}
-
-/// Appends a number, seven bits to a byte, the lowest first.
-pub(super) fn varint(number: u64, to: &mut Vec<u8>) {
-    let mut rest = number;
-    while rest > 0x7F {
-        to.push(rest.to_le_bytes()[0] | 0x80);
-        rest >>= 7;
-    }
-    to.push(rest.to_le_bytes()[0]);
-}
-
 impl PageStore for Store {
     fn put(&mut self, value: Bytes) -> Result<PageKey> {
         self.packer.lock().put(self.leaf, value)?;
@@ -464,8 +456,6 @@ const STEP_MAX: u32 = 128 << 10;
 const LEVEL: i32 = 1;
 /// Where every byte counts.
 const DENSE_LEVEL: i32 = 3;
-/// Of what comes once, in Thrift: one field on, of type i32.
-const NEXT_I32: u8 = 0x15;
 /// The most that the length of a page takes in its header.
 const LENGTH_BYTES_MAX: usize = 5;
 /// The kind of a dictionary's page, 2, in zigzag.
@@ -489,12 +479,13 @@ const NEAR_OF_LINK: usize = 128;
 #[cfg(test)]
 mod tests {
     use arrow_array::{
-        ArrayRef, Int64Array, ListArray, RecordBatch, StringArray, types::Int32Type,
+        ArrayRef, Int32Array, Int64Array, ListArray, RecordBatch, StringArray, types::Int32Type,
     };
     use parquet::{
         arrow::arrow_reader::{
             ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
         },
+        basic::Encoding,
         file::{metadata::PageIndexPolicy, properties::WriterProperties},
     };
 
@@ -586,10 +577,16 @@ mod tests {
         // Of differences, a key that rises and then jumps.
         let key = |n: i64| if n < 20_000 { n } else { dice.i64(..) };
         let keys: Vec<Option<i64>> = (0..60_000).map(key).map(Some).collect();
+        // And one whose first page, and second one, show something else than its last ones.
+        let late = keys.iter().copied().skip(20_000).chain(keys[..20_000].to_vec()).collect();
         let (first, last) = (noise.clone(), noise.into_iter().rev().collect::<Vec<_>>());
-        for (values, integers) in
-            [(first, Integers::Plain), (last, Integers::Plain), (keys, Integers::Delta)]
-        {
+        for (values, integers) in [
+            (first, Integers::Plain),
+            (last, Integers::Plain),
+            (keys.clone(), Integers::Rising),
+            (late, Integers::Rising),
+            (keys, Integers::Delta),
+        ] {
             let column = Arc::new(Int64Array::from(values)) as ArrayRef;
             let batch = RecordBatch::try_from_iter_with_nullable([("id", column, true)]).unwrap();
             let (habits, properties) = (Habits::default(), properties());
@@ -604,6 +601,48 @@ mod tests {
             let read = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
             let mut read = read.with_batch_size(60_000).build().unwrap();
             assert!((0..2).all(|_| read.next().unwrap().unwrap() == batch));
+        }
+    }
+
+    #[test]
+    fn keys_that_rise_take_little_in_plain_encoding() {
+        let all = [
+            (Scarce::Cpu, Integers::Rising),
+            (Scarce::Link, Integers::Rising),
+            (Scarce::Cpu, Integers::Plain),
+        ];
+        for (scarce, integers) in all {
+            let rising = Int64Array::from_iter_values(1 << 40..(1 << 40) + 60_000);
+            let short = rising.values().iter().map(|key| i32::try_from(*key & 0xFF_FFFF).ok());
+            let sometimes = rising.values().iter().map(|key| (key % 9 > 0).then_some(*key));
+            let batch = RecordBatch::try_from_iter_with_nullable([
+                ("sometimes", Arc::new(Int64Array::from_iter(sometimes)) as ArrayRef, true),
+                ("short", Arc::new(Int32Array::from_iter(short)), true),
+                ("rising", Arc::new(rising), false),
+            ])
+            .unwrap();
+            let properties = properties().into_builder().set_dictionary_enabled(false);
+            let properties = properties.set_data_page_row_count_limit(100_000).build();
+            let terms = Terms { scarce, integers, ..Terms::default() };
+            let mut writer =
+                Writer::new(vec![], &batch.schema(), properties, Habits::default(), terms).unwrap();
+            writer.add(batch.columns().iter().cloned().map(Piece::Array).collect()).unwrap();
+            let file = Bytes::from(writer.into_inner().unwrap());
+            let read = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+            let group = read.metadata().row_group(0).clone();
+            for (of, most) in group.columns().iter().zip([80_000, 8000, 8000]) {
+                let plain = [Encoding::PLAIN, Encoding::RLE];
+                assert!(of.encodings().all(|of| plain.contains(&of)), "{:?}", of.column_path());
+                let is_little = of.compressed_size() < most || integers == Integers::Plain;
+                assert!(is_little, "{}: {}", of.column_path(), of.compressed_size());
+                // As zstd finds it.
+                let is_much = of.compressed_size() > 50_000 || integers == Integers::Rising;
+                assert!(is_much, "{}: {}", of.column_path(), of.compressed_size());
+            }
+            assert_eq!(
+                read.with_batch_size(60_000).build().unwrap().next().unwrap().unwrap(),
+                batch
+            );
         }
     }
 
@@ -628,19 +667,5 @@ mod tests {
         let prose: String = (0..70_000).map(|_| dice.choice(&words).unwrap().as_str()).collect();
         assert_eq!(advised(Scarce::Cpu, prose.as_bytes()), Method::Whole);
         assert_eq!(advised(Scarce::Link, prose.as_bytes()), Method::Dense);
-    }
-
-    #[test]
-    fn of_a_header_the_third_field_alone_is_another() {
-        // A data page of 300 bytes, 300 of them written; the rest is its own.
-        let header = [0x15, 0x00, 0x15, 0xD8, 0x04, 0x15, 0xD8, 0x04, 0x2C, 0x15, 0x06];
-        let (kind, before, after) = Header::parts(&header).unwrap();
-        let mut other = before.to_vec();
-        Header::put(20, &mut other);
-        other.extend(after);
-        assert_eq!((kind, &other[..]), (0, &[0x15, 0, 0x15, 0xD8, 4, 0x15, 40, 0x2C, 0x15, 6][..]));
-        for wrong in [&[][..], &[0x15], &[0x15, 0x80], &[0x15, 0, 0x25, 0, 0x15, 0]] {
-            assert!(Header::parts(wrong).is_err());
-        }
     }
 }

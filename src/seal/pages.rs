@@ -34,7 +34,9 @@ use super::{
     column::{Of, encode},
     pack::Packer,
     pieces::Piece,
+    rising::Numbers,
 };
+use crate::config::Integers;
 
 mod bounds;
 mod page;
@@ -43,6 +45,8 @@ mod page;
 pub(super) struct Pages {
     packer: Packer,
     page: Page,
+    /// Whether numbers that rise are compressed as such.
+    rises: bool,
     done: Vec<Done>,
     /// Of the bounds in `done`.
     bounds_bytes: usize,
@@ -76,7 +80,8 @@ impl Pages {
         let rows_max = properties.column_data_page_row_count_limit(&path);
         let bytes_max = properties.column_data_page_size_limit(&path);
         let page = Page::new(kind, of.field.is_nullable(), rows_max, bytes_max);
-        Some(Self { packer: packer.clone(), page, done: vec![], bounds_bytes: 0 })
+        let (packer, rises) = (packer.clone(), of.terms.integers == Integers::Rising);
+        Some(Self { packer, page, rises, done: vec![], bounds_bytes: 0 })
     }
 
     /// Adds rows.
@@ -101,19 +106,21 @@ impl Pages {
     }
 
     fn end_page(&mut self) -> Result<()> {
-        let Self { page, packer, done, bounds_bytes } = self;
+        let Self { page, packer, rises, done, bounds_bytes } = self;
         let (rows, values) = (page.rows(), page.values());
         let bounds = page.bounds();
         let lengths = if page.kind().has_lengths() { values * LENGTH_BYTES } else { 0 };
-        let value_bytes = page.value_bytes() - lengths;
+        let (bytes, width) = (page.value_bytes(), page.kind().width().filter(|_| *rises));
         let body = page.body()?;
         let header = header(rows, body.len())?;
-        let header_bytes = packer.page(0, &header, body)?;
+        let from = body.len() - bytes;
+        let numbers = width.map(|width| Numbers { from, width });
+        let header_bytes = packer.page(0, &header, body, numbers)?;
         *bounds_bytes += bounds.iter().flatten().map(Vec::len).sum::<usize>();
         done.push(Done {
             rows,
             nulls: rows - values,
-            value_bytes,
+            value_bytes: bytes - lengths,
             plain_bytes: header_bytes + body.len(),
             bounds,
         });

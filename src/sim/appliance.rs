@@ -263,7 +263,7 @@ impl Site {
             source: SOURCE.into(),
             object_bytes: self.setup.object_bytes,
             object_age: self.setup.object_age,
-            integers: Integers::Plain,
+            integers: Integers::Rising,
             encryption: SealEncryption::None,
             spool_dir: PathBuf::from(SPOOL_DIR),
             spool_key: Secret::new(vec![7; 32]),

@@ -119,7 +119,7 @@ impl Road {
             journal_max: "1 GiB".into(),
             object_bytes: "12 MiB".into(),
             object_age: "1 s".into(),
-            integers: "plain".into(),
+            integers: "rising".into(),
             listen: None,
         };
         let (path, audit) = site.write(&random_key().unwrap()).unwrap();

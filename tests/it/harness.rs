@@ -65,7 +65,7 @@ impl Default for Setup {
             tables: ["*.*", "!public.scratch_*"].map(String::from).to_vec(),
             object_bytes: "8 MiB".into(),
             object_age: "1 s".into(),
-            integers: "plain".into(),
+            integers: "rising".into(),
             journal_max: "4 GiB".into(),
             tls: false,
             certificate: None,

@@ -51,6 +51,23 @@ def left_open(lake):
     return left
 
 
+def held(lake, prefix):
+    """The keys of all that is not the ledger's own."""
+    return {name for name in lake.keys(f"{prefix}/") if "/_ledger/" not in name and "/_check/" not in name}
+
+
+def told(lake, prefix, source):
+    """The ledger's bodies, once they name all that the lake holds: what a box that lives has just put they name a moment later."""
+    for _ in range(20):
+        stored = held(lake, prefix)
+        bodies = entries(lake, prefix, source)
+        if not (unnamed := stored - {item["key"] for body in bodies for item in body["objects"]}):
+            break
+        time.sleep(0.25)
+    assert not unnamed, f"only in the lake: {sorted(unnamed)}"
+    return bodies
+
+
 def main():
     site = json.load(sys.stdin)
     lake, prefix, source = Lake.of(site), site["prefix"], site["source"]
@@ -60,13 +77,12 @@ def main():
     db = duckdb.connect()
     # It takes a file of the same name, size and second for the one that it has read.
     db.execute("SET enable_external_file_cache = false")
-    bodies = entries(lake, prefix, source)
+    bodies = told(lake, prefix, source)
     reached = tiled(bodies)
     named = [item for body in bodies for item in body["objects"]]
     names = [item["key"] for item in named]
     assert len(set(names)) == len(names), "an object stands in the ledger twice"
-    stored = {name for name in lake.keys(f"{prefix}/") if "/_ledger/" not in name and "/_check/" not in name}
-    assert stored == set(names), f"only in the lake: {sorted(stored - set(names))}; only in the ledger: {sorted(set(names) - stored)}"
+    assert (lost := set(names) - held(lake, prefix)) == set(), f"only in the ledger: {sorted(lost)}"
     box = Lake.of(site | site["box"])  # only the box may ask for open uploads
     assert (left := left_open(box)) == [], f"uploads are left open: {left}"
 

@@ -96,7 +96,7 @@ fn the_designs_file_is_read_whole() {
     let journal = Journal { max_bytes: 50 << 30, key_file: None, segment_bytes: 64 << 20 };
     assert_eq!(config.journal, journal);
     let (object_bytes, object_age) = (64 << 20, Duration::from_secs(60));
-    assert_eq!(config.seal, Seal { object_bytes, object_age, integers: Integers::Plain });
+    assert_eq!(config.seal, Seal { object_bytes, object_age, integers: Integers::Rising });
     assert_eq!(config.ship, Ship { part_bytes: 16 << 20, requests: 4 });
     let link = config.link.unwrap();
     assert_eq!((link.name.as_str(), link.interface.as_str()), ("dx-1", "eth1"));
@@ -143,9 +143,10 @@ fn how_tables_are_repaired_behind_a_gap_is_one_of_two_words() {
 }
 
 #[test]
-fn integers_are_laid_down_in_one_of_two_ways() {
+fn integers_are_laid_down_in_one_of_three_ways() {
     let with =
         |word: &str| parsed(&SITE.replace("\"60 s\"", &format!("\"60 s\"\nintegers = \"{word}\"")));
+    assert_eq!(with("rising").unwrap().seal.integers, Integers::Rising);
     assert_eq!(with("plain").unwrap().seal.integers, Integers::Plain);
     assert_eq!(with("delta").unwrap().seal.integers, Integers::Delta);
     let [wrong] = with("zigzag").unwrap_err().try_into().unwrap();

@@ -17,6 +17,7 @@ use parquet::errors::Result;
 use super::unlike;
 use crate::seal::{
     pack::varint,
+    rising::Width,
     run_chunks,
     texts::{STEP_BYTES, copy},
 };
@@ -93,6 +94,15 @@ impl Kind {
     /// Whether each value has its length in front.
     pub(super) fn has_lengths(self) -> bool {
         matches!(self, Self::Text | Self::Bytes)
+    }
+
+    /// Of whole numbers.
+    pub(super) fn width(self) -> Option<Width> {
+        match self {
+            Self::Int32 | Self::Decimal32 => Some(Width::Four),
+            Self::Int64 | Self::Decimal64 => Some(Width::Eight),
+            Self::Text | Self::Bytes | Self::Uuid => None,
+        }
     }
 
     fn no_bounds(self) -> Bounds {
