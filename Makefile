@@ -28,6 +28,7 @@ RATE ?= 5000
 JOURNAL_GIB ?= 1
 export SCALE TURNS SETS LOADS SSLMODE COLD RATE JOURNAL_GIB
 PY := target/py/bin/python
+SPARK := target/spark/bin/python
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 export SSL_CERT_FILE ?= /etc/ssl/certs/ca-certificates.crt
 export RUST_BACKTRACE ?= 1
@@ -212,6 +213,15 @@ extensions: test-tools python ## PostGIS and pgvector, copied and restored equal
 	LAKEHEAD_POSTGRES="$$(tests/postgres/fetch.sh target/postgres pgvector)" \
 		cargo test --locked --all-features --test it -- --ignored --nocapture what_pgvector
 
+spark: test-tools python $(SPARK) ## Every value of a lake read by Spark, as pyarrow reads it: 320 MB from PyPI, and Java
+	@$(call install,/usr/bin/java:openjdk-17-jre-headless)
+	LAKEHEAD_SPARK=$(CURDIR)/$(SPARK) cargo test --locked --all-features --test it -- --ignored --nocapture spark_reads
+$(SPARK): tests/py/spark.txt
+	python3 -m venv target/spark
+	target/spark/bin/pip install --quiet setuptools==80.9.0 wheel==0.45.1
+	target/spark/bin/pip install --quiet --no-build-isolation -r tests/py/spark.txt
+	@touch $(SPARK)
+
 unit-test: test-tools python ## The unit under a live systemd, in a Debian of its own (needs root)
 	@$(call install,/usr/bin/systemd-nspawn:systemd-container /usr/bin/mmdebstrap:mmdebstrap /usr/bin/nsenter:util-linux)
 	@[ -d target/unit/root/etc ] || { mkdir -p target/unit; $(SUDO) mmdebstrap --quiet --variant=minbase \
@@ -230,6 +240,6 @@ clean: ## What was built, and the demo's folder
 	rm -rf demo-data
 
 .PHONY: help demo build test prepared check matrix few conformance fuzz fuzz-corpus fuzz-tools bench bench-binaries bench-snapshot bench-stream \
-	bench-upload bench-journal bench-latency bench-idle bench-guest bench-growth bench-charts instructions instructions-tools sizes deny campaign damage large regress schemas extensions simulate \
+	bench-upload bench-journal bench-latency bench-idle bench-guest bench-growth bench-charts instructions instructions-tools sizes deny campaign damage large regress schemas extensions spark simulate \
 	prove-source unit-test \
 	power-loss python compiler demo-tools test-tools power-tools bench-tools conformance-tools clean

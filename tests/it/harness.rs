@@ -423,6 +423,11 @@ impl World {
         if self.gateway.pid().is_some() {
             self.assert_no_upload_is_open().await;
         }
+        self.assert_read_by(&interpreter(), "readers.py").await
+    }
+
+    /// A script of `tests/py` finds nothing wrong in the lake: what it counted.
+    pub(crate) async fn assert_read_by(&self, interpreter: &Path, script: &str) -> Value {
         let lake = &self.site.lake;
         let ca = lake.ca_pem.as_ref().map(|_| self.site.dir.join("lake-ca.pem"));
         let key = (self.site.encryption == site::CLIENT).then(|| self.site.key_file());
@@ -431,7 +436,7 @@ impl World {
             "key": lake.reader.id, "secret": lake.reader.secret, "ca": ca, "key_file": key,
             "dir": self.dir.join("read"), "box": { "key": lake.writer.id, "secret": lake.writer.secret },
         });
-        let ended = python("readers.py", &site, &self.dir).await;
+        let ended = python(interpreter, script, &site, &self.dir).await;
         assert_eq!(ended.code, 0, "{}\n{}", ended.stdout, ended.stderr);
         serde_json::from_str(&ended.stdout).unwrap()
     }
@@ -538,13 +543,13 @@ pub(crate) fn copied(table: &str) -> bool {
         && table != "public.mark"
 }
 
-/// Runs one of the scripts in tests/py with the libraries that `make` has put into target/py.
-pub(crate) async fn python(script: &str, input: &Value, dir: &Path) -> Ended {
+/// Runs one of the scripts in tests/py by an interpreter that has the libraries that it wants.
+async fn python(interpreter: &Path, script: &str, input: &Value, dir: &Path) -> Ended {
     let file = dir.join("input.json");
     fs::write(&file, input.to_string()).unwrap();
     let mut command = Command::new("sh");
     command.arg("-c").arg("exec \"$0\" \"$1\" < \"$2\"");
-    command.arg(interpreter()).arg(Path::new("tests/py").join(script)).arg(&file);
+    command.arg(interpreter).arg(Path::new("tests/py").join(script)).arg(&file);
     run(command, &dir.join("python")).await.unwrap()
 }
 

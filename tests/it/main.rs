@@ -47,6 +47,7 @@ mod story_road;
 mod story_schemas;
 mod story_sequences;
 mod story_server;
+mod story_spark;
 mod story_types;
 mod story_unit;
 mod story_versions;

@@ -1,0 +1,102 @@
+"""Reads a whole lake with Spark, and beside it with pyarrow: each object's columns and values, and each table as one.
+
+What Spark has read it writes anew, without anything of ours, and pyarrow compares: the values of each column, in order.
+Standard input: as that of `readers.py`. Standard output: what was counted, as JSON.
+"""
+
+import json
+import pathlib
+import sys
+
+import pyarrow
+import pyarrow.compute
+import pyarrow.parquet
+from pyspark.sql import SparkSession
+
+from decrypt import lake_key, opened
+from lake import Lake
+
+CONFIG = {
+    "spark.ui.enabled": "false",
+    "spark.driver.memory": "1g",
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    "spark.sql.parquet.mergeSchema": "true",
+    # Dates are those of one calendar throughout: Spark asks when it meets one before 1582, or writes it.
+    "spark.sql.parquet.datetimeRebaseModeInRead": "CORRECTED",
+    "spark.sql.parquet.datetimeRebaseModeInWrite": "CORRECTED",
+}
+
+
+def session(folder):
+    builder = SparkSession.builder.master("local[1]").config("spark.local.dir", str(folder / "spark"))
+    for name, value in CONFIG.items():
+        builder = builder.config(name, value)
+    spark = builder.config("spark.sql.warehouse.dir", str(folder / "warehouse")).getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    return spark
+
+
+def fetched(lake, site, folder):
+    """The objects with rows, as files that lie as they do in the lake, by table."""
+    key = lake_key(site["key_file"]) if site.get("key_file") else None
+    tables = {}
+    for name in lake.keys(f"{site['prefix']}/{site['source']}/"):
+        if not name.endswith(".parquet"):
+            continue
+        body, meta = lake.get(name)
+        file = folder / "lake" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(opened(key, body, meta) if key else body)
+        tables.setdefault(folder / "lake" / name.split("/dt=")[0], []).append(file)
+    return tables
+
+
+def plain(column):
+    """A column as both have it: bytes of any length, bits of floating point numbers, as NaN is not equal to itself."""
+    column, kind = column.combine_chunks(), column.type
+    if isinstance(column, pyarrow.ExtensionArray):
+        column, kind = column.storage, column.type.storage_type
+    if pyarrow.types.is_fixed_size_binary(kind):
+        return column.cast(pyarrow.binary())
+    if pyarrow.types.is_floating(kind):
+        width = pyarrow.int32() if kind.bit_width == 32 else pyarrow.int64()
+        return column.fill_null(0).view(width)
+    return column
+
+
+def compare(spark, file, folder):
+    """How many rows an object has, and how many columns."""
+    written = folder / "written"
+    spark.read.parquet(str(file)).coalesce(1).write.mode("overwrite").option("compression", "none").parquet(str(written))
+    parts = sorted(written.glob("*.parquet"))
+    assert len(parts) == 1, f"{file}: {len(parts)} files were written"
+    # Of the folder's name `dt` is a column, which is not in the file.
+    ours = pyarrow.parquet.ParquetFile(file).read()
+    theirs = pyarrow.parquet.ParquetFile(parts[0]).read().drop_columns(["dt"]) if "dt" not in ours.column_names else pyarrow.parquet.ParquetFile(parts[0]).read()
+    assert ours.column_names == theirs.column_names, f"{file}: {ours.column_names}, Spark {theirs.column_names}"
+    for name in ours.column_names:
+        one, other = plain(ours[name]), plain(theirs[name])
+        assert one.is_null().equals(other.is_null()), f"{file}: NULLs of {name}"
+        assert one.equals(other.cast(one.type)), f"{file}: {name}, {one.type}, Spark {other.type}"
+    return ours.num_rows, ours.num_columns
+
+
+def main():
+    site = json.load(sys.stdin)
+    folder = pathlib.Path(site["dir"]).absolute()
+    tables = fetched(Lake.of(site), site, folder)
+    spark = session(folder)
+    objects, rows, values = 0, 0, 0
+    for table, files in tables.items():
+        counts = [compare(spark, file, folder) for file in files]
+        whole = spark.read.parquet(str(table)).count()
+        assert whole == sum(count for count, _ in counts), f"{table.name}: {whole} rows at once"
+        objects, rows = objects + len(files), rows + whole
+        values += sum(count * columns for count, columns in counts)
+    print(json.dumps({"spark": spark.version, "tables": len(tables), "objects": objects, "rows": rows, "values": values}))
+    spark.stop()
+
+
+if __name__ == "__main__":
+    main()
