@@ -34,7 +34,10 @@ async fn types_become_others_under_way_and_are_restored_so() {
     world.settled().await;
     let others =
         ["briefly", "by_mood", "detached", "mooded", "named", "paired", "resting", "spanned"];
-    assert_eq!(read_anew(&world), others);
+    // What becomes another and is then as it was, is seen twice if a look comes between both.
+    let mut anew = read_anew(&world);
+    anew.dedup();
+    assert_eq!(anew, others);
     world.assert_proven().await;
     world.assert_restored_equal().await;
     world.assert_readable().await;
