@@ -489,10 +489,11 @@ mod tests {
         none(&|row, _| row * 20);
         none(&|row, _| 1_000_000 - row);
         none(&|row, _| row / 2);
-        // In the middle alone, and before and behind it.
+        // In the middle alone, before it and behind it; behind it by too much.
         none(&|row, dice| if row.abs_diff(10_000) < 2000 { row } else { dice.u64(..) });
         none(&|row, _| if row < 10_600 { row } else { 7 });
         none(&|row, _| if row > 9900 { row } else { 7 });
+        none(&|row, _| if row < 10_600 { row } else { row << 20 });
         assert_eq!(both(&[], &[]), [None, None]);
     }
 }
