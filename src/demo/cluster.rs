@@ -478,8 +478,6 @@ const SETTINGS: &[(&str, &str)] = &[
     ("max_wal_size", "1GB"),
     ("checkpoint_timeout", "5min"),
     ("log_checkpoints", "off"),
-    // It takes a while to begin, of each query that looks at all of a table.
-    ("jit", "off"),
     ("timezone", "UTC"),
 ];
 
