@@ -31,7 +31,7 @@ pub(super) enum Width {
 }
 
 /// What a page may take, and what shows early that it would take more.
-struct Terms {
+struct Limits {
     /// So many sixteenths of a byte for each value, beside its levels.
     sixteenths_max: usize,
     /// Of the pairs of a sample so many may end a run.
@@ -67,16 +67,16 @@ impl Numbers {
         // In eight bytes zstd finds what rises, too, and makes a byte and less of a value, if slowly.
         match (self.width, scarce) {
             (Width::Four, _) => {
-                let terms = Terms { sixteenths_max: 24, ends_max: 12 };
-                Frame::<4>::begin(body, self.from, to).fill(&terms)
+                let limits = Limits { sixteenths_max: 24, ends_max: 12 };
+                Frame::<4>::begin(body, self.from, to).fill(&limits)
             }
             (Width::Eight, Scarce::Cpu) => {
-                let terms = Terms { sixteenths_max: 18, ends_max: 4 };
-                Frame::<8>::begin(body, self.from, to).fill(&terms)
+                let limits = Limits { sixteenths_max: 18, ends_max: 4 };
+                Frame::<8>::begin(body, self.from, to).fill(&limits)
             }
             (Width::Eight, Scarce::Link) => {
-                let terms = Terms { sixteenths_max: 12, ends_max: 2 };
-                Frame::<8>::begin(body, self.from, to).fill(&terms)
+                let limits = Limits { sixteenths_max: 12, ends_max: 2 };
+                Frame::<8>::begin(body, self.from, to).fill(&limits)
             }
         }
     }
@@ -89,17 +89,17 @@ impl<'a, const N: usize> Frame<'a, N> {
     }
 
     /// The whole of it; `false`: it is of no use.
-    fn fill(mut self, terms: &Terms) -> bool {
+    fn fill(mut self, limits: &Limits) -> bool {
         let body = self.body;
         let (values, _) = body[self.from..].as_chunks::<N>();
         let Ok(length) = u32::try_from(body.len()) else { return false };
-        if !seem_to_rise(values, terms.ends_max) {
+        if !seem_to_rise(values, limits.ends_max) {
             return false;
         }
         self.to.extend_from_slice(&MAGIC);
         self.to.push(OF_ONE_SEGMENT);
         self.to.extend_from_slice(&length.to_le_bytes());
-        let bytes_max = self.from + values.len() * terms.sixteenths_max / 16;
+        let bytes_max = self.from + values.len() * limits.sixteenths_max / 16;
         let (mut from, mut before, mut falls) = (0, None, 0);
         while from < values.len() {
             let to = end_of_run(values, from);
@@ -165,12 +165,11 @@ impl<'a, const N: usize> Frame<'a, N> {
 
     /// How many of so many sequences have to tell how far back they look.
     fn told(&self, offset: usize, count: usize) -> usize {
-        match count {
-            _ if offset == self.offset => 0,
-            // As many as make their block shorter than what it holds, and leave no fewer for the next.
-            TOLD.. if count >= 2 * TOLD => TOLD,
-            _ => count,
+        if offset == self.offset {
+            return 0;
         }
+        // As many as make their block shorter than what it holds, and leave no fewer for the next.
+        if count < 2 * TOLD { count } else { TOLD }
     }
 
     /// A block of sequences, each of a literal and `N` - 1 bytes of `offset` before: of a few, if that is not where the last

@@ -15,7 +15,7 @@ use crate::{
 async fn spark_reads_the_values_that_pyarrow_reads() {
     let spark = env::var_os("LAKEHEAD_SPARK").expect("LAKEHEAD_SPARK names a Python that has it");
     let spark = PathBuf::from(spark);
-    for integers in ["plain", "delta"] {
+    for integers in ["rising", "delta"] {
         let integers = integers.to_owned();
         let setup = Setup { encryption: NONE.into(), integers, ..Setup::default() };
         let mut world = World::new("spark", setup).await;
