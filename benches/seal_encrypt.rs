@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use lakehead::{
     clock::{Clock, SystemClock},
-    config::{Integers, Secret},
+    config::{Integers, Secret, Uuids},
     facts::MemoryFacts,
     journal::{Column, Reading, RowBatch, SnapshotChunk, Table},
     seal::{LakeKey, SealEncryption, SealOptions, Sealer},
@@ -93,6 +93,7 @@ fn measure(
         object_bytes: 64 << 20,
         object_age: Duration::from_secs(60),
         integers: Integers::Rising,
+        uuids: Uuids::Uuid,
         encryption,
         spool_dir: dir.path().join("spool"),
         spool_key: Secret::new(vec![9; 32]),

@@ -182,6 +182,7 @@ impl Road {
             object_bytes: config.seal.object_bytes,
             object_age: config.seal.object_age,
             integers: config.seal.integers,
+            uuids: config.seal.uuids,
             encryption: shared.encryption.clone(),
             spool_dir: data_dir.join("spool").join(&source.name),
             spool_key: shared.journal_key.clone(),

@@ -220,6 +220,8 @@ pub struct Seal {
     pub object_age: Duration,
     /// How whole numbers, dates and times are laid down.
     pub integers: Integers,
+    /// How UUIDs are laid down.
+    pub uuids: Uuids,
 }
 
 /// How whole numbers, dates and times that no dictionary holds are laid down in Parquet.
@@ -232,6 +234,16 @@ pub enum Integers {
     Plain,
     /// As what each is more than the one before (`DELTA_BINARY_PACKED`).
     Delta,
+}
+
+/// How UUIDs are laid down in Parquet.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Uuids {
+    /// As sixteen bytes, annotated as UUID.
+    #[default]
+    Uuid,
+    /// As a string of 36 characters, which every reader has.
+    Text,
 }
 
 /// `[ship]`

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, path::Path, path::PathBuf, time::Duration};
 use super::{
     AfterGap, Appliance, ClientCertificate, Config, ConfigError, Encryption, Environment, Integers,
     Journal, Lake, LargeObjects, LargeTransactions, Link, Release, Seal, Ship, SnapshotPace,
-    Source, SourceKind, Status,
+    Source, SourceKind, Status, Uuids,
     document::{Document, Section},
     error::Fault,
     rules,
@@ -304,7 +304,8 @@ fn journal(top: &Section<'_>, environment: &Environment) -> Option<Journal> {
 
 fn seal(top: &Section<'_>) -> Option<Seal> {
     let (object_bytes, object_age) = (64 * MIB, Duration::from_secs(60));
-    let defaults = Seal { object_bytes, object_age, integers: Integers::default() };
+    let (integers, uuids) = (Integers::default(), Uuids::default());
+    let defaults = Seal { object_bytes, object_age, integers, uuids };
     let Some(table) = top.section("seal") else { return Some(defaults) };
     let bytes = table.optional("object_bytes", |text| rules::size(text, MIB, 4 * GIB));
     let (least, most) = (Duration::from_millis(100), Duration::from_secs(24 * 3600));
@@ -318,11 +319,20 @@ fn seal(top: &Section<'_>) -> Option<Seal> {
             "write \"rising\" or \"plain\", or \"delta\" if all your readers have it",
         )),
     });
+    let uuids = table.optional("uuids", |text| match text {
+        "uuid" => Ok(Uuids::Uuid),
+        "text" => Ok(Uuids::Text),
+        _ => Err(Fault::new(
+            "is no way to lay down UUIDs",
+            "write \"uuid\", or \"text\" for readers that do not have that type",
+        )),
+    });
     table.finish();
     Some(Seal {
         object_bytes: bytes.unwrap_or(defaults.object_bytes),
         object_age: age.unwrap_or(defaults.object_age),
         integers: integers.unwrap_or(defaults.integers),
+        uuids: uuids.unwrap_or(defaults.uuids),
     })
 }
 

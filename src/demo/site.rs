@@ -36,6 +36,8 @@ pub struct Site {
     pub object_age: String,
     /// `[seal] integers`: `rising`, `plain` or `delta`.
     pub integers: String,
+    /// `[seal] uuids`: `uuid` or `text`.
+    pub uuids: String,
     /// `[status] listen`, if there is to be a page.
     pub listen: Option<String>,
 }
@@ -145,6 +147,7 @@ max_bytes = {journal_max}
 object_bytes = {object_bytes}
 object_age = {object_age}
 integers = {integers}
+uuids = {uuids}
 {listen}"#,
             data = quoted_path(&self.data_dir()),
             name = quoted(&self.source),
@@ -162,6 +165,7 @@ integers = {integers}
             object_bytes = quoted(&self.object_bytes),
             object_age = quoted(&self.object_age),
             integers = quoted(&self.integers),
+            uuids = quoted(&self.uuids),
         )
     }
 
@@ -233,6 +237,7 @@ mod tests {
             object_bytes: "8 MiB".into(),
             object_age: "5 s".into(),
             integers: "rising".into(),
+            uuids: "uuid".into(),
             listen: Some("127.0.0.1:3".into()),
         };
         let (path, _) = site.write(&[7; 32]).unwrap();

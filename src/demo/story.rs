@@ -391,6 +391,7 @@ fn configure(
         object_bytes: "8 MiB".into(),
         object_age: "5 s".into(),
         integers: "rising".into(),
+        uuids: "uuid".into(),
         listen: Some(page.into()),
     };
     site.write(&random_key()?).map_err(system("write the configuration"))

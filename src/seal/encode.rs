@@ -27,8 +27,9 @@ use super::{
     writer::Writer,
 };
 use crate::{
+    config::Uuids,
     heap::large::LARGE_BYTES,
-    journal::{Cell, Decode, LakeType, OldRow, Row},
+    journal::{Cell, Column, Decode, LakeType, OldRow, Row},
     units::Sequence,
 };
 
@@ -98,11 +99,24 @@ pub(super) trait Encode: Send {
 }
 
 /// Begins an object of a table.
-pub(super) type EncodeWith = fn(&Arc<Table>, Layout) -> Box<dyn Encode>;
+pub(super) type EncodeWith = fn(&Maker, &Arc<Table>, Layout) -> Box<dyn Encode>;
 
 /// Begins an object in Parquet.
-pub(super) fn parquet(table: &Arc<Table>, layout: Layout) -> Box<dyn Encode> {
-    Box::new(Encoder::new(table, layout))
+pub(super) fn parquet(maker: &Maker, table: &Arc<Table>, layout: Layout) -> Box<dyn Encode> {
+    Box::new(Encoder::new(table, laid_down(table, maker.uuids), layout))
+}
+
+/// The table as its files have it.
+fn laid_down(table: &Arc<Table>, uuids: Uuids) -> Arc<Table> {
+    let is_other = |column: &Column| uuids == Uuids::Text && column.lake == LakeType::Uuid;
+    if !table.columns.iter().any(is_other) {
+        return Arc::clone(table);
+    }
+    let mut laid_down = Table::clone(table);
+    for column in laid_down.columns.iter_mut().filter(|column| is_other(column)) {
+        column.lake = LakeType::Text;
+    }
+    Arc::new(laid_down)
 }
 
 /// How the Parquet file is laid out.
@@ -119,6 +133,8 @@ pub(super) enum Layout {
 /// One object that is being written.
 pub(super) struct Encoder {
     table: Arc<Table>,
+    /// The same, as the file has it.
+    laid_down: Arc<Table>,
     layout: Layout,
     builder: RowBuilder,
     writer: Option<Writer<Sink>>,
@@ -130,11 +146,12 @@ pub(super) struct Encoder {
 
 impl Encoder {
     /// An object without rows yet.
-    pub(super) fn new(table: &Arc<Table>, layout: Layout) -> Self {
-        let builder = RowBuilder::new(table);
+    fn new(table: &Arc<Table>, laid_down: Arc<Table>, layout: Layout) -> Self {
+        let builder = RowBuilder::new(&laid_down);
         let columns = table.columns.len() + OWN_COLUMNS;
         Self {
             table: Arc::clone(table),
+            laid_down,
             layout,
             builder,
             writer: None,
@@ -195,8 +212,8 @@ impl Encoder {
                 Layout::Rows => maker.habits(&self.table),
                 Layout::Large => Habits::default(),
             };
-            let made =
-                Writer::new(sink, &arrow_schema(&self.table), properties, habits, maker.terms());
+            let schema = arrow_schema(&self.laid_down);
+            let made = Writer::new(sink, &schema, properties, habits, maker.terms());
             let made = made.map_err(|why| SealError::parquet(&self.table.qualified(), why))?;
             self.writer = Some(made);
         }
@@ -391,6 +408,8 @@ const GROUP_MEMORY: usize = 1 << 10;
 
 #[cfg(test)]
 mod tests {
+    use arrow_schema::DataType;
+
     use super::*;
     use crate::seal::memory::table;
 
@@ -406,5 +425,21 @@ mod tests {
         // Either half of such a key comes many times.
         orders.key.push(orders.columns[1].name.clone());
         assert!(has(&orders, &key));
+    }
+
+    #[test]
+    fn a_uuid_is_a_text_where_that_is_asked_for() {
+        let mut orders = table(1, "a");
+        orders.columns[0].lake = LakeType::Uuid;
+        let orders = Arc::new(orders);
+        let laid_down = |uuids| laid_down(&orders, uuids);
+        assert!(Arc::ptr_eq(&laid_down(Uuids::Uuid), &orders), "nothing is another way");
+        let text = laid_down(Uuids::Text);
+        let field = &arrow_schema(&text).fields()[0].clone();
+        assert_eq!((field.data_type(), field.extension_type_name()), (&DataType::Utf8, None));
+        assert_eq!(field.metadata()["source_type"], orders.columns[0].source_type);
+        assert_eq!(text.columns[1..], orders.columns[1..]);
+        let none = Arc::new(table(1, "a"));
+        assert!(Arc::ptr_eq(&super::laid_down(&none, Uuids::Text), &none), "nothing to lay down");
     }
 }

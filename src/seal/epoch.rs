@@ -209,6 +209,7 @@ mod tests {
             source: "erp".into(),
             encryption: SealEncryption::None,
             integers: crate::config::Integers::Rising,
+            uuids: crate::config::Uuids::Uuid,
             spool,
             encode: crate::seal::encode::parquet,
             habits: std::sync::Mutex::default(),

@@ -28,7 +28,7 @@ struct Lines {
 }
 
 /// Begins an object of lines.
-pub(super) fn lines(table: &Arc<Table>, layout: Layout) -> Box<dyn Encode> {
+pub(super) fn lines(_: &Maker, table: &Arc<Table>, layout: Layout) -> Box<dyn Encode> {
     let (rows, bytes) = (BTreeMap::new(), vec![]);
     Box::new(Lines { table: Arc::clone(table), layout, bytes, rows, range: None })
 }

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, SystemClock},
-    config::{Integers, Secret},
+    config::{Integers, Secret, Uuids},
     facts::{FactBatch, Facts, MemoryFacts},
     journal::{Batch, JournalError, ORIGIN_FACT, Origin, ReadBatches},
     telemetry::board::SourceBoard,
@@ -130,6 +130,7 @@ impl Bench {
             object_bytes: 64 << 20,
             object_age: Duration::from_secs(60),
             integers: Integers::Rising,
+            uuids: Uuids::Uuid,
             encryption: SealEncryption::None,
             spool_dir: dir.path().join("spool/erp"),
             spool_key: Secret::new(vec![7; 32]),

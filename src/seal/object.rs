@@ -21,7 +21,7 @@ use super::{
     spool::{Spool, SpoolFile},
     sums::Sums,
 };
-use crate::config::Integers;
+use crate::config::{Integers, Uuids};
 
 /// How objects are to be encrypted.
 #[derive(Clone, Debug)]
@@ -44,6 +44,7 @@ pub(super) struct Maker {
     pub(super) source: String,
     pub(super) encryption: SealEncryption,
     pub(super) integers: Integers,
+    pub(super) uuids: Uuids,
     pub(super) spool: Spool,
     /// How rows become bytes.
     pub(super) encode: EncodeWith,

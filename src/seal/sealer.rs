@@ -42,7 +42,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    config::{Integers, Secret},
+    config::{Integers, Secret, Uuids},
     facts::{self, FactBatch, FactDamaged, Facts},
     journal::{Decode, ReadBatches, SnapshotChunk, fate::first_fact},
     telemetry::board::SourceBoard,
@@ -61,6 +61,8 @@ pub struct SealOptions {
     pub object_age: Duration,
     /// How whole numbers, dates and times are laid down.
     pub integers: Integers,
+    /// How UUIDs are laid down.
+    pub uuids: Uuids,
     /// How objects are encrypted.
     pub encryption: SealEncryption,
     /// The source's own folder for objects that wait.
@@ -150,6 +152,7 @@ impl Sealer {
                 source: options.source,
                 encryption: options.encryption,
                 integers: options.integers,
+                uuids: options.uuids,
                 spool,
                 encode,
                 habits: Mutex::default(),

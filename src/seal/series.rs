@@ -108,7 +108,7 @@ impl Series {
         if large && self.open.is_none() {
             heap::give_back();
         }
-        let (open, _) = self.open.get_or_insert_with(|| ((maker.encode)(table, layout), at));
+        let (open, _) = self.open.get_or_insert_with(|| ((maker.encode)(maker, table, layout), at));
         &mut **open
     }
 

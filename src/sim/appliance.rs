@@ -41,7 +41,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    config::{self, Integers, Secret},
+    config::{self, Integers, Secret, Uuids},
     disk::device::Device,
     error::{Classified, Exit},
     facts::{self, Facts},
@@ -264,6 +264,7 @@ impl Site {
             object_bytes: self.setup.object_bytes,
             object_age: self.setup.object_age,
             integers: Integers::Rising,
+            uuids: Uuids::Uuid,
             encryption: SealEncryption::None,
             spool_dir: PathBuf::from(SPOOL_DIR),
             spool_key: Secret::new(vec![7; 32]),

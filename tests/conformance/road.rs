@@ -120,6 +120,7 @@ impl Road {
             object_bytes: "12 MiB".into(),
             object_age: "1 s".into(),
             integers: "rising".into(),
+            uuids: "uuid".into(),
             listen: None,
         };
         let (path, audit) = site.write(&random_key().unwrap()).unwrap();

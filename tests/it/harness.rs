@@ -41,6 +41,7 @@ pub(crate) struct Setup {
     pub(crate) object_bytes: String,
     pub(crate) object_age: String,
     pub(crate) integers: String,
+    pub(crate) uuids: String,
     pub(crate) journal_max: String,
     pub(crate) tls: bool,
     /// What the database serves TLS with, if it does.
@@ -66,6 +67,7 @@ impl Default for Setup {
             object_bytes: "8 MiB".into(),
             object_age: "1 s".into(),
             integers: "rising".into(),
+            uuids: "uuid".into(),
             journal_max: "4 GiB".into(),
             tls: false,
             certificate: None,
@@ -128,6 +130,7 @@ impl World {
             object_bytes: setup.object_bytes,
             object_age: setup.object_age,
             integers: setup.integers,
+            uuids: setup.uuids,
             listen: None,
         };
         let (path, audit) = site.write(&random_key().unwrap()).unwrap();
@@ -178,6 +181,15 @@ impl World {
         let line = "[[source]]\n";
         let key = if compare { "after_gap = \"compare\"\n" } else { "" };
         let config = config.replace(line, &format!("{line}{key}"));
+        lakehead::disk::write_durably(&path, config.as_bytes()).unwrap();
+    }
+
+    /// Has the next start find another line in place of `line`.
+    pub(crate) fn reconfigure(&self, line: &str, other: &str) {
+        let path = self.site.dir.join("site.toml");
+        let config = fs::read_to_string(&path).unwrap();
+        assert!(config.contains(line), "{config}");
+        let config = config.replace(line, other);
         lakehead::disk::write_durably(&path, config.as_bytes()).unwrap();
     }
 

@@ -23,7 +23,8 @@ const RESIDENT_BYTES_MAX: u64 = 256 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_million_rows_and_every_type_come_back_equal() {
-    let setup = Setup { encryption: NONE.into(), integers: "delta".into(), ..Setup::default() };
+    let (encryption, integers, uuids) = (NONE.into(), "delta".into(), "text".into());
+    let setup = Setup { encryption, integers, uuids, ..Setup::default() };
     let mut world = World::new("road", setup).await;
     world.execute(&dialect::types(TYPES, world.major())).await;
     let admin = world.admin().await;
@@ -45,6 +46,31 @@ async fn a_million_rows_and_every_type_come_back_equal() {
     let peak = world.peak_bytes();
     assert!(peak <= RESIDENT_BYTES_MAX, "{} MiB resident", peak >> 20);
     eprintln!("a million rows: {} MiB resident at most; {read}", peak >> 20);
+    world.end().await;
+}
+
+/// A table that has UUIDs as such in some files, and as text in others, is proven and restored as any other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uuids_are_laid_down_otherwise_from_one_start_to_the_next() {
+    let mut world = World::new("uuids", Setup::default()).await;
+    world.execute_each(UUIDS).await;
+    world.start();
+    world.whole(3).await;
+    world.execute_each(UUIDS_CHANGES).await;
+    for (before, uuids) in [("uuid", "text"), ("text", "uuid")] {
+        world.settled().await;
+        assert_eq!(world.gateway.stop().await, Some(0));
+        world.reconfigure(&format!("uuids = \"{before}\""), &format!("uuids = \"{uuids}\""));
+        world.start();
+        world.execute_each(UUIDS_CHANGES).await;
+    }
+    world.settled().await;
+    let read = world.assert_readable().await;
+    let of = |kind: &str| read["uuids"][kind].as_u64().unwrap_or(0);
+    assert!(of("string") >= 2 && of("extension<arrow.uuid>") >= 6, "{read}");
+    let ended = world.audit(&["verify", "--against-source", "--json", "--source", SOURCE]).await;
+    assert_eq!(ended.code, 0, "{ended:?}");
+    world.assert_restored_equal().await;
     world.end().await;
 }
 
@@ -194,3 +220,21 @@ const HSTORE: &str = "DO $$ BEGIN CREATE EXTENSION IF NOT EXISTS hstore; EXCEPTI
     CREATE TABLE hstores (id integer PRIMARY KEY, h hstore);
     ALTER TABLE hstores OWNER TO shop;
     INSERT INTO hstores VALUES (1, 'a=>1, b=>NULL'), (2, ''), (3, NULL);";
+/// As a key, beside one, in an array, under a domain; without a key each update has the old row, as text.
+const UUIDS: &str = "CREATE DOMAIN token AS uuid;
+CREATE TABLE documents (id uuid PRIMARY KEY, other uuid, many uuid[], token token, n integer);
+INSERT INTO documents SELECT md5(n::text)::uuid, CASE WHEN n % 3 > 0 THEN md5('o' || n)::uuid END, ARRAY[md5(n::text)::uuid, NULL], md5('t' || n)::uuid, n FROM generate_series(1, 3000) AS n;
+INSERT INTO documents VALUES ('00000000-0000-0000-0000-000000000000', 'ffffffff-ffff-ffff-ffff-ffffffffffff', '{}', NULL, 0);
+CREATE TABLE keyless (u uuid, n integer);
+ALTER TABLE keyless REPLICA IDENTITY FULL;
+INSERT INTO keyless SELECT md5((n / 2)::text)::uuid, n FROM generate_series(1, 1000) AS n;
+";
+/// Keys that move, values that change, come and go, rows that go and come back.
+const UUIDS_CHANGES: &str = "UPDATE documents SET id = md5(id::text)::uuid WHERE n % 7 = 0;
+UPDATE documents SET other = id, n = n + 1 WHERE n % 5 = 0;
+UPDATE documents SET other = NULL, token = md5(token::text)::uuid WHERE n % 11 = 0;
+DELETE FROM documents WHERE n % 13 = 0;
+INSERT INTO documents SELECT gen_random_uuid(), gen_random_uuid(), ARRAY[gen_random_uuid()], gen_random_uuid(), n FROM generate_series(1, 300) AS n;
+UPDATE keyless SET u = md5(u::text)::uuid WHERE n % 3 = 0;
+DELETE FROM keyless WHERE n % 10 = 0;
+";

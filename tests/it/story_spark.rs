@@ -15,9 +15,10 @@ use crate::{
 async fn spark_reads_the_values_that_pyarrow_reads() {
     let spark = env::var_os("LAKEHEAD_SPARK").expect("LAKEHEAD_SPARK names a Python that has it");
     let spark = PathBuf::from(spark);
-    for integers in ["rising", "delta"] {
-        let integers = integers.to_owned();
-        let setup = Setup { encryption: NONE.into(), integers, ..Setup::default() };
+    for (integers, uuids) in [("rising", "text"), ("delta", "uuid")] {
+        let is_refused = uuids == "uuid";
+        let (integers, uuids) = (integers.into(), uuids.into());
+        let setup = Setup { encryption: NONE.into(), integers, uuids, ..Setup::default() };
         let mut world = World::new("spark", setup).await;
         world.execute(&dialect::types(TYPES, world.major())).await;
         world.execute(TABLES).await;
@@ -35,6 +36,8 @@ async fn spark_reads_the_values_that_pyarrow_reads() {
             counted["rows"].as_object().unwrap().values().filter_map(|of| of.as_u64()).sum();
         assert_eq!(read["rows"].as_u64(), Some(rows), "{read} {counted}");
         assert!(rows > 400_000, "{read}");
+        // Once it has that type, the README is to say so.
+        assert_eq!(read["refused"].as_u64().unwrap() > 0, is_refused, "{read}");
         eprintln!("{read}");
         world.end().await;
     }

@@ -86,7 +86,7 @@ def main():
     box = Lake.of(site | site["box"])  # only the box may ask for open uploads
     assert (left := left_open(box)) == [], f"uploads are left open: {left}"
 
-    sequences, rows, tables = [], collections.Counter(), set()
+    sequences, rows, tables, uuids = [], collections.Counter(), set(), collections.Counter()
     for item in named:
         if not item["key"].endswith(".parquet"):
             continue
@@ -113,12 +113,13 @@ def main():
         else:
             assert set(own) <= {0}, f"{item['key']}: rows that were read are no changes"
         rows.update(seen)
+        uuids.update(str(field.type) for field in table.schema if field.metadata and field.metadata.get(b"source_type") == b"uuid")
         tables.add(item["key"].split("/dt=")[0])
     sequences.sort()
     assert sequences == list(range(1, len(sequences) + 1)), f"sequences are not dense and unique: {holes(sequences)}"
     last = reached["sequence"] if reached else 0
     assert last == len(sequences), f"the ledger reaches {last}, the lake {len(sequences)}"
-    print(json.dumps({"entries": len(bodies), "objects": len(named), "rows": rows, "tables": len(tables), "changes": len(sequences)}))
+    print(json.dumps({"entries": len(bodies), "objects": len(named), "rows": rows, "tables": len(tables), "changes": len(sequences), "uuids": uuids}))
 
 
 def holes(sequences):

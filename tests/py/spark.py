@@ -66,7 +66,7 @@ def plain(column):
 
 
 def compare(spark, file, folder):
-    """How many rows an object has, how many columns, and the schema that Spark was told, if it has to be."""
+    """How many rows an object has, how many columns, how many it refuses, and the schema that it was told, if it has to be."""
     ours = pyarrow.parquet.ParquetFile(file).read()
     # What is annotated as a UUID Spark refuses, and the whole file with it, but where it is told of the other columns alone.
     refused = [field.name for field in ours.schema if field.type == pyarrow.uuid()]
@@ -83,7 +83,7 @@ def compare(spark, file, folder):
         one, other = plain(ours[name]), plain(theirs[name])
         assert one.is_null().equals(other.is_null()), f"{file}: NULLs of {name}"
         assert one.equals(other.cast(one.type)), f"{file}: {name}, {one.type}, Spark {other.type}"
-    return ours.num_rows, ours.num_columns, told
+    return ours.num_rows, ours.num_columns, len(refused), told
 
 
 def main():
@@ -91,15 +91,17 @@ def main():
     folder = pathlib.Path(site["dir"]).absolute()
     tables = fetched(Lake.of(site), site, folder)
     spark = session(folder)
-    objects, rows, values = 0, 0, 0
+    objects, rows, values, refused = 0, 0, 0, 0
     for table, files in tables.items():
         counts = [compare(spark, file, folder) for file in files]
-        told = next((told for _, _, told in counts if told), None)
+        told = next((told for *_, told in counts if told), None)
         whole = (spark.read.schema(told) if told else spark.read).parquet(str(table)).count()
-        assert whole == sum(count for count, _, _ in counts), f"{table.name}: {whole} rows at once"
+        assert whole == sum(count for count, *_ in counts), f"{table.name}: {whole} rows at once"
         objects, rows = objects + len(files), rows + whole
-        values += sum(count * columns for count, columns, _ in counts)
-    print(json.dumps({"spark": spark.version, "tables": len(tables), "objects": objects, "rows": rows, "values": values}))
+        values += sum(count * columns for count, columns, *_ in counts)
+        refused += sum(columns for _, _, columns, _ in counts)
+    counted = {"tables": len(tables), "objects": objects, "rows": rows, "values": values, "refused": refused}
+    print(json.dumps({"spark": spark.version} | counted))
     spark.stop()
 
 

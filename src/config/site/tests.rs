@@ -96,7 +96,8 @@ fn the_designs_file_is_read_whole() {
     let journal = Journal { max_bytes: 50 << 30, key_file: None, segment_bytes: 64 << 20 };
     assert_eq!(config.journal, journal);
     let (object_bytes, object_age) = (64 << 20, Duration::from_secs(60));
-    assert_eq!(config.seal, Seal { object_bytes, object_age, integers: Integers::Rising });
+    let (integers, uuids) = (Integers::Rising, Uuids::Uuid);
+    assert_eq!(config.seal, Seal { object_bytes, object_age, integers, uuids });
     assert_eq!(config.ship, Ship { part_bytes: 16 << 20, requests: 4 });
     let link = config.link.unwrap();
     assert_eq!((link.name.as_str(), link.interface.as_str()), ("dx-1", "eth1"));
@@ -151,6 +152,16 @@ fn integers_are_laid_down_in_one_of_three_ways() {
     assert_eq!(with("delta").unwrap().seal.integers, Integers::Delta);
     let [wrong] = with("zigzag").unwrap_err().try_into().unwrap();
     assert_eq!((wrong.key.as_str(), wrong.line), ("seal.integers", 32));
+}
+
+#[test]
+fn uuids_are_laid_down_in_one_of_two_ways() {
+    let with =
+        |word: &str| parsed(&SITE.replace("\"60 s\"", &format!("\"60 s\"\nuuids = \"{word}\"")));
+    assert_eq!(with("uuid").unwrap().seal.uuids, Uuids::Uuid);
+    assert_eq!(with("text").unwrap().seal.uuids, Uuids::Text);
+    let [wrong] = with("bytes").unwrap_err().try_into().unwrap();
+    assert_eq!((wrong.key.as_str(), wrong.line), ("seal.uuids", 32));
 }
 
 #[test]

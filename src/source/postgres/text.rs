@@ -77,6 +77,7 @@ pub fn print_bytea(bytes: &[u8], into: &mut String) {
 
 /// Appends 16 bytes as `8-4-4-4-12` hex digits.
 pub fn print_uuid(bytes: &[u8], into: &mut String) {
+    into.reserve(36);
     for (index, byte) in bytes.iter().enumerate() {
         if matches!(index, 4 | 6 | 8 | 10) {
             into.push('-');

@@ -294,6 +294,18 @@ mod tests {
     }
 
     #[test]
+    fn a_uuid_is_a_text_where_the_lake_has_it_so() {
+        let (bytes, text) = ([0xA0; 16], "a0a0a0a0-a0a0-a0a0-a0a0-a0a0a0a0a0a0");
+        let column = Column { lake: LakeType::Text, ..column(2950, -1) };
+        assert_eq!(plain(&column), None, "its bytes are no text");
+        let read = value(&column, &Cell::Binary(0..16), &bytes);
+        assert_eq!(read, Ok(Value::Text(text.into())));
+        let read = value(&column, &Cell::Text(0..36), text.as_bytes());
+        assert_eq!(read, Ok(Value::Text(text.into())));
+        assert!(value(&column, &Cell::Binary(0..15), &bytes).is_err());
+    }
+
+    #[test]
     fn the_frequent_types_are_plain() {
         for type_id in [16, 20, 21, 23, 25, 700, 701, 1043, 1114, 1184, 17] {
             assert!(plain(&column(type_id, -1)).is_some(), "{type_id}");
