@@ -43,8 +43,9 @@ demo: demo-tools ## The whole road on this machine: make demo MINUTES=2 DIR=demo
 build: ## The firmware's binary: target/release/lakehead
 	cargo build --release --locked
 
+test: export RUSTC_WORKSPACE_WRAPPER = $(CURDIR)/tests/linted.sh
 test: compiler ## Everything that must hold before a commit
-	@$(MAKE) prepared & prepared=$$!; code=0; $(MAKE) check || code=$$?; wait $$prepared || code=$$?; exit $$code
+	@$(MAKE) prepared & prepared=$$!; code=0; $(MAKE) linted || code=$$?; wait $$prepared || code=$$?; exit $$code
 	@if cargo nextest --version >/dev/null 2>&1; \
 	then cargo nextest run --locked --all-features --profile ci --config-file .nextest.toml; \
 	else cargo test --locked --all-features -- --test-threads=3; fi
@@ -54,12 +55,21 @@ test: compiler ## Everything that must hold before a commit
 prepared: test-tools instructions-tools python
 	@[ "$$(uname -m)" != x86_64 ] || for major in $(ENDS); do tests/postgres/fetch.sh target/postgres $$major >/dev/null; done
 
-check: ## Formatting, lints, documentation, the unit file; no tests
+# As `make check`, while what the tests need is built: their dependencies are compiled once.
+linted: scripts
+	cargo fmt --all --check
+	cargo build --locked --all-features --all-targets
+	cargo build --locked --all-features --test conformance
+
+check: scripts ## Formatting, lints, documentation, the unit file; no tests
 	cargo fmt --all --check
 	cargo clippy --locked --all-features --all-targets -- -D warnings
 	cargo clippy --locked --all-features --test conformance -- -D warnings
 	cargo clippy --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --all-features --no-deps --quiet
+
+scripts:
+	@mkdir -p target
 	python3 -m py_compile tests/py/*.py tests/power/*.py tests/conformance/*.py benches/*.py
 	@if command -v systemd-analyze >/dev/null && [ -f systemd/lakehead.service ]; then \
 		systemd-analyze security --offline=true --threshold=15 systemd/lakehead.service >target/exposure.txt \
@@ -239,7 +249,7 @@ clean: ## What was built, and the demo's folder
 	cargo clean
 	rm -rf demo-data
 
-.PHONY: help demo build test prepared check matrix few conformance fuzz fuzz-corpus fuzz-tools bench bench-binaries bench-snapshot bench-stream \
+.PHONY: help demo build test prepared linted check scripts matrix few conformance fuzz fuzz-corpus fuzz-tools bench bench-binaries bench-snapshot bench-stream \
 	bench-upload bench-journal bench-latency bench-idle bench-guest bench-growth bench-charts instructions instructions-tools sizes deny campaign damage large regress schemas extensions spark simulate \
 	prove-source unit-test \
 	power-loss python compiler demo-tools test-tools power-tools bench-tools conformance-tools clean
