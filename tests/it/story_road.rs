@@ -55,7 +55,7 @@ async fn uuids_are_laid_down_otherwise_from_one_start_to_the_next() {
     let mut world = World::new("uuids", Setup::default()).await;
     world.execute_each(UUIDS).await;
     world.start();
-    world.whole(3).await;
+    world.whole(2).await;
     world.execute_each(UUIDS_CHANGES).await;
     for (before, uuids) in [("uuid", "text"), ("text", "uuid")] {
         world.settled().await;
