@@ -21,15 +21,17 @@ const TYPES_CHANGES: &str = include_str!("../fixtures/types_changes.sql");
 /// DESIGN P4.
 const RESIDENT_BYTES_MAX: u64 = 256 << 20;
 
+/// With servers of other versions a tenth: these differ in types, not in rows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_million_rows_and_every_type_come_back_equal() {
+    let scale = if std::env::var_os("LAKEHEAD_POSTGRES").is_some() { 1 } else { 10 };
     let (encryption, integers, uuids) = (NONE.into(), "delta".into(), "text".into());
     let setup = Setup { encryption, integers, uuids, ..Setup::default() };
     let mut world = World::new("road", setup).await;
     world.execute(&dialect::types(TYPES, world.major())).await;
     let admin = world.admin().await;
     admin.batch_execute(HSTORE).await.unwrap();
-    pgbench(&world, &["-i", "-q", "-s", "10"]).await;
+    pgbench(&world, &["-i", "-q", "-s", &scale.to_string()]).await;
     world.start();
     // Changes under load, from the first moment of the snapshot on.
     let load = pgbench(&world, &["-c", "4", "-T", "20", "-R", "400", "-n"]);
@@ -41,7 +43,7 @@ async fn a_million_rows_and_every_type_come_back_equal() {
     world.assert_proven().await;
     world.assert_restored_equal().await;
     let read = world.assert_readable().await;
-    assert!(read["rows"]["S"].as_u64().unwrap() >= 1_000_000, "{read}");
+    assert!(read["rows"]["S"].as_u64().unwrap() >= scale * 100_000, "{read}");
     world.assert_sent_once(0);
     let peak = world.peak_bytes();
     assert!(peak <= RESIDENT_BYTES_MAX, "{} MiB resident", peak >> 20);
