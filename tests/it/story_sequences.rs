@@ -189,6 +189,8 @@ async fn what_cannot_be_read_is_said_and_stops_nothing() {
     assert_eq!(alarm.cause, Cause::SourcePrivilege.name());
     let grant = "GRANT SELECT ON SEQUENCE \"public\".\"closed_id_seq\" TO \"lakehead\"";
     assert!(alarm.what.contains(grant), "{alarm:?}");
+    let before = world.gateway.ask(&["check"], None).await.unwrap();
+    assert!(before.code == 1 && before.stdout.contains(grant), "{before:?}");
     admin.batch_execute("INSERT INTO closed (id, a) SELECT nextval('closed_id_seq'), 'y' FROM generate_series(1, 9)").await.unwrap();
     let here = world.caught_up().await;
     looked(&mut world, here).await;
@@ -196,6 +198,8 @@ async fn what_cannot_be_read_is_said_and_stops_nothing() {
     restored.batch_execute("INSERT INTO closed (a) VALUES ('new')").await.unwrap();
     admin.batch_execute(grant).await.unwrap();
     world.until("it is granted", |status| status.alarms.is_empty()).await;
+    let after = world.gateway.ask(&["check"], None).await.unwrap();
+    assert!(after.stdout.contains("sequences = 1 can be read"), "{after:?}");
     world.end().await;
 }
 

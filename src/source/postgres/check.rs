@@ -4,7 +4,7 @@ use super::{
     catalog::{self, Listing, identifier, literal},
     connect::Target,
     error::SourceError,
-    large_objects,
+    generators, large_objects,
     login::Purpose,
     message::cut,
     name::Names,
@@ -68,6 +68,7 @@ impl Check<'_> {
             return Err(SourceError::NoTables(patterns.to_string()));
         }
         self.readable(&mut wire, &listing).await?;
+        self.sequences(&mut wire, &patterns, &listing).await?;
         self.large_objects(&mut wire).await?;
         self.publication(&mut wire, &mut listing).await?;
         self.tables(&listing);
@@ -184,6 +185,25 @@ impl Check<'_> {
             false => {
                 let what = format!("tables cannot be read; run: {}", missing.join("; "));
                 self.problem("privileges", Cause::SourcePrivilege, what);
+            }
+        }
+        Ok(())
+    }
+
+    /// SELECT on every sequence that goes with what is copied.
+    async fn sequences(
+        &mut self,
+        wire: &mut Wire,
+        patterns: &Patterns,
+        listing: &Listing,
+    ) -> Result<(), SourceError> {
+        let role = own_url(self.config)?.user;
+        match generators::count(wire, patterns, &listing.tables, &role).await? {
+            (0, None) => {}
+            (1, None) => self.ok("sequences", "1 can be read"),
+            (all, None) => self.ok("sequences", format!("all {all} can be read")),
+            (all, Some(what)) => {
+                self.problem("sequences", Cause::SourcePrivilege, format!("of {all}, {what}"));
             }
         }
         Ok(())

@@ -23,6 +23,7 @@ use super::{
     catalog::{Listed, identifier, quoted},
     error::SourceError,
     message::TextRow,
+    pattern::Patterns,
     session::Shared,
     slot,
     wire::Wire,
@@ -218,6 +219,21 @@ impl Generators {
     }
 }
 
+/// How many there are to copy, and what is to be granted to `role` if some cannot be read.
+pub(super) async fn count(
+    wire: &mut Wire,
+    patterns: &Patterns,
+    listed: &BTreeMap<u32, Listed>,
+    role: &str,
+) -> Result<(usize, Option<String>), SourceError> {
+    let (mut generators, readable) = list(wire, patterns, listed).await?;
+    let all = generators.len();
+    for id in readable {
+        generators.remove(&id);
+    }
+    Ok((all, unreadable(&generators, role)))
+}
+
 /// Reads which there are, and where they stand.
 async fn find(
     shared: &Shared,
@@ -225,27 +241,7 @@ async fn find(
     listed: &BTreeMap<u32, Listed>,
     position: Position,
 ) -> Result<Found, SourceError> {
-    let (mut generators, mut readable) = (BTreeMap::new(), vec![]);
-    for row in wire.query(LOOKING, LIST).await? {
-        let generator = parse(&row)?;
-        let using: Vec<u32> = numbers(row.optional(15));
-        let owner = generator.owner.as_ref();
-        let (schema, name) = match owner {
-            None => (&generator.schema, &generator.name),
-            Some(owner) => (&owner.schema, &owner.table),
-        };
-        let by_name = owner.is_none() || row.flag(16);
-        let wanted = owner.is_some_and(|owner| listed.contains_key(&owner.table_id))
-            || using.iter().any(|id| listed.contains_key(id))
-            || by_name && shared.patterns.include(schema, name);
-        if !wanted {
-            continue;
-        }
-        if row.flag(10) {
-            readable.push(generator.id);
-        }
-        generators.insert(generator.id, generator);
-    }
+    let (mut generators, readable) = list(wire, &shared.patterns, listed).await?;
     for some in readable.chunks(READ_AT_ONCE) {
         let one = |id: &u32| {
             let Generator { schema, name, .. } = &generators[id];
@@ -259,6 +255,36 @@ async fn find(
         }
     }
     Ok(Found { position, generators })
+}
+
+/// Reads which there are, by id, and which of them can be read.
+async fn list(
+    wire: &mut Wire,
+    patterns: &Patterns,
+    listed: &BTreeMap<u32, Listed>,
+) -> Result<(BTreeMap<u32, Generator>, Vec<u32>), SourceError> {
+    let (mut generators, mut readable) = (BTreeMap::new(), vec![]);
+    for row in wire.query(LOOKING, LIST).await? {
+        let generator = parse(&row)?;
+        let using: Vec<u32> = numbers(row.optional(15));
+        let owner = generator.owner.as_ref();
+        let (schema, name) = match owner {
+            None => (&generator.schema, &generator.name),
+            Some(owner) => (&owner.schema, &owner.table),
+        };
+        let by_name = owner.is_none() || row.flag(16);
+        let wanted = owner.is_some_and(|owner| listed.contains_key(&owner.table_id))
+            || using.iter().any(|id| listed.contains_key(id))
+            || by_name && patterns.include(schema, name);
+        if !wanted {
+            continue;
+        }
+        if row.flag(10) {
+            readable.push(generator.id);
+        }
+        generators.insert(generator.id, generator);
+    }
+    Ok((generators, readable))
 }
 
 fn parse(row: &TextRow) -> Result<Generator, SourceError> {
