@@ -250,6 +250,23 @@ impl World {
         self.shop().await.batch_execute(sql).await.unwrap();
     }
 
+    /// Has the database know `noise(seed, bytes)`, up to so many bytes that no compression makes fewer: to make 100 MiB of
+    /// hashes takes a server many seconds.
+    pub(crate) async fn noisy(&self, bytes: u64) {
+        let mut noise = vec![0; usize::try_from(bytes).unwrap() + (1 << 20)];
+        fastrand::Rng::with_seed(bytes).fill(&mut noise);
+        let shop = self.shop().await;
+        shop.batch_execute(
+            "CREATE UNLOGGED TABLE scratch_noise (body bytea);
+             ALTER TABLE scratch_noise ALTER body SET STORAGE EXTERNAL;
+             CREATE FUNCTION noise(seed integer, bytes integer) RETURNS bytea LANGUAGE sql
+             AS $$ SELECT substr(body, 1 + seed * 5000, bytes) FROM scratch_noise $$",
+        )
+        .await
+        .unwrap();
+        shop.execute("INSERT INTO scratch_noise VALUES ($1)", &[&noise]).await.unwrap();
+    }
+
     /// Starts the gateway.
     pub(crate) fn start(&mut self) {
         self.gateway.start().unwrap();

@@ -111,21 +111,21 @@ async fn a_transaction_of_five_million_rows_gets_through() {
 async fn a_value_of_five_hundred_megabytes_gets_through() {
     let bytes = sized(500_000_000, 50_000_000);
     let mut world = World::new("large-value", Setup::default()).await;
+    world.noisy(bytes).await;
     world
         .execute(&format!(
             "CREATE TABLE large (id integer PRIMARY KEY, body bytea, note text);
              ALTER TABLE large ALTER body SET STORAGE EXTERNAL;
-             CREATE FUNCTION noise(seed integer) RETURNS bytea LANGUAGE sql AS $$
-                 SELECT substr(string_agg(sha256((seed * 100000000 + n)::text::bytea), ''), 1, {bytes}) FROM generate_series(1, 1 + {bytes} / 32) AS n
-             $$;
-             INSERT INTO large VALUES (1, noise(1), 'in the snapshot')",
+             INSERT INTO large VALUES (1, noise(1, {bytes}), 'in the snapshot')",
         ))
         .await;
     let began = SystemClock.now();
     world.start();
     world.caught_up().await;
     tell("the snapshot is in the ledger", began);
-    world.execute("INSERT INTO large VALUES (2, noise(2), 'in the stream')").await;
+    world
+        .execute(&format!("INSERT INTO large VALUES (2, noise(2, {bytes}), 'in the stream')"))
+        .await;
     tell("committed", began);
     world.caught_up().await;
     tell("in the ledger", began);
@@ -148,11 +148,8 @@ async fn large_values_from_all_sides_get_through() {
         );
         world.execute(&make).await;
     }
-    let noise = |seed: u64| {
-        format!(
-            "(SELECT substr(string_agg(sha256(({seed} * 100000000 + n)::text::bytea), ''), 1, {bytes}) FROM generate_series(1, 1 + {bytes} / 32) AS n)"
-        )
-    };
+    world.noisy(bytes).await;
+    let noise = |seed: u64| format!("noise({seed}, {bytes})");
     // Of one value there are several: no two rows share a part of the snapshot, and it takes a while.
     for table in [1, 2] {
         world
@@ -187,11 +184,12 @@ async fn large_values_drain_from_a_full_journal() {
     let setup =
         Setup { release: "journal".into(), journal_max: "256 MiB".into(), ..Setup::default() };
     let mut world = World::new("large-values-full", setup).await;
+    world.noisy(bytes).await;
     world
         .execute(&format!(
             "CREATE TABLE large (id integer PRIMARY KEY, body bytea);
              ALTER TABLE large ALTER body SET STORAGE EXTERNAL;
-             CREATE UNLOGGED TABLE shelf AS SELECT substr(string_agg(sha256(n::text::bytea), ''), 1, {bytes}) AS body FROM generate_series(0, {bytes} / 32) AS n"
+             CREATE UNLOGGED TABLE shelf AS SELECT noise(1, {bytes}) AS body"
         ))
         .await;
     world.start();

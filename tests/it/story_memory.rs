@@ -14,13 +14,11 @@ const RESIDENT_BYTES_MAX: u64 = (256 << 20) + 2 * VALUE_BYTES;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_of_a_hundred_mebibytes_stays_within_the_budget() {
     let mut world = World::new("memory", Setup::default()).await;
+    world.noisy(100 << 20).await;
     world
         .execute(
             "CREATE TABLE large (id integer PRIMARY KEY, body bytea, note text);
              ALTER TABLE large ALTER body SET STORAGE EXTERNAL;
-             CREATE FUNCTION noise(seed integer, bytes integer) RETURNS bytea LANGUAGE sql AS $$
-                 SELECT substr(string_agg(sha256((seed + n)::text::bytea), ''), 1, bytes) FROM generate_series(1, 1 + bytes / 32) AS n
-             $$;
              INSERT INTO large SELECT n, decode(repeat(md5(n::text), 30000), 'hex'), 'small' FROM generate_series(1, 100) AS n;
              INSERT INTO large VALUES (1000, noise(1, 104857600), 'in the snapshot')",
         )
@@ -48,14 +46,14 @@ async fn a_row_of_a_hundred_mebibytes_stays_within_the_budget() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_tables_with_large_values_are_sealed_at_once_within_the_budget() {
     let mut world = World::new("memory-two", Setup::default()).await;
+    world.noisy(70_400_000).await;
     world
         .execute(
             "CREATE TABLE one (id integer PRIMARY KEY, note text, body bytea);
              ALTER TABLE one ALTER body SET STORAGE EXTERNAL;
              CREATE TABLE two (LIKE one INCLUDING ALL);
              INSERT INTO one SELECT n, repeat(md5(n::text), 20) FROM generate_series(1, 100000) AS n;
-             INSERT INTO one SELECT 200000 + n, 'large', string_agg(sha256((n * 10000000 + m)::text::bytea), '')
-                 FROM generate_series(1, 2) AS n, generate_series(1, 2200000) AS m GROUP BY n;
+             INSERT INTO one SELECT 200000 + n, 'large', noise(n, 70400000) FROM generate_series(1, 2) AS n;
              INSERT INTO one SELECT 300000 + n, repeat(md5(n::text), 20) FROM generate_series(1, 100000) AS n;
              INSERT INTO two SELECT * FROM one",
         )

@@ -1,4 +1,4 @@
-//! S3 away for a minute and a half under load: what the source may forget meanwhile, and what not.
+//! S3 away for a minute under load: what the source may forget meanwhile, and what not.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Setup, World};
 
-const OUTAGE: Duration = Duration::from_secs(90);
+const OUTAGE: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_release_journal_the_source_goes_on_while_s3_is_away() {

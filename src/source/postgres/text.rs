@@ -47,8 +47,10 @@ impl Value<'_> {
                 let scale = if let LakeType::Decimal { scale, .. } = lake { scale } else { 0 };
                 print_decimal(*unscaled, scale, into);
             }
-            Value::Bytes(bytes) if lake == LakeType::Uuid => print_uuid(bytes, into),
-            Value::Bytes(bytes) => print_bytea(bytes, into),
+            Value::Bytes(bytes) => match <&[u8; 16]>::try_from(&**bytes) {
+                Ok(uuid) if lake == LakeType::Uuid => print_uuid(uuid, into),
+                _ => print_bytea(bytes, into),
+            },
             Value::Text(text) | Value::Exact(text) => into.push_str(text),
         }
     }
@@ -76,24 +78,41 @@ pub fn print_bytea(bytes: &[u8], into: &mut String) {
 }
 
 /// Appends 16 bytes as `8-4-4-4-12` hex digits.
-pub fn print_uuid(bytes: &[u8], into: &mut String) {
+pub fn print_uuid(bytes: &[u8; 16], into: &mut String) {
     into.reserve(36);
-    for (index, byte) in bytes.iter().enumerate() {
-        if matches!(index, 4 | 6 | 8 | 10) {
-            into.push('-');
-        }
-        print_hex(&[*byte], into);
+    let (first, rest) = bytes.split_at(4);
+    print_hex(first, into);
+    let (middle, last) = rest.split_at(6);
+    for group in middle.chunks(2).chain([last]) {
+        into.push('-');
+        print_hex(group, into);
     }
 }
 
 /// Appends lowercase hex digits.
 pub fn print_hex(bytes: &[u8], into: &mut String) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for byte in bytes {
-        into.push(char::from(DIGITS[usize::from(byte >> 4)]));
-        into.push(char::from(DIGITS[usize::from(byte & 15)]));
+    let mut digits = [[0; 2]; TOGETHER];
+    for some in bytes.chunks(TOGETHER) {
+        for (byte, digits) in some.iter().zip(&mut digits) {
+            *digits = DIGITS[usize::from(*byte)];
+        }
+        let digits = digits[..some.len()].as_flattened();
+        into.push_str(str::from_utf8(digits).expect("digits are ASCII"));
     }
 }
+
+/// Of each byte its two hex digits.
+const DIGITS: [[u8; 2]; 256] = {
+    let (mut all, mut byte) = ([[0; 2]; 256], 0);
+    while byte < 256 {
+        let each = b"0123456789abcdef";
+        all[byte] = [each[byte >> 4], each[byte & 15]];
+        byte += 1;
+    }
+    all
+};
+/// Bytes whose digits are appended at once.
+const TOGETHER: usize = 64;
 
 #[cfg(test)]
 mod tests {
