@@ -43,7 +43,8 @@ demo: demo-tools ## The whole road on this machine: make demo MINUTES=2 DIR=demo
 build: ## The firmware's binary: target/release/lakehead
 	cargo build --release --locked
 
-test: export RUSTC_WORKSPACE_WRAPPER = $(CURDIR)/tests/linted.sh
+LINTED := $(CURDIR)/target/linted-$(firstword $(shell cat .clippy.toml tests/linted.sh | sha256sum))
+test linted: export RUSTC_WORKSPACE_WRAPPER = $(LINTED)
 test: compiler ## Everything that must hold before a commit
 	@$(MAKE) prepared & prepared=$$!; code=0; $(MAKE) linted || code=$$?; wait $$prepared || code=$$?; exit $$code
 	@if cargo nextest --version >/dev/null 2>&1; \
@@ -57,6 +58,7 @@ prepared: test-tools instructions-tools python
 
 # As `make check`, while what the tests need is built: their dependencies are compiled once.
 linted: scripts
+	@cp tests/linted.sh $(LINTED)
 	cargo fmt --all --check
 	cargo build --locked --all-features --all-targets
 	cargo build --locked --all-features --test conformance

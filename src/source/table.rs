@@ -55,7 +55,7 @@ pub struct Column {
     pub type_id: u32,
     /// The type's modifier in the source, -1 if none.
     pub type_modifier: i32,
-    /// What the lake's column holds.
+    /// What the lake's column holds. How the files have it, `[seal] uuids` may say otherwise, from one to the next.
     pub lake: LakeType,
     /// Whether it names the old row of a change.
     #[serde(default)]
@@ -133,7 +133,7 @@ pub enum LakeType {
     },
     /// BINARY
     Binary,
-    /// FIXED_LEN_BYTE_ARRAY(16), UUID
+    /// FIXED_LEN_BYTE_ARRAY(16), UUID; or UTF8, if `[seal] uuids` asks for that
     Uuid,
     /// UTF8: as the source prints the value
     Text,

@@ -251,7 +251,7 @@ impl World {
     }
 
     /// Has the database know `noise(seed, bytes)`, up to so many bytes that no compression makes fewer: to make 100 MiB of
-    /// hashes takes a server many seconds.
+    /// hashes takes a server many seconds. Of seeds from 0 to 200; the next one's begins 5,000 bytes later.
     pub(crate) async fn noisy(&self, bytes: u64) {
         let mut noise = vec![0; usize::try_from(bytes).unwrap() + (1 << 20)];
         fastrand::Rng::with_seed(bytes).fill(&mut noise);

@@ -21,10 +21,10 @@ const TYPES_CHANGES: &str = include_str!("../fixtures/types_changes.sql");
 /// DESIGN P4.
 const RESIDENT_BYTES_MAX: u64 = 256 << 20;
 
-/// With servers of other versions a tenth: these differ in types, not in rows.
+/// `LAKEHEAD_SCALE`: so many times 100,000. Servers of other versions differ in types, not in rows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_million_rows_and_every_type_come_back_equal() {
-    let scale = if std::env::var_os("LAKEHEAD_POSTGRES").is_some() { 1 } else { 10 };
+    let scale = std::env::var("LAKEHEAD_SCALE").map_or(10, |scale| scale.parse().unwrap());
     let (encryption, integers, uuids) = (NONE.into(), "delta".into(), "text".into());
     let setup = Setup { encryption, integers, uuids, ..Setup::default() };
     let mut world = World::new("road", setup).await;
@@ -59,9 +59,13 @@ async fn uuids_are_laid_down_otherwise_from_one_start_to_the_next() {
     world.start();
     world.whole(2).await;
     world.execute_each(UUIDS_CHANGES).await;
-    for (before, uuids) in [("uuid", "text"), ("text", "uuid")] {
+    for (before, uuids, is_killed) in [("uuid", "text", false), ("text", "uuid", true)] {
         world.settled().await;
-        assert_eq!(world.gateway.stop().await, Some(0));
+        world.execute_each(UUIDS_CHANGES).await;
+        match is_killed {
+            true => world.gateway.kill(),
+            false => assert_eq!(world.gateway.stop().await, Some(0)),
+        }
         world.reconfigure(&format!("uuids = \"{before}\""), &format!("uuids = \"{uuids}\""));
         world.start();
         world.execute_each(UUIDS_CHANGES).await;
@@ -224,9 +228,10 @@ const HSTORE: &str = "DO $$ BEGIN CREATE EXTENSION IF NOT EXISTS hstore; EXCEPTI
     INSERT INTO hstores VALUES (1, 'a=>1, b=>NULL'), (2, ''), (3, NULL);";
 /// As a key, beside one, in an array, under a domain; without a key each update has the old row, as text.
 const UUIDS: &str = "CREATE DOMAIN token AS uuid;
-CREATE TABLE documents (id uuid PRIMARY KEY, other uuid, many uuid[], token token, n integer);
-INSERT INTO documents SELECT md5(n::text)::uuid, CASE WHEN n % 3 > 0 THEN md5('o' || n)::uuid END, ARRAY[md5(n::text)::uuid, NULL], md5('t' || n)::uuid, n FROM generate_series(1, 3000) AS n;
-INSERT INTO documents VALUES ('00000000-0000-0000-0000-000000000000', 'ffffffff-ffff-ffff-ffff-ffffffffffff', '{}', NULL, 0);
+CREATE TABLE documents (id uuid PRIMARY KEY, other uuid, many uuid[], token token, n integer, body text);
+ALTER TABLE documents ALTER body SET STORAGE EXTERNAL;
+INSERT INTO documents SELECT md5(n::text)::uuid, CASE WHEN n % 3 > 0 THEN md5('o' || n)::uuid END, ARRAY[md5(n::text)::uuid, NULL], md5('t' || n)::uuid, n, CASE WHEN n % 50 = 0 THEN repeat(md5(n::text), 300) END FROM generate_series(1, 3000) AS n;
+INSERT INTO documents VALUES ('00000000-0000-0000-0000-000000000000', 'ffffffff-ffff-ffff-ffff-ffffffffffff', '{}', NULL, 0, NULL);
 CREATE TABLE keyless (u uuid, n integer);
 ALTER TABLE keyless REPLICA IDENTITY FULL;
 INSERT INTO keyless SELECT md5((n / 2)::text)::uuid, n FROM generate_series(1, 1000) AS n;
@@ -236,7 +241,7 @@ const UUIDS_CHANGES: &str = "UPDATE documents SET id = md5(id::text)::uuid WHERE
 UPDATE documents SET other = id, n = n + 1 WHERE n % 5 = 0;
 UPDATE documents SET other = NULL, token = md5(token::text)::uuid WHERE n % 11 = 0;
 DELETE FROM documents WHERE n % 13 = 0;
-INSERT INTO documents SELECT gen_random_uuid(), gen_random_uuid(), ARRAY[gen_random_uuid()], gen_random_uuid(), n FROM generate_series(1, 300) AS n;
+INSERT INTO documents SELECT md5(random()::text || n)::uuid, md5(random()::text || n)::uuid, ARRAY[md5(random()::text)::uuid], md5(random()::text)::uuid, n FROM generate_series(1, 300) AS n;
 UPDATE keyless SET u = md5(u::text)::uuid WHERE n % 3 = 0;
 DELETE FROM keyless WHERE n % 10 = 0;
 ";

@@ -36,8 +36,8 @@ async fn spark_reads_the_values_that_pyarrow_reads() {
             counted["rows"].as_object().unwrap().values().filter_map(|of| of.as_u64()).sum();
         assert_eq!(read["rows"].as_u64(), Some(rows), "{read} {counted}");
         assert!(rows > 400_000, "{read}");
-        // Once it has that type, the README is to say so.
         assert_eq!(read["refused"].as_u64().unwrap() > 0, is_refused, "{read}");
+        assert!(read["changed"].as_u64().unwrap() >= 1, "a column is of two types: {read}");
         eprintln!("{read}");
         world.end().await;
     }

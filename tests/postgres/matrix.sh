@@ -19,7 +19,7 @@ stories_with() {
 	shift
 	bin=$(tests/postgres/fetch.sh target/postgres "$major")
 	echo "== $("$bin/postgres" --version)"
-	LAKEHEAD_POSTGRES=$bin LAKEHEAD_POSTGRES_NEWEST=$newest LAKEHEAD_STORIES=target/matrix/$major timeout 3600 \
+	LAKEHEAD_POSTGRES=$bin LAKEHEAD_POSTGRES_NEWEST=$newest LAKEHEAD_STORIES=target/matrix/$major LAKEHEAD_SCALE=1 timeout 3600 \
 		cargo test --quiet --locked --all-features --test it -- \
 		--format=pretty --show-output --test-threads=$threads "$@" >"$log" 2>&1 || failed=1
 	grep -aE '^PostgreSQL [0-9]+: left out|^test .*(ok|FAILED)$' "$log" | sort -u || true
