@@ -24,7 +24,8 @@ const RESIDENT_BYTES_MAX: u64 = 256 << 20;
 /// `LAKEHEAD_SCALE`: so many times 100,000. Servers of other versions differ in types, not in rows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_million_rows_and_every_type_come_back_equal() {
-    let scale = std::env::var("LAKEHEAD_SCALE").map_or(10, |scale| scale.parse().unwrap());
+    let scale = std::env::var_os("LAKEHEAD_SCALE");
+    let scale = scale.map_or(10, |scale| scale.to_str().unwrap().parse().unwrap());
     let (encryption, integers, uuids) = (NONE.into(), "delta".into(), "text".into());
     let setup = Setup { encryption, integers, uuids, ..Setup::default() };
     let mut world = World::new("road", setup).await;
