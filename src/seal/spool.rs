@@ -8,7 +8,7 @@
 //! **Invariant:** a file that stands in no group's fact is nobody's, and is removed at the next start.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     fmt,
     io::{self, Write},
     ops::Range,
@@ -218,7 +218,7 @@ impl SpoolReader {
         let key = self.0.file_key(layout, salt, &object.spool);
         let last = layout.chunks(object.bytes) - 1;
         let mut at = range.start;
-        let mut scratch = vec![];
+        let (mut scratch, mut pieces) = (vec![], Pieces::default());
         while at < range.end {
             let first = layout.chunk_at(at);
             let behind = (first + PIECE_CHUNKS).min(layout.chunk_at(range.end - 1) + 1);
@@ -226,7 +226,7 @@ impl SpoolReader {
             let (from, to) = (layout.place(first), layout.file_bytes(until));
             scratch.resize(size(to - from), 0);
             file.read_exact_at(&mut scratch, from).map_err(read)?;
-            let mut piece = vec![0; size(until - begin)];
+            let mut piece = pieces.next(size(until - begin));
             let (mut sealed, mut plain) = (&scratch[..], &mut piece[..]);
             for number in first..behind {
                 let torn = || wrong("a chunk's tag does not match");
@@ -240,7 +240,7 @@ impl SpoolReader {
                 (sealed, plain) = (after, rest);
             }
             let wanted = size(at - begin)..size(until.min(range.end) - begin);
-            if !each(Bytes::from(piece).slice(wanted)) {
+            if !each(pieces.give(piece, wanted)) {
                 return Ok(());
             }
             at = until;
@@ -297,6 +297,27 @@ impl Folder {
 
     fn show(&self, waiting: u64) {
         self.board.write(|status| status.spool_bytes = waiting);
+    }
+}
+
+/// What was read, and given. What nobody holds any more has room for the next: new room would be filled with zeros first.
+#[derive(Default)]
+struct Pieces(VecDeque<Bytes>);
+
+impl Pieces {
+    /// Room for so many bytes, whatever stands in it.
+    fn next(&mut self, bytes: usize) -> BytesMut {
+        let free = self.0.pop_front_if(|oldest| oldest.is_unique());
+        let mut piece = free.and_then(|free| free.try_into_mut().ok()).unwrap_or_default();
+        piece.resize(bytes, 0);
+        piece
+    }
+
+    fn give(&mut self, piece: BytesMut, wanted: Range<usize>) -> Bytes {
+        let piece = piece.freeze();
+        let given = piece.slice(wanted);
+        self.0.push_back(piece);
+        given
     }
 }
 
