@@ -51,6 +51,7 @@ pub(super) struct Column {
 /// What is being made of a column.
 struct Open {
     encoding: Encoding,
+    habit: Habit,
     properties: WriterPropertiesPtr,
     packer: Packer,
 }
@@ -99,7 +100,7 @@ impl Column {
             self.held = vec![Piece::Runs(runs)];
             return Ok(());
         }
-        let mut open = Open::new(of, habit)?;
+        let mut open = Open::new(of, habit.seeing(&self.held, of.properties, of.field))?;
         self.held_bytes = 0;
         mem::take(&mut self.held).into_iter().try_for_each(|piece| open.add(of, piece))?;
         self.open = Some(open);
@@ -150,11 +151,11 @@ impl Open {
         let properties = habit.applied(of.properties, of.field, of.terms);
         let method = habit.method(&properties, of.field, of.terms);
         let packer = Packer::new(&of.terms.presses, of.terms.scarce, method);
-        let encoding = match Pages::new(of, &properties, &packer) {
+        let encoding = match Pages::new(of, &properties, &packer, habit.bytes()) {
             Some(pages) => Encoding::Own(Box::new(pages)),
             None => Encoding::Leaves(encoders(of.field, of.leaves, &properties, Some(&packer))?),
         };
-        Ok(Self { encoding, properties, packer })
+        Ok(Self { encoding, habit, properties, packer })
     }
 
     fn add(&mut self, of: &Of<'_>, piece: Piece) -> Result<()> {
@@ -180,7 +181,7 @@ impl Open {
         habit: &mut Habit,
         group: &mut SerializedRowGroupWriter<'_, W>,
     ) -> Result<()> {
-        let Self { encoding, properties, packer } = self;
+        let Self { encoding, habit: applied, properties, packer } = self;
         let is_flat = !of.field.data_type().is_nested();
         let closed = match encoding {
             Encoding::Leaves(encoders) => encoders
@@ -193,7 +194,7 @@ impl Open {
             let (chunk, close) = packer.end(leaf, close)?;
             if is_flat {
                 let method = packer.method().map(|method| (of.terms.scarce, method));
-                habit.learn(&close, &properties, method);
+                habit.learn(applied, &close, &properties, method);
             }
             group.append_column(&chunk, close)?;
         }

@@ -2,7 +2,8 @@
 //!
 //! What a column's chunk showed decides how its next one is encoded, in this file or the next of the table:
 //! without a dictionary if that did not hold the values, or was most of what was written; and then compressed by
-//! what its first page advised ([`Method`]). Each is tried again every few row groups.
+//! what its first page advised ([`Method`]). Each is tried again every few row groups; a dictionary only if the
+//! first rows do not show that it will not do ([`distinct`]).
 
 use std::sync::Arc;
 
@@ -14,7 +15,11 @@ use parquet::{
     schema::types::ColumnPath,
 };
 
-use super::pack::{Method, Presses, Scarce};
+use super::{
+    distinct,
+    pack::{Method, Presses, Scarce},
+    pieces::Piece,
+};
 use crate::config::Integers;
 
 /// How the columns of a table are encoded, as their chunks so far advise.
@@ -32,6 +37,8 @@ pub(super) struct Habit {
     plain: bool,
     /// How its pages are compressed, without a dictionary, and what that was chosen for; `None`: the next one shows it.
     method: Option<(Scarce, Method)>,
+    /// Bytes of its last chunk, before it was compressed.
+    bytes: usize,
 }
 
 /// What the columns of a file should save, and how.
@@ -53,7 +60,9 @@ impl Habits {
             for habit in &mut self.columns {
                 habit.plain = false;
                 // Those that would not see that values come again.
-                let looks = |(_, method): &_| !matches!(method, Method::Raw | Method::Literals);
+                let looks = |(_, method): &_| {
+                    !matches!(method, Method::Raw | Method::Literals | Method::Strides)
+                };
                 habit.method = habit.method.filter(looks);
             }
         }
@@ -61,6 +70,24 @@ impl Habits {
 }
 
 impl Habit {
+    /// As it is, but without a dictionary if these, the first rows of a chunk, show that it would not hold the values.
+    pub(super) fn seeing(
+        self,
+        rows: &[Piece],
+        properties: &WriterProperties,
+        field: &FieldRef,
+    ) -> Self {
+        let path = ColumnPath::new(vec![field.name().clone()]);
+        let bytes_max = properties.column_dictionary_page_size_limit(&path);
+        let is_tried = !self.plain && properties.dictionary_enabled(&path);
+        Self { plain: self.plain || is_tried && distinct::exceed(bytes_max, rows), ..self }
+    }
+
+    /// Bytes that the next chunk is expected to take before it is compressed.
+    pub(super) fn bytes(self) -> usize {
+        self.bytes
+    }
+
     /// The properties that its next chunk is written with.
     pub(super) fn applied(
         self,
@@ -101,9 +128,10 @@ impl Habit {
         }
     }
 
-    /// Takes what a chunk shows that was written with these properties, and by this method.
+    /// Takes what a chunk shows that was written as this habit had it, with these properties, and by this method.
     pub(super) fn learn(
         &mut self,
+        of: Self,
         close: &ColumnCloseResult,
         properties: &WriterProperties,
         method: Option<(Scarce, Method)>,
@@ -122,8 +150,9 @@ impl Habit {
             });
             self.plain = missed || dictionary > packed / 2;
         } else {
-            self.method = method;
+            (self.plain, self.method) = (of.plain, method);
         }
+        self.bytes = usize::try_from(plain).unwrap_or_default();
     }
 }
 

@@ -16,6 +16,7 @@ mod arrays;
 mod changes;
 mod column;
 mod cut;
+mod distinct;
 mod encode;
 mod envelope;
 mod epoch;

@@ -3,7 +3,8 @@
 //! The library would compress them itself, but with nothing to choose than a level, and a context made anew for each
 //! chunk. How well a column's values lend themselves shows in its first page: a smaller hash table, and longer steps
 //! while nothing matches, cost a third less and find as much in values that are random or all alike; in prose they find
-//! a fifth less. In digits at random there is nothing to be found. [`Method`] is the cheapest of those that come near
+//! a fifth less. In digits at random there is nothing to be found, and what stands between them is found in longer
+//! steps still. [`Method`] is the cheapest of those that come near
 //! the best; how near is a question of what is [`Scarce`].
 //!
 //! **Invariant:** what a chunk says of its pages, their lengths and where they lie, is so of what was written.
@@ -54,6 +55,8 @@ pub(super) enum Method {
     Raw,
     /// By how often each byte comes alone: nothing is looked for that came before.
     Literals,
+    /// With a hash table of 16 KiB, and in steps of sixteen bytes: of what lies between others that look random.
+    Strides,
     /// With a hash table of 16 KiB, and in steps of four bytes.
     Quickest,
     /// With a hash table of 16 KiB, and in steps of three bytes.
@@ -256,20 +259,21 @@ impl Inner {
             self.rises = true;
             &press.packed
         } else {
-            let method = match self.method {
-                Some(method) => method,
-                None if body.len() < JUDGED_BYTES => Method::Whole,
+            let (method, is_packed) = match self.method {
+                Some(method) => (method, false),
+                None if body.len() < JUDGED_BYTES => (Method::Whole, false),
                 None => {
                     self.is_advised = true;
                     match press.advised(self.scarce, body)? {
-                        Method::Raw if self.rises => Method::Literals,
-                        method => method,
+                        (Method::Raw, _) if self.rises => (Method::Literals, false),
+                        advised => advised,
                     }
                 }
             };
             self.method = Some(method);
             match method {
                 Method::Raw => body,
+                _ if is_packed => &press.packed,
                 method => press.compress(method, body)?,
             }
         };
@@ -313,31 +317,26 @@ impl Press {
         Ok(Self { compressor: Compressor::new(LEVEL)?, set: None, packed: vec![] })
     }
 
-    /// The cheapest method that makes about as little of these values as any does.
-    fn advised(&mut self, scarce: Scarce, page: &[u8]) -> Result<Method> {
+    /// The cheapest method that makes about as little of these values as the dearest does, and whether what it makes of
+    /// them is there.
+    fn advised(&mut self, scarce: Scarce, page: &[u8]) -> Result<(Method, bool)> {
         let sample = &page[..page.len().min(SAMPLE_BYTES)];
-        let methods = [
-            Method::Literals,
-            Method::Quickest,
-            Method::Quick,
-            Method::Small,
-            Method::Whole,
-            Method::Dense,
-        ];
-        let (methods, near) = match scarce {
-            Scarce::Cpu => (&methods[..5], NEAR_OF_CPU),
-            Scarce::Link => (&methods[3..], NEAR_OF_LINK),
+        let (cheaper, dearest, near) = match scarce {
+            Scarce::Cpu => (&CHEAPEST_FIRST[..5], Method::Whole, NEAR_OF_CPU),
+            Scarce::Link => (&CHEAPEST_FIRST[4..], Method::Dense, NEAR_OF_LINK),
         };
-        let mut sizes = vec![];
-        for method in methods {
-            sizes.push((*method, self.compress(*method, sample)?.len()));
+        let mut least = self.compress(dearest, sample)?.len();
+        for (before, method) in cheaper.iter().enumerate() {
+            let size = self.compress(*method, sample)?.len();
+            least = least.min(size);
+            if before == 0 && least > sample.len() / 100 * INCOMPRESSIBLE_PERCENT {
+                return Ok((Method::Raw, false));
+            }
+            if size <= least + least / near {
+                return Ok((*method, sample.len() == page.len()));
+            }
         }
-        let least = sizes.iter().map(|(_, size)| *size).min().unwrap_or(0);
-        if least > sample.len() / 100 * INCOMPRESSIBLE_PERCENT {
-            return Ok(Method::Raw);
-        }
-        let method = sizes.into_iter().find(|(_, size)| *size <= least + least / near);
-        Ok(method.map_or(Method::Whole, |(method, _)| method))
+        Ok((dearest, false))
     }
 
     fn compress(&mut self, method: Method, plain: &[u8]) -> io::Result<&[u8]> {
@@ -360,6 +359,7 @@ impl Method {
         // 0: as the level has it. Steps longer than two would leave literals as they are.
         let (level, hash, step, literals) = match self {
             Self::Literals => (LEVEL, 12, STEP_MAX, ParamSwitch::Enable),
+            Self::Strides => (LEVEL, 12, 15, ParamSwitch::Enable),
             Self::Quickest => (LEVEL, 12, 3, ParamSwitch::Enable),
             Self::Quick => (LEVEL, 12, 2, ParamSwitch::Enable),
             Self::Small => (LEVEL, 13, 0, ParamSwitch::Auto),
@@ -469,6 +469,15 @@ const IDLE_PRESSES_MAX: usize = 3;
 const IDLE_BYTES_MAX: usize = 512 << 10;
 /// So much of it does.
 const SAMPLE_BYTES: usize = 1 << 20;
+/// All but the densest.
+const CHEAPEST_FIRST: [Method; 6] = [
+    Method::Literals,
+    Method::Strides,
+    Method::Quickest,
+    Method::Quick,
+    Method::Small,
+    Method::Whole,
+];
 /// Of what was to be compressed.
 const INCOMPRESSIBLE_PERCENT: usize = 93;
 /// One part in so many more than the least is near, while the processor is scarce.
@@ -650,7 +659,11 @@ mod tests {
     fn the_first_page_shows_the_method() {
         let advised = |scarce, page: &[u8]| {
             let mut press = Press::new().unwrap();
-            let method = press.advised(scarce, page).unwrap();
+            let (method, is_packed) = press.advised(scarce, page).unwrap();
+            if is_packed {
+                let packed = press.packed.clone();
+                assert_eq!(packed, press.compress(method, page).unwrap());
+            }
             // What it makes is what zstd reads.
             let packed = press.compress(method, page).unwrap();
             assert_eq!(zstd::bulk::decompress(packed, page.len()).unwrap(), page);
@@ -662,6 +675,11 @@ mod tests {
         assert_eq!(advised(Scarce::Link, &noise), Method::Raw);
         let digits = hex::encode(&noise);
         assert_eq!(advised(Scarce::Cpu, digits.as_bytes()), Method::Literals);
+        // Behind each name: what it begins with comes again, and long before the next byte does.
+        let names = digits.as_bytes().chunks(32);
+        let names: Vec<u8> =
+            names.flat_map(|name| [b"\x29\0\0\0customer_", name].concat()).collect();
+        assert_eq!(advised(Scarce::Cpu, &names), Method::Strides);
         // Words in many orders: what a larger table finds, a small one has forgotten.
         let words: Vec<String> = (0..3000).map(|n| hex::encode(&noise[n * 9..n * 9 + 7])).collect();
         let prose: String = (0..70_000).map(|_| dice.choice(&words).unwrap().as_str()).collect();

@@ -65,8 +65,13 @@ struct Done {
 }
 
 impl Pages {
-    /// For the next chunk of a column; `None`: it is not of this kind.
-    pub(super) fn new(of: &Of<'_>, properties: &WriterProperties, packer: &Packer) -> Option<Self> {
+    /// For the next chunk of a column, of so many bytes as far as is known; `None`: it is not of this kind.
+    pub(super) fn new(
+        of: &Of<'_>,
+        properties: &WriterProperties,
+        packer: &Packer,
+        bytes: usize,
+    ) -> Option<Self> {
         let kind = Kind::of(of.field.data_type())?;
         let path = ColumnPath::new(vec![of.field.name().clone()]);
         let is_plain = properties.encoding(&path).is_none_or(|of| of == Encoding::PLAIN);
@@ -79,7 +84,7 @@ impl Pages {
         }
         let rows_max = properties.column_data_page_row_count_limit(&path);
         let bytes_max = properties.column_data_page_size_limit(&path);
-        let page = Page::new(kind, of.field.is_nullable(), rows_max, bytes_max);
+        let page = Page::new(kind, of.field.is_nullable(), [rows_max, bytes_max], bytes);
         let (packer, rises) = (packer.clone(), of.terms.integers == Integers::Rising);
         Some(Self { packer, page, rises, done: vec![], bounds_bytes: 0 })
     }
@@ -477,7 +482,7 @@ mod tests {
         let (properties, packs, early_bytes) = (&properties, true, 0);
         let of = Of { field: &field, leaves, properties, terms: &terms, packs, early_bytes };
         let packer = Packer::new(&terms.presses, terms.scarce, None);
-        let mut pages = Pages::new(&of, properties, &packer).unwrap();
+        let mut pages = Pages::new(&of, properties, &packer, 0).unwrap();
         assert!(pages.memory() < 4 << 10, "little before the first value");
         pages.add(&texts).unwrap();
         assert!((256 << 10..400 << 10).contains(&pages.memory()), "{}", pages.memory());

@@ -289,6 +289,13 @@ mod tests {
                 )),
             ),
             ("noise", Arc::new(BinaryArray::from_iter_values((0..rows).map(|_| noise())))),
+            // As its first rows do not show.
+            (
+                "late",
+                Arc::new(Int64Array::from_iter_values(
+                    (0..rows).map(|n| if n < 6000 { n % 7 } else { n * 2_654_435_761 % 1_000_007 }),
+                )),
+            ),
         ])
         .unwrap();
         let shape = |file: Vec<u8>| {
@@ -319,10 +326,10 @@ mod tests {
         let habits = writer.habits().clone();
         let shapes = shape(writer.into_inner().unwrap());
         let (first, plain, raw) = ((true, true), (false, true), (false, false));
-        assert_eq!(shapes[0], [first, first, first]);
-        // What does not shrink shows it in its first page.
-        assert_eq!(shapes[1], [first, plain, raw]);
-        assert_eq!(shapes[2], [first, plain, raw]);
+        // What has many values shows it in its first rows, and what does not shrink in its first page.
+        assert_eq!(shapes[0], [first, plain, raw, first]);
+        assert_eq!(shapes[1], [first, plain, raw, plain]);
+        assert_eq!(shapes[2], [first, plain, raw, plain]);
         // The next file of the table begins with what this one has shown, and tries again at last.
         let mut writer =
             Writer::new(vec![], &group.schema(), properties(), habits, Terms::default()).unwrap();

@@ -32,6 +32,8 @@ pub(super) struct Page {
     rows_max: usize,
     /// As above, with so many bytes of values.
     bytes_max: usize,
+    /// So many bytes are expected to come, if not more: a page has room for them at once.
+    bytes: usize,
     /// Of each row, in a column that may be NULL: whether there is a value.
     valid: Option<BooleanBufferBuilder>,
     rows: usize,
@@ -115,7 +117,13 @@ impl Kind {
 }
 
 impl Page {
-    pub(super) fn new(kind: Kind, is_nullable: bool, rows_max: usize, bytes_max: usize) -> Self {
+    /// A page that ends with so many rows, or bytes of values.
+    pub(super) fn new(
+        kind: Kind,
+        is_nullable: bool,
+        [rows_max, bytes_max]: [usize; 2],
+        bytes: usize,
+    ) -> Self {
         // What bits take of so many rows, and their lengths.
         let room = if is_nullable { rows_max.div_ceil(8) + LEVELS_HEAD_BYTES } else { 0 };
         Self {
@@ -124,6 +132,7 @@ impl Page {
             room,
             rows_max,
             bytes_max,
+            bytes,
             valid: is_nullable.then(|| BooleanBufferBuilder::new(0)),
             rows: 0,
             values: 0,
@@ -306,7 +315,8 @@ impl Page {
     fn make_room(&mut self, more: usize) {
         let (held, has) = (self.body.len(), self.body.capacity());
         if has - held < more {
-            let room = (2 * has).min(self.usual_bytes()).max(held + more);
+            let room = (2 * has).max(self.room + self.bytes + self.bytes / 8);
+            let room = room.min(self.usual_bytes()).max(held + more);
             self.body.reserve_exact(room - held);
         }
     }
