@@ -5,16 +5,15 @@
 //! that do, there are many values. Where some are likelier than others there are more values than this says, and the
 //! dictionary is tried.
 
-use std::hash::{BuildHasher, RandomState};
-
 use arrow_array::{Array, cast::AsArray};
 use arrow_schema::DataType;
+use crc_fast::CrcAlgorithm::Crc64Nvme;
 
 use super::pieces::Piece;
 
 /// Whether the distinct values of a column surely take more than so many bytes, by these rows of it.
 pub(super) fn exceed(bytes_max: usize, rows: &[Piece]) -> bool {
-    let mut seen = Seen { of: RandomState::new(), hashes: vec![], bytes: 0 };
+    let mut seen = Seen { sums: vec![0; SUMS / 64], values: 0, again: 0, bytes: 0 };
     for piece in rows {
         let Piece::Array(array) = piece else { return false };
         if !seen.take(array) {
@@ -25,8 +24,11 @@ pub(super) fn exceed(bytes_max: usize, rows: &[Piece]) -> bool {
 }
 
 struct Seen {
-    of: RandomState,
-    hashes: Vec<u64>,
+    /// A bit for each sum that a value may have: two of a sum are taken for the same.
+    sums: Vec<u64>,
+    values: usize,
+    /// Of these, as many as came before.
+    again: usize,
     bytes: usize,
 }
 
@@ -58,30 +60,34 @@ impl Seen {
 
     fn add<'a>(&mut self, values: impl Iterator<Item = &'a [u8]>) {
         for value in values {
-            if self.hashes.len() >= VALUES || self.bytes >= BYTES {
+            if self.values >= VALUES || self.bytes >= BYTES {
                 return;
             }
-            self.hashes.push(self.of.hash_one(value));
+            // Whoever makes values that have the same sums has a dictionary tried, and no more.
+            let sum = crc_fast::checksum(Crc64Nvme, value) % SUMS as u64;
+            let (word, bit) =
+                (&mut self.sums[usize::try_from(sum / 64).unwrap_or(0)], 1 << (sum % 64));
+            self.again += usize::from(*word & bit != 0);
+            *word |= bit;
+            self.values += 1;
             self.bytes += value.len();
         }
     }
 
-    fn exceed(mut self, bytes_max: usize) -> bool {
-        let count = self.hashes.len();
-        self.hashes.sort_unstable();
-        self.hashes.dedup();
-        let again = count - self.hashes.len();
+    fn exceed(&self, bytes_max: usize) -> bool {
+        let count = self.values;
         // One more: that none came again says little of how many there are.
-        let values = count * count / (2 * (again + 1));
-        let bytes = self.bytes / count.max(1) * values;
-        bytes > MARGIN * bytes_max
+        let values = count * count / (2 * (self.again + 1));
+        self.bytes / count.max(1) * values > MARGIN * bytes_max
     }
 }
 
 /// As many values are looked at, …
-const VALUES: usize = 4096;
+const VALUES: usize = 1024;
 /// … or of so many bytes.
-const BYTES: usize = 256 << 10;
+const BYTES: usize = 128 << 10;
+/// Of a thousand values hardly two have the same.
+const SUMS: usize = 1 << 20;
 /// Twice as many as fit, and chance does not decide.
 const MARGIN: usize = 2;
 
