@@ -42,6 +42,8 @@ pub(super) struct Column {
     /// Its rows, while they are held.
     held: Vec<Piece>,
     held_bytes: usize,
+    /// So many of them would tell more than there are.
+    held_until: usize,
     /// Bytes of all its rows with a value for each.
     expanded_bytes: usize,
     /// What takes them, from some row on.
@@ -89,7 +91,7 @@ impl Column {
         }
         self.held_bytes += piece.memory();
         self.held.push(piece);
-        if !of.packs || self.held_bytes < of.early_bytes {
+        if !of.packs || self.held_bytes < self.held_until.max(of.early_bytes) {
             return Ok(());
         }
         // Of runs that fill nearly what may be held, every piece would ask anew.
@@ -100,7 +102,12 @@ impl Column {
             self.held = vec![Piece::Runs(runs)];
             return Ok(());
         }
-        let mut open = Open::new(of, habit.seeing(&self.held, of.properties, of.field))?;
+        let seen = habit.seeing(&self.held, of.properties, of.field);
+        if seen.is_none() && self.held_bytes < UNCLEAR_BYTES_MAX {
+            self.held_until = 2 * self.held_bytes;
+            return Ok(());
+        }
+        let mut open = Open::new(of, seen.unwrap_or(habit))?;
         self.held_bytes = 0;
         mem::take(&mut self.held).into_iter().try_for_each(|piece| open.add(of, piece))?;
         self.open = Some(open);
@@ -118,7 +125,7 @@ impl Column {
         habit: &mut Habit,
         group: &mut SerializedRowGroupWriter<'_, W>,
     ) -> Result<()> {
-        let Self { held, open, .. } = mem::take(self);
+        let Self { held, open, expanded_bytes, .. } = mem::take(self);
         if let Some(open) = open {
             return open.end(of, habit, group);
         }
@@ -126,7 +133,8 @@ impl Column {
             return chunks.append_to(group);
         }
         if of.packs {
-            let mut open = Open::new(of, *habit)?;
+            let seen = habit.seeing(&held, of.properties, of.field).unwrap_or(*habit);
+            let mut open = Open::new(of, seen.of_bytes(expanded_bytes))?;
             held.into_iter().try_for_each(|piece| open.add(of, piece))?;
             return open.end(of, habit, group);
         }
@@ -250,5 +258,8 @@ pub(super) fn early_bytes(columns: usize) -> usize {
     if columns <= NARROW { 64 << 10 } else { 256 << 10 }
 }
 
+/// So much of a column is held at most until it shows whether a dictionary holds its values: these are often twice as large here as
+/// there, and of four bytes four times.
+const UNCLEAR_BYTES_MAX: usize = 512 << 10;
 /// Columns of a table that is not wide.
 const NARROW: usize = 32;

@@ -1,9 +1,11 @@
-//! Whether a column has too many values for a dictionary, by its first rows. Pure.
+//! Whether a dictionary of 128 KiB can hold a column's values, by rows of it. Pure.
 //!
-//! A dictionary that cannot hold the values is given up by the library when it is full, and what went into it by then is hashed,
-//! held and written for nothing. If values are drawn from `d` that are equally likely, of `n` some `n² / 2d` come again: of few
-//! that do, there are many values. Where some are likelier than others there are more values than this says, and the
-//! dictionary is tried.
+//! The library gives up a dictionary that is full, and what went into it by then was hashed, held and written for nothing. So a
+//! column's distinct values are counted beforehand, as the file has them: when they alone are more than a
+//! dictionary takes, it would be given up, whatever follows. Nothing is guessed: values that come in turn look like
+//! those that never come again, until they do.
+//!
+//! **Invariant:** of what is [`Distinct::Many`] the library's dictionary would be full.
 
 use arrow_array::{Array, cast::AsArray};
 use arrow_schema::DataType;
@@ -11,85 +13,117 @@ use crc_fast::CrcAlgorithm::Crc64Nvme;
 
 use super::pieces::Piece;
 
-/// Whether the distinct values of a column surely take more than so many bytes, by these rows of it.
-pub(super) fn exceed(bytes_max: usize, rows: &[Piece]) -> bool {
-    let mut seen = Seen { sums: vec![0; SUMS / 64], values: 0, again: 0, bytes: 0 };
-    for piece in rows {
-        let Piece::Array(array) = piece else { return false };
-        if !seen.take(array) {
-            return false;
+/// How many values some rows of a column have.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Distinct {
+    /// Most came before; or they are of a kind that is not counted.
+    Few,
+    /// More rows would tell.
+    Unclear,
+    /// No dictionary holds them.
+    Many,
+}
+
+impl Distinct {
+    /// Of these rows, for a dictionary of so many bytes.
+    pub(super) fn of(rows: &[Piece], bytes_max: usize) -> Self {
+        let mut seen = Seen { sums: vec![], all: 0, new: 0, bytes_max };
+        for piece in rows {
+            let Piece::Array(array) = piece else { return Self::Few };
+            if !seen.take(array) {
+                return Self::Few;
+            }
+        }
+        match seen {
+            Seen { new, .. } if new >= bytes_max => Self::Many,
+            Seen { new, all, .. } if new * FEW <= all => Self::Few,
+            Seen { .. } => Self::Unclear,
         }
     }
-    seen.exceed(bytes_max)
 }
 
 struct Seen {
     /// A bit for each sum that a value may have: two of a sum are taken for the same.
     sums: Vec<u64>,
-    values: usize,
-    /// Of these, as many as came before.
-    again: usize,
-    bytes: usize,
+    /// Bytes of all values, and of those that had not come before.
+    all: usize,
+    new: usize,
+    bytes_max: usize,
 }
 
 impl Seen {
-    /// Takes values, as long as there are not enough. `false`: it does not know such.
+    /// Takes values, until they are many. `false`: such are not counted.
     fn take(&mut self, array: &dyn Array) -> bool {
         match array.data_type() {
             DataType::Utf8 => {
-                let array = array.as_string::<i32>();
-                self.add(array.iter().flatten().map(str::as_bytes));
+                let values = array.as_string::<i32>().iter().flatten();
+                self.add(values.map(|value| (value.as_bytes(), LENGTH_BYTES + value.len())));
             }
-            DataType::Binary => self.add(array.as_binary::<i32>().iter().flatten()),
+            DataType::Binary => {
+                let values = array.as_binary::<i32>().iter().flatten();
+                self.add(values.map(|value| (value, LENGTH_BYTES + value.len())));
+            }
             other => {
-                let width = match other {
-                    DataType::FixedSizeBinary(width) => usize::try_from(*width).ok(),
-                    other => other.primitive_width(),
-                };
-                let (data, Some(width)) = (array.to_data(), width.filter(|width| *width > 0))
-                else {
-                    return false;
-                };
+                let Some((width, in_file)) = widths(other) else { return false };
+                let data = array.to_data();
                 let values = data.buffers()[0][data.offset() * width..].chunks_exact(width);
                 let rows = values.take(data.len()).enumerate();
-                self.add(rows.filter(|(row, _)| data.is_valid(*row)).map(|(_, value)| value));
+                let values = rows.filter(|(row, _)| data.is_valid(*row));
+                self.add(values.map(|(_, value)| (value, in_file)));
             }
         }
         true
     }
 
-    fn add<'a>(&mut self, values: impl Iterator<Item = &'a [u8]>) {
-        for value in values {
-            if self.values >= VALUES || self.bytes >= BYTES {
+    /// Of each value its bytes, and how many it takes in a dictionary.
+    fn add<'a>(&mut self, values: impl Iterator<Item = (&'a [u8], usize)>) {
+        if self.sums.is_empty() {
+            self.sums = vec![0; SUMS / 64];
+        }
+        for (value, bytes) in values {
+            if self.new >= self.bytes_max {
                 return;
             }
-            // Whoever makes values that have the same sums has a dictionary tried, and no more.
-            let sum = crc_fast::checksum(Crc64Nvme, value) % SUMS as u64;
-            let (word, bit) =
-                (&mut self.sums[usize::try_from(sum / 64).unwrap_or(0)], 1 << (sum % 64));
-            self.again += usize::from(*word & bit != 0);
-            *word |= bit;
-            self.values += 1;
-            self.bytes += value.len();
+            // Whoever makes values that have the same sums has a dictionary tried, and no more. Any few bits of a CRC are the
+            // same for many numbers that follow each other: all of them go into what is taken.
+            let sum = crc_fast::checksum(Crc64Nvme, value).wrapping_mul(MIX) >> (64 - SUMS_LOG);
+            let word = usize::try_from(sum / 64).expect("it is below SUMS");
+            let bit = 1 << (sum % 64);
+            if self.sums[word] & bit == 0 {
+                self.new += bytes;
+            }
+            self.sums[word] |= bit;
+            self.all += bytes;
         }
-    }
-
-    fn exceed(&self, bytes_max: usize) -> bool {
-        let count = self.values;
-        // One more: that none came again says little of how many there are.
-        let values = count * count / (2 * (self.again + 1));
-        self.bytes / count.max(1) * values > MARGIN * bytes_max
     }
 }
 
-/// As many values are looked at, …
-const VALUES: usize = 1024;
-/// … or of so many bytes.
-const BYTES: usize = 128 << 10;
-/// Of a thousand values hardly two have the same.
-const SUMS: usize = 1 << 20;
-/// Twice as many as fit, and chance does not decide.
-const MARGIN: usize = 2;
+/// Bytes of a value here, and in the file, where it is one of fixed width: no more than it takes.
+fn widths(of: &DataType) -> Option<(usize, usize)> {
+    let width = match of {
+        DataType::FixedSizeBinary(width) => usize::try_from(*width).ok(),
+        other => other.primitive_width(),
+    };
+    let width = width.filter(|width| *width > 0)?;
+    // https://github.com/apache/parquet-format/blob/master/LogicalTypes.md#decimal
+    let in_file = match of {
+        DataType::Decimal128(..=9, _) => 4,
+        DataType::Decimal128(..=18, _) => 8,
+        DataType::Decimal128(..) => 9,
+        _ => width,
+    };
+    Some((width, in_file))
+}
+
+/// In front of a text, or bytes, in a dictionary.
+const LENGTH_BYTES: usize = 4;
+/// They are few when so many bytes come for each one that is new.
+const FEW: usize = 4;
+/// Of the 32,768 values of four bytes that fit a dictionary one in sixty has another's.
+const SUMS: usize = 1 << SUMS_LOG;
+const SUMS_LOG: u32 = 20;
+/// 2^64 by the golden ratio, odd.
+const MIX: u64 = 0x9E37_79B9_7F4A_7C15;
 
 #[cfg(test)]
 mod tests {
@@ -97,56 +131,110 @@ mod tests {
 
     use arrow_array::{
         ArrayRef, BinaryArray, BooleanArray, Decimal128Array, FixedSizeBinaryArray, Float64Array,
-        Int64Array, StringArray, TimestampMicrosecondArray,
+        Int32Array, Int64Array, StringArray, TimestampMicrosecondArray,
     };
 
-    use super::*;
+    use super::{Distinct::*, *};
+    use crate::seal::runs::Runs;
 
     const BYTES_MAX: usize = 128 << 10;
 
-    fn judged(array: impl Array + 'static) -> bool {
+    fn judged(array: impl Array + 'static) -> Distinct {
         let array: ArrayRef = Arc::new(array);
         let (all, third) = (array.len(), array.len() / 3);
         let parts = [array.slice(0, third), array.slice(third, all - third)];
-        exceed(BYTES_MAX, &parts.map(Piece::Array))
+        Distinct::of(&parts.map(Piece::Array), BYTES_MAX)
     }
 
+    /// As many as fit, and some more, of every kind and width in the file.
     #[test]
-    fn few_values_are_not_many_and_many_are() {
-        let mut dice = fastrand::Rng::with_seed(7);
-        let mut drawn = |of: i64| (0..9000).map(|_| dice.i64(0..of)).collect::<Vec<_>>();
-        for (of, are_many) in [(2, false), (5000, false), (12_000, false), (1 << 40, true)] {
-            let values = drawn(of);
-            let nulls = || values.iter().map(|value| (value % 3 > 0).then_some(*value));
-            let texts = || values.iter().map(|value| (value % 3 > 0).then(|| value.to_string()));
-            let bytes = || texts().map(|text| text.map(String::into_bytes));
-            assert_eq!(judged(Int64Array::from(values.clone())), are_many, "{of}");
-            assert_eq!(judged(Int64Array::from_iter(nulls())), are_many, "{of}");
-            assert_eq!(judged(TimestampMicrosecondArray::from_iter(nulls())), are_many, "{of}");
-            assert_eq!(judged(StringArray::from_iter(texts())), are_many, "{of}");
-            let bytes: BinaryArray = bytes().collect();
-            assert_eq!(judged(bytes), are_many, "{of}");
-            #[expect(clippy::cast_precision_loss, reason = "what they are does not matter")]
-            let floats = values.iter().map(|value| *value as f64);
-            assert_eq!(judged(Float64Array::from_iter_values(floats)), are_many, "{of}");
-            let uuids = values.iter().map(|value| i128::from(*value).to_be_bytes());
-            let uuids = FixedSizeBinaryArray::try_from_iter(uuids).unwrap();
-            assert_eq!(judged(uuids), are_many, "{of}");
-            let decimals = nulls().map(|value| value.map(i128::from));
-            assert_eq!(judged(Decimal128Array::from_iter(decimals)), are_many, "{of}");
+    fn those_that_fit_are_never_many_and_those_that_do_not_are() {
+        // In turn; 2 % more, as two in sixty have another's sum.
+        let in_turn = |of: usize, rows: usize| (0..rows).map(move |row| (row % of) as i64);
+        let decimals = |precision| {
+            move |of, rows| {
+                let values = in_turn(of, rows).map(|value| Some(i128::from(value)));
+                let array = Decimal128Array::from_iter(values);
+                judged(array.with_precision_and_scale(precision, 2).unwrap())
+            }
+        };
+        type Judge = Box<dyn Fn(usize, usize) -> Distinct>;
+        let kinds: [(usize, Judge); 9] = [
+            (8, Box::new(move |of, rows| judged(Int64Array::from_iter_values(in_turn(of, rows))))),
+            (
+                4,
+                Box::new(move |of, rows| {
+                    let values = in_turn(of, rows).map(|value| i32::try_from(value).unwrap());
+                    judged(Int32Array::from_iter_values(values))
+                }),
+            ),
+            (
+                8,
+                Box::new(move |of, rows| {
+                    // NULL stands between them.
+                    let values = in_turn(of, rows).flat_map(|value| [None, Some(value)]);
+                    judged(TimestampMicrosecondArray::from_iter(values))
+                }),
+            ),
+            (
+                8,
+                Box::new(move |of, rows| {
+                    #[expect(clippy::cast_precision_loss, reason = "they are small")]
+                    let values = in_turn(of, rows).map(|value| value as f64);
+                    judged(Float64Array::from_iter_values(values))
+                }),
+            ),
+            (4, Box::new(decimals(9))),
+            (8, Box::new(decimals(18))),
+            (
+                20,
+                Box::new(move |of, rows| {
+                    let values = in_turn(of, rows).map(|value| format!("{value:016}"));
+                    judged(StringArray::from_iter_values(values))
+                }),
+            ),
+            (
+                20,
+                Box::new(move |of, rows| {
+                    let values = in_turn(of, rows).map(|value| format!("{value:016}"));
+                    judged(BinaryArray::from_iter_values(values))
+                }),
+            ),
+            (
+                16,
+                Box::new(move |of, rows| {
+                    let values = in_turn(of, rows).map(|value| i128::from(value).to_be_bytes());
+                    judged(FixedSizeBinaryArray::try_from_iter(values).unwrap())
+                }),
+            ),
+        ];
+        for (number, (bytes, judge)) in kinds.iter().enumerate() {
+            let fit = BYTES_MAX / bytes - 1;
+            assert_eq!(judge(fit, fit), Unclear, "kind {number}");
+            assert_eq!(judge(fit, 3 * fit), Unclear, "kind {number}");
+            assert_eq!(judge(fit, 5 * fit), Few, "kind {number}");
+            let more = fit + fit / 30;
+            assert_eq!(judge(more, more), Many, "kind {number}");
+            assert_eq!(judge(7, 1000), Few, "kind {number}");
         }
+        // Of more digits than 64 bits hold it is no more than 16 bytes, and 9 at least.
+        assert_eq!(decimals(38)(BYTES_MAX / 16, BYTES_MAX / 16), Unclear);
+        assert_eq!(decimals(38)(BYTES_MAX / 8, BYTES_MAX / 8), Many);
     }
 
     #[test]
-    fn what_is_not_known_or_too_little_is_not_many() {
-        assert!(!judged(BooleanArray::from(vec![true; 9000])));
-        assert!(!judged(Int64Array::from_iter_values(0..20)));
-        assert!(!judged(Int64Array::from(vec![None::<i64>; 9000])));
-        assert!(!exceed(BYTES_MAX, &[]));
-        // Ten texts of 9 KB say nothing of whether the next are others.
-        let texts =
-            |count: usize| StringArray::from_iter_values((0..count).map(|n| format!("{n:09000}")));
-        assert!(!exceed(BYTES_MAX, &[Piece::Array(Arc::new(texts(5)))]));
-        assert!(exceed(BYTES_MAX, &[Piece::Array(Arc::new(texts(40)))]));
+    fn what_is_not_counted_is_few() {
+        assert_eq!(judged(BooleanArray::from(vec![true; 9000])), Few);
+        assert_eq!(judged(Int64Array::from(vec![None::<i64>; 9000])), Few);
+        assert_eq!(Distinct::of(&[], BYTES_MAX), Few);
+        let one: ArrayRef = Arc::new(StringArray::from(vec!["x"]));
+        let runs = Piece::Runs(Runs::one(one, 9000));
+        let many: ArrayRef = Arc::new(Int64Array::from_iter_values(0..90_000));
+        assert_eq!(Distinct::of(&[runs, Piece::Array(many)], BYTES_MAX), Few);
+        assert_eq!(judged(StringArray::from_iter_values([[""; 9], ["x"; 9]].concat())), Few);
+        assert_eq!(
+            judged(FixedSizeBinaryArray::try_from_iter([[0_u8; 0]; 9].iter()).unwrap()),
+            Few
+        );
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! What a column's chunk showed decides how its next one is encoded, in this file or the next of the table:
 //! without a dictionary if that did not hold the values, or was most of what was written; and then compressed by
-//! what its first page advised ([`Method`]). Each is tried again every few row groups; a dictionary only if the
-//! first rows do not show that it will not do ([`distinct`]).
+//! what its first page advised ([`Method`]). Each is tried again every few row groups; a dictionary only as long as the
+//! rows do not show that it will be given up ([`Distinct`]).
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use parquet::{
 };
 
 use super::{
-    distinct,
+    distinct::Distinct,
     pack::{Method, Presses, Scarce},
     pieces::Piece,
 };
@@ -33,8 +33,8 @@ pub(super) struct Habits {
 /// How a column is encoded.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct Habit {
-    /// Without a dictionary.
-    plain: bool,
+    /// Whether a dictionary does; `None`: the next chunk shows it.
+    dictionary: Option<bool>,
     /// How its pages are compressed, without a dictionary, and what that was chosen for; `None`: the next one shows it.
     method: Option<(Scarce, Method)>,
     /// Bytes of its last chunk, before it was compressed.
@@ -58,7 +58,7 @@ impl Habits {
             self.columns.fill(Habit::default());
         } else if self.groups.is_multiple_of(TRY_AGAIN_GROUPS) {
             for habit in &mut self.columns {
-                habit.plain = false;
+                habit.dictionary = habit.dictionary.filter(|does| *does);
                 // Those that would not see that values come again.
                 let looks = |(_, method): &_| {
                     !matches!(method, Method::Raw | Method::Literals | Method::Strides)
@@ -70,17 +70,32 @@ impl Habits {
 }
 
 impl Habit {
-    /// As it is, but without a dictionary if these, the first rows of a chunk, show that it would not hold the values.
+    /// What it is with these, the first rows of a chunk; `None`: more of them would tell whether a dictionary does.
     pub(super) fn seeing(
         self,
         rows: &[Piece],
         properties: &WriterProperties,
         field: &FieldRef,
-    ) -> Self {
+    ) -> Option<Self> {
         let path = ColumnPath::new(vec![field.name().clone()]);
+        if self.dictionary.is_some() || !properties.dictionary_enabled(&path) {
+            return Some(self);
+        }
         let bytes_max = properties.column_dictionary_page_size_limit(&path);
-        let is_tried = !self.plain && properties.dictionary_enabled(&path);
-        Self { plain: self.plain || is_tried && distinct::exceed(bytes_max, rows), ..self }
+        // They take no more in a dictionary than here.
+        if rows.iter().map(Piece::memory).sum::<usize>() < bytes_max {
+            return None;
+        }
+        match Distinct::of(rows, bytes_max) {
+            Distinct::Few => Some(self),
+            Distinct::Unclear => None,
+            Distinct::Many => Some(Self { dictionary: Some(false), ..self }),
+        }
+    }
+
+    /// As it is, for a chunk of which it is known that it takes no more.
+    pub(super) fn of_bytes(self, bytes: usize) -> Self {
+        Self { bytes: self.bytes.min(bytes), ..self }
     }
 
     /// Bytes that the next chunk is expected to take before it is compressed.
@@ -95,13 +110,14 @@ impl Habit {
         field: &FieldRef,
         terms: &Terms,
     ) -> WriterPropertiesPtr {
+        let is_plain = self.dictionary == Some(false);
         let is_delta = terms.integers == Integers::Delta && is_whole_number(field.data_type());
-        if !self.plain && !is_delta {
+        if !is_plain && !is_delta {
             return Arc::clone(properties);
         }
         let path = ColumnPath::new(vec![field.name().clone()]);
         let mut builder = properties.as_ref().clone().into_builder();
-        if self.plain {
+        if is_plain {
             builder = builder.set_column_dictionary_enabled(path.clone(), false);
         }
         if is_delta {
@@ -138,6 +154,7 @@ impl Habit {
     ) {
         let (packed, plain) =
             (close.metadata.compressed_size(), close.metadata.uncompressed_size());
+        self.bytes = usize::try_from(plain).unwrap_or_default();
         let Some(pages) = close.offset_index.as_ref().filter(|_| plain >= JUDGED_BYTES) else {
             return;
         };
@@ -148,11 +165,10 @@ impl Habit {
             let missed = encodings.any(|pages| {
                 pages.page_type == PageType::DATA_PAGE && pages.encoding != Encoding::RLE_DICTIONARY
             });
-            self.plain = missed || dictionary > packed / 2;
+            self.dictionary = Some(!missed && dictionary <= packed / 2);
         } else {
-            (self.plain, self.method) = (of.plain, method);
+            (self.dictionary, self.method) = (of.dictionary, method);
         }
-        self.bytes = usize::try_from(plain).unwrap_or_default();
     }
 }
 

@@ -39,7 +39,7 @@ pub struct Mending<'a> {
 }
 
 impl Sealer {
-    /// Keys of objects whose file is gone, or has another length, though they are not `shipped`; with `deep`, of those, too,
+    /// Keys of objects whose file is gone, has another length or another beginning, though they are not `shipped`; with `deep`, of those, too,
     /// whose file does not open: all of it is read.
     ///
     /// # Errors

@@ -4,8 +4,8 @@
 //! chunk. How well a column's values lend themselves shows in its first page: a smaller hash table, and longer steps
 //! while nothing matches, cost a third less and find as much in values that are random or all alike; in prose they find
 //! a fifth less. In digits at random there is nothing to be found, and what stands between them is found in longer
-//! steps still. [`Method`] is the cheapest of those that come near
-//! the best; how near is a question of what is [`Scarce`].
+//! steps still. [`Method`] is the cheapest that comes near what zstd's own level makes of them; how near, and which
+//! level, is a question of what is [`Scarce`].
 //!
 //! **Invariant:** what a chunk says of its pages, their lengths and where they lie, is so of what was written.
 
@@ -317,13 +317,13 @@ impl Press {
         Ok(Self { compressor: Compressor::new(LEVEL)?, set: None, packed: vec![] })
     }
 
-    /// The cheapest method that makes about as little of these values as the dearest does, and whether what it makes of
-    /// them is there.
+    /// The cheapest method that makes about as little of these values as the dearest does, and those that are cheaper still;
+    /// and whether what it makes of them is there.
     fn advised(&mut self, scarce: Scarce, page: &[u8]) -> Result<(Method, bool)> {
         let sample = &page[..page.len().min(SAMPLE_BYTES)];
         let (cheaper, dearest, near) = match scarce {
-            Scarce::Cpu => (&CHEAPEST_FIRST[..5], Method::Whole, NEAR_OF_CPU),
-            Scarce::Link => (&CHEAPEST_FIRST[4..], Method::Dense, NEAR_OF_LINK),
+            Scarce::Cpu => (&CHEAPER_THAN_WHOLE[..], Method::Whole, NEAR_OF_CPU),
+            Scarce::Link => (&CHEAPER_THAN_DENSE[..], Method::Dense, NEAR_OF_LINK),
         };
         let mut least = self.compress(dearest, sample)?.len();
         for (before, method) in cheaper.iter().enumerate() {
@@ -469,15 +469,11 @@ const IDLE_PRESSES_MAX: usize = 3;
 const IDLE_BYTES_MAX: usize = 512 << 10;
 /// So much of it does.
 const SAMPLE_BYTES: usize = 1 << 20;
-/// All but the densest.
-const CHEAPEST_FIRST: [Method; 6] = [
-    Method::Literals,
-    Method::Strides,
-    Method::Quickest,
-    Method::Quick,
-    Method::Small,
-    Method::Whole,
-];
+/// The cheapest first.
+const CHEAPER_THAN_WHOLE: [Method; 5] =
+    [Method::Literals, Method::Strides, Method::Quickest, Method::Quick, Method::Small];
+/// As above, of those that are worth it where every byte counts.
+const CHEAPER_THAN_DENSE: [Method; 2] = [Method::Small, Method::Whole];
 /// Of what was to be compressed.
 const INCOMPRESSIBLE_PERCENT: usize = 93;
 /// One part in so many more than the least is near, while the processor is scarce.

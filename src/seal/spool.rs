@@ -248,7 +248,8 @@ impl SpoolReader {
         Ok(())
     }
 
-    /// Whether an object's file is there, and as long as it was. What stands in it is only known once it is read.
+    /// Whether an object's file is there, begins as ours do, and is as long as it was. What else stands in it is only known
+    /// once it is read.
     pub(super) fn has(&self, object: &Object) -> bool {
         let is_whole = |file: Box<dyn ReadAt>| {
             let (length, mut magic) = (file.length()?, [0; MAGIC_BYTES]);
@@ -569,15 +570,69 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_held_stays_and_what_is_not_has_room_for_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = spool(dir.path(), 1);
+        let bytes = noise(4_000_000);
+        let object = write(&spool, &bytes);
+        let pieces = |each: &mut dyn FnMut(Bytes)| {
+            let mut given = |piece| {
+                each(piece);
+                true
+            };
+            spool.reader().pieces(&object, 0..object.bytes, &mut given).unwrap();
+        };
+        // All, every third, none.
+        for held in [1, 3, usize::MAX] {
+            let (mut at, mut number, mut kept, mut places) = (0, 0, vec![], BTreeSet::new());
+            pieces(&mut |piece| {
+                let range = at..at + piece.len();
+                assert_eq!(piece, bytes[range.clone()]);
+                (at, number) = (range.end, number + 1);
+                places.insert(piece.as_ptr());
+                if number % held == 0 {
+                    kept.push((range, piece));
+                }
+            });
+            assert_eq!(at, bytes.len());
+            assert!(kept.into_iter().all(|(range, piece)| piece == bytes[range]), "1 of {held}");
+            // But for the first one, which the file's head makes shorter.
+            assert!(held < usize::MAX || places.len() <= 2, "{} places", places.len());
+        }
+    }
+
+    /// A file that says to be of the other layout is not read as such, even where both have the same bytes.
+    #[test]
+    fn layouts_do_not_pass_for_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = spool(dir.path(), 1);
+        for (layout, other) in [(&Layout::NEW, &Layout::OLD), (&Layout::OLD, &Layout::NEW)] {
+            for length in [5, 200_000] {
+                let object = write_as(layout, &spool, &noise(length));
+                let path = dir.path().join(&object.spool);
+                let mut file = fs::read(&path).unwrap();
+                file[..MAGIC_BYTES].copy_from_slice(other.magic);
+                fs::write(&path, &file).unwrap();
+                let read = spool.reader().read(&object, 0..object.bytes);
+                assert!(matches!(read, Err(SealError::Spool { .. })), "{read:?}");
+                file[..MAGIC_BYTES].copy_from_slice(b"LHSPOOL\x03");
+                fs::write(&path, &file).unwrap();
+                assert!(!spool.reader().has(&object));
+            }
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn a_changed_byte_is_found_wherever_it_is(
-            length in 1_usize..150_000, at: prop::sample::Index, bit in 0_u8..8,
+            length in 1_usize..150_000, at: prop::sample::Index, bit in 0_u8..8, is_old: bool,
         ) {
             let dir = tempfile::tempdir().unwrap();
             let spool = spool(dir.path(), 1);
-            let object = write(&spool, &noise(length));
+            let layout = if is_old { &Layout::OLD } else { &Layout::NEW };
+            let object = write_as(layout, &spool, &noise(length));
             let path = dir.path().join(&object.spool);
             let mut file = fs::read(&path).unwrap();
             let at = at.index(file.len());

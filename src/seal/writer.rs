@@ -203,7 +203,8 @@ mod tests {
     };
     use bytes::Bytes;
     use parquet::{
-        arrow::arrow_reader::ParquetRecordBatchReaderBuilder, file::metadata::ColumnChunkMetaData,
+        arrow::arrow_reader::ParquetRecordBatchReaderBuilder, basic::ZstdLevel,
+        file::metadata::ColumnChunkMetaData,
     };
 
     use super::*;
@@ -270,49 +271,45 @@ mod tests {
         assert_eq!(ours, theirs, "byte by byte");
     }
 
-    #[test]
-    fn a_column_is_encoded_as_its_last_chunk_advises() {
+    /// Columns whose values are few, each another, noise, few at first, and in turn.
+    fn of_each_habit() -> RecordBatch {
         let mut dice = fastrand::Rng::with_seed(1);
         let mut noise = || (0..40).map(|_| dice.u8(..)).collect::<Vec<_>>();
-        let rows = 10_000;
-        let group = RecordBatch::try_from_iter([
-            (
-                "few",
-                Arc::new(StringArray::from_iter_values(
-                    (0..rows).map(|n| format!("state {}", n % 7)),
-                )) as ArrayRef,
-            ),
-            (
-                "each",
-                Arc::new(Int64Array::from_iter_values(
-                    (0..rows).map(|n| n * 2_654_435_761 % 1_000_000_007),
-                )),
-            ),
+        let rows = 30_000;
+        let few = (0..rows).map(|n| format!("state {}", n % 7));
+        let each = (0..rows).map(|n| n * 2_654_435_761 % 1_000_000_007);
+        // They fit, and are most of what is written.
+        let late =
+            (0..rows).map(|n| if n < 20_000 { n % 7 } else { n * 2_654_435_761 % 1_000_007 });
+        // What comes in turn looks like what never comes again.
+        let turn = (0..rows).map(|n| format!("sensor of the line {:05}", n % 3000));
+        RecordBatch::try_from_iter([
+            ("few", Arc::new(StringArray::from_iter_values(few)) as ArrayRef),
+            ("each", Arc::new(Int64Array::from_iter_values(each))),
             ("noise", Arc::new(BinaryArray::from_iter_values((0..rows).map(|_| noise())))),
-            // As its first rows do not show.
-            (
-                "late",
-                Arc::new(Int64Array::from_iter_values(
-                    (0..rows).map(|n| if n < 6000 { n % 7 } else { n * 2_654_435_761 % 1_000_007 }),
-                )),
-            ),
+            ("late", Arc::new(Int64Array::from_iter_values(late))),
+            ("turn", Arc::new(StringArray::from_iter_values(turn))),
         ])
-        .unwrap();
-        let shape = |file: Vec<u8>| {
-            let reader = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(file)).unwrap();
-            let shape = |of: &ColumnChunkMetaData| {
-                (
-                    of.dictionary_page_offset().is_some(),
-                    of.compression() != Compression::UNCOMPRESSED,
-                )
-            };
-            let groups = reader.metadata().row_groups().iter();
-            groups.map(|group| group.columns().iter().map(shape).collect()).collect::<Vec<Vec<_>>>()
+        .unwrap()
+    }
+
+    /// Of each column in each row group, whether it has a dictionary and whether it is compressed.
+    fn shapes(file: &[u8]) -> Vec<Vec<(bool, bool)>> {
+        let reader =
+            ParquetRecordBatchReaderBuilder::try_new(Bytes::copy_from_slice(file)).unwrap();
+        let shape = |of: &ColumnChunkMetaData| {
+            (of.dictionary_page_offset().is_some(), of.compression() != Compression::UNCOMPRESSED)
         };
-        let zstd = Compression::ZSTD(parquet::basic::ZstdLevel::default());
+        let groups = reader.metadata().row_groups().iter();
+        groups.map(|group| group.columns().iter().map(shape).collect()).collect()
+    }
+
+    #[test]
+    fn a_column_is_encoded_as_its_last_chunk_advises() {
+        let group = of_each_habit();
         let properties = || {
             WriterProperties::builder()
-                .set_compression(zstd)
+                .set_compression(Compression::ZSTD(ZstdLevel::default()))
                 .set_dictionary_page_size_limit(128 << 10)
                 .build()
         };
@@ -324,12 +321,12 @@ mod tests {
             writer.end_group().unwrap();
         }
         let habits = writer.habits().clone();
-        let shapes = shape(writer.into_inner().unwrap());
+        let first_file = shapes(&writer.into_inner().unwrap());
         let (first, plain, raw) = ((true, true), (false, true), (false, false));
         // What has many values shows it in its first rows, and what does not shrink in its first page.
-        assert_eq!(shapes[0], [first, plain, raw, first]);
-        assert_eq!(shapes[1], [first, plain, raw, plain]);
-        assert_eq!(shapes[2], [first, plain, raw, plain]);
+        assert_eq!(first_file[0], [first, plain, raw, first, first]);
+        assert_eq!(first_file[1], [first, plain, raw, plain, first]);
+        assert_eq!(first_file[2], [first, plain, raw, plain, first]);
         // The next file of the table begins with what this one has shown, and tries again at last.
         let mut writer =
             Writer::new(vec![], &group.schema(), properties(), habits, Terms::default()).unwrap();
@@ -338,11 +335,11 @@ mod tests {
             writer.end_group().unwrap();
         }
         let file = writer.into_inner().unwrap();
-        let again = shape(file.clone());
-        assert_eq!((&again[0], &again[11]), (&shapes[2], &shapes[2]));
-        assert_eq!((&again[12], &again[13]), (&shapes[0], &shapes[2]));
+        let again = shapes(&file);
+        assert_eq!((&again[0], &again[11]), (&first_file[2], &first_file[2]));
+        assert_eq!((&again[12], &again[13]), (&first_file[0], &first_file[2]));
         let read = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(file)).unwrap();
-        let read = read.with_batch_size(10_000).build().unwrap().map(Result::unwrap);
+        let read = read.with_batch_size(group.num_rows()).build().unwrap().map(Result::unwrap);
         assert!(read.map(|batch| batch.columns().to_vec()).all(|found| found == group.columns()));
     }
 
@@ -370,7 +367,7 @@ mod tests {
         let rows = 81_920;
         let whole = orders(0, rows);
         let writer = || {
-            let zstd = Compression::ZSTD(parquet::basic::ZstdLevel::default());
+            let zstd = Compression::ZSTD(ZstdLevel::default());
             let properties = WriterProperties::builder().set_compression(zstd);
             let properties = properties.set_dictionary_page_size_limit(128 << 10);
             let (habits, terms) = (Habits::default(), Terms::default());
@@ -405,7 +402,7 @@ mod tests {
     fn of_what_is_one_value_everywhere_one_is_held() {
         let texts: ArrayRef = Arc::new(StringArray::from(vec!["the same text again"; 20_000]));
         let whole = RecordBatch::try_from_iter([("text", texts)]).unwrap();
-        let zstd = Compression::ZSTD(parquet::basic::ZstdLevel::default());
+        let zstd = Compression::ZSTD(ZstdLevel::default());
         let properties = WriterProperties::builder().set_compression(zstd).build();
         let (habits, terms) = (Habits::default(), Terms::default());
         let mut writer = Writer::new(vec![], &whole.schema(), properties, habits, terms).unwrap();

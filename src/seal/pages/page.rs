@@ -27,6 +27,8 @@ pub(super) struct Page {
     kind: Kind,
     /// Room for the levels, and the values behind it.
     body: Vec<u8>,
+    /// So much of it was used for the pages before.
+    used: usize,
     room: usize,
     /// A page with so many rows ends.
     rows_max: usize,
@@ -129,6 +131,7 @@ impl Page {
         Self {
             kind,
             body: vec![0; room],
+            used: 0,
             room,
             rows_max,
             bytes_max,
@@ -162,9 +165,9 @@ impl Page {
         self.rows >= self.rows_max || self.value_bytes() >= self.bytes_max
     }
 
-    /// Bytes that it takes in memory.
+    /// Bytes that it takes in memory. Room that is far from being used takes none.
     pub(super) fn memory(&self) -> usize {
-        self.body.capacity()
+        self.body.capacity().min(2 * self.body.len().max(self.used))
     }
 
     /// Takes rows, from one on, until it is full or there are no more: gives the first that it did not take.
@@ -302,6 +305,7 @@ impl Page {
         if let Some(valid) = &mut self.valid {
             valid.truncate(0);
         }
+        self.used = self.used.max(self.body.len());
         self.body.truncate(self.room);
         // Of a large value it was more.
         self.body.shrink_to(self.usual_bytes());
@@ -463,3 +467,33 @@ const LEVELS_HEAD_BYTES: usize = LENGTH_BYTES + 10;
 pub(super) const BOUND_BYTES_MAX: usize = 256;
 /// It tells 64 bytes, or fewer if the last character would be cut.
 const TOLD_BYTES_MIN: usize = 60;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::{Int64Array, StringArray};
+
+    use super::*;
+
+    #[test]
+    fn what_is_expected_has_room_at_once_and_counts_when_it_comes() {
+        let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(0..1000));
+        let texts: ArrayRef = Arc::new(StringArray::from(vec!["customer"; 1000]));
+        for (kind, array) in [(Kind::Int64, numbers), (Kind::Text, texts)] {
+            for (bytes, room) in [(0, 0), (100_000, 100_000), (usize::MAX / 4, 256 << 10)] {
+                let mut page = Page::new(kind, true, [20_000, 256 << 10], bytes);
+                page.take(&array, 0).unwrap();
+                let (begin, held) = (page.body.as_ptr(), page.body.len());
+                let has = page.body.capacity();
+                assert!(has >= room && has <= page.usual_bytes(), "{kind:?}: {has} of {bytes}");
+                assert!(page.memory() <= 2 * held, "{kind:?}: {} of {held}", page.memory());
+                // All that is expected comes without a move.
+                while page.value_bytes() + held <= room {
+                    page.take(&array, 0).unwrap();
+                    assert_eq!(page.body.as_ptr(), begin);
+                }
+            }
+        }
+    }
+}
